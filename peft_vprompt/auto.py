@@ -1,0 +1,51 @@
+"""`AutoPeftModelForImageClassification`: base model and adapter from the adapter's folder alone."""
+
+from __future__ import annotations
+
+import importlib
+
+from peft import PeftConfig
+from peft.auto import _BaseAutoPeftModel
+
+from .peft_model import PeftModelForImageClassification
+
+
+class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
+    """Loads the base model whose class and name the adapter's config records, then the adapter.
+
+    Example:
+
+    ```python
+    model = AutoPeftModelForImageClassification.from_pretrained("me/adapter")
+    ```
+    """
+
+    _target_peft_class = PeftModelForImageClassification
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, import_allowlist=None, **kwargs):
+        """As `PeftModel.from_pretrained`, without a base model.
+
+        Raises:
+            ValueError: the adapter's config does not say which class its base model has, or names a library that is
+                not allowed to be imported.
+        """
+        config = PeftConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        recorded = config.auto_mapping or {}
+        if not {"base_model_class", "parent_library"} <= recorded.keys():
+            raise ValueError(
+                f"The config of {pretrained_model_name_or_path!r} does not name its base model's class. Load the base "
+                "model yourself and use PeftModel.from_pretrained(model, adapter)."
+            )
+        library = recorded["parent_library"]
+        if library.partition(".")[0] not in {"transformers", *(import_allowlist or ())}:
+            raise ValueError(
+                f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
+                f"import_allowlist=[{library.partition('.')[0]!r}]."
+            )
+        target = getattr(importlib.import_module(library), recorded["base_model_class"])
+        # PEFT's method reads the class from an attribute; a subclass keeps concurrent calls apart.
+        loader = type(cls.__name__, (cls,), {"_target_class": target})
+        return super(AutoPeftModelForImageClassification, loader).from_pretrained(
+            pretrained_model_name_or_path, *args, **kwargs
+        )

@@ -1,0 +1,72 @@
+"""What the stock `Trainer` needs to see of a base model: that it takes `labels`, and who normalises the loss.
+
+A wrapped dual encoder gets transformers' own class with `labels` in the signature of `forward`.
+
+The stock `Trainer` looks at the base model's class: without `labels` there it drops the column and reports no
+`eval_loss`, and `**kwargs` makes it believe that the model normalises its loss over accumulation steps itself.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor, nn
+
+
+#: Classes of transformers that take `num_items_in_batch` and then return the mean over the batch all the same, so that
+#: four accumulation steps of one image would make a four times larger step than one of four.
+MEAN_LOSS = ("CLIPForImageClassification",)
+
+
+@functools.cache
+def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `base_class` of the same name whose `forward` takes `labels`."""
+
+    class Labelled(base_class):
+        accepts_loss_kwargs = False
+        unlabelled_class = base_class
+
+        def forward(
+            self, input_ids=None, pixel_values=None, attention_mask=None, *args, labels: Tensor | None = None, **kwargs
+        ):
+            if labels is not None:
+                raise ValueError(
+                    "labels belong to the classification call of the PEFT model: model(pixel_values=..., labels=...)."
+                )
+            return super().forward(input_ids, pixel_values, attention_mask, *args, **kwargs)
+
+        def __reduce_ex__(self, protocol):
+            # The class is made at run time: pickle and deepcopy rebuild it from the class it extends.
+            _, _, *state = super().__reduce_ex__(protocol)
+            return (new_labelled, (base_class,), *state)
+
+    Labelled.__name__, Labelled.__qualname__ = base_class.__name__, base_class.__qualname__
+    Labelled.__doc__ = base_class.__doc__
+    return Labelled
+
+
+def new_labelled(base_class: type[nn.Module]) -> nn.Module:
+    """An empty instance for pickle to fill."""
+    cls = with_labels(base_class)
+    return cls.__new__(cls)
+
+
+def take_labels(model: nn.Module) -> None:
+    """Give a dual encoder the class whose `forward` names `labels`."""
+    if not hasattr(type(model), "unlabelled_class"):
+        model.__class__ = with_labels(type(model))
+
+
+def declare_mean_loss(classifier: nn.Module) -> None:
+    """Tell the Trainer that it has to divide this classifier's loss by the accumulation steps."""
+    if type(classifier).__name__ in MEAN_LOSS:
+        classifier.accepts_loss_kwargs = False
+
+
+def restore_class(model: nn.Module) -> None:
+    """Give the model, or the dual encoder inside it, its own class back, and classifiers their own loss handling."""
+    for module in model.modules():
+        if hasattr(type(module), "unlabelled_class"):
+            module.__class__ = type(module).unlabelled_class
+        elif type(module).__name__ in MEAN_LOSS:
+            vars(module).pop("accepts_loss_kwargs", None)

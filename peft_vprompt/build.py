@@ -1,0 +1,237 @@
+"""From names to models: a method's name, a base model and class names become a PEFT model that is ready to train.
+
+`METHODS` is the only table: a new method is a new row, and the command line, the demo and the tests know it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    PreTrainedModel,
+    set_seed,
+)
+
+from . import (
+    ClassHeadConfig,
+    CoCoOpConfig,
+    ContextOptConfig,
+    MaPLeConfig,
+    MRPOConfig,
+    ReadOnlyPromptConfig,
+    TextEncoderConfig,
+    VisualPromptConfig,
+)
+from .demo import demo_model_path
+from .recipes import RECIPES, Recipe
+
+
+class Depth(NamedTuple):
+    """Number of layers of the two towers; `text` is 0 for a classifier without a text tower."""
+
+    text: int
+    vision: int
+
+    @property
+    def both(self) -> int:
+        return min(self.text, self.vision)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    Attributes:
+        title: the name as papers write it.
+        config: class of the PEFT config.
+        defaults: config values for a model of this depth; published depths are cut to the layers there are.
+        recipe: the authors' training, None where nothing is trained.
+        classifier_recipe: the same on a model with a classification head, None where that has no meaning.
+        new_classes: whether what is learned on some classes can be used on others.
+    """
+
+    title: str
+    config: type[PeftConfig]
+    defaults: Callable[[Depth], dict]
+    recipe: Recipe | None
+    classifier_recipe: Recipe | None = None
+    new_classes: bool = True
+
+
+#: Every method by its name on the command line.
+METHODS: dict[str, Method] = {
+    "zero-shot": Method("Zero-shot", VisualPromptConfig, lambda depth: {}, recipe=None),
+    "vpt": Method(
+        "VPT (deep)",
+        VisualPromptConfig,
+        lambda depth: {"num_virtual_tokens": 8, "deep": True, "num_deep_layers": min(12, depth.vision)},
+        recipe=RECIPES["vpt"],
+        classifier_recipe=RECIPES["vpt-classifier"],
+    ),
+    "coop": Method("CoOp", ContextOptConfig, lambda depth: {}, recipe=RECIPES["coop"]),
+    "maple": Method("MaPLe", MaPLeConfig, lambda depth: {"prompt_depth": min(9, depth.both)}, recipe=RECIPES["maple"]),
+    "ivlp": Method(
+        "IVLP",
+        MaPLeConfig,
+        lambda depth: {"coupling": "none", "prompt_depth": min(9, depth.both)},
+        recipe=RECIPES["ivlp"],
+    ),
+    "cocoop": Method("CoCoOp", CoCoOpConfig, lambda depth: {}, recipe=RECIPES["cocoop"]),
+    "rpo": Method("RPO", ReadOnlyPromptConfig, lambda depth: {}, recipe=RECIPES["rpo"]),
+    "mrpo": Method("MRPO", MRPOConfig, lambda depth: {"prompt_depth": min(9, depth.both)}, recipe=RECIPES["mrpo"]),
+    "classifier-r": Method(
+        "Classifier-R", ClassHeadConfig, lambda depth: {}, recipe=RECIPES["ptnl"], new_classes=False
+    ),
+    "classifier-c": Method(
+        "Classifier-C",
+        ClassHeadConfig,
+        lambda depth: {"head_init": "text"},
+        recipe=RECIPES["ptnl"],
+        new_classes=False,
+    ),
+    "tenc-ft": Method("TEnc-FT", TextEncoderConfig, lambda depth: {}, recipe=RECIPES["ptnl"]),
+    "class-name": Method(
+        "CLS-Tuning",
+        ContextOptConfig,
+        lambda depth: {"tune": "class_name"},
+        recipe=RECIPES["ptnl"],
+        new_classes=False,
+    ),
+    "full-prompt": Method(
+        "Full-Prompt-Tuning",
+        ContextOptConfig,
+        lambda depth: {"tune": "full"},
+        recipe=RECIPES["ptnl"],
+        new_classes=False,
+    ),
+}
+
+
+@dataclass
+class Built:
+    """A PEFT model with what is needed to feed it."""
+
+    model: PeftModel
+    image_processor: object
+    recipe: Recipe | None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of parameters that training changes."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def get_method(name: str) -> Method:
+    """Look a method up in `METHODS`.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists them.
+    """
+    if name not in METHODS:
+        raise ValueError(f"No method {name!r}. Choose one of: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def build_model(
+    model_name_or_path: str | None, method: str, class_names: Sequence[str], seed: int = 1, **options
+) -> Built:
+    """Load a base model and put an untrained adapter on it.
+
+    Args:
+        model_name_or_path: folder or Hub id of a dual encoder (CLIP) or an image classifier (ViT); None for the
+            embedded tiny CLIP.
+        method: a name in `METHODS`.
+        class_names: names of the classes, in label order.
+        seed: seed of the prompts' and of a new head's first values.
+        **options: fields of the method's config that replace its defaults.
+
+    Raises:
+        ValueError: if the method does not exist or does not fit the model, or an option is unknown.
+    """
+    row = get_method(method)
+    _check_options(row, options)
+    set_seed(seed)
+    base = load_base(model_name_or_path, class_names)
+    dual = is_dual_encoder(base.config)
+    if not dual and row.classifier_recipe is None:
+        possible = [name for name, other in METHODS.items() if other.classifier_recipe]
+        raise ValueError(
+            f"{row.title} needs a model with a text tower, such as CLIP; {base.config.model_type} has none. "
+            f"Possible on this model: {', '.join(possible)}."
+        )
+    values = row.defaults(_depth(base.config)) | options
+    if dual:
+        values |= {"class_names": list(class_names)}
+    config = row.config(**values)
+    processor = AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
+    return Built(get_peft_model(base, config), processor, row.recipe if dual else row.classifier_recipe)
+
+
+def load_adapter(
+    adapter: str | Path,
+    model_name_or_path: str | None = None,
+    class_names: Sequence[str] | None = None,
+    embedded: bool = False,
+) -> Built:
+    """Load a trained adapter on its base model, for evaluation.
+
+    Args:
+        adapter: folder or Hub id of the adapter.
+        model_name_or_path: base model; default: the one the adapter names.
+        class_names: classes of the head, for a base model with a classification head.
+        embedded: the adapter was trained on the embedded model, wherever that is installed now.
+    """
+    if model_name_or_path is None and not embedded:
+        model_name_or_path = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    base = load_base(model_name_or_path, class_names)
+    processor = AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
+    return Built(PeftModel.from_pretrained(base, str(adapter)).eval(), processor, None)
+
+
+def load_base(model_name_or_path: str | None, class_names: Sequence[str] | None = None) -> PreTrainedModel:
+    """Load a dual encoder as it is, any other model as an image classifier with one output per class.
+
+    Raises:
+        OSError: if there is no such folder and no such model on the Hub, or the Hub is out of reach.
+    """
+    path = str(model_name_or_path or demo_model_path())
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise OSError(f"Cannot load the model {path!r}: {error}") from error
+    if is_dual_encoder(config):
+        return AutoModelForZeroShotImageClassification.from_pretrained(path, dtype=torch.float32)
+    names = dict(enumerate(class_names)) if class_names else config.id2label
+    return AutoModelForImageClassification.from_pretrained(
+        path,
+        dtype=torch.float32,
+        id2label=names,
+        label2id={name: label for label, name in names.items()},
+        ignore_mismatched_sizes=True,
+    )
+
+
+def is_dual_encoder(config) -> bool:
+    """Whether a model compares images with texts."""
+    return hasattr(config, "text_config") and hasattr(config, "vision_config")
+
+
+def _check_options(method: Method, options: dict) -> None:
+    own = [field.name for field in fields(method.config) if field.name not in PeftConfig.__dataclass_fields__]
+    if unknown := [name for name in options if name not in own or name == "class_names"]:
+        raise ValueError(
+            f"{method.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(set(own) - {'class_names'}))}."
+        )
+
+
+def _depth(config) -> Depth:
+    if is_dual_encoder(config):
+        return Depth(config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers)
+    return Depth(0, config.num_hidden_layers)

@@ -1,0 +1,88 @@
+"""`PackedPrompts`: the prompts of all classes as one sequence without padding and without repeated prefixes.
+
+A causal text encoder gives the tokens that all class prompts begin with (`[SOS] context ...`) the same states in every
+class, so they are kept once:
+
+    [SOS, context, name_1 . EOT, name_2 . EOT, ...]
+
+Norms, projections and feed-forward layers run on this one sequence unchanged; only attention has to know which rows
+belong together (`attention.SharedPrefix`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .attention import SharedPrefix
+from .tokenization import TokenSequence
+
+
+@dataclass(frozen=True)
+class PackedPrompts:
+    """Index tensors that describe the packed sequence; s = packed rows, c = classes, m = rows with learned vectors.
+
+    Attributes:
+        token_ids: [s] token ids; 0 where a learned vector stands.
+        position_ids: [s] position of each row in its own class prompt.
+        learned_rows: [m] rows of the packed sequence that hold learned vectors.
+        learned_sources: [m] row of the learned prompts that each of them shows.
+        end_rows: [c] row of each class's end token.
+        pattern: who may read whom.
+    """
+
+    token_ids: Tensor
+    position_ids: Tensor
+    learned_rows: Tensor
+    learned_sources: Tensor
+    end_rows: Tensor
+    pattern: SharedPrefix
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes in the sequence."""
+        return self.end_rows.shape[0]
+
+    def to(self, device: torch.device) -> PackedPrompts:
+        """The same prompts with all index tensors on `device` (themselves, if they are there already)."""
+        if self.token_ids.device == device:
+            return self
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved)
+
+    def embed(self, token_embedding: torch.nn.Module, position_embedding: torch.nn.Module, learned: Tensor | None):
+        """Input of the first layer, [b, s, width]; `learned` are the learned vectors, [rows, width] or [b, rows, width]."""
+        hidden = token_embedding(self.token_ids).unsqueeze(0)
+        if self.learned_rows.numel():
+            learned = learned.reshape(-1, *learned.shape[-2:])[:, self.learned_sources].to(hidden.dtype)
+            hidden = hidden.expand(learned.shape[0], -1, -1).index_copy(1, self.learned_rows, learned)
+        return hidden + position_embedding(self.position_ids)
+
+
+def shared_length(sequences: list[TokenSequence]) -> int:
+    """How many leading entries all sequences have in common, always leaving each at least its last entry."""
+    shortest, first = min(map(len, sequences)), sequences[0]
+    for length in range(shortest - 1):
+        if any(sequence[length] != first[length] for sequence in sequences):
+            return length
+    return shortest - 1
+
+
+def pack(sequences: list[TokenSequence]) -> PackedPrompts:
+    """Lay out the token sequences of all classes as one packed sequence."""
+    prefix = shared_length(sequences)
+    tails = [sequence[prefix:] for sequence in sequences]
+    lengths = torch.tensor([len(tail) for tail in tails])
+    entries = torch.tensor(sequences[0][:prefix] + [entry for tail in tails for entry in tail])
+    positions = [torch.arange(prefix)] + [torch.arange(prefix, prefix + length) for length in lengths.tolist()]
+    learned_rows = (entries < 0).nonzero().squeeze(1)
+    return PackedPrompts(
+        token_ids=entries.clamp(min=0),
+        position_ids=torch.cat(positions),
+        learned_rows=learned_rows,
+        learned_sources=-entries[learned_rows] - 1,
+        end_rows=prefix + lengths.cumsum(0) - 1,
+        pattern=SharedPrefix.from_lengths(prefix, lengths),
+    )

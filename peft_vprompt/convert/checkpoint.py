@@ -1,0 +1,168 @@
+"""`convert_checkpoint`: read an authors' checkpoint, check it against a base model, write an adapter."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile
+
+import torch
+import transformers
+from peft import PeftConfig, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from ..config import require_choice
+from ..errors import AdapterMismatchError, ClassNamesError
+from ..registry import METHODS
+from ..towers import Backbone, find_backbone
+from .layouts import LAYOUTS, Layout
+
+
+#: Where the towers are when no base model is at hand to ask.
+DEFAULT_BACKBONES = {
+    True: Backbone(vision="vision_model", text="text_model", dual=""),
+    False: Backbone(vision="vit", head="classifier"),
+}
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike | dict[str, Tensor],
+    method: str,
+    output_dir: str | os.PathLike,
+    base_model: nn.Module | str | os.PathLike | None = None,
+    class_names: Sequence[str] | None = None,
+    **config,
+) -> PeftConfig:
+    """Turn a checkpoint of the authors' code into an adapter directory that `PeftModel.from_pretrained` loads.
+
+    Depth, length, class-specific contexts and the projection size are read off the tensors.
+
+    Args:
+        checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Files are read with
+            `weights_only=True`. Half-precision tensors become float32.
+        method: "coop", "cocoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT).
+        output_dir: folder to write the adapter to.
+        base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
+            checked; without it, at loading time.
+        class_names: names of the classes, in label order. Needed for class-specific contexts.
+        config: what tensors cannot tell, by its config name: `class_token_position`, `prompt_init`,
+            `prompt_init_text`, `template`, `tokenizer_name_or_path`, ...
+
+    Returns:
+        The adapter's config.
+
+    Raises:
+        ValueError: an unknown method.
+        AdapterMismatchError: the file cannot be read or is not a plain checkpoint, the tensors are not the method's,
+            or they do not fit the base model; nothing is written then.
+    """
+    require_choice("method", method, list(LAYOUTS))
+    layout = LAYOUTS[method](read_checkpoint(checkpoint))
+    if layout.values.get("class_specific") and class_names is None:
+        raise ClassNamesError("This checkpoint has one context per class. Pass class_names, in label order.")
+    if isinstance(base_model, (str, os.PathLike)):
+        base_model = load_base_model(str(base_model))
+    peft_config = _build_config(layout, class_names, config)
+    backbone = DEFAULT_BACKBONES[method != "vpt"] if base_model is None else find_backbone(base_model)
+    weights = _name_tensors(layout, peft_config, backbone)
+    if base_model is None:
+        if backbone.head and ("head", "weight") not in layout.tensors:
+            raise AdapterMismatchError("This checkpoint has no head. Pass base_model, whose head then stays.")
+        _write(peft_config, weights, Path(output_dir))
+    else:
+        _write_checked(peft_config, weights, base_model, Path(output_dir), checkpoint)
+    return peft_config
+
+
+def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, in float32, without the wrapping that trainers add.
+
+    Raises:
+        AdapterMismatchError: the file is broken, or holds objects that only code could rebuild.
+    """
+    if not isinstance(checkpoint, dict):
+        try:
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except (UnpicklingError, EOFError, BadZipFile, RuntimeError) as error:
+            raise AdapterMismatchError(
+                f"Cannot read {str(checkpoint)!r} as a checkpoint of plain tensors: {str(error).splitlines()[0]}. "
+                "Nothing else is unpickled, since a pickle can run code. Save it again with "
+                "torch.save(model.state_dict(), path)."
+            ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+    tensors = {name.removeprefix("module."): value for name, value in checkpoint.items() if torch.is_tensor(value)}
+    return {n: v.detach().float() if v.is_floating_point() else v.detach() for n, v in tensors.items()}
+
+
+def load_base_model(name_or_path: str) -> nn.Module:
+    """Load a base model in the class its config names."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    return getattr(transformers, config.architectures[0]).from_pretrained(name_or_path)
+
+
+def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict) -> PeftConfig:
+    conflicts = {k: v for k, v in given.items() if layout.values.get(k, v) != v}
+    if conflicts:
+        key, value = next(iter(conflicts.items()))
+        raise AdapterMismatchError(
+            f"The checkpoint's tensors say {key}={layout.values[key]!r}. Received: {key}={value!r}. Leave it out."
+        )
+    values = (
+        layout.fallbacks
+        | layout.values
+        | given
+        | {"class_names": class_names and list(class_names), "inference_mode": True}
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*prompt_init_text.* set the context length")
+            return layout.config_class(**values)
+    except UserWarning as warning:
+        raise AdapterMismatchError(f"{warning} Pass the words the checkpoint was trained with.") from None
+
+
+def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors by their names in an adapter file."""
+    prefix = METHODS[config.peft_type.value.lower()].model_class.prefix
+    places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head}
+    named = {}
+    for (place, name), tensor in layout.tensors.items():
+        if places[place] is None:
+            raise AdapterMismatchError(f"The checkpoint has {place} tensors, and the base model has no {place}.")
+        path = ["base_model.model", places[place], *([] if place == "head" else [f"{prefix}learner"]), name]
+        named[".".join(part for part in path if part)] = tensor.contiguous()
+    return named
+
+
+def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, output: Path, source) -> None:
+    """Load the weights into the base model, save from there, and leave the base model as it was."""
+    model = get_peft_model(base_model, config)
+    try:
+        needed = model._adapter_state("default")
+        for key in needed.keys() - weights.keys():
+            if ".classifier." in key:  # no head in the checkpoint: the base model's stays
+                weights[key] = needed[key]
+        model._check_weights(weights, "default", source if isinstance(source, (str, os.PathLike)) else "checkpoint")
+        set_peft_model_state_dict(model, weights, "default")
+        model.save_pretrained(output)
+    finally:
+        model.unload()
+
+
+def _write(config: PeftConfig, weights: dict, output: Path) -> None:
+    """Write config and weights through temporary names."""
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as staging:
+        config.save_pretrained(staging)
+        save_file(weights, Path(staging, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+        for path in Path(staging).iterdir():
+            os.replace(path, output / path.name)

@@ -1,0 +1,22 @@
+"""Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
+
+from .few_shot import base_novel_split, class_counts, few_shot, select_classes, shorten, stratified_split
+from .sources import DataOptions, load_images, load_split, read_class_names
+from .transforms import EvalTransform, TrainTransform, cache_pixels
+
+
+__all__ = [
+    "DataOptions",
+    "EvalTransform",
+    "TrainTransform",
+    "base_novel_split",
+    "cache_pixels",
+    "class_counts",
+    "few_shot",
+    "load_images",
+    "load_split",
+    "read_class_names",
+    "select_classes",
+    "shorten",
+    "stratified_split",
+]

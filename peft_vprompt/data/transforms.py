@@ -1,0 +1,122 @@
+"""From images to `pixel_values`, without torchvision.
+
+Both transforms are made for `datasets.Dataset.with_transform`: they take a batch of rows with `image` (PIL) and
+`label` and give `pixel_values` [batch, 3, height, width] and `labels`. Sizes, means and standard deviations come from
+the model's own image processor. Randomness comes from torch's global generator, which `Trainer` seeds and restores.
+"""
+
+import math
+
+import torch
+from datasets import Dataset
+from PIL import Image
+
+
+class EvalTransform:
+    """The model's own preprocessing: whatever its image processor does."""
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+
+    def __call__(self, batch: dict) -> dict:
+        images = [image.convert("RGB") for image in batch["image"]]
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "labels": batch["label"]}
+
+
+class TrainTransform:
+    """The authors' augmentation: a random crop resized (bicubic) to the model's size, flipped half of the time.
+
+    Args:
+        image_processor: image processor of the model.
+        crop: `"random_resized_crop"` (area and aspect ratio drawn; CoOp, MaPLe, RPO) or `"random_crop"` (short side
+            resized to 8/7 of the model's size, then a crop of that size; VPT on fine-grained data).
+        scale: range of the crop's share of the image area, for `"random_resized_crop"`.
+
+    Raises:
+        ValueError: if `crop` is unknown or `scale` is not an increasing pair in (0, 1].
+    """
+
+    def __init__(self, image_processor, crop: str = "random_resized_crop", scale: tuple[float, float] = (0.08, 1.0)):
+        crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop}
+        if crop not in crops:
+            raise ValueError(f"`crop` must be one of {', '.join(crops)}. Received: crop={crop!r}.")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
+        self.image_processor = image_processor
+        self.crop = crops[crop]
+        self.scale = scale
+        self.size = image_size(image_processor)
+
+    def __call__(self, batch: dict) -> dict:
+        images = [self._augment(image.convert("RGB")) for image in batch["image"]]
+        # Already of the right size: a centre crop, where the processor does one, changes nothing.
+        pixel_values = self.image_processor(images, do_resize=False, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "labels": batch["label"]}
+
+    def _augment(self, image: Image.Image) -> Image.Image:
+        image = self.crop(image)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _uniform(0, 1) < 0.5 else image
+
+    def _random_resized_crop(self, image: Image.Image) -> Image.Image:
+        box = random_crop_box(image.width, image.height, self.scale)
+        return image.crop(box).resize(self.size, Image.Resampling.BICUBIC)
+
+    def _random_crop(self, image: Image.Image) -> Image.Image:
+        width, height = self.size
+        ratio = max(width / image.width, height / image.height) * 8 / 7
+        image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BICUBIC)
+        left, top = _integer(image.width - width), _integer(image.height - height)
+        return image.crop((left, top, left + width, top + height))
+
+
+def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Draw a crop of an image: area share uniform in `scale`, aspect ratio log-uniform in [3/4, 4/3].
+
+    Ten draws that do not fit inside the image are followed by the largest central crop with an allowed aspect ratio,
+    as in the Inception-style crop that the published recipes use.
+
+    Returns:
+        (left, top, right, bottom) in pixels.
+    """
+    for _ in range(10):
+        area = width * height * _uniform(*scale)
+        ratio = math.exp(_uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = _integer(width - crop_width), _integer(height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def image_size(image_processor) -> tuple[int, int]:
+    """(width, height) in pixels of the images that a processor gives.
+
+    Raises:
+        ValueError: if the processor has no fixed size.
+    """
+    crops = getattr(image_processor, "do_center_crop", None)
+    size = image_processor.crop_size if crops else image_processor.size
+    if not (size.get("height") and size.get("width")):
+        raise ValueError(f"The image processor gives images of no fixed size: size={size}, do_center_crop={crops}.")
+    return size["width"], size["height"]
+
+
+def cache_pixels(dataset: Dataset) -> list[dict]:
+    """Run the transform of a data set once and keep the pixels in memory.
+
+    Makes sense for evaluation, and for training where a fixed augmentation will do; each row takes
+    12 bytes per pixel.
+    """
+    return list(dataset)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _integer(high: int) -> int:
+    """A whole number in [0, high]."""
+    return int(torch.randint(high + 1, ()).item())

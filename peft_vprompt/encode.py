@@ -1,0 +1,90 @@
+"""The layer loop that every method and every tower runs through.
+
+Shapes: b = batch, s = rows, n = prompts, j = prompted layers, d = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from .towers.base import Tower
+
+
+def insert(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
+    """Put prompts [n, d] or [b, n, d] between the rows of `hidden` [b, s, d], before row `start`: [b, s + n, d]."""
+    return torch.cat([hidden[:, :start], expand(prompts, hidden), hidden[:, start:]], dim=1)
+
+
+def replace(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
+    """Put prompts [n, d] or [b, n, d] in the place of the rows `start ...` of `hidden` [b, s, d]: [b, s, d]."""
+    return torch.cat([hidden[:, :start], expand(prompts, hidden), hidden[:, start + prompts.shape[-2] :]], dim=1)
+
+
+def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
+    """Prompts [n, d] or [b, n, d] for each item of the batch, in the dtype of `hidden`."""
+    return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
+
+
+def encode(
+    tower: Tower,
+    hidden: Tensor,
+    prompts: Tensor | None,
+    start: int,
+    states: list[Tensor] | None = None,
+    **kwargs,
+) -> Tensor:
+    """Run the layers of `tower` over `hidden` [b, s, d].
+
+    `prompts` [j, n, d] or [j, b, n, d] belong to the first j layers. Those of layer 0 stand in `hidden` already, at
+    the rows `start ...`; each later layer's take the place of what the layer before made of them. After the last
+    prompted layer the prompts' states flow on like any other token's. `kwargs` reach the attention function;
+    `states`, if given, collects the input of the first and the output of every layer.
+    """
+    num_prompted = 0 if prompts is None else prompts.shape[0]
+    if states is not None:
+        states.append(hidden)
+    for index, layer in enumerate(tower.layers):
+        if 0 < index < num_prompted:
+            hidden = replace(hidden, prompts[index], start)
+        hidden = tower.run_layer(layer, hidden, **kwargs)
+        if states is not None:
+            states.append(hidden)
+    return hidden
+
+
+def read(tower: Tower, prompts: Tensor, first_layer: int, patterns: Sequence[Callable], batch_size: int) -> Tensor:
+    """Run readers alone: [batch_size, n, d] of the last layer.
+
+    `patterns` let the readers read what each layer recorded of the plain tokens. The readers `prompts[0]` start at
+    layer `first_layer`; `prompts[k]` are added to what has become of them k layers later.
+    """
+    readers = prompts[0].expand(batch_size, -1, -1)
+    for step, layer in enumerate(list(tower.layers)[first_layer:]):
+        if 0 < step < prompts.shape[0]:
+            readers = readers + prompts[step]
+        readers = tower.run_layer(layer, readers, pattern=patterns[first_layer + step])
+    return readers
+
+
+@contextmanager
+def attention_weights(tower: Tower, wanted: bool):
+    """Collect each layer's attention weights while the block runs (the layers themselves throw them away)."""
+    weights: list[Tensor] = []
+    handles = []
+    if wanted:
+        handles = [
+            tower.attention(layer).register_forward_hook(lambda module, args, output: weights.append(output[1]))
+            for layer in tower.layers
+        ]
+    try:
+        yield weights
+    finally:
+        for handle in handles:
+            handle.remove()

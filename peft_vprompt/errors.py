@@ -1,0 +1,21 @@
+"""The few errors this package raises on purpose. All are `ValueError`s, so callers may catch them by either name."""
+
+
+class UnsupportedModelError(ValueError):
+    """The base model, or this method on this base model, is not supported."""
+
+
+class ClassNamesError(ValueError):
+    """Class names are missing, malformed, or not usable with the adapter they were given to."""
+
+
+class PromptTooLongError(ValueError):
+    """A text does not fit into the positions that the text tower has."""
+
+
+class TokenizerNotFoundError(ValueError):
+    """Text has to be tokenised, but no tokenizer was handed over, configured or found beside the base model."""
+
+
+class AdapterMismatchError(ValueError):
+    """The weights of an adapter do not fit the model, are incomplete, or cannot be read."""

@@ -1,0 +1,87 @@
+"""The methods, and the only code that touches PEFT's enums and tables.
+
+Importing the package registers every method with PEFT, once, in any order of imports.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peft import auto, mapping
+from peft.utils import PeftType, register_peft_method
+from peft.utils.peft_types import TaskType
+
+from .config import TASK_TYPE
+
+
+if TYPE_CHECKING:
+    from .config import PromptConfig
+    from .tuners.tuner import PromptTuner
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the method table.
+
+    Attributes:
+        name: PEFT's name for it, in lower case.
+        title: the name people know.
+        paper: authors, short title, venue.
+        learns: what is trained, in a few words.
+        config_class: its configuration.
+        model_class: its tuner.
+    """
+
+    name: str
+    title: str
+    paper: str
+    learns: str
+    config_class: type[PromptConfig]
+    model_class: type[PromptTuner]
+
+
+#: Every registered method by its PEFT name. Tests and tables run over this.
+METHODS: dict[str, Method] = {}
+
+
+def extend_enum(enum_class: type[enum.Enum], name: str) -> None:
+    """Add the member `name = name` to a string enum that has no place for plug-ins. Does nothing if it is there."""
+    if name in enum_class.__members__:
+        return
+    member = str.__new__(enum_class, name)
+    member._name_ = member._value_ = name
+    enum_class._member_names_.append(name)
+    enum_class._member_map_[name] = enum_class._value2member_map_[name] = member
+    type.__setattr__(enum_class, name, member)
+
+
+def register(method: Method) -> None:
+    """Enter a method into PEFT's tables by PEFT's own function, replacing what an earlier import of us left there."""
+    extend_enum(PeftType, method.name.upper())
+    extend_enum(TaskType, TASK_TYPE)
+    peft_type = PeftType(method.name.upper())
+    for table in (
+        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    ):
+        table.pop(peft_type, None)
+    register_peft_method(
+        name=method.name,
+        config_cls=method.config_class,
+        model_cls=method.model_class,
+        prefix=method.model_class.prefix,
+    )
+    METHODS[method.name] = method
+
+
+def register_model_class(model_class: type) -> None:
+    """Tell PEFT which `PeftModel` class serves our task type."""
+    auto.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[TASK_TYPE] = model_class
+
+
+def is_ours(peft_type: PeftType | str) -> bool:
+    """Whether a PEFT type is one of our methods."""
+    return PeftType(peft_type).value.lower() in METHODS

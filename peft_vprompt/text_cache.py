@@ -1,0 +1,48 @@
+"""`TextCache`: class features that are computed once and dropped as soon as anything they depend on changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+
+T = TypeVar("T")
+
+
+def fingerprint(module: nn.Module) -> Hashable:
+    """A value that changes with every weight load, optimiser step, dtype change and device move of `module`.
+
+    Reads each tensor's address and version counter, not its contents (some microseconds for a text tower).
+    """
+    return tuple(
+        (p.data_ptr(), p.dtype, p.device, -1 if p.is_inference() else p._version) for p in module.parameters()
+    )
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype autocast computes in on `device` at present; None when it is off."""
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
+
+
+class TextCache:
+    """Holds what was computed from the last state it was asked for: class features, or a record of plain tokens."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.key, self.value = None, None
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value for `key`, computed without gradients if it is not held yet."""
+        if self.value is None or key != self.key:
+            # A tensor made under inference_mode could not be used in a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                self.value = compute()
+            self.key = key
+        return self.value

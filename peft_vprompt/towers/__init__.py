@@ -1,0 +1,90 @@
+"""Views of the encoders that prompts can be put into, and where a given model keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from .base import TextTower, Tower, VisionTower
+from .clip import CLIPDualEncoder, CLIPTextTower, CLIPVisionTower
+from .vit import ViTTower
+
+
+#: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used.
+TOWERS: dict[str, type[Tower]] = {
+    "CLIPTextModel": CLIPTextTower,
+    "CLIPTextTransformer": CLIPTextTower,
+    "CLIPVisionModel": CLIPVisionTower,
+    "CLIPVisionTransformer": CLIPVisionTower,
+    "ViTModel": ViTTower,
+}
+
+#: Class name of a model with two towers -> how the two meet.
+DUAL_ENCODERS: dict[str, type[CLIPDualEncoder]] = {"CLIPModel": CLIPDualEncoder}
+
+#: Models with a classification head -> the head's name. It is trained and saved with the adapter.
+HEADS: dict[str, str] = {"ViTForImageClassification": "classifier", "CLIPForImageClassification": "classifier"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where a model keeps its towers, as module names ("" is the model itself).
+
+    Attributes:
+        vision: name of the image encoder.
+        text: name of the text encoder, None without one.
+        dual: name of the module that joins the two, None without one.
+        head: name of the classification head, None without one.
+    """
+
+    vision: str
+    text: str | None = None
+    dual: str | None = None
+    head: str | None = None
+
+
+def class_name(module: nn.Module) -> str:
+    """Class name of a module; of the wrapped one where PEFT put a layer around it."""
+    while isinstance(getattr(module, "base_layer", None), nn.Module):
+        module = module.base_layer
+    return type(module).__name__
+
+
+def view(module: nn.Module) -> Tower:
+    """The view of an encoder module."""
+    return TOWERS[type(module).__name__](module)
+
+
+def is_tower(module: nn.Module) -> bool:
+    """Whether `module` is an encoder that keeps its own embeddings (and does not just wrap one that does)."""
+    return class_name(module) in TOWERS and hasattr(module, "embeddings")
+
+
+def supported_models() -> list[str]:
+    """The model classes that can be prompted."""
+    return sorted([*DUAL_ENCODERS, *HEADS, "CLIPVisionModel", "CLIPVisionModelWithProjection", "ViTModel"])
+
+
+def find_backbone(model: nn.Module) -> Backbone:
+    """Find the towers of `model`, which may be wrapped (a PEFT model with LoRA, say).
+
+    Raises:
+        UnsupportedModelError: names the class received and the classes supported.
+    """
+    modules = {name: module for name, module in model.named_modules() if "base_layer" not in name.split(".")}
+    for name, module in modules.items():
+        if class_name(module) in DUAL_ENCODERS:
+            dual, prefix = DUAL_ENCODERS[class_name(module)], f"{name}." if name else ""
+            return Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
+    towers = [name for name, module in modules.items() if is_tower(module)]
+    if len(towers) != 1 or not issubclass(TOWERS[class_name(modules[towers[0]])], VisionTower):
+        raise UnsupportedModelError(
+            f"Cannot put prompts into {type(model).__name__}. Supported models: {', '.join(supported_models())}."
+        )
+    heads = [f"{n}.{HEADS[class_name(m)]}".lstrip(".") for n, m in modules.items() if class_name(m) in HEADS]
+    return Backbone(vision=towers[0], head=heads[0] if heads else None)
+
+
+__all__ = ["Backbone", "TextTower", "Tower", "VisionTower", "find_backbone", "supported_models", "view"]

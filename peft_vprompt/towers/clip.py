@@ -1,0 +1,125 @@
+"""CLIP: its text tower, its vision tower, and how the two meet.
+
+The same views serve transformers releases that keep a `CLIPTextTransformer` / `CLIPVisionTransformer` inside.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..readout import cosines
+from .base import TextTower, VisionTower
+
+
+class CLIPTextTower(TextTower):
+    """Causal text encoder of `CLIPModel`."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`CLIPEncoderLayer`s."""
+        return self.module.encoder.layers
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The token embedding."""
+        return self.token_embedding.weight
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`CLIPAttention`."""
+        return layer.self_attn
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.embeddings.token_embedding
+
+    @property
+    def position_embedding(self) -> nn.Module:
+        """`nn.Embedding` over positions."""
+        return self.module.embeddings.position_embedding
+
+    @property
+    def end_token_id(self) -> int:
+        """The configured id; OpenAI's configs say 2 where the last id of the vocabulary is meant."""
+        configured = self.module.config.eos_token_id
+        return self.module.config.vocab_size - 1 if configured in (None, 2) else configured
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`final_layer_norm`."""
+        return self.module.final_layer_norm(hidden)
+
+
+class CLIPVisionTower(VisionTower):
+    """Image encoder of `CLIPModel`: prompts follow the patches and pass `pre_layrnorm` with them."""
+
+    prompts_first = False
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`CLIPEncoderLayer`s."""
+        return self.module.encoder.layers
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_embedding.weight
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`CLIPAttention`."""
+        return layer.self_attn
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch in pixels."""
+        return self.module.config.patch_size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Square images."""
+        return (self.module.config.image_size,) * 2
+
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """`[CLS, patches]` with positions."""
+        return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
+
+    def class_vector(self) -> Tensor:
+        """`class_embedding`."""
+        return self.module.embeddings.class_embedding.detach()
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """`pre_layrnorm` (the spelling is transformers')."""
+        return self.module.pre_layrnorm(hidden)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`post_layernorm`."""
+        return self.module.post_layernorm(hidden)
+
+    def finish(self, hidden: Tensor) -> BaseModelOutputWithPooling:
+        """The class token through `post_layernorm`."""
+        pooled = self.final_norm(hidden[:, 0, :])
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class CLIPDualEncoder:
+    """How `CLIPModel` compares images with texts."""
+
+    text, vision = "text_model", "vision_model"
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def text_features(self, pooled: Tensor) -> Tensor:
+        """Projected and L2-normalised, [..., projection size]."""
+        projection = self.module.text_projection
+        # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
+        return F.normalize(projection(pooled.to(projection.weight.dtype)), dim=-1)
+
+    def image_features(self, pooled: Tensor) -> Tensor:
+        """Projected and L2-normalised, [..., projection size]."""
+        return F.normalize(self.module.visual_projection(pooled), dim=-1)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines [images, classes]."""
+        return self.module.logit_scale.exp() * cosines(image_features, text_features)

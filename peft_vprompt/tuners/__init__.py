@@ -1,0 +1,1 @@
+"""One folder per method: its config, and a short model that puts the pieces together."""

@@ -1,0 +1,336 @@
+"""Tuner layers: what stands in a base model in the place of its towers.
+
+A `PromptedTower` holds the prompts of every adapter on one tower and answers the tower's own call, so whoever calls
+the base model (a pipeline, a contrastive loss) sees the prompts. Without an active prompt it is the tower itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .. import attention
+from ..attention import Causal, ReadAll, ReadTails
+from ..class_prompts import PackedPrompts
+from ..encode import attention_weights, encode, insert, read, replace
+from ..errors import PromptTooLongError
+from ..prompts import LinearCoupling, PromptHolder
+from ..text_cache import TextCache, autocast_dtype, fingerprint
+from ..towers import TextTower, Tower, VisionTower, view
+
+
+class PromptedTower(nn.Module, BaseTunerLayer):
+    """A tower with prompts.
+
+    Holders live in one `nn.ModuleDict` per method, named `<method prefix>learner`: adapters of several methods may
+    share a tower, and PEFT finds each method's weights by its prefix.
+    """
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter_layer_names = ()
+        self._active_adapter = []
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def __getattr__(self, name: str):
+        """Whatever is not ours is the wrapped tower's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    @property
+    def tower(self) -> Tower:
+        """The view of the wrapped tower."""
+        return view(self.base_layer)
+
+    def add_prompts(self, prefix: str, adapter_name: str, holder: PromptHolder) -> None:
+        """Hold the prompts of one more adapter."""
+        name = f"{prefix}learner"
+        if name not in self.adapter_layer_names:
+            self.add_module(name, nn.ModuleDict())
+            self.adapter_layer_names = (*self.adapter_layer_names, name)
+        getattr(self, name)[adapter_name] = holder
+        self.install_attention(not self.disable_adapters)
+
+    def install_attention(self, wanted: bool) -> None:
+        """Let the layers understand attention patterns where a prompt needs them."""
+        wanted = wanted and self.needs_patterns
+        for layer in self.tower.layers:
+            (attention.install if wanted else attention.uninstall)(self.tower.attention(layer))
+
+    @property
+    def needs_patterns(self) -> bool:
+        """Whether any adapter here has prompts that not every token reads."""
+        return any(holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; off also gives the user's own attention implementation back."""
+        super().enable_adapters(enabled)
+        self.install_attention(enabled)
+
+    def holder(self, adapter_name: str) -> PromptHolder | None:
+        """The holder of an adapter; None if the adapter has no prompts on this tower."""
+        for name in self.adapter_layer_names:
+            if adapter_name in (holders := getattr(self, name)):
+                return holders[adapter_name]
+        return None
+
+    @property
+    def active_holder(self) -> PromptHolder | None:
+        """The holder in use; None while disabled or where the active adapter has no prompts here."""
+        if self.disable_adapters or not self.active_adapters:
+            return None
+        if len(self.active_adapters) > 1:
+            raise ValueError(f"Expected one active prompt adapter at a time. Received: {self.active_adapters}.")
+        return self.holder(self.active_adapters[0])
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter. Which adapter is active afterwards is decided by the tuner, for all layers alike."""
+        for name in self.adapter_layer_names:
+            getattr(self, name).pop(adapter_name) if adapter_name in getattr(self, name) else None
+        self._active_adapter = [name for name in self.active_adapters if name != adapter_name]
+
+    def restore(self) -> nn.Module:
+        """The wrapped tower as it was."""
+        self.install_attention(False)
+        return self.base_layer
+
+
+class PromptedVisionTower(PromptedTower):
+    """An image encoder with prompts."""
+
+    #: The text tower whose prompts are mapped to visual ones. A tuple keeps it out of this module's own children.
+    text_partner: tuple[PromptedTextTower, ...] = ()
+
+    @property
+    def tower(self) -> VisionTower:
+        """The view of the wrapped tower."""
+        return view(self.base_layer)
+
+    def prompts(self, batch_size: int) -> Tensor | None:
+        """Visual prompts in use, [j, n, d] or [j, b, n, d]; None without."""
+        holder = self.active_holder
+        if holder is None:
+            return None
+        coupled = isinstance(holder, LinearCoupling)
+        return holder(self.text_partner[0].prompts() if coupled else None, batch_size)
+
+    def read(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """What read-only prompts have read, after the final norm: [b, n, d].
+
+        The plain tokens run without gradients, exactly as in the frozen tower, and leave a record of their keys and
+        values; then the prompts run alone over the record.
+        """
+        tower, prompts, first = self.tower, self.prompts(pixel_values.shape[0]), self.active_holder.first_layer
+        hidden, record = self._embed(pixel_values, **kwargs), []
+        with torch.no_grad():
+            encode(tower, tower.prepare(hidden), None, 0, record=record)
+        readers = prompts.to(hidden.dtype)
+        if first == 0:
+            readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
+        patterns = [ReadAll(key, value) for key, value in record]
+        return tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
+
+    def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """Image tokens, after checks."""
+        tower = self.tower
+        tower.check_image_size(pixel_values, interpolate_pos_encoding)
+        options = {name: kwargs[name] for name in tower.embed_options if kwargs.get(name) is not None}
+        return tower.embed(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **options)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The tower's own call. `last_hidden_state` keeps the prompts' rows: after the class token, or at the end.
+
+        Read-only prompts change nothing here: what they have read is asked for with `read`.
+
+        Raises:
+            ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
+        """
+        holder = self.active_holder
+        if pixel_values is None or holder is None or holder.reads_only:
+            flags = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
+            flags |= {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            flags |= {"attention_mask": attention_mask}
+            return self.base_layer(pixel_values, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        if attention_mask is not None:
+            raise ValueError(
+                "Expected no attention_mask: every image token and prompt is visible to every other. "
+                f"Received: attention_mask of shape {list(attention_mask.shape)}."
+            )
+        tower, prompts = self.tower, self.prompts(pixel_values.shape[0])
+        hidden = self._embed(pixel_values, interpolate_pos_encoding, **kwargs)
+        start = 1 if tower.prompts_first else hidden.shape[1]
+        hidden = tower.prepare(insert(hidden, prompts[0], start))
+        states = [] if output_hidden_states else None
+        with attention_weights(tower, bool(output_attentions)) as weights:
+            hidden = encode(tower, hidden, prompts, start, states)
+        output = tower.finish(hidden)
+        output.hidden_states = None if states is None else tuple(states)
+        output.attentions = tuple(weights) if output_attentions else None
+        return output if return_dict is not False else output.to_tuple()
+
+
+class PromptedTextTower(PromptedTower):
+    """A causal text encoder with prompts."""
+
+    #: The packed class prompts need a pattern whatever the adapter is.
+    needs_patterns = True
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__(base_layer)
+        self.record_cache = TextCache()
+
+    @property
+    def tower(self) -> TextTower:
+        """The view of the wrapped tower."""
+        return view(self.base_layer)
+
+    def prompts(self, image_features: Tensor | None = None) -> Tensor | None:
+        """Text prompts in use, [j, n, d], or [j, b, n, d] where they depend on the image; None without."""
+        holder = self.active_holder
+        return None if holder is None else holder(image_features)
+
+    def encode_packed(self, packed: PackedPrompts, image_features: Tensor | None = None) -> Tensor:
+        """Features of all classes in one pass over the packed sequence, after the final norm and not projected.
+
+        [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
+        """
+        tower, holder = self.tower, self.active_holder
+        if holder is not None and holder.reads_only:
+            return self._read_packed(packed, holder)
+        prompts = self.prompts(image_features)
+        learned = None if prompts is None else prompts[0]
+        hidden = packed.embed(tower.token_embedding, tower.position_embedding, learned)
+        hidden = encode(tower, hidden, prompts, start=1, pattern=packed.pattern)
+        features = tower.final_norm(hidden[:, packed.end_rows])
+        return features if image_features is not None else features[0]
+
+    def _read_packed(self, packed: PackedPrompts, holder: PromptHolder) -> Tensor:
+        """Let the readers of every class read its record: [c, n, d]."""
+        tower, prompts = self.tower, holder()
+        patterns = [ReadTails(packed.pattern, key, value) for key, value in self._record(packed)]
+        readers = prompts.to(tower.reference_weight.dtype).repeat(1, packed.num_classes, 1)
+        readers = read(tower, readers, holder.first_layer, patterns, batch_size=1)
+        return tower.final_norm(readers[0].unflatten(0, (packed.num_classes, -1)))
+
+    @torch.compiler.disable
+    def _record(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the plain tokens in each layer, kept while the classes and the frozen tower stay."""
+        device = packed.token_ids.device
+        key = (id(packed), autocast_dtype(device), fingerprint(self.base_layer))
+
+        def compute():
+            record, tower = [], self.tower
+            hidden = packed.embed(tower.token_embedding, tower.position_embedding, None)
+            encode(tower, hidden, None, 0, pattern=packed.pattern, record=record)
+            return packed, record
+
+        return self.record_cache.get(key, compute)[1]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The tower's own call with prompts after the start token.
+
+        Contexts are inserted, so the text may be that much shorter; MaPLe's replace the first words. Padding on the
+        right is honoured and costs nothing. Attention weights are not available from a prompted text tower.
+
+        Raises:
+            ValueError: the adapter's prompts need to know where the class name is; padding on the left; no end token.
+            PromptTooLongError: the text does not fit beside the prompts.
+        """
+        holder = self.active_holder
+        if holder is None or input_ids is None:
+            flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
+            return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        ends = self._check_input_ids(input_ids, holder)
+        longest = int(ends.max()) + 1  # what follows the last end token is padding, which nothing reads
+        prompts = holder()
+        hidden, positions, mask = self._embed(input_ids, position_ids, attention_mask, prompts[0], longest, holder)
+        added = hidden.shape[1] - longest
+        states = [] if output_hidden_states else None
+        hidden = encode(
+            self.tower, hidden + self.tower.position_embedding(positions), prompts, 1, states, pattern=mask
+        )
+        hidden = self.tower.final_norm(hidden)
+        pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + added]
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+            hidden_states=None if states is None else tuple(states),
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _embed(self, input_ids, position_ids, attention_mask, first_prompts, longest, holder):
+        """Token vectors with the first layer's prompts in place, their positions, and the attention pattern."""
+        input_ids = input_ids[:, :longest]
+        batch, num_prompts = input_ids.shape[0], first_prompts.shape[0]
+        inserted = num_prompts if holder.text_placement == "insert" else 0
+        length = longest + inserted
+        if length > self.tower.max_positions:
+            raise PromptTooLongError(
+                f"Texts of {longest} tokens and {inserted} inserted context tokens make {length}; the text tower has "
+                f"{self.tower.max_positions} positions. Truncate input_ids to {self.tower.max_positions - inserted}."
+            )
+        hidden = (insert if inserted else replace)(self.tower.token_embedding(input_ids), first_prompts, 1)
+        positions = torch.arange(length, device=input_ids.device).expand(batch, -1)
+        if position_ids is not None:
+            given = position_ids[..., :longest].expand(batch, -1)
+            room = given[:, :1] + torch.arange(1, inserted + 1, device=given.device)
+            positions = torch.cat([given[:, :1], room, given[:, 1:] + inserted], dim=1)
+        mask = None
+        if attention_mask is not None and not bool(attention_mask[:, :longest].all()):
+            kept = attention_mask[:, :longest].bool()
+            mask = torch.cat([kept[:, :1], kept.new_ones(batch, inserted), kept[:, 1:]], dim=1)
+        return hidden, positions, Causal(mask)
+
+    def _check_input_ids(self, input_ids: Tensor, holder: PromptHolder) -> Tensor:
+        """Position of each text's end token, [b]."""
+        if holder.text_placement is None:
+            raise ValueError(
+                "This adapter has to know where the class name is, or reads out elsewhere, so it cannot take "
+                "input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
+            )
+        if bool((input_ids[:, 0] != input_ids[0, 0]).any()):
+            raise ValueError(
+                "Expected texts that begin with the start token. Received padding on the left; pad right."
+            )
+        is_end = input_ids == self.tower.end_token_id
+        if not bool(is_end.any(dim=1).all()):
+            row = int((~is_end.any(dim=1)).nonzero()[0])
+            raise PromptTooLongError(
+                f"Text {row} has no end token (id {self.tower.end_token_id}): it was cut off. Use fewer tokens per "
+                "text, with truncation=True in the tokenizer."
+            )
+        ends = is_end.int().argmax(dim=1)
+        first_prompted = 1 + holder().shape[1] if holder.text_placement == "replace" else 1
+        if bool((ends < first_prompted).any()):
+            raise ValueError(
+                f"Expected texts with at least {first_prompted - 1} words after the start token, which the prompts "
+                "replace. Begin each text with the prompt's words, e.g. 'a photo of a cat.'."
+            )
+        return ends

@@ -1,0 +1,305 @@
+"""`PromptTuner`: what all methods share between PEFT and the towers.
+
+A method is a subclass that says which prompts it puts on which tower and how it writes a class prompt; injection
+and adapters are here, class names, features and logits in `classifier`. Adapters of several methods may live on one tuner:
+what concerns one adapter is asked of the subclass that its config belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+from accelerate import init_empty_weights
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..base_model import declare_mean_loss, restore_class, take_labels
+from ..config import PromptConfig
+from ..errors import UnsupportedModelError
+from ..prompts import PromptHolder
+from ..text_cache import TextCache
+from ..tokenization import TokenSequence, template_sequences
+from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, find_backbone
+from .classifier import ClassList, ClassNameClassifier
+from .layer import PromptedTextTower, PromptedTower, PromptedVisionTower
+
+
+class PromptTuner(ClassNameClassifier, BaseTuner):
+    """Core of the prompt-learning tuners."""
+
+    tuner_layer_cls = PromptedTower
+    target_module_mapping: dict = {}
+    #: Whether the method needs a text tower.
+    needs_text: bool = True
+    #: Whether class features depend on the image.
+    conditional: bool = False
+    #: Parts of the text tower that are trained whole.
+    text_parts: tuple[str, ...] = ()
+
+    def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
+        foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+        if foreign is not None:
+            model.peft_config = foreign
+
+    def __getattr__(self, name: str):
+        """Missing attributes are the model's, except its adapter configs: ours are not to be mixed with them."""
+        if name == "peft_config":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+    # ---- what a method says of itself -------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: PromptConfig, vision: VisionTower, text: TextTower | None) -> None:
+        """Raise a ValueError where the config does not fit the towers."""
+
+    @classmethod
+    def text_prompts(
+        cls, config: PromptConfig, tower: TextTower, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+    ) -> PromptHolder | None:
+        """Prompts for the text tower.
+
+        `tokenizer` is None where words need not be read; `feature_dim` is the size of the space that
+        images and texts share.
+        """
+        return None
+
+    @classmethod
+    def vision_prompts(cls, config: PromptConfig, tower: VisionTower, text: TextTower | None) -> PromptHolder | None:
+        """Prompts for the vision tower."""
+        return None
+
+    @classmethod
+    def class_sequences(
+        cls, config: PromptConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
+    ) -> list[list[TokenSequence]]:
+        """The token sequences of all classes, one list per template."""
+        return [template_sequences(tokenizer, names, template) for template in config.templates]
+
+    @classmethod
+    def needs_tokenizer(cls, config: PromptConfig) -> bool:
+        """Whether making the prompts takes a tokenizer; not where weights follow and the words do not set a size."""
+        return getattr(config, "words", None) is not None and not config.inference_mode
+
+    def start(self, adapter_name: str) -> None:
+        """Set first values that take the model to compute."""
+
+    @classmethod
+    def check_new_classes(cls, config: PromptConfig, names: list[str]) -> None:
+        """Raise a ClassNamesError where learned prompts do not move to other classes."""
+
+    # ---- injection --------------------------------------------------------------------------------------------
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Put one adapter's prompts into the model: PEFT's entry point for every new adapter.
+
+        Nothing is changed before all checks have passed.
+        """
+        config = self.peft_config[adapter_name]
+        method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        backbone = find_backbone(model)
+        if method.needs_text and backbone.dual is None:
+            raise UnsupportedModelError(
+                f"{config.peft_type.value} learns text prompts, and {type(model).__name__} has no text tower. "
+                f"Supported models: {', '.join(DUAL_ENCODERS)}."
+            )
+        vision, text = self._towers(model, backbone)
+        method.check(config, vision.tower, text and text.tower)
+        tokenizer = self.tokenizer_for(config) if method.needs_tokenizer(config) else None
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            text_holder = text and method.text_prompts(config, text.tower, tokenizer, feature_dim(model, backbone))
+            vision_holder = method.vision_prompts(config, vision.tower, text and text.tower)
+        if backbone.head is not None:
+            head = backbone.head.rpartition(".")[2]
+            config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
+
+        self._install(model, backbone, vision, text)
+        if text_holder is not None:
+            text.add_prompts(method.prefix, adapter_name, text_holder)
+        if vision_holder is not None:
+            vision.add_prompts(method.prefix, adapter_name, vision_holder)
+        self.class_lists[adapter_name] = config.class_names and ClassList(list(config.class_names))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self._mark_only_adapters_as_trainable(self.model)
+        self._wrap_whole_modules(self.model, config, adapter_name)
+        if method.text_parts:
+            parts = dataclasses.replace(config, modules_to_save=list(method.text_parts))
+            self._wrap_whole_modules(text.base_layer, parts, adapter_name)
+        method.start(self, adapter_name)
+
+    def _wrap_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
+        """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=self.get_model_config(self),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+
+    def _pre_injection_hook(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
+        if any(isinstance(module, PromptedTower) for module in model.modules()):
+            raise ValueError(
+                "This base model carries prompt adapters already. Call .unload() on the PEFT model that holds them, "
+                "or add the new adapter to it with add_adapter / load_adapter."
+            )
+        self.class_lists: dict[str, ClassList | None] = {}
+        self.text_cache = TextCache()
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.found_tokenizers: dict[str | None, PreTrainedTokenizerBase] = {}
+        self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    @staticmethod
+    def _towers(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionTower, PromptedTextTower | None]:
+        """The tuner layers of the model, or new ones around its towers (not put in place yet)."""
+
+        def prompted(name, layer_class):
+            module = model.get_submodule(name)
+            return module if isinstance(module, PromptedTower) else layer_class(module)
+
+        text = None if backbone.text is None else prompted(backbone.text, PromptedTextTower)
+        return prompted(backbone.vision, PromptedVisionTower), text
+
+    def _install(self, model: nn.Module, backbone: Backbone, vision: PromptedVisionTower, text) -> None:
+        """Put the tuner layers in the towers' places. A bare encoder is its own tower, so it is wrapped whole."""
+        if backbone.vision == "":
+            self.model = vision
+        else:
+            model.set_submodule(backbone.vision, vision)
+        if text is not None:
+            model.set_submodule(backbone.text, text)
+            text.install_attention(not text.disable_adapters)
+            take_labels(model.get_submodule(backbone.dual))
+        if backbone.head is not None:
+            declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
+        self.link_towers()
+
+    def link_towers(self) -> None:
+        """Tell the vision tower whose text prompts to map (again for each replica of a data-parallel model)."""
+        text = self.text_tower
+        self.vision_tower.text_partner = () if text is None else (text,)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Freeze whatever is neither a prompt nor managed by a modules-to-save wrapper."""
+        ours = set()
+        for module in model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                ours.update(map(id, module.parameters()))
+            elif isinstance(module, PromptedTower):
+                for name in module.adapter_layer_names:
+                    ours.update(map(id, getattr(module, name).parameters()))
+        for parameter in model.parameters():
+            if id(parameter) not in ours:
+                parameter.requires_grad = False
+
+    def _create_and_replace(self, *args, **kwargs):
+        raise TypeError("Prompts are put in by inject_adapter; there are no target modules to replace.")
+
+    def _prepare_adapter_config(self, peft_config, model_config):
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config, key):
+        return False
+
+    # ---- adapters ---------------------------------------------------------------------------------------------
+
+    @property
+    def vision_tower(self) -> PromptedVisionTower:
+        """The tuner layer on the image encoder."""
+        return next(m for m in self.model.modules() if isinstance(m, PromptedVisionTower))
+
+    @property
+    def text_tower(self) -> PromptedTextTower | None:
+        """The tuner layer on the text encoder, None without one."""
+        return next((m for m in self.model.modules() if isinstance(m, PromptedTextTower)), None)
+
+    @property
+    def method(self) -> type[PromptTuner]:
+        """The subclass that the active adapter belongs to."""
+        return PEFT_TYPE_TO_TUNER_MAPPING[self.active_config.peft_type]
+
+    @property
+    def active_config(self) -> PromptConfig:
+        """Config of the active adapter."""
+        return self.peft_config[self.active_adapters[0]]
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one; its class list comes with it."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self.text_cache.clear()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; if it was the active one, the first that is left becomes active."""
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
+        del self.peft_config[adapter_name]
+        self.class_lists.pop(adapter_name, None)
+        left = next(iter(self.peft_config), None)
+        active = left if adapter_name in self.active_adapters else self.active_adapter
+        for module in self.model.modules():
+            if isinstance(module, PromptedTower):
+                module.delete_adapter(adapter_name)
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                module.delete_adapter(adapter_name, new_active_adapters=[left] if left else [])
+        self.set_adapter(active or [])
+
+    def enable_adapter_layers(self) -> None:
+        """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
+        self._switch(True)
+
+    def disable_adapter_layers(self) -> None:
+        """Switch the prompts off."""
+        self._switch(False)
+
+    def _switch(self, enabled: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, (PromptedTower, AuxiliaryTrainingWrapper)):
+                module.enable_adapters(enabled)
+
+    def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
+        if merge:
+            raise ValueError(
+                "Prompts are extra tokens and cannot be merged into the weights of the base model. Use unload() for "
+                "the base model without them, or keep the adapter and call save_pretrained()."
+            )
+        modules = list(self.model.named_modules())
+        for name, module in modules:
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                self.model.set_submodule(name, module.original_module)
+        for name, module in modules:
+            if isinstance(module, PromptedTower):
+                if name:
+                    self.model.set_submodule(name, module.restore())
+                else:
+                    self.model = module.restore()
+        restore_class(self.model)
+        if getattr(self.model, "peft_config", None) is self.peft_config:
+            del self.model.peft_config
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = self._was_trainable.get(name, parameter.requires_grad)
+        return self.model
+
+    # ---- weights ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
+        """Keep this method's prompts only: the base model may carry tuner layers of its own."""
+        return {key: value for key, value in state_dict.items() if f".{cls.prefix}learner.{adapter_name}." in key}
+
+
+def feature_dim(model: nn.Module, backbone: Backbone) -> int:
+    """Size of the space that images and texts share."""
+    return model.get_submodule(backbone.dual).config.projection_dim

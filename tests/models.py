@@ -1,0 +1,176 @@
+"""Tiny models, tokenizers and inputs, built in memory. Nothing here is trained; everything is deterministic."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+from peft_vprompt import (
+    ClassHeadConfig,
+    CoCoOpConfig,
+    ContextOptConfig,
+    MaPLeConfig,
+    MRPOConfig,
+    ReadOnlyPromptConfig,
+    TextEncoderConfig,
+    VisualPromptConfig,
+)
+
+
+CLASS_NAMES = ["cat", "sea lion", "boeing 737-800", "herbaceous land", "dog"]
+NEW_NAMES = ["fox", "wolf pack", "airbus"]
+NUM_LABELS = len(CLASS_NAMES)
+IMAGE_SIZE = 32
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, with CLIP's way of starting, ending and padding."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    vocabulary = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, [], end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    start, end = len(vocabulary) - 2, len(vocabulary) - 1
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+    )
+
+
+VOCABULARY_SIZE = len(tiny_tokenizer())
+
+
+def tiny_clip(seed: int = 0, **config) -> CLIPModel:
+    """A three-layer CLIP with random weights."""
+    torch.manual_seed(seed)
+    text = TEXT | {"vocab_size": VOCABULARY_SIZE, "eos_token_id": VOCABULARY_SIZE - 1}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16, **config)).eval()
+
+
+def tiny_vit(seed: int = 0, bare: bool = False) -> ViTModel | ViTForImageClassification:
+    """A three-layer ViT with random weights, with a head or without."""
+    torch.manual_seed(seed)
+    config = ViTConfig(**VISION, num_labels=NUM_LABELS)
+    return (ViTModel(config) if bare else ViTForImageClassification(config)).eval()
+
+
+def tiny_clip_vision(cls, seed: int = 0):
+    """CLIP's vision tower alone, in one of its three classes."""
+    torch.manual_seed(seed)
+    if cls is CLIPForImageClassification:
+        text = TEXT | {"vocab_size": VOCABULARY_SIZE}
+        return cls(CLIPConfig(text_config=text, vision_config=VISION, num_labels=NUM_LABELS)).eval()
+    return cls(CLIPVisionConfig(**VISION, projection_dim=16)).eval()
+
+
+BACKBONES = {
+    "CLIPModel": tiny_clip,
+    "CLIPForImageClassification": lambda: tiny_clip_vision(CLIPForImageClassification),
+    "CLIPVisionModel": lambda: tiny_clip_vision(CLIPVisionModel),
+    "CLIPVisionModelWithProjection": lambda: tiny_clip_vision(CLIPVisionModelWithProjection),
+    "ViTModel": lambda: tiny_vit(bare=True),
+    "ViTForImageClassification": tiny_vit,
+}
+
+#: Several configurations of every registered method, by the method's PEFT name.
+CONFIGS = {
+    "visual_prompt": {
+        "shallow": lambda **kw: VisualPromptConfig(num_virtual_tokens=3, **kw),
+        "deep": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, **kw),
+        "two-layers": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, num_deep_layers=2, **kw),
+        "shared": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, deep_shared=True, **kw),
+        "projected": lambda **kw: VisualPromptConfig(num_virtual_tokens=3, deep=True, projection_dim=6, **kw),
+    },
+    "context_opt": {
+        "end": lambda **kw: ContextOptConfig(num_virtual_tokens=4, **kw),
+        "middle": lambda **kw: ContextOptConfig(num_virtual_tokens=5, class_token_position="middle", **kw),
+        "front": lambda **kw: ContextOptConfig(num_virtual_tokens=3, class_token_position="front", **kw),
+        "class-specific": lambda **kw: ContextOptConfig(num_virtual_tokens=2, class_specific=True, **kw),
+        "words": lambda **kw: ContextOptConfig(prompt_init="text", prompt_init_text="a photo of a", **kw),
+        "names": lambda **kw: ContextOptConfig(**{"tune": "class_name", "class_names": CLASS_NAMES} | kw),
+        "full": lambda **kw: ContextOptConfig(
+            **{"tune": "full", "num_virtual_tokens": 3, "class_names": CLASS_NAMES} | kw
+        ),
+        "full-middle-words": lambda **kw: ContextOptConfig(
+            **{"tune": "full", "prompt_init": "text", "prompt_init_text": "two photos"}
+            | {"class_token_position": "middle", "class_names": CLASS_NAMES}
+            | kw
+        ),
+    },
+    "cocoop": {
+        "random": lambda **kw: CoCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
+        "words": lambda **kw: CoCoOpConfig(**kw),
+    },
+    "class_head": {
+        "random": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES} | kw),
+        "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
+    },
+    "text_encoder": {"whole": lambda **kw: TextEncoderConfig(**kw)},
+    "read_only_prompt": {
+        "rpo": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=4, **kw),
+        "one": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=1, **kw),
+    },
+    "mrpo": {
+        "replace": lambda **kw: MRPOConfig(prompt_depth=2, **kw),
+        "full-depth": lambda **kw: MRPOConfig(prompt_depth=3, num_virtual_tokens=1, **kw),
+        "accumulate": lambda **kw: MRPOConfig(prompt_depth=3, prompt_update="accumulate", **kw),
+        "free": lambda **kw: MRPOConfig(prompt_depth=2, coupling="none", prompt_update="accumulate", **kw),
+        "depth-one": lambda **kw: MRPOConfig(prompt_depth=1, num_virtual_tokens=2, **kw),
+    },
+    "maple": {
+        "maple": lambda **kw: MaPLeConfig(prompt_depth=2, **kw),
+        "full-depth": lambda **kw: MaPLeConfig(prompt_depth=3, num_virtual_tokens=5, **kw),
+        "ivlp": lambda **kw: MaPLeConfig(
+            prompt_depth=3, coupling="none", text_num_virtual_tokens=1, vision_num_virtual_tokens=4, **kw
+        ),
+        "text-only": lambda **kw: MaPLeConfig(prompt_depth=2, vision_prompt_depth=0, **kw),
+        "vision-only": lambda **kw: MaPLeConfig(prompt_depth=2, coupling="none", text_prompt_depth=0, **kw),
+    },
+}
+
+
+def images(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Random images [count, 3, 32, 32]."""
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Random labels [count]."""
+    return torch.randint(NUM_LABELS, (count,), generator=torch.Generator().manual_seed(seed))
