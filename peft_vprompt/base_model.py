@@ -1,4 +1,4 @@
-"""What the stock `Trainer` needs to see of a base model: that it takes `labels`, and who normalises the loss.
+"""What the stock `Trainer` needs to see of a base model: that it takes `labels` and `image_features`, and who normalises the loss.
 
 A wrapped dual encoder gets transformers' own class with `labels` in the signature of `forward`.
 
@@ -27,11 +27,19 @@ def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
         unlabelled_class = base_class
 
         def forward(
-            self, input_ids=None, pixel_values=None, attention_mask=None, *args, labels: Tensor | None = None, **kwargs
+            self,
+            input_ids=None,
+            pixel_values=None,
+            attention_mask=None,
+            *args,
+            labels: Tensor | None = None,
+            image_features: Tensor | None = None,
+            **kwargs,
         ):
-            if labels is not None:
+            if labels is not None or image_features is not None:
                 raise ValueError(
-                    "labels belong to the classification call of the PEFT model: model(pixel_values=..., labels=...)."
+                    "labels and image_features belong to the classification call of the PEFT model: "
+                    "model(pixel_values=..., labels=...)."
                 )
             return super().forward(input_ids, pixel_values, attention_mask, *args, **kwargs)
 

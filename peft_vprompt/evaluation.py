@@ -16,7 +16,7 @@ class EvalSet(NamedTuple):
     """Images to be told apart among `class_names`.
 
     Attributes:
-        rows: data set or list of rows with `pixel_values` [3, height, width] and `labels`.
+        rows: data set or list of rows with `labels` and `pixel_values` [3, height, width] or `image_features` [dim].
         class_names: names in label order.
     """
 
@@ -42,7 +42,7 @@ def compute_metrics(prediction) -> dict[str, float]:
 
 @torch.no_grad()
 def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Classify images with a model whose call takes `pixel_values` and returns `logits` [batch, classes].
+    """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
 
     Returns:
         Predicted and true labels, both int arrays [images].
@@ -52,9 +52,9 @@ def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100)
     model.eval()
     predicted, labels = [], []
     for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
-        logits = model(pixel_values=batch["pixel_values"].to(device)).logits
+        labels.append(batch.pop("labels").numpy())
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
         predicted.append(logits.argmax(-1).cpu().numpy())
-        labels.append(batch["labels"].numpy())
     model.train(was_training)
     return np.concatenate(predicted), np.concatenate(labels)
 

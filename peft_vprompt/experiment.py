@@ -1,12 +1,23 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from .build import Built, build_model, get_method
-from .data import EvalTransform, TrainTransform, base_novel_split, cache_pixels, few_shot, select_classes
+from .data import (
+    EvalTransform,
+    TrainTransform,
+    base_novel_split,
+    cache_features,
+    cache_pixels,
+    feature_rows,
+    few_shot,
+    select_classes,
+)
 from .evaluation import EvalSet, evaluate, set_class_names
 from .recipes import Recipe
 from .reports import environment, write_json
@@ -26,6 +37,9 @@ class Settings:
         epochs, learning_rate, batch_size: changes to the authors' recipe; None keeps it.
         config: changes to the method's default config, by field.
         bf16: autocast to bfloat16 while training.
+        cache_features: train and test on image features that are computed once and kept on the disk, which methods
+            without visual prompts can. The augmentation is then fixed.
+        views: cached augmentations of every training image, one of which is drawn in each epoch.
     """
 
     method: str
@@ -38,6 +52,8 @@ class Settings:
     batch_size: int | None = None
     config: dict = field(default_factory=dict)
     bf16: bool = False
+    cache_features: bool = False
+    views: int = 1
 
 
 def run_experiment(
@@ -81,17 +97,15 @@ def run_experiment(
     built = build_model(settings.model, settings.method, trained, settings.seed, **settings.config)
     for other in (*classes.values(), trained):
         set_class_names(built.model, other)  # what cannot be evaluated later is refused before training
-    test_sets = eval_sets(data["test"], classes, built.image_processor, cached)
     recipe = _recipe(settings, built)
+    keep = _keeper(settings, built, cached)
+    test_sets = eval_sets(data["test"], classes, built.image_processor, keep)
     result = None
     if recipe is not None:
-        chosen = data["train"]
-        if settings.shots is not None:
-            chosen = few_shot(chosen, settings.shots, settings.seed, class_names=trained)
-        rows = select_classes(chosen, trained).with_transform(TrainTransform(built.image_processor, recipe.crop))
+        rows = _training_images(settings, data["train"], trained)
         result = train(
             built.model,
-            cache_pixels(rows) if cached else rows,
+            keep(rows, TrainTransform(built.image_processor, recipe.crop), settings.views),
             recipe,
             output,
             next(iter(test_sets.values())).rows if watch else None,
@@ -119,13 +133,36 @@ def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
     return dict(zip(("base", "novel"), base_novel_split(names), strict=True)) if base_novel else {"all": names}
 
 
-def eval_sets(test: Dataset, classes: dict[str, list[str]], image_processor, cached: bool) -> dict[str, EvalSet]:
-    """The test images of every split, preprocessed as the model wants them."""
-    sets = {}
-    for name, class_names in classes.items():
-        rows = select_classes(test, class_names).with_transform(EvalTransform(image_processor))
-        sets[name] = EvalSet(cache_pixels(rows) if cached else rows, class_names)
-    return sets
+def eval_sets(
+    test: Dataset, classes: dict[str, list[str]], image_processor, keep: Callable = Dataset.with_transform
+) -> dict[str, EvalSet]:
+    """The test images of every split, preprocessed as the model wants them; `keep` applies the transform."""
+    transform = EvalTransform(image_processor)
+    return {name: EvalSet(keep(select_classes(test, names), transform), names) for name, names in classes.items()}
+
+
+def _keeper(settings: Settings, built: Built, cached: bool) -> Callable:
+    """How transformed images are kept: as features on the disk, as pixels in memory, or not at all."""
+    if settings.views != 1 and not settings.cache_features:
+        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+
+    def features(rows: Dataset, transform, views: int = 1):
+        with built.model.disable_adapter() if built.recipe is None else nullcontext():
+            kept = cache_features(built.model, rows, transform, views=views, seed=settings.seed)
+        return feature_rows(kept, views)
+
+    def pixels(rows: Dataset, transform, views: int = 1):
+        rows = rows.with_transform(transform)
+        return cache_pixels(rows) if cached else rows
+
+    return features if settings.cache_features else pixels
+
+
+def _training_images(settings: Settings, images: Dataset, class_names: list[str]) -> Dataset:
+    """The shots of the classes to train on, relabelled 0, 1, ..."""
+    if settings.shots is not None:
+        images = few_shot(images, settings.shots, settings.seed, class_names=class_names)
+    return select_classes(images, class_names)
 
 
 def _recipe(settings: Settings, built: Built) -> Recipe | None:

@@ -31,13 +31,25 @@ class PeftModelForImageClassification(PeftModel):
 
     # ---- calls ------------------------------------------------------------------------------------------------
 
-    def forward(self, *args, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs):
+    def forward(
+        self,
+        *args,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        image_features: Tensor | None = None,
+        **kwargs,
+    ):
         """Classify images, or make the base model's own call.
 
-        On a dual encoder `model(pixel_values=..., labels=...)` gives an `ImageClassifierOutput` over the class names;
-        a call with `input_ids` is `CLIPModel`'s own, prompted. Other base models get their own call.
+        On a dual encoder `model(pixel_values=..., labels=...)` gives an `ImageClassifierOutput` over the class names,
+        and so does `model(image_features=..., labels=...)` where no visual prompt is learned; a call with `input_ids`
+        is `CLIPModel`'s own, prompted. Other base models get their own call.
         """
         tuner = self.base_model
+        if image_features is not None:
+            if args or pixel_values is not None or kwargs.get("input_ids") is not None:
+                raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")
+            return tuner.classify_features(image_features, labels)
         own_call = args or kwargs.get("input_ids") is not None or tuner.text_tower is None
         if not own_call and pixel_values is not None:
             tuner.link_towers()

@@ -65,8 +65,8 @@ def train(
     """Train the parameters of `model` that require gradients, in place.
 
     Args:
-        model: a PEFT model whose call takes `pixel_values` and `labels`.
-        train_set: rows with `pixel_values` and `labels`.
+        model: a PEFT model whose call takes `labels` and `pixel_values` or `image_features`.
+        train_set: rows with `labels` and `pixel_values` or `image_features`.
         recipe: how to train.
         output_dir: checkpoints go to `output_dir/checkpoints/<digest of the settings>`.
         eval_set: rows to measure the accuracy on after every epoch.

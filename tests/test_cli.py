@@ -7,9 +7,9 @@ import pytest
 from saved_models import COLOURS, save_colours, save_tiny_clip, save_tiny_vit
 from typer.testing import CliRunner
 
-from peft_vprompt import build, cli
+from peft_vprompt import build
 from peft_vprompt.build import METHODS
-from peft_vprompt.cli import app
+from peft_vprompt.cli import app, options
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.recipes import DEMO_CHANGES, RECIPES
 from peft_vprompt.version import __version__
@@ -150,12 +150,25 @@ def test_config_fields_can_be_set(clip_path, colours, tmp_path):
     assert (config["num_virtual_tokens"], config["class_token_position"]) == (3, "front")
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = ("--method", "coop", "--cache-features", "--views", views, *QUICK)
+    train(tmp_path / "a", clip_path, colours, *options)
+    assert len(list((tmp_path / "cache" / "vprompt-features").iterdir())) == 3
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["settings"]["cache_features"] and results["settings"]["views"] == views
+    assert results["steps"] == 4
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", "base", "--output", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["accuracy"]["base"] == results["accuracy"]["base"]
+
+
 @pytest.fixture
 def embedded(monkeypatch, clip_path, colours):
     """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(build, "demo_model_path", lambda: clip_path)
-    monkeypatch.setattr(cli, "demo_task", lambda split: data[split])
+    monkeypatch.setattr(options, "demo_task", lambda split: data[split])
 
 
 def test_demo(embedded, tmp_path):
@@ -198,6 +211,8 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
         (("--model", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--class-names", "/nowhere/names.txt"), "names.txt"),
         (("--method", "coop", "--set", "class_specific=true"), "class"),
+        (("--cache-features",), "do not cache features"),
+        (("--views", 2), "Received: views=2"),
     ],
 )
 def test_user_errors_are_one_line(more, match, clip_path, colours, tmp_path):

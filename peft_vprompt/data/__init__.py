@@ -1,5 +1,6 @@
 """Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
 
+from .features import RandomViews, cache_features, feature_rows
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, shorten, stratified_split
 from .sources import DataOptions, load_images, load_split, read_class_names
 from .transforms import EvalTransform, TrainTransform, cache_pixels
@@ -8,10 +9,13 @@ from .transforms import EvalTransform, TrainTransform, cache_pixels
 __all__ = [
     "DataOptions",
     "EvalTransform",
+    "RandomViews",
     "TrainTransform",
     "base_novel_split",
+    "cache_features",
     "cache_pixels",
     "class_counts",
+    "feature_rows",
     "few_shot",
     "load_images",
     "load_split",

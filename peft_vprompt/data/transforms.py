@@ -1,7 +1,7 @@
 """From images to `pixel_values`, without torchvision.
 
-Both transforms are made for `datasets.Dataset.with_transform`: they take a batch of rows with `image` (PIL) and
-`label` and give `pixel_values` [batch, 3, height, width] and `labels`. Sizes, means and standard deviations come from
+Both transforms are made for `datasets.Dataset.with_transform`: they take a batch of rows with `image` (PIL) and, if
+they are labelled, `label`, and give `pixel_values` [batch, 3, height, width] and `labels`. Sizes, means and standard deviations come from
 the model's own image processor. Randomness comes from torch's global generator, which `Trainer` seeds and restores.
 """
 
@@ -15,13 +15,19 @@ from PIL import Image
 class EvalTransform:
     """The model's own preprocessing: whatever its image processor does."""
 
+    random = False
+
     def __init__(self, image_processor):
         self.image_processor = image_processor
 
     def __call__(self, batch: dict) -> dict:
         images = [image.convert("RGB") for image in batch["image"]]
         pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": batch["label"]}
+        return {"pixel_values": pixel_values} | _labels(batch)
+
+    def settings(self) -> dict:
+        """What decides the pixels, for the key of a cache."""
+        return {"transform": "eval", "image_processor": self.image_processor.to_dict()}
 
 
 class TrainTransform:
@@ -37,6 +43,8 @@ class TrainTransform:
         ValueError: if `crop` is unknown or `scale` is not an increasing pair in (0, 1].
     """
 
+    random = True
+
     def __init__(self, image_processor, crop: str = "random_resized_crop", scale: tuple[float, float] = (0.08, 1.0)):
         crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop}
         if crop not in crops:
@@ -44,7 +52,7 @@ class TrainTransform:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
         self.image_processor = image_processor
-        self.crop = crops[crop]
+        self.crop_name, self.crop = crop, crops[crop]
         self.scale = scale
         self.size = image_size(image_processor)
 
@@ -52,7 +60,11 @@ class TrainTransform:
         images = [self._augment(image.convert("RGB")) for image in batch["image"]]
         # Already of the right size: a centre crop, where the processor does one, changes nothing.
         pixel_values = self.image_processor(images, do_resize=False, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": batch["label"]}
+        return {"pixel_values": pixel_values} | _labels(batch)
+
+    def settings(self) -> dict:
+        """What decides the pixels beside the random numbers, for the key of a cache."""
+        return {"transform": self.crop_name, "scale": self.scale, "image_processor": self.image_processor.to_dict()}
 
     def _augment(self, image: Image.Image) -> Image.Image:
         image = self.crop(image)
@@ -111,6 +123,11 @@ def cache_pixels(dataset: Dataset) -> list[dict]:
     12 bytes per pixel.
     """
     return list(dataset)
+
+
+def _labels(batch: dict) -> dict:
+    """The labels of a batch; an unlabelled one has none."""
+    return {"labels": batch["label"]} if "label" in batch else {}
 
 
 def _uniform(low: float, high: float) -> float:

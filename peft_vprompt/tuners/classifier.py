@@ -228,9 +228,38 @@ class ClassNameClassifier:
         Raises:
             ValueError: images with NaN, labels out of range (checked where the tensors are on the CPU).
         """
-        self._remember_classes()
         check_inputs(pixel_values, labels, len(self._classes().names))
-        image_features = self.encode_images(pixel_values, **kwargs)
+        return self._compare(self.encode_images(pixel_values, **kwargs), labels)
+
+    def classify_features(self, image_features: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """The same from L2-normalised image features [batch, dim], such as `data.cache_features` keeps.
+
+        Raises:
+            UnsupportedModelError: the image features depend on what is trained.
+            ValueError: features that are not finite or not of unit length, labels out of range (checked on the CPU).
+        """
+        self.require_fixed_images()
+        check_inputs(image_features, labels, len(self._classes().names), "image_features")
+        check_unit_length(image_features)
+        return self._compare(image_features.to(self.dual_encoder.module.logit_scale.dtype), labels)
+
+    def require_fixed_images(self) -> None:
+        """Make sure that nothing that is trained changes the image features.
+
+        Raises:
+            UnsupportedModelError: the active adapter has visual prompts, or the image encoder is trained.
+        """
+        self.dual_encoder  # noqa: B018 - raises without a text tower
+        vision = self.vision_tower
+        if vision.active_holder is not None or any(p.requires_grad for p in vision.base_layer.parameters()):
+            raise UnsupportedModelError(
+                "Expected image features that do not change in training. Received an adapter "
+                f"({self.active_config.peft_type.value}) that learns visual prompts, or an image encoder that is "
+                "trained. Pass pixel_values, and do not cache features."
+            )
+
+    def _compare(self, image_features: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
+        self._remember_classes()
         logits = self.dual_encoder.logits(image_features, self._text_features(image_features))
         at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = None if labels is None else F.cross_entropy(at_least_float32, labels)
@@ -247,12 +276,12 @@ def average(features: list[Tensor]) -> Tensor:
     return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(0), dim=-1)
 
 
-def check_inputs(pixel_values: Tensor, labels: Tensor | None, num_classes: int) -> None:
-    """Refuse NaN pixels and impossible labels while that costs no synchronisation with a device."""
+def check_inputs(inputs: Tensor, labels: Tensor | None, num_classes: int, name: str = "pixel_values") -> None:
+    """Refuse NaN inputs and impossible labels while that costs no synchronisation with a device."""
     if torch.compiler.is_compiling():
         return
-    if pixel_values.device.type == "cpu" and not bool(torch.isfinite(pixel_values).all()):
-        raise ValueError("Expected finite pixel_values. Received NaN or infinity; check the image preprocessing.")
+    if inputs.device.type == "cpu" and not bool(torch.isfinite(inputs).all()):
+        raise ValueError(f"Expected finite {name}. Received NaN or infinity; check the image preprocessing.")
     if labels is not None and labels.device.type == "cpu" and labels.numel():
         valid = labels[labels != -100]
         low, high = (int(valid.min()), int(valid.max())) if valid.numel() else (0, 0)
@@ -260,3 +289,15 @@ def check_inputs(pixel_values: Tensor, labels: Tensor | None, num_classes: int) 
             raise ValueError(
                 f"Expected labels from 0 to {num_classes - 1}, one per class name. Received labels from {low} to {high}."
             )
+
+
+def check_unit_length(features: Tensor) -> None:
+    """Refuse features that were not L2-normalised, as `check_inputs` refuses NaN."""
+    if torch.compiler.is_compiling() or features.device.type != "cpu":
+        return
+    lengths = features.float().norm(dim=-1)
+    if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
+        raise ValueError(
+            "Expected L2-normalised image_features, as encode_images gives. "
+            f"Received lengths from {float(lengths.min()):.3g} to {float(lengths.max()):.3g}."
+        )

@@ -1,0 +1,82 @@
+"""The application: what `vprompt` itself takes, and how errors and warnings are shown."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Annotated
+
+import datasets
+import transformers
+import typer
+from datasets.exceptions import DatasetsError
+from rich.console import Console
+from rich.markup import escape
+
+from ..version import __version__
+
+
+MEMORY_HINT = (
+    "On a CPU, page faults can take a large part of a training step. glibc keeps freed memory, and spares them, when "
+    "started with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=536870912` in the environment."
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Prompt learning for CLIP and ViT: train a few thousand parameters, keep the model frozen.\n\n"
+    "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
+)
+console = Console()
+_state = {"traceback": False}
+
+
+def command(function: Callable) -> Callable:
+    """Make a function a command; what the user can mend is one line and exit status 2, a bug keeps its traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, TypeError, OSError, DatasetsError) as error:
+            if _state["traceback"]:
+                raise
+            _say("[bold red]Error:[/]", str(error) or type(error).__name__)
+            raise typer.Exit(2) from error
+
+    return app.command()(wrapped)
+
+
+def _say(label: str, message: str) -> None:
+    """Print one line to the standard error."""
+    Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
+
+
+def say_saved(place) -> None:
+    """Say where the results are."""
+    console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    _say("[yellow]Warning:[/]", str(message))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vprompt {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+):
+    _state["traceback"] = traceback
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of other libraries: nothing a user can act on
+    warnings.showwarning = _show_warning
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,39 @@
+"""`vprompt convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..convert import LAYOUTS, convert_checkpoint
+from ..data import read_class_names
+from .app import command, console
+from .options import ClassNames, option, parse_values
+
+
+@command
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code, such as model.pth.tar-5.")],
+    output: Annotated[Path, option("Folder for the adapter.")],
+    method: Annotated[str, option(f"One of: {', '.join(LAYOUTS)}.")],
+    model: Annotated[str | None, option("Folder or Hub id of the base model; checks every shape.")] = None,
+    class_names: ClassNames = None,
+    config: Annotated[
+        list[str] | None,
+        option("What tensors cannot tell, as NAME=VALUE of the method's config. May be repeated.", "--set"),
+    ] = None,
+):
+    """Turn a checkpoint of the authors' code into an adapter.
+
+    **Examples**
+
+    - `vprompt convert output/model.pth.tar-5 --method maple --model openai/clip-vit-base-patch16
+      --class-names names.txt --output maple-adapter`
+    - `vprompt convert output/model.pth.tar-200 --method coop --set class_token_position=front --output coop-adapter`
+    """
+    names = read_class_names(class_names) if class_names else None
+    converted = convert_checkpoint(
+        checkpoint, method, output, base_model=model, class_names=names, **parse_values(config)
+    )
+    console.print(f"Saved a {type(converted).__name__} adapter in {escape(str(output))}.", soft_wrap=True)

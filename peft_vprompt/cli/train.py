@@ -1,0 +1,90 @@
+"""`vprompt train`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from ..build import get_method
+from ..data import DataOptions
+from ..experiment import Settings, run_experiment
+from ..reports import results_table
+from .app import command, console, say_saved
+from .options import MethodName, Model, Seed, Shots, option, parse_values, read_data, takes_data
+
+
+@command
+@takes_data()
+def train(
+    output: Annotated[Path, option("Folder for the adapter and results.json.")],
+    data: DataOptions | None,
+    method: MethodName = "maple",
+    model: Model = None,
+    shots: Shots = 16,
+    seed: Seed = 1,
+    base_novel: Annotated[
+        bool,
+        option(
+            "Train on the first half of the classes and test on both halves, or use all.", "--base-novel/--all-classes"
+        ),
+    ] = True,
+    epochs: Annotated[int | None, option("Passes over the shots.", panel="Recipe")] = None,
+    lr: Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")] = None,
+    batch_size: Annotated[int | None, option("Images per step.", panel="Recipe")] = None,
+    bf16: Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")] = False,
+    config: Annotated[
+        list[str] | None,
+        option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
+    ] = None,
+    watch: Annotated[bool, option("Test after every epoch.", "--watch")] = False,
+    cached: Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")] = False,
+    cache_features: Annotated[
+        bool,
+        option(
+            "Keep image features on the disk and train the text side alone (methods without visual prompts).",
+            "--cache-features",
+        ),
+    ] = False,
+    views: Annotated[int, option("Cached augmentations of every training image.")] = 1,
+    workers: Annotated[int, option("Processes that load images.")] = 0,
+):
+    """Train one method on your images and evaluate it.
+
+    The recipe is the authors' (SGD, cosine per epoch, first epoch as warm-up) unless you change it. Saves the
+    adapter and `results.json`. A run that was stopped goes on from its last epoch when started again in the same way.
+
+    **Examples**
+
+    - `vprompt train --output runs/a --model openai/clip-vit-base-patch16 --data path/to/folder --method maple`
+    - `vprompt train --output runs/b --model path/to/clip --data path/to/grocery.parquet --label-column classname
+      --split-column split --method coop --shots 16`
+    - `vprompt train --output runs/c --model google/vit-base-patch16-224-in21k --data path/to/folder --method vpt
+      --all-classes --shots 0`
+    - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
+    - `vprompt train --output runs/e --method coop --cache-features --views 8`
+    """
+    settings = Settings(
+        method=method,
+        model=model,
+        shots=shots or None,
+        seed=seed,
+        base_novel=base_novel,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        config=parse_values(config),
+        bf16=bf16,
+        cache_features=cache_features,
+        views=views,
+    )
+    get_method(method)
+    run = run_experiment(
+        settings,
+        read_data(data),
+        output,
+        data_description=asdict(data) if data else None,
+        cached=cached,
+        watch=watch,
+        workers=workers,
+    )
+    console.print(results_table([run]))
+    say_saved(output)
