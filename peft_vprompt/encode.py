@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def encode(
     prompts: Tensor | None,
     start: int,
     states: list[Tensor] | None = None,
+    readout: Readout | None = None,
     **kwargs,
 ) -> Tensor:
-    """Run the layers of `tower` over `hidden` [b, s, d].
+    """Run the layers of `tower` over `hidden` [b, s, d]: the last layer's output, or its rows that `readout` names.
 
     `prompts` [j, n, d] or [j, b, n, d] belong to the first j layers. Those of layer 0 stand in `hidden` already, at
     the rows `start ...`; each later layer's take the place of what the layer before made of them. After the last
@@ -53,10 +55,61 @@ def encode(
     for index, layer in enumerate(tower.layers):
         if 0 < index < num_prompted:
             hidden = replace(hidden, prompts[index], start)
+        if readout is not None and index == tower.num_layers - 1:
+            return readout(tower, layer, hidden)
         hidden = tower.run_layer(layer, hidden, **kwargs)
         if states is not None:
             states.append(hidden)
     return hidden
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The rows that are read out after the last layer; no other row needs a query or a feed-forward pass there.
+
+    In that layer these rows are readers of the keys and values of all rows.
+
+    Attributes:
+        rows: index of the rows, [r] or a slice.
+        pattern: makes the pattern by which they read from the keys and values of all rows.
+    """
+
+    rows: Tensor | slice
+    pattern: Callable[[Tensor, Tensor], Callable]
+
+    def __call__(self, tower: Tower, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """One layer's output [b, r, d] at the rows, from its input `hidden` [b, s, d]."""
+        pattern = self.pattern(*tower.keys_values(layer, hidden))
+        with without_checkpointing(layer):
+            return tower.run_layer(layer, hidden[:, self.rows], pattern=pattern)
+
+
+@contextmanager
+def without_checkpointing(layer: nn.Module):
+    """Keep what one layer computes in the block, also where gradient checkpointing would recompute it.
+
+    Reentrant checkpointing cannot see that the keys and values in a pattern carry gradients too.
+    """
+    wanted = getattr(layer, "gradient_checkpointing", False)
+    if wanted:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        if wanted:
+            layer.gradient_checkpointing = True
+
+
+def record(tower: Tower, hidden: Tensor, **kwargs) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [b, h, s, head size] of each layer over the plain tokens `hidden` [b, s, d], for readers.
+
+    Of the last layer nothing else is computed.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    *layers, last = tower.layers
+    for layer in layers:
+        hidden = tower.run_layer(layer, hidden, record=kept, **kwargs)
+    return [*kept, tower.keys_values(last, hidden)]
 
 
 def read(tower: Tower, prompts: Tensor, first_layer: int, patterns: Sequence[Callable], batch_size: int) -> Tensor:

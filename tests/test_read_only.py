@@ -80,7 +80,7 @@ def test_equal_to_the_masked_sequence(method, case, tokenizer_path):
 def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
     base = tiny_clip()
     with torch.no_grad():
-        expected = base.vision_model(images())
+        expected = base.vision_model(images(), output_hidden_states=True)
     model = read_only_model(CONFIGS[method][case](), tokenizer_path)
     seen = []
     for layer in model.base_model.vision_tower.tower.layers:
@@ -88,8 +88,11 @@ def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
     with torch.no_grad():
         model(pixel_values=images())
         own = model.get_base_model().vision_model(images())
-    plain = seen[VISION["num_hidden_layers"] - 1]
-    assert torch.equal(plain, expected.last_hidden_state)
+    # Of the last layer the readers need keys and values only: it never runs on the plain tokens.
+    plain = [output for output in seen[: VISION["num_hidden_layers"]] if output.shape[1] == expected[0].shape[1]]
+    assert len(plain) == VISION["num_hidden_layers"] - 1
+    for output, state in zip(plain, expected.hidden_states[1:], strict=False):
+        assert torch.equal(output, state)
     assert torch.equal(own.last_hidden_state, expected.last_hidden_state)
 
 
@@ -101,7 +104,7 @@ def test_plain_tokens_run_without_gradients(tokenizer_path):
             layer.register_forward_hook(lambda m, args, out: graphs.append((out.shape[1], out.requires_grad)))
     model(pixel_values=images(), labels=labels()).loss.backward()
     readers = {2, 2 * len(CLASS_NAMES)}
-    assert len(graphs) == 12
+    assert len(graphs) == 10  # the readers pass three layers of each tower, the plain tokens two
     assert all(needed == (rows in readers) for rows, needed in graphs)
 
 

@@ -43,10 +43,24 @@ class Tower(ABC):
     def attention(self, layer: nn.Module) -> nn.Module:
         """The attention module of one layer."""
 
+    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
+
+        A tower that knows its layers' projections computes nothing else.
+        """
+        record: list[tuple[Tensor, Tensor]] = []
+        self.run_layer(layer, hidden, record=record)
+        return record[0]
+
     def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
         """One layer on [b, s, d]; `kwargs` go to its attention function."""
         output = layer(hidden, None, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+
+def split_heads(projected: Tensor, head_size: int) -> Tensor:
+    """[b, s, h * head size] as [b, h, s, head size]."""
+    return projected.unflatten(-1, (-1, head_size)).transpose(1, 2)
 
 
 class VisionTower(Tower):
@@ -55,10 +69,12 @@ class VisionTower(Tower):
     Attributes:
         prompts_first: True where prompts stand right after the class token, False where they follow the patches.
         embed_options: further keyword arguments that `embed` understands.
+        readout_rows: the rows that `pool` needs of the last layer; None for all.
     """
 
     prompts_first: bool
     embed_options: tuple[str, ...] = ()
+    readout_rows: slice | None = None
 
     @property
     @abstractmethod
@@ -89,6 +105,10 @@ class VisionTower(Tower):
     @abstractmethod
     def finish(self, hidden: Tensor) -> BaseModelOutputWithPooling:
         """Final norm and pooling of [b, s, d]."""
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The image's feature [b, d] from what `readout_rows` leave of the last layer, [b, r, d]."""
+        return self.finish(hidden).pooler_output
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:

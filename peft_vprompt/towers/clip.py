@@ -10,25 +10,36 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..readout import cosines
-from .base import TextTower, VisionTower
+from .base import TextTower, Tower, VisionTower, split_heads
 
 
-class CLIPTextTower(TextTower):
-    """Causal text encoder of `CLIPModel`."""
+class CLIPTower(Tower):
+    """What both towers of `CLIPModel` have in common: their layers."""
 
     @property
     def layers(self) -> nn.ModuleList:
         """`CLIPEncoderLayer`s."""
         return self.module.encoder.layers
 
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`CLIPAttention`."""
+        return layer.self_attn
+
+    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """By `k_proj` and `v_proj` alone."""
+        attention, hidden = layer.self_attn, layer.layer_norm1(hidden)
+        return tuple(
+            split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
+        )
+
+
+class CLIPTextTower(CLIPTower, TextTower):
+    """Causal text encoder of `CLIPModel`."""
+
     @property
     def reference_weight(self) -> Tensor:
         """The token embedding."""
         return self.token_embedding.weight
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """`CLIPAttention`."""
-        return layer.self_attn
 
     @property
     def token_embedding(self) -> nn.Module:
@@ -51,24 +62,16 @@ class CLIPTextTower(TextTower):
         return self.module.final_layer_norm(hidden)
 
 
-class CLIPVisionTower(VisionTower):
+class CLIPVisionTower(CLIPTower, VisionTower):
     """Image encoder of `CLIPModel`: prompts follow the patches and pass `pre_layrnorm` with them."""
 
     prompts_first = False
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """`CLIPEncoderLayer`s."""
-        return self.module.encoder.layers
+    readout_rows = slice(0, 1)
 
     @property
     def reference_weight(self) -> Tensor:
         """The patch embedding."""
         return self.module.embeddings.patch_embedding.weight
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """`CLIPAttention`."""
-        return layer.self_attn
 
     @property
     def patch_size(self) -> int:

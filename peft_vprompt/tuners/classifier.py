@@ -216,9 +216,9 @@ class ClassNameClassifier:
         vision = self.vision_tower
         if vision.active_holder is not None and vision.active_holder.reads_only:
             return self.dual_encoder.image_features(vision.read(pixel_values, **kwargs))
-        output = vision(pixel_values, **kwargs)
         if self.text_tower is not None:
-            return self.dual_encoder.image_features(output.pooler_output)
+            return self.dual_encoder.image_features(vision.pooled(pixel_values, **kwargs))
+        output = vision(pixel_values, **kwargs)
         pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
         return F.normalize(pooled, dim=-1)
 

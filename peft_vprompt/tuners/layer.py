@@ -6,6 +6,8 @@ the base model (a pipeline, a contrastive loss) sees the prompts. Without an act
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .. import attention
 from ..attention import Causal, ReadAll, ReadTails
 from ..class_prompts import PackedPrompts
-from ..encode import attention_weights, encode, insert, read, replace
+from ..encode import Readout, attention_weights, encode, insert, read, record, replace
 from ..errors import PromptTooLongError
 from ..prompts import LinearCoupling, PromptHolder
 from ..text_cache import TextCache, autocast_dtype, fingerprint
@@ -67,8 +69,10 @@ class PromptedTower(nn.Module, BaseTunerLayer):
 
     @property
     def needs_patterns(self) -> bool:
-        """Whether any adapter here has prompts that not every token reads."""
-        return any(holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
+        """Whether any adapter here has prompts that not every token reads, or not every row is read out."""
+        return getattr(self.tower, "readout_rows", None) is not None or any(
+            holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values()
+        )
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off; off also gives the user's own attention implementation back."""
@@ -129,14 +133,30 @@ class PromptedVisionTower(PromptedTower):
         values; then the prompts run alone over the record.
         """
         tower, prompts, first = self.tower, self.prompts(pixel_values.shape[0]), self.active_holder.first_layer
-        hidden, record = self._embed(pixel_values, **kwargs), []
+        hidden = self._embed(pixel_values, **kwargs)
         with torch.no_grad():
-            encode(tower, tower.prepare(hidden), None, 0, record=record)
+            patterns = [ReadAll(key, value) for key, value in record(tower, tower.prepare(hidden))]
         readers = prompts.to(hidden.dtype)
         if first == 0:
             readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
-        patterns = [ReadAll(key, value) for key, value in record]
         return tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
+
+    def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """The pooled output of `forward` [b, d]; of the last layer only what is read out is computed."""
+        tower = self.tower
+        if self.disable_adapters or tower.readout_rows is None or kwargs.get("attention_mask") is not None:
+            return self(pixel_values, **kwargs).pooler_output
+        hidden, prompts, start = self._prompted(pixel_values, **kwargs)
+        return tower.pool(encode(tower, hidden, prompts, start, readout=Readout(tower.readout_rows, ReadAll)))
+
+    def _prompted(self, pixel_values: Tensor, **kwargs) -> tuple[Tensor, Tensor | None, int]:
+        """Input of the first layer, the prompts (None where none are read by others) and their first row."""
+        tower, hidden = self.tower, self._embed(pixel_values, **kwargs)
+        start = 1 if tower.prompts_first else hidden.shape[1]
+        if self.active_holder is None or self.active_holder.reads_only:
+            return tower.prepare(hidden), None, start
+        prompts = self.prompts(hidden.shape[0])
+        return tower.prepare(insert(hidden, prompts[0], start)), prompts, start
 
     def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
         """Image tokens, after checks."""
@@ -173,10 +193,10 @@ class PromptedVisionTower(PromptedTower):
                 "Expected no attention_mask: every image token and prompt is visible to every other. "
                 f"Received: attention_mask of shape {list(attention_mask.shape)}."
             )
-        tower, prompts = self.tower, self.prompts(pixel_values.shape[0])
-        hidden = self._embed(pixel_values, interpolate_pos_encoding, **kwargs)
-        start = 1 if tower.prompts_first else hidden.shape[1]
-        hidden = tower.prepare(insert(hidden, prompts[0], start))
+        tower = self.tower
+        hidden, prompts, start = self._prompted(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
         states = [] if output_hidden_states else None
         with attention_weights(tower, bool(output_attentions)) as weights:
             hidden = encode(tower, hidden, prompts, start, states)
@@ -217,8 +237,9 @@ class PromptedTextTower(PromptedTower):
         prompts = self.prompts(image_features)
         learned = None if prompts is None else prompts[0]
         hidden = packed.embed(tower.token_embedding, tower.position_embedding, learned)
-        hidden = encode(tower, hidden, prompts, start=1, pattern=packed.pattern)
-        features = tower.final_norm(hidden[:, packed.end_rows])
+        readout = Readout(packed.end_rows, functools.partial(ReadTails, packed.pattern))
+        hidden = encode(tower, hidden, prompts, start=1, readout=readout, pattern=packed.pattern)
+        features = tower.final_norm(hidden)
         return features if image_features is not None else features[0]
 
     def _read_packed(self, packed: PackedPrompts, holder: PromptHolder) -> Tensor:
@@ -236,10 +257,9 @@ class PromptedTextTower(PromptedTower):
         key = (id(packed), autocast_dtype(device), fingerprint(self.base_layer))
 
         def compute():
-            record, tower = [], self.tower
+            tower = self.tower
             hidden = packed.embed(tower.token_embedding, tower.position_embedding, None)
-            encode(tower, hidden, None, 0, pattern=packed.pattern, record=record)
-            return packed, record
+            return packed, record(tower, hidden, pattern=packed.pattern)
 
         return self.record_cache.get(key, compute)[1]
 

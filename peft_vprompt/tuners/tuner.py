@@ -180,7 +180,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             model.set_submodule(backbone.vision, vision)
         if text is not None:
             model.set_submodule(backbone.text, text)
-            text.install_attention(not text.disable_adapters)
+            for tower in (vision, text):
+                tower.install_attention(not tower.disable_adapters)
             take_labels(model.get_submodule(backbone.dual))
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
