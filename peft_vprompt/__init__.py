@@ -15,18 +15,29 @@ from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
 from .tuners.context_opt import ContextOptConfig, ContextOptModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.read_only import MRPOConfig, MRPOModel, ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.transfer import (
+    BiasTuningConfig,
+    BottleneckAdapterConfig,
+    FineTuningConfig,
+    MLPHeadConfig,
+    SideTuningConfig,
+)
 from .tuners.visual_prompt import VisualPromptConfig, VisualPromptModel
 from .version import __version__
 
 
 __all__ = [
     "AutoPeftModelForImageClassification",
+    "BiasTuningConfig",
+    "BottleneckAdapterConfig",
     "ClassHeadConfig",
     "ClassHeadModel",
     "CoCoOpConfig",
     "CoCoOpModel",
     "ContextOptConfig",
     "ContextOptModel",
+    "FineTuningConfig",
+    "MLPHeadConfig",
     "MRPOConfig",
     "MRPOModel",
     "MaPLeConfig",
@@ -35,6 +46,7 @@ __all__ = [
     "PromptConfig",
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
+    "SideTuningConfig",
     "TextEncoderConfig",
     "TextEncoderModel",
     "VisualPromptConfig",

@@ -31,6 +31,7 @@ from . import (
 )
 from .demo import demo_model_path
 from .recipes import RECIPES, Recipe
+from .transfer import TRANSFERS, Transfer, find_transfer
 
 
 class Depth(NamedTuple):
@@ -50,19 +51,21 @@ class Method:
 
     Attributes:
         title: the name as papers write it.
-        config: class of the PEFT config.
+        config: class of the PEFT config; None where `transfer` makes it.
         defaults: config values for a model of this depth; published depths are cut to the layers there are.
         recipe: the authors' training, None where nothing is trained.
         classifier_recipe: the same on a model with a classification head, None where that has no meaning.
         new_classes: whether what is learned on some classes can be used on others.
+        transfer: how an image classifier is configured; such methods make one of a dual encoder's image encoder.
     """
 
     title: str
-    config: type[PeftConfig]
+    config: type[PeftConfig] | None
     defaults: Callable[[Depth], dict]
     recipe: Recipe | None
     classifier_recipe: Recipe | None = None
     new_classes: bool = True
+    transfer: Transfer | None = None
 
 
 #: Every method by its name on the command line.
@@ -114,6 +117,22 @@ METHODS: dict[str, Method] = {
 }
 
 
+def _transfer_method(transfer: Transfer) -> Method:
+    """The row of a way to transfer classifiers: every one has the same recipe."""
+    return Method(
+        transfer.title,
+        None,
+        lambda depth: {},
+        recipe=None,
+        classifier_recipe=RECIPES["vpt-classifier"],
+        new_classes=False,
+        transfer=transfer,
+    )
+
+
+METHODS |= {name: _transfer_method(transfer) for name, transfer in TRANSFERS.items()}
+
+
 @dataclass
 class Built:
     """A PEFT model with what is needed to feed it."""
@@ -134,9 +153,11 @@ def get_method(name: str) -> Method:
     Raises:
         ValueError: if there is none of that name; the message lists them.
     """
-    if name not in METHODS:
-        raise ValueError(f"No method {name!r}. Choose one of: {', '.join(METHODS)}.")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    if transfer := find_transfer(name):  # mlp-k and partial-k for another k
+        return _transfer_method(transfer)
+    raise ValueError(f"No method {name!r}. Choose one of: {', '.join(METHODS)}.")
 
 
 def build_model(
@@ -156,8 +177,12 @@ def build_model(
         ValueError: if the method does not exist or does not fit the model, or an option is unknown.
     """
     row = get_method(method)
-    _check_options(row, options)
     set_seed(seed)
+    if row.transfer is not None:
+        base = load_base(model_name_or_path, class_names, classifier=True)
+        peft_model = get_peft_model(base, row.transfer.config(base, **options))
+        return Built(peft_model, _image_processor(base), row.classifier_recipe)
+    _check_options(row, options)
     base = load_base(model_name_or_path, class_names)
     dual = is_dual_encoder(base.config)
     if not dual and row.classifier_recipe is None:
@@ -170,8 +195,7 @@ def build_model(
     if dual:
         values |= {"class_names": list(class_names)}
     config = row.config(**values)
-    processor = AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
-    return Built(get_peft_model(base, config), processor, row.recipe if dual else row.classifier_recipe)
+    return Built(get_peft_model(base, config), _image_processor(base), row.recipe if dual else row.classifier_recipe)
 
 
 def load_adapter(
@@ -188,15 +212,23 @@ def load_adapter(
         class_names: classes of the head, for a base model with a classification head.
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
     """
+    config = PeftConfig.from_pretrained(str(adapter))
     if model_name_or_path is None and not embedded:
-        model_name_or_path = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    base = load_base(model_name_or_path, class_names)
-    processor = AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
-    return Built(PeftModel.from_pretrained(base, str(adapter)).eval(), processor, None)
+        model_name_or_path = config.base_model_name_or_path
+    classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
+    base = load_base(model_name_or_path, class_names, classifier)
+    return Built(PeftModel.from_pretrained(base, str(adapter)).eval(), _image_processor(base), None)
 
 
-def load_base(model_name_or_path: str | None, class_names: Sequence[str] | None = None) -> PreTrainedModel:
+def load_base(
+    model_name_or_path: str | None, class_names: Sequence[str] | None = None, classifier: bool = False
+) -> PreTrainedModel:
     """Load a dual encoder as it is, any other model as an image classifier with one output per class.
+
+    Args:
+        model_name_or_path: folder or Hub id; None for the embedded model.
+        class_names: classes of the head.
+        classifier: make an image classifier of a dual encoder, too: its image encoder with a new head.
 
     Raises:
         OSError: if there is no such folder and no such model on the Hub, or the Hub is out of reach.
@@ -206,7 +238,7 @@ def load_base(model_name_or_path: str | None, class_names: Sequence[str] | None 
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
-    if is_dual_encoder(config):
+    if is_dual_encoder(config) and not classifier:
         return AutoModelForZeroShotImageClassification.from_pretrained(path, dtype=torch.float32)
     names = dict(enumerate(class_names)) if class_names else config.id2label
     return AutoModelForImageClassification.from_pretrained(
@@ -221,6 +253,10 @@ def load_base(model_name_or_path: str | None, class_names: Sequence[str] | None 
 def is_dual_encoder(config) -> bool:
     """Whether a model compares images with texts."""
     return hasattr(config, "text_config") and hasattr(config, "vision_config")
+
+
+def _image_processor(base: PreTrainedModel):
+    return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
 
 
 def _check_options(method: Method, options: dict) -> None:

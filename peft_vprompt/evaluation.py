@@ -99,8 +99,9 @@ def set_class_names(model, class_names: Sequence[str]) -> None:
     Raises:
         ValueError: if the model has a classification head for other classes.
     """
-    config = model.get_base_model().config
-    if hasattr(config, "text_config"):
+    base = model.get_base_model()
+    config = base.config
+    if hasattr(base, "text_model"):
         model.set_class_names(list(class_names))
     elif list(config.id2label.values()) != list(class_names):
         raise ValueError(

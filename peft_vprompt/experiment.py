@@ -34,7 +34,7 @@ class Settings:
         shots: training images per class; None for all.
         seed: seed of the shots, of the prompts' first values and of the order of images.
         base_novel: train on the base classes and test on base and novel; else train and test on all.
-        epochs, learning_rate, batch_size: changes to the authors' recipe; None keeps it.
+        epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it.
         config: changes to the method's default config, by field.
         bf16: autocast to bfloat16 while training.
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
@@ -50,6 +50,7 @@ class Settings:
     epochs: int | None = None
     learning_rate: float | None = None
     batch_size: int | None = None
+    weight_decay: float | None = None
     config: dict = field(default_factory=dict)
     bf16: bool = False
     cache_features: bool = False
@@ -169,7 +170,10 @@ def _recipe(settings: Settings, built: Built) -> Recipe | None:
     if built.recipe is None:
         return None
     return built.recipe.override(
-        learning_rate=settings.learning_rate, batch_size=settings.batch_size, epochs=settings.epochs
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        weight_decay=settings.weight_decay,
     )
 
 

@@ -17,6 +17,9 @@ from .config import TASK_TYPE
 
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+
     from .config import PromptConfig
     from .tuners.tuner import PromptTuner
 
@@ -58,23 +61,33 @@ def extend_enum(enum_class: type[enum.Enum], name: str) -> None:
 
 
 def register(method: Method) -> None:
-    """Enter a method into PEFT's tables by PEFT's own function, replacing what an earlier import of us left there."""
-    extend_enum(PeftType, method.name.upper())
+    """Enter a method into PEFT's tables and ours."""
     extend_enum(TaskType, TASK_TYPE)
-    peft_type = PeftType(method.name.upper())
+    _tell_peft(method.name, method.config_class, method.model_class)
+    METHODS[method.name] = method
+
+
+#: What prompts are compared with: configs of ours that are no prompt learning, by their PEFT name.
+TRANSFER: dict[str, type[PeftConfig]] = {}
+
+
+def register_transfer(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
+    """Enter a method that is no prompt learning into PEFT's tables."""
+    _tell_peft(name, config_class, model_class)
+    TRANSFER[name] = config_class
+
+
+def _tell_peft(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
+    """Register by PEFT's own function, replacing what an earlier import of us left there."""
+    extend_enum(PeftType, name.upper())
+    peft_type = PeftType(name.upper())
     for table in (
         mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     ):
         table.pop(peft_type, None)
-    register_peft_method(
-        name=method.name,
-        config_cls=method.config_class,
-        model_cls=method.model_class,
-        prefix=method.model_class.prefix,
-    )
-    METHODS[method.name] = method
+    register_peft_method(name=name, config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
 
 
 def register_model_class(model_class: type) -> None:

@@ -199,7 +199,7 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (("--method", "lora"), "No method 'lora'"),
+        (("--method", "prefix"), "No method 'prefix'"),
         (("--label-column", "species"), "No column 'species'. The data has: image, colour"),
         (("--shots", 9), "fewer than 9 training images: blue (7)"),
         (("--set", "depth"), "--set takes NAME=VALUE"),
