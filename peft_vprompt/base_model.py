@@ -71,9 +71,30 @@ def declare_mean_loss(classifier: nn.Module) -> None:
         classifier.accepts_loss_kwargs = False
 
 
+def ask_for_feature(classifier: nn.Module) -> None:
+    """Let a classifier tell its prompted tower, by the keyword `for_head`, that a head reads the output.
+
+    transformers' classifiers hand unknown keywords on to the tower.
+    """
+    if add_for_head not in classifier._forward_pre_hooks.values():
+        classifier.register_forward_pre_hook(add_for_head, with_kwargs=True)
+
+
+def add_for_head(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The forward pre-hook of `ask_for_feature`."""
+    return args, kwargs | {"for_head": True}
+
+
+def remove_hooks(module: nn.Module) -> None:
+    """Undo `ask_for_feature`."""
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is add_for_head]:
+        del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+
+
 def restore_class(model: nn.Module) -> None:
     """Give the model, or the dual encoder inside it, its own class back, and classifiers their own loss handling."""
     for module in model.modules():
+        remove_hooks(module)
         if hasattr(type(module), "unlabelled_class"):
             module.__class__ = type(module).unlabelled_class
         elif type(module).__name__ in MEAN_LOSS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,28 +33,77 @@ def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
     return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
 
 
+class Place(Protocol):
+    """How prompts [n, d] or [b, n, d] meet the tokens [b, s, d]."""
+
+    def enter(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens that have met no prompt yet, with the first prompts."""
+
+    def renew(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens that carry prompts of an earlier layer, with the prompts of this one."""
+
+    def rows(self, num_prompts: int) -> slice:
+        """The rows that are prompts and nothing else."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts are rows of their own from row `start`; each layer's take the place of those before."""
+
+    start: int
+
+    def enter(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s + n, d]."""
+        return insert(hidden, prompts, self.start)
+
+    def renew(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s, d]."""
+        return replace(hidden, prompts, self.start)
+
+    def rows(self, num_prompts: int) -> slice:
+        """`start ...`."""
+        return slice(self.start, self.start + num_prompts)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Prompts are added to the tokens: one to each of them, or the same one to all."""
+
+    def enter(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s, d]."""
+        return hidden + expand(prompts, hidden)
+
+    renew = enter
+
+    def rows(self, num_prompts: int) -> slice:
+        """None."""
+        return slice(0, 0)
+
+
 def encode(
     tower: Tower,
     hidden: Tensor,
-    prompts: Tensor | None,
-    start: int,
+    prompts: Tensor | None = None,
+    place: Place | None = None,
+    first_layer: int = 0,
     states: list[Tensor] | None = None,
     readout: Readout | None = None,
     **kwargs,
 ) -> Tensor:
     """Run the layers of `tower` over `hidden` [b, s, d]: the last layer's output, or its rows that `readout` names.
 
-    `prompts` [j, n, d] or [j, b, n, d] belong to the first j layers. Those of layer 0 stand in `hidden` already, at
-    the rows `start ...`; each later layer's take the place of what the layer before made of them. After the last
-    prompted layer the prompts' states flow on like any other token's. `kwargs` reach the attention function;
-    `states`, if given, collects the input of the first and the output of every layer.
+    `prompts` [j, n, d] or [j, b, n, d] belong to the j layers from `first_layer` on. Those of layer 0 are in `hidden`
+    already; each other layer's come in, by `place`, in front of it. After the last prompted layer the prompts' states
+    flow on like any other token's. `kwargs` reach the attention function; `states`, if given, collects the input of
+    the first and the output of every layer.
     """
-    num_prompted = 0 if prompts is None else prompts.shape[0]
+    num_prompted = 0 if prompts is None else len(prompts)
     if states is not None:
         states.append(hidden)
     for index, layer in enumerate(tower.layers):
-        if 0 < index < num_prompted:
-            hidden = replace(hidden, prompts[index], start)
+        step = index - first_layer
+        if index > 0 and 0 <= step < num_prompted:
+            hidden = (place.renew if step else place.enter)(hidden, prompts[step])
         if readout is not None and index == tower.num_layers - 1:
             return readout(tower, layer, hidden)
         hidden = tower.run_layer(layer, hidden, **kwargs)

@@ -1,8 +1,9 @@
 """Prompt holders: the trainable tensors of one adapter on one tower, and the vectors they stand for.
 
 A holder is called with what its prompts depend on (`source`: the text prompts for a coupling, image features for a
-conditional context, None for free prompts) and gives prompts [j, n, d] or, where each image has its own,
-[j, b, n, d]: j = prompted layers, n = prompts, d = width, b = batch. All parameters are direct attributes, so that PEFT finds the adapter's name at the same place in each key.
+conditional context, the tower's view for pixels; free prompts look at none) and gives prompts [j, n, d] or, where each
+image has its own, [j, b, n, d]: j = prompted layers, n = prompts, d = width, b = batch. All parameters are direct
+attributes, so that PEFT finds the adapter's name at the same place in each key.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .encode import Place, Rows, Sum
 from .tokenization import encode_text
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .towers import TextTower
+    from .towers import TextTower, VisionTower
 
 
 #: Standard deviation of randomly initialised contexts and prompts in the CLIP methods (CoOp section 3, MaPLe).
@@ -35,16 +37,26 @@ class PromptHolder(nn.Module):
             token), "replace" (in place of the first tokens after it), or None where the place of the class name
             would have to be known.
         reads_only: the prompts read the plain tokens and nobody reads them.
-        first_layer: layer in front of which such readers start.
+        first_layer: layer in front of which the prompts come in.
+        pooling: what is read out of an image encoder, see `readout.pool`; "original" is the encoder's own way.
     """
 
     text_placement: str | None = None
     reads_only: bool = False
     first_layer: int = 0
+    pooling: str = "original"
 
-    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor:
-        """The prompts of each layer; see the module's docstring for shapes."""
+    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor | None:
+        """The prompts of each layer; see the module's docstring for shapes. None where images alone are changed."""
         raise TypeError(f"{type(self).__name__} must define forward")
+
+    def embed(self, tower: VisionTower, pixel_values: Tensor, **options) -> Tensor:
+        """Image tokens [b, s, d] that the prompts are to meet; `options` are those of `VisionTower.embed`."""
+        return tower.embed(pixel_values, **options)
+
+    def place(self, tower: VisionTower, length: int) -> Place:
+        """How the prompts meet `length` image tokens."""
+        return Rows(tower.num_prefix_tokens if tower.prompts_first else length)
 
 
 class TokenPrompts(PromptHolder):
@@ -154,11 +166,17 @@ class ConditionalContext(PromptHolder):
         return self.tokens[:, None] + shift[:, None]
 
 
+def vpt_bound(patch_size: int, size: int) -> float:
+    """VPT's prompts of `size` numbers start as U(-v, v) with this v (Xavier's for a patch embedding)."""
+    return math.sqrt(6 / (3 * patch_size**2 + size))
+
+
 class VisualPrompts(PromptHolder):
     """VPT's prompts: `tokens` [j, n, p], optionally projected from p to the tower's width, with dropout per image.
 
     Started as U(-v, v), v = sqrt(6 / (3 * patch size ** 2 + p)); the projection with kaiming_normal (fan out).
-    With `shared` all layers read one tensor. Source: KMnP/vpt `src/models/vit_prompt/vit.py`.
+    With `shared` all layers read one tensor; with `added` prompts are added to the tokens instead of standing beside
+    them. Source: KMnP/vpt `src/models/vit_prompt/vit.py`.
     """
 
     def __init__(
@@ -171,13 +189,14 @@ class VisualPrompts(PromptHolder):
         projection_dim: int | None = None,
         dropout: float = 0.0,
         shared: bool = False,
+        added: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ):
         super().__init__()
-        self.depth, self.dropout = depth, dropout
+        self.depth, self.dropout, self.added = depth, dropout, added
         size = projection_dim or width
-        bound = math.sqrt(6 / (3 * patch_size**2 + size))
+        bound = vpt_bound(patch_size, size)
         factory = {"dtype": dtype, "device": device}
         self.tokens = nn.Parameter(torch.empty(1 if shared else depth, num_tokens, size, **factory))
         nn.init.uniform_(self.tokens, -bound, bound)
@@ -196,3 +215,7 @@ class VisualPrompts(PromptHolder):
         if self.training and self.dropout and batch_size is not None:
             tokens = F.dropout(tokens[:, None].expand(-1, batch_size, -1, -1), self.dropout)
         return tokens
+
+    def place(self, tower: VisionTower, length: int) -> Place:
+        """Beside the tokens, or added to them."""
+        return Sum() if self.added else super().place(tower, length)

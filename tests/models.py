@@ -117,6 +117,14 @@ CONFIGS = {
         "two-layers": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, num_deep_layers=2, **kw),
         "shared": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, deep_shared=True, **kw),
         "projected": lambda **kw: VisualPromptConfig(num_virtual_tokens=3, deep=True, projection_dim=6, **kw),
+        "added": lambda **kw: VisualPromptConfig(location="add", pooling="img_pool", **kw),
+        "last-layers": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, deep=True, first_layer=1, **kw),
+        "pixels": lambda **kw: VisualPromptConfig(
+            num_virtual_tokens=2, location="prepend-pixel", pooling="prompt_pool", **kw
+        ),
+        "border": lambda **kw: VisualPromptConfig(num_virtual_tokens=2, location="pad", **kw),
+        "channels": lambda **kw: VisualPromptConfig(num_virtual_tokens=1, location="below", **kw),
+        "read-only": lambda **kw: VisualPromptConfig(num_virtual_tokens=3, read_only=True, **kw),
     },
     "context_opt": {
         "end": lambda **kw: ContextOptConfig(num_virtual_tokens=4, **kw),

@@ -21,14 +21,15 @@ from transformers import AutoConfig
 from ..config import require_choice
 from ..errors import AdapterMismatchError, ClassNamesError
 from ..registry import METHODS
-from ..towers import Backbone, find_backbone
+from ..towers import Backbone, find_backbone, view
 from .layouts import LAYOUTS, Layout
 
 
 #: Where the towers are when no base model is at hand to ask.
 DEFAULT_BACKBONES = {
-    True: Backbone(vision="vision_model", text="text_model", dual=""),
-    False: Backbone(vision="vit", head="classifier"),
+    "clip": Backbone(vision="vision_model", text="text_model", dual=""),
+    "vit": Backbone(vision="vit", head="classifier"),
+    "swin": Backbone(vision="swin", head="classifier"),
 }
 
 
@@ -47,13 +48,13 @@ def convert_checkpoint(
     Args:
         checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Files are read with
             `weights_only=True`. Half-precision tensors become float32.
-        method: "coop", "cocoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT).
+        method: "coop", "cocoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.
         class_names: names of the classes, in label order. Needed for class-specific contexts.
         config: what tensors cannot tell, by its config name: `class_token_position`, `prompt_init`,
-            `prompt_init_text`, `template`, `tokenizer_name_or_path`, ...
+            `prompt_init_text`, `template`, `tokenizer_name_or_path`, VPT's `location` and `pooling`, ...
 
     Returns:
         The adapter's config.
@@ -70,7 +71,13 @@ def convert_checkpoint(
     if isinstance(base_model, (str, os.PathLike)):
         base_model = load_base_model(str(base_model))
     peft_config = _build_config(layout, class_names, config)
-    backbone = DEFAULT_BACKBONES[method != "vpt"] if base_model is None else find_backbone(base_model)
+    backbone = DEFAULT_BACKBONES[layout.architecture] if base_model is None else find_backbone(base_model)
+    if layout.complete is not None:
+        if base_model is None:
+            raise AdapterMismatchError(
+                "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."
+            )
+        layout.tensors.update(layout.complete(view(base_model.get_submodule(backbone.vision))))
     weights = _name_tensors(layout, peft_config, backbone)
     if base_model is None:
         if backbone.head and ("head", "weight") not in layout.tensors:
@@ -116,6 +123,11 @@ def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict
         raise AdapterMismatchError(
             f"The checkpoint's tensors say {key}={layout.values[key]!r}. Received: {key}={value!r}. Leave it out."
         )
+    for key, allowed in layout.choices.items():
+        if given.get(key, allowed[0]) not in allowed:
+            raise AdapterMismatchError(
+                f"The checkpoint's tensors are those of {key} in {list(allowed)}. Received: {key}={given[key]!r}."
+            )
     values = (
         layout.fallbacks
         | layout.values

@@ -7,6 +7,7 @@ our holders by the tower ("text", "vision", "head") and their name there.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from ..config import PromptConfig
 from ..errors import AdapterMismatchError
+from ..towers import VisionTower
 from ..tuners.cocoop import CoCoOpConfig
 from ..tuners.context_opt import ContextOptConfig
 from ..tuners.maple import MaPLeConfig
 from ..tuners.read_only import ReadOnlyPromptConfig
 from ..tuners.visual_prompt import VisualPromptConfig
+from ..tuners.visual_prompt.config import STRIP_LOCATIONS, TOKEN_LOCATIONS
 
 
 State = dict[str, Tensor]
@@ -33,12 +36,18 @@ class Layout:
         values: config values read off the tensors.
         tensors: the adapter's tensors, by (place, name).
         fallbacks: config values that tensors make likely, unless they are given.
+        choices: config values that tensors leave open, and what they may be.
+        architecture: what the checkpoint belongs to: "clip", "vit" or "swin".
+        complete: tensors that are to be taken from the base model in part, made from the view of its image encoder.
     """
 
     config_class: type[PromptConfig]
     values: dict = field(default_factory=dict)
     tensors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     fallbacks: dict = field(default_factory=dict)
+    choices: dict[str, tuple] = field(default_factory=dict)
+    architecture: str = "clip"
+    complete: Callable[[VisionTower], dict[tuple[str, str], Tensor]] | None = None
 
 
 def require(state: State, key: str, method: str) -> Tensor:
@@ -157,12 +166,25 @@ def visual_prompts(state: State) -> list[Tensor]:
 
 
 def vpt(state: State) -> Layout:
-    """KMnP/vpt `src/models/vit_prompt/vit.py`: prompts, an optional projection, and the linear head."""
+    """KMnP/vpt `src/models/vit_prompt/`: prompts of any location on ViT, or tokens on Swin, and the linear head."""
+    if "enc.prompt_embeddings" in state:
+        layout = vpt_swin(state)
+    elif "enc.transformer.prompt_embeddings_tb" in state:
+        layout = vpt_border(state)
+    else:
+        prompts = require(state, "enc.transformer.prompt_embeddings", "vpt")
+        layout = (vpt_tokens if prompts.ndim == 3 else vpt_pixels)(state, prompts)
+    for name in ("weight", "bias"):
+        if (key := f"head.last_layer.{name}") in state:
+            layout.tensors["head", name] = state[key]
+    return layout
+
+
+def vpt_tokens(state: State, prompts: Tensor) -> Layout:
+    """Tokens [1, n, d] of the first layer, those of the others [j - 1, n, d], and an optional projection."""
     prefix = "enc.transformer."
-    layers = [require(state, f"{prefix}prompt_embeddings", "vpt")]
-    if (deep := state.get(f"{prefix}deep_prompt_embeddings")) is not None:
-        layers.append(deep)
-    tokens = torch.cat(layers)
+    deep = state.get(f"{prefix}deep_prompt_embeddings")
+    tokens = prompts if deep is None else torch.cat([prompts, deep])
     values = {"num_virtual_tokens": tokens.shape[1], "deep": deep is not None}
     if deep is not None:
         values["num_deep_layers"] = tokens.shape[0]
@@ -171,10 +193,50 @@ def vpt(state: State) -> Layout:
         values["projection_dim"] = tokens.shape[2]
         tensors["vision", "projection_weight"] = state[f"{prefix}prompt_proj.weight"]
         tensors["vision", "projection_bias"] = require(state, f"{prefix}prompt_proj.bias", "vpt")
-    for name in ("weight", "bias"):
-        if (key := f"head.last_layer.{name}") in state:
-            tensors["head", name] = state[key]
-    return Layout(VisualPromptConfig, values, tensors)
+    return Layout(VisualPromptConfig, values, tensors, choices={"location": TOKEN_LOCATIONS}, architecture="vit")
+
+
+def vpt_pixels(state: State, prompts: Tensor) -> Layout:
+    """A strip of patches [1, 3, P, n * P], or channels [1, n, H, W] with the patch embedding that takes them."""
+    prefix = "enc.transformer.embeddings.patch_embeddings."
+    weight, extra = state.get(f"{prefix}weight"), state.get(f"{prefix}weight.extra_channels")
+    tensors = {("vision", "pixels"): prompts}
+    if extra is None and (weight is None or weight.shape[1] == prompts.shape[1]):
+        values = {"num_virtual_tokens": prompts.shape[3] // prompts.shape[2]}
+        fallbacks, choices = {"location": STRIP_LOCATIONS[0]}, {"location": STRIP_LOCATIONS}
+        return Layout(VisualPromptConfig, values, tensors, fallbacks, choices, "vit")
+    layout = Layout(VisualPromptConfig, {"location": "below", "num_virtual_tokens": prompts.shape[1]}, tensors)
+    layout.architecture = "vit"
+    if extra is None:
+        tensors["vision", "patch_weight"] = weight
+        tensors["vision", "patch_bias"] = require(state, f"{prefix}bias", "vpt")
+    else:
+        layout.complete = lambda tower: {
+            ("vision", "patch_weight"): torch.cat([tower.patch_embedding.weight.float(), extra], dim=1),
+            ("vision", "patch_bias"): tower.patch_embedding.bias.float(),
+        }
+    return layout
+
+
+def vpt_border(state: State) -> Layout:
+    """A border of p pixels: left and right [1, 3, H, 2p], top and bottom [1, 3, 2p, W + 2p]."""
+    top_bottom = require(state, "enc.transformer.prompt_embeddings_tb", "vpt")
+    left_right = require(state, "enc.transformer.prompt_embeddings_lr", "vpt")
+    values = {"location": "pad", "num_virtual_tokens": left_right.shape[3] // 2}
+    tensors = {("vision", "left_right"): left_right, ("vision", "top_bottom"): top_bottom}
+    return Layout(VisualPromptConfig, values, tensors, architecture="vit")
+
+
+def vpt_swin(state: State) -> Layout:
+    """`swin_transformer.py`: tokens of the first block, and those of each stage's (other) blocks."""
+    first = require(state, "enc.prompt_embeddings", "vpt")
+    stages = numbered(state, "enc.deep_prompt_embeddings_{}")
+    values = {"num_virtual_tokens": first.shape[1], "deep": bool(stages), "location": "prepend"}
+    if stages:
+        stages = [torch.cat([first, stages[0]]), *stages[1:]]
+        values["num_deep_layers"] = sum(len(stage) for stage in stages)
+    tensors = {("vision", f"tokens_{index}"): tokens for index, tokens in enumerate(stages or [first])}
+    return Layout(VisualPromptConfig, values, tensors, architecture="swin")
 
 
 def refuse(state: State, keys: tuple[str, ...], method: str, right_method: str) -> None:

@@ -6,11 +6,15 @@ A view holds no state: it is made on the fly around the module it looks at. A ne
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..encode import Place, Readout, encode
 
 
 class Tower(ABC):
@@ -67,14 +71,19 @@ class VisionTower(Tower):
     """An image encoder.
 
     Attributes:
-        prompts_first: True where prompts stand right after the class token, False where they follow the patches.
+        num_prefix_tokens: rows in front of the patches (the class token).
+        prompts_first: True where prompts stand right after those, False where they follow the patches.
         embed_options: further keyword arguments that `embed` understands.
         readout_rows: the rows that `pool` needs of the last layer; None for all.
+        pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
     """
 
+    num_prefix_tokens: int = 1
     prompts_first: bool
     embed_options: tuple[str, ...] = ()
     readout_rows: slice | None = None
+    pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
+    pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
 
     @property
     @abstractmethod
@@ -94,9 +103,44 @@ class VisionTower(Tower):
         say); they are ignored.
         """
 
+    @property
+    def patch_embedding(self) -> nn.Module | None:
+        """The convolution that makes patches into tokens, for prompts that are pixels.
+
+        None where this view has no `embed_grid`; such prompts are refused there.
+        """
+        return None
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Class token and patches with positions [b, 1 + h * w, d], of embedded patches `grid` [b, d, h, w].
+
+        Positions are resized to the grid, see `resize_positions`. Needed where there is a `patch_embedding`.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_tokens(self) -> int:
+        """Class token and patches of an image of `image_size`."""
+        height, width = self.image_size
+        return self.num_prefix_tokens + (height // self.patch_size) * (width // self.patch_size)
+
     def prepare(self, hidden: Tensor) -> Tensor:
         """What happens between embedding (prompts included) and the first layer."""
         return hidden
+
+    def encode(
+        self,
+        hidden: Tensor,
+        prompts: Tensor | None,
+        place: Place | None,
+        first_layer: int = 0,
+        states: list[Tensor] | None = None,
+        readout: Readout | None = None,
+    ) -> Tensor:
+        """Let image tokens [b, s, d] and prompts run through the layers; see `encode.encode`."""
+        if prompts is not None and first_layer == 0:
+            hidden = place.enter(hidden, prompts[0])
+        return encode(self, self.prepare(hidden), prompts, place, first_layer, states, readout)
 
     @abstractmethod
     def class_vector(self) -> Tensor:
@@ -114,6 +158,10 @@ class VisionTower(Tower):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The norm that a token read out at the end goes through."""
 
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """The pooled output for a feature [b, d] that is read out in the place of the class token."""
+        return feature
+
     def check_image_size(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
         """Refuse images the position embeddings do not fit.
 
@@ -127,6 +175,19 @@ class VisionTower(Tower):
                 f"{list(pixel_values.shape)}. Resize them with the model's image processor, or pass "
                 "interpolate_pos_encoding=True."
             )
+
+
+def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Position embeddings [1, 1 + patches, d], those of the patches resized from the grid `original` to `size`.
+
+    Bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
+    (bicubic) is another thing.
+    """
+    if size == original:
+        return positions
+    grid = positions[:, 1:].unflatten(1, original).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 class TextTower(Tower):

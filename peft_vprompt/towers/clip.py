@@ -5,12 +5,14 @@ The same views serve transformers releases that keep a `CLIPTextTransformer` / `
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..readout import cosines
-from .base import TextTower, Tower, VisionTower, split_heads
+from .base import TextTower, Tower, VisionTower, resize_positions, split_heads
 
 
 class CLIPTower(Tower):
@@ -67,6 +69,7 @@ class CLIPVisionTower(CLIPTower, VisionTower):
 
     prompts_first = False
     readout_rows = slice(0, 1)
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     @property
     def reference_weight(self) -> Tensor:
@@ -86,6 +89,20 @@ class CLIPVisionTower(CLIPTower, VisionTower):
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
         """`[CLS, patches]` with positions."""
         return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
+
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """A convolution without bias."""
+        return self.module.embeddings.patch_embedding
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """`[CLS, patches]` with positions."""
+        embeddings = self.module.embeddings
+        original = tuple(edge // self.patch_size for edge in self.image_size)
+        positions = embeddings.position_embedding.weight.unsqueeze(0)
+        class_token = embeddings.class_embedding.expand(grid.shape[0], 1, -1)
+        tokens = torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)
+        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), original)
 
     def class_vector(self) -> Tensor:
         """`class_embedding`."""

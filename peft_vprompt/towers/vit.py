@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import VisionTower
+from .base import VisionTower, resize_positions
 
 
 class ViTTower(VisionTower):
@@ -59,6 +60,20 @@ class ViTTower(VisionTower):
             interpolate_pos_encoding=bool(interpolate_pos_encoding),
         )
 
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """`projection`."""
+        return self.module.embeddings.patch_embeddings.projection
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """`[CLS, patches]` with positions."""
+        embeddings = self.module.embeddings
+        original = tuple(edge // self.patch_size for edge in self.image_size)
+        positions = resize_positions(embeddings.position_embeddings, tuple(grid.shape[-2:]), original)
+        class_token = embeddings.cls_token.expand(grid.shape[0], -1, -1)
+        tokens = torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)
+        return embeddings.dropout(tokens + positions)
+
     def class_vector(self) -> Tensor:
         """`cls_token`."""
         return self.module.embeddings.cls_token.detach()[0, 0]
@@ -72,3 +87,7 @@ class ViTTower(VisionTower):
         hidden = self.final_norm(hidden)
         pooled = None if self.module.pooler is None else self.module.pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """The pooler, where the model has one."""
+        return feature if self.module.pooler is None else self.module.pooler(feature.unsqueeze(1))

@@ -213,10 +213,10 @@ class ClassNameClassifier:
 
         Without a text tower: of the pooled output, or of the class token where there is none.
         """
-        vision = self.vision_tower
-        if vision.active_holder is not None and vision.active_holder.reads_only:
+        vision, has_text = self.vision_tower, self.text_tower is not None
+        if has_text and vision.active_holder is not None and vision.active_holder.reads_only:
             return self.dual_encoder.image_features(vision.read(pixel_values, **kwargs))
-        if self.text_tower is not None:
+        if has_text:
             return self.dual_encoder.image_features(vision.pooled(pixel_values, **kwargs))
         output = vision(pixel_values, **kwargs)
         pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]

@@ -16,9 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .. import attention
 from ..attention import Causal, ReadAll, ReadTails
 from ..class_prompts import PackedPrompts
-from ..encode import Readout, attention_weights, encode, insert, read, record, replace
+from ..encode import Readout, Rows, attention_weights, encode, insert, read, record, replace
 from ..errors import PromptTooLongError
 from ..prompts import LinearCoupling, PromptHolder
+from ..readout import pool
 from ..text_cache import TextCache, autocast_dtype, fingerprint
 from ..towers import TextTower, Tower, VisionTower, view
 
@@ -124,46 +125,7 @@ class PromptedVisionTower(PromptedTower):
         if holder is None:
             return None
         coupled = isinstance(holder, LinearCoupling)
-        return holder(self.text_partner[0].prompts() if coupled else None, batch_size)
-
-    def read(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """What read-only prompts have read, after the final norm: [b, n, d].
-
-        The plain tokens run without gradients, exactly as in the frozen tower, and leave a record of their keys and
-        values; then the prompts run alone over the record.
-        """
-        tower, prompts, first = self.tower, self.prompts(pixel_values.shape[0]), self.active_holder.first_layer
-        hidden = self._embed(pixel_values, **kwargs)
-        with torch.no_grad():
-            patterns = [ReadAll(key, value) for key, value in record(tower, tower.prepare(hidden))]
-        readers = prompts.to(hidden.dtype)
-        if first == 0:
-            readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
-        return tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
-
-    def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """The pooled output of `forward` [b, d]; of the last layer only what is read out is computed."""
-        tower = self.tower
-        if self.disable_adapters or tower.readout_rows is None or kwargs.get("attention_mask") is not None:
-            return self(pixel_values, **kwargs).pooler_output
-        hidden, prompts, start = self._prompted(pixel_values, **kwargs)
-        return tower.pool(encode(tower, hidden, prompts, start, readout=Readout(tower.readout_rows, ReadAll)))
-
-    def _prompted(self, pixel_values: Tensor, **kwargs) -> tuple[Tensor, Tensor | None, int]:
-        """Input of the first layer, the prompts (None where none are read by others) and their first row."""
-        tower, hidden = self.tower, self._embed(pixel_values, **kwargs)
-        start = 1 if tower.prompts_first else hidden.shape[1]
-        if self.active_holder is None or self.active_holder.reads_only:
-            return tower.prepare(hidden), None, start
-        prompts = self.prompts(hidden.shape[0])
-        return tower.prepare(insert(hidden, prompts[0], start)), prompts, start
-
-    def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
-        """Image tokens, after checks."""
-        tower = self.tower
-        tower.check_image_size(pixel_values, interpolate_pos_encoding)
-        options = {name: kwargs[name] for name in tower.embed_options if kwargs.get(name) is not None}
-        return tower.embed(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **options)
+        return holder(self.text_partner[0].prompts() if coupled else self.tower, batch_size)
 
     def forward(
         self,
@@ -173,11 +135,16 @@ class PromptedVisionTower(PromptedTower):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         attention_mask: Tensor | None = None,
+        for_head: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The tower's own call. `last_hidden_state` keeps the prompts' rows: after the class token, or at the end.
 
-        Read-only prompts change nothing here: what they have read is asked for with `read`.
+        Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
+        `base_model.ask_for_feature`) then also puts the feature into both rows of a `last_hidden_state` [b, 2, d]: a
+        classification head reads it there, whether it takes the class token or the mean of the patches.
+
+        RPO's readers change nothing here: what they have read is asked for with `read`.
 
         Raises:
             ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
@@ -187,23 +154,88 @@ class PromptedVisionTower(PromptedTower):
             flags = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
             flags |= {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask}
-            return self.base_layer(pixel_values, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+            return self._plain(pixel_values, for_head, flags, **kwargs)
         if attention_mask is not None:
             raise ValueError(
                 "Expected no attention_mask: every image token and prompt is visible to every other. "
                 f"Received: attention_mask of shape {list(attention_mask.shape)}."
             )
-        tower = self.tower
-        hidden, prompts, start = self._prompted(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-        )
-        states = [] if output_hidden_states else None
+        tower, states = self.tower, [] if output_hidden_states else None
         with attention_weights(tower, bool(output_attentions)) as weights:
-            hidden = encode(tower, hidden, prompts, start, states)
+            hidden, rows = self._encode(
+                pixel_values, states, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
         output = tower.finish(hidden)
         output.hidden_states = None if states is None else tuple(states)
         output.attentions = tuple(weights) if output_attentions else None
+        if holder.pooling != "original":
+            feature = pool(tower.final_norm(hidden), holder.pooling, tower.num_prefix_tokens, rows)
+            self._put_feature(output, feature, for_head)
         return output if return_dict is not False else output.to_tuple()
+
+    def _encode(self, pixel_values: Tensor, states=None, readout=None, **embed_options) -> tuple[Tensor, slice]:
+        """Image tokens and prompts after the last layer [b, s, d], and which rows are prompts; see `encode.encode`."""
+        tower, holder, prompts = self.tower, self.active_holder, None
+        hidden = self._embed(pixel_values, **embed_options)
+        if holder is None or holder.reads_only:
+            return tower.encode(hidden, None, None, 0, states, readout), slice(0, 0)
+        prompts, place = self.prompts(hidden.shape[0]), holder.place(tower, hidden.shape[1])
+        rows = place.rows(0 if prompts is None else prompts[0].shape[-2])
+        return tower.encode(hidden, prompts, place, holder.first_layer, states, readout), rows
+
+    def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """Image tokens, after checks."""
+        tower, holder = self.tower, self.active_holder
+        tower.check_image_size(pixel_values, interpolate_pos_encoding)
+        options = {name: kwargs[name] for name in tower.embed_options if kwargs.get(name) is not None}
+        options["interpolate_pos_encoding"] = interpolate_pos_encoding
+        return tower.embed(pixel_values, **options) if holder is None else holder.embed(tower, pixel_values, **options)
+
+    def _put_feature(self, output: BaseModelOutputWithPooling, feature: Tensor, for_head: bool) -> None:
+        """Put a feature [b, d] of our own where callers of the tower read one."""
+        output.pooler_output = self.tower.pooled_output(feature)
+        if for_head:
+            output.last_hidden_state = torch.stack([feature, feature], dim=1)
+
+    def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """The pooled output of `forward` [b, d]; of the last layer only what is read out is computed."""
+        tower, holder = self.tower, self.active_holder
+        own_way = holder is not None and holder.pooling != "original"
+        whole = self.disable_adapters or own_way or tower.readout_rows is None
+        if whole or kwargs.get("attention_mask") is not None:
+            return self(pixel_values, **kwargs).pooler_output
+        readout = Readout(tower.readout_rows, ReadAll)
+        return tower.pool(self._encode(pixel_values, readout=readout, **kwargs)[0])
+
+    def read(self, pixel_values: Tensor, **embed_options) -> Tensor:
+        """What read-only prompts have read, after the final norm: [b, n, d].
+
+        The plain tokens run without gradients, exactly as in the frozen tower, and leave a record of their keys and
+        values; then the prompts run alone over the record.
+        """
+        tower, prompts, first = self.tower, self.prompts(pixel_values.shape[0]), self.active_holder.first_layer
+        with torch.no_grad():
+            hidden = tower.prepare(self._embed(pixel_values, **embed_options))
+            patterns = [ReadAll(key, value) for key, value in record(tower, hidden)]
+        readers = prompts.to(hidden.dtype)
+        if first == 0:
+            readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
+        return tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
+
+    def _plain(self, pixel_values: Tensor | None, for_head: bool, flags: dict, **kwargs):
+        """The wrapped tower's own output; where the active adapter's readers are to be read out, with their mean."""
+        holder = self.active_holder
+        flags = {name: value for name, value in flags.items() if value is not None}
+        if pixel_values is None or holder is None or holder.pooling == "original":
+            return self.base_layer(pixel_values, **flags, **kwargs)
+        as_tuple = flags.pop("return_dict", True) is False
+        more_than_feature = flags.get("output_hidden_states") or flags.get("output_attentions")
+        output = BaseModelOutputWithPooling()
+        if more_than_feature or not for_head:
+            output = self.base_layer(pixel_values, **flags, **kwargs)
+        options = {"interpolate_pos_encoding": flags.get("interpolate_pos_encoding")}
+        self._put_feature(output, self.read(pixel_values, **options, **kwargs).mean(dim=1), for_head)
+        return output.to_tuple() if as_tuple else output
 
 
 class PromptedTextTower(PromptedTower):
@@ -238,7 +270,7 @@ class PromptedTextTower(PromptedTower):
         learned = None if prompts is None else prompts[0]
         hidden = packed.embed(tower.token_embedding, tower.position_embedding, learned)
         readout = Readout(packed.end_rows, functools.partial(ReadTails, packed.pattern))
-        hidden = encode(tower, hidden, prompts, start=1, readout=readout, pattern=packed.pattern)
+        hidden = encode(tower, hidden, prompts, Rows(1), readout=readout, pattern=packed.pattern)
         features = tower.final_norm(hidden)
         return features if image_features is not None else features[0]
 
@@ -293,9 +325,8 @@ class PromptedTextTower(PromptedTower):
         hidden, positions, mask = self._embed(input_ids, position_ids, attention_mask, prompts[0], longest, holder)
         added = hidden.shape[1] - longest
         states = [] if output_hidden_states else None
-        hidden = encode(
-            self.tower, hidden + self.tower.position_embedding(positions), prompts, 1, states, pattern=mask
-        )
+        hidden = hidden + self.tower.position_embedding(positions)
+        hidden = encode(self.tower, hidden, prompts, Rows(1), states=states, pattern=mask)
         hidden = self.tower.final_norm(hidden)
         pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + added]
         output = BaseModelOutputWithPooling(

@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..base_model import declare_mean_loss, restore_class, take_labels
+from ..base_model import ask_for_feature, declare_mean_loss, restore_class, take_labels
 from ..config import PromptConfig
 from ..errors import UnsupportedModelError
 from ..prompts import PromptHolder
@@ -130,6 +130,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             text.add_prompts(method.prefix, adapter_name, text_holder)
         if vision_holder is not None:
             vision.add_prompts(method.prefix, adapter_name, vision_holder)
+            if backbone.head is not None and vision_holder.pooling != "original":
+                ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
         self.class_lists[adapter_name] = config.class_names and ClassList(list(config.class_names))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)

@@ -4,15 +4,21 @@ Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022, section 3.2 (shallow: equa
 Authors' code: KMnP/vpt `src/models/vit_prompt/vit.py`; on CLIP: muzairkhattak/multimodal-prompt-learning
 `trainers/vpt.py`.
 
-Deviation: a classification head starts from the base model's own (the authors start it anew).
+Locations: section 4.3 and the appendix; `src/models/vit_prompt/vit_ablations.py`.
+
+Deviations: a classification head starts from the base model's own (the authors start it anew), and so do the channels
+of the image in the patch embedding of 'below'. 'img_pool' is the mean over the patches at every location. On a CLIP,
+pixels are normalised with CLIP's mean and standard deviation. `first_layer` and `read_only` are not in the paper.
 """
 
 from __future__ import annotations
 
+from ...errors import UnsupportedModelError
+from ...pixel_prompts import PixelBorder, PixelChannels, PixelStrip
 from ...prompts import PromptHolder, TokenPrompts, VisualPrompts
 from ...towers import TextTower, VisionTower
 from ..tuner import PromptTuner
-from .config import VisualPromptConfig
+from .config import PIXEL_LOCATIONS, VisualPromptConfig
 
 
 class VisualPromptModel(PromptTuner):
@@ -23,31 +29,55 @@ class VisualPromptModel(PromptTuner):
 
     @classmethod
     def check(cls, config: VisualPromptConfig, vision: VisionTower, text: TextTower | None) -> None:
-        """Refuse more prompted layers than there are."""
-        if config.depth(vision.num_layers) > vision.num_layers:
+        """Refuse prompted layers that are not there, and pixels where the tower's patches cannot be made anew."""
+        last = config.first_layer + config.depth(vision.num_layers)
+        if config.first_layer >= vision.num_layers or last > vision.num_layers:
             raise ValueError(
-                f"Expected num_deep_layers <= {vision.num_layers}, the layers of the vision tower. "
-                f"Received: num_deep_layers={config.num_deep_layers}."
+                f"Expected first_layer + num_deep_layers <= {vision.num_layers}, the layers of the vision tower. "
+                f"Received: first_layer={config.first_layer}, num_deep_layers={config.num_deep_layers}."
+            )
+        if config.location in PIXEL_LOCATIONS and vision.patch_embedding is None:
+            raise UnsupportedModelError(
+                f"Prompts at location={config.location!r} are pixels, and {type(vision.module).__name__} does not embed "
+                "its patches by one convolution with position embeddings after it. Use location='prepend'."
             )
 
     @classmethod
     def vision_prompts(cls, config: VisualPromptConfig, tower: VisionTower, text: TextTower | None) -> PromptHolder:
-        """VPT's prompts; on a CLIP without projection or dropout, plain tokens with the CLIP methods' start."""
-        weight = tower.reference_weight
-        factory = {"dtype": weight.dtype, "device": weight.device}
-        depth, plain = (
-            config.depth(tower.num_layers),
-            not (config.projection_dim or config.prompt_dropout or config.deep_shared),
-        )
-        if text is not None and plain:
-            return TokenPrompts(depth, config.num_virtual_tokens, tower.width, **factory)
-        return VisualPrompts(
-            depth,
-            config.num_virtual_tokens,
-            tower.width,
-            patch_size=tower.patch_size,
-            projection_dim=config.projection_dim,
-            dropout=config.prompt_dropout,
-            shared=config.deep_shared,
-            **factory,
-        )
+        """The prompts at their location."""
+        build = pixel_prompts if config.location in PIXEL_LOCATIONS else token_prompts
+        holder = build(config, tower, text is not None)
+        holder.first_layer, holder.reads_only, holder.pooling = config.first_layer, config.read_only, config.readout
+        return holder
+
+
+def pixel_prompts(config: VisualPromptConfig, tower: VisionTower, on_clip: bool) -> PromptHolder:
+    """Patches, a border or channels of pixels."""
+    if config.location == "pad":
+        return PixelBorder(tower, config.num_virtual_tokens)
+    if config.location == "below":
+        return PixelChannels(tower, config.num_virtual_tokens)
+    start = config.location.removeprefix("prepend-pixel").removeprefix("-") or "uniform"
+    return PixelStrip(tower, config.num_virtual_tokens, start)
+
+
+def token_prompts(config: VisualPromptConfig, tower: VisionTower, on_clip: bool) -> PromptHolder:
+    """VPT's prompts; on a CLIP without projection or dropout, plain tokens with the CLIP methods' start."""
+    weight = tower.reference_weight
+    factory = {"dtype": weight.dtype, "device": weight.device}
+    depth = config.depth(tower.num_layers)
+    plain = not (config.projection_dim or config.prompt_dropout or config.deep_shared)
+    if on_clip and plain and config.location == "prepend":
+        return TokenPrompts(depth, config.num_virtual_tokens, tower.width, **factory)
+    count = {"prepend": config.num_virtual_tokens, "add": tower.num_tokens, "add-1": 1}[config.location]
+    return VisualPrompts(
+        depth,
+        count,
+        tower.width,
+        patch_size=tower.patch_size,
+        projection_dim=config.projection_dim,
+        dropout=config.prompt_dropout,
+        shared=config.deep_shared,
+        added=config.location != "prepend",
+        **factory,
+    )
