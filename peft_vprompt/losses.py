@@ -1,0 +1,324 @@
+"""Losses for classification with clean and with noisy labels.
+
+Every loss is a module that is called as `loss(logits, labels)`, or by `Trainer(compute_loss_func=loss)`, which hands
+over the model's output and the number of items to divide by. Shapes: n = samples, c = classes, p = softmax(logits).
+All are computed in float32 at least, also under autocast, and from log-probabilities, so that values and gradients
+are finite at p = 0 and at p = 1.
+
+Sources: CEWu/PTNL `trainers/loss.py` and the papers named at each loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class ClassificationLoss(nn.Module):
+    """What all losses share.
+
+    Args:
+        weight: weight of each class [c]; with it, "mean" divides by the sum of the weights of the labels.
+        ignore_index: label of samples that do not count.
+        reduction: "mean", "sum" or "none" ([n]).
+
+    Raises:
+        ValueError: a parameter out of range.
+    """
+
+    def __init__(self, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"):
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"Expected reduction to be one of {list(REDUCTIONS)}. Received: reduction={reduction!r}.")
+        if weight is not None:
+            weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
+            if weight.ndim != 1 or bool((weight < 0).any()):
+                raise ValueError(f"Expected one weight >= 0 for each class. Received: weight={weight.tolist()}.")
+        self.register_buffer("weight", weight, persistent=False)
+        self.ignore_index, self.reduction = ignore_index, reduction
+
+    def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The loss of `logits` [n, c].
+
+        Args:
+            logits: a tensor, or a model's output that has `logits`.
+            labels: class numbers [n], or a distribution over the classes for each sample [n, c].
+            num_items_in_batch: what "mean" divides by instead of the number of samples: `Trainer` gives that of all
+                accumulated batches.
+
+        Raises:
+            ValueError: shapes that do not fit, or labels out of range (checked where they are on the CPU).
+        """
+        logits = read_logits(logits)
+        self._check(logits, labels)
+        with torch.autocast(logits.device.type, enabled=False):
+            log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+            if labels.is_floating_point():
+                losses, total = self._soft(log_p, labels.to(log_p)), logits.shape[0]
+            else:
+                losses, total = self._hard(log_p, labels)
+            if self.reduction == "none":
+                return losses
+            if self.reduction == "sum":
+                return losses.sum()
+            return losses.sum() / (total if num_items_in_batch is None else num_items_in_batch)
+
+    def _hard(self, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        counted = labels != self.ignore_index
+        known = labels.masked_fill(~counted, 0).long()
+        weights = counted.to(log_p) if self.weight is None else self.weight.to(log_p)[known] * counted
+        losses = self.of_labels(log_p, known).masked_fill(~counted, 0.0) * weights
+        total = weights.sum()
+        return losses, torch.where(total > 0, total, 1.0)  # nothing that counts: zero, not 0 / 0
+
+    def _soft(self, log_p: Tensor, shares: Tensor) -> Tensor:
+        weights = torch.ones_like(shares) if self.weight is None else self.weight.to(log_p).expand_as(shares)
+        return self.of_shares(log_p, shares, weights)
+
+    def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each sample, [n], for the log-probabilities [n, c] and labels [n]."""
+        return self.of_log_p(log_p.gather(1, labels[:, None])[:, 0])
+
+    def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """The same for distributions over the labels [n, c]: the expected loss, with a weight for each class."""
+        losses = self.of_log_p(log_p).masked_fill(shares == 0, 0.0)  # a share of zero counts for nothing, even of inf
+        return (shares * weights * losses).sum(-1)
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """The loss as a function of the label's log-probability alone, for losses that are one."""
+        raise TypeError(f"{type(self).__name__} must define of_log_p, or of_labels and of_shares")
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        if logits.ndim != 2 or labels.shape not in (logits.shape, logits.shape[:1]):
+            raise ValueError(
+                "Expected logits [samples, classes] with labels [samples] or [samples, classes]. "
+                f"Received: logits {list(logits.shape)}, labels {list(labels.shape)}."
+            )
+        if labels.is_floating_point() != (labels.ndim == 2):
+            raise ValueError(
+                f"Expected class numbers [samples] or shares [samples, classes]. Received: {labels.dtype}."
+            )
+        if self.weight is not None and self.weight.shape[0] != logits.shape[1]:
+            raise ValueError(f"Expected {logits.shape[1]} class weights. Received: {self.weight.shape[0]}.")
+        if torch.compiler.is_compiling() or labels.device.type != "cpu":
+            return
+        if labels.ndim == 1:
+            bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= logits.shape[1]))
+            if bool(bad.any()):
+                raise ValueError(
+                    f"Expected labels from 0 to {logits.shape[1] - 1}, or ignore_index={self.ignore_index}. "
+                    f"Received: {sorted(set(labels[bad].tolist()))[:5]}."
+                )
+        elif bool((labels < 0).any()):
+            raise ValueError(f"Expected shares >= 0. Received: {float(labels.min())}.")
+
+
+def read_logits(output) -> Tensor:
+    """The logits of a model's output, or the tensor itself."""
+    if isinstance(output, Tensor):
+        return output
+    return output["logits"] if isinstance(output, dict) else output.logits
+
+
+class CrossEntropy(ClassificationLoss):
+    """-log p_y; with `label_smoothing` s, labels are (1 - s) one-hot + s / c."""
+
+    def __init__(self, label_smoothing: float = 0.0, **shared):
+        super().__init__(**shared)
+        self.label_smoothing = _between("label_smoothing", label_smoothing, 0, 1)
+
+    def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """`torch.nn.functional.cross_entropy`'s."""
+        return F.cross_entropy(log_p, labels, reduction="none", label_smoothing=self.label_smoothing)
+
+    def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """The smoothed shares' expected loss."""
+        shares = (1 - self.label_smoothing) * shares + self.label_smoothing / shares.shape[1]
+        return super().of_shares(log_p, shares, weights)
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """-log p."""
+        return -log_p
+
+
+class GeneralizedCrossEntropy(ClassificationLoss):
+    """(1 - p_y^q) / q: cross-entropy as q goes to 0, mean absolute error at q = 1 (Zhang and Sabuncu 2018).
+
+    Args:
+        q: in [0, 1]; the PTNL paper uses 0.7, the authors' code 0.5.
+        epsilon: added to p; the authors add 1e-6.
+    """
+
+    def __init__(self, q: float = 0.7, epsilon: float = 0.0, **shared):
+        super().__init__(**shared)
+        self.q = _between("q", q, 0, 1)
+        self.epsilon = _between("epsilon", epsilon, 0, 1)
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """-expm1(q log p) / q."""
+        if self.epsilon:
+            log_p = torch.logaddexp(log_p, log_p.new_tensor(math.log(self.epsilon)))
+        return -torch.expm1(self.q * log_p) / self.q if self.q else -log_p
+
+
+class Unhinged(ClassificationLoss):
+    """1 - p_y, half the mean absolute error of p to the one-hot label (van Rooyen et al. 2015; Ghosh et al. 2017)."""
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """-expm1(log p)."""
+        return -torch.expm1(log_p)
+
+
+class PHuberCrossEntropy(ClassificationLoss):
+    """Cross-entropy that is continued as a line where its slope exceeds `tau` (Menon et al. 2020).
+
+    -log p_y for p_y > 1 / tau, else -tau p_y + log(tau) + 1.
+    """
+
+    def __init__(self, tau: float = 10.0, **shared):
+        super().__init__(**shared)
+        self.tau = _above("tau", tau, 1)
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """The two pieces."""
+        line = -self.tau * log_p.exp() + math.log(self.tau) + 1
+        return torch.where(log_p <= -math.log(self.tau), line, -log_p)
+
+
+class PHuberGeneralizedCrossEntropy(ClassificationLoss):
+    """GCE that is continued as a line where its slope p_y^(q - 1) exceeds `tau` (Menon et al. 2020).
+
+    (1 - p_y^q) / q for p_y > t = tau^(1 / (q - 1)), else (1 - t^q) / q - tau (p_y - t).
+    """
+
+    def __init__(self, q: float = 0.7, tau: float = 10.0, **shared):
+        super().__init__(**shared)
+        self.q = _between("q", q, 0, 1)
+        if q in (0, 1):
+            raise ValueError(
+                f"Expected q strictly between 0 and 1. Received: q={q}. Use PHuberCrossEntropy or Unhinged."
+            )
+        self.tau = _above("tau", tau, 1)
+
+    def of_log_p(self, log_p: Tensor) -> Tensor:
+        """The two pieces."""
+        log_t = math.log(self.tau) / (self.q - 1)
+        line = -math.expm1(self.q * log_t) / self.q - self.tau * (log_p.exp() - math.exp(log_t))
+        return torch.where(log_p <= log_t, line, -torch.expm1(self.q * log_p) / self.q)
+
+
+class ReverseCrossEntropy(ClassificationLoss):
+    """-sum_k p_k log t_k, the cross-entropy of the label to the prediction (Wang et al. 2019).
+
+    Probabilities are kept above `min_p`, and labels t above `min_t` before the logarithm: log 0 stands for -9.21.
+    """
+
+    min_p, min_t = 1e-7, 1e-4
+
+    def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """9.21 times the probability of the other classes."""
+        others = log_p.exp().clamp(self.min_p, 1).scatter(1, labels[:, None], 0.0)
+        return -math.log(self.min_t) * others.sum(-1)
+
+    def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """The same for any distribution t; a sample's weight is its expected class weight."""
+        losses = -(log_p.exp().clamp(self.min_p, 1) * shares.clamp(self.min_t, 1).log()).sum(-1)
+        return losses * (shares * weights).sum(-1)
+
+
+class NormalizedCrossEntropy(ClassificationLoss):
+    """log p_y / sum_k log p_k: between 0 and 1 (Ma et al. 2020)."""
+
+    def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """Needs two classes: with one, it is 0 / 0."""
+        return self._normalise(log_p).gather(1, labels[:, None])[:, 0]
+
+    def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """The expected loss."""
+        return (shares * weights * self._normalise(log_p)).sum(-1)
+
+    @staticmethod
+    def _normalise(log_p: Tensor) -> Tensor:
+        if log_p.shape[1] < 2:
+            raise ValueError("Expected at least two classes for a normalised cross-entropy. Received: one.")
+        return log_p / log_p.sum(-1, keepdim=True)
+
+
+class WeightedSum(ClassificationLoss):
+    """alpha times one loss plus beta times another."""
+
+    def __init__(self, first: ClassificationLoss, second: ClassificationLoss, alpha: float, beta: float, **shared):
+        super().__init__(**shared)
+        self.first, self.second = first, second
+        self.alpha, self.beta = _above("alpha", alpha, 0, equal=True), _above("beta", beta, 0, equal=True)
+
+    def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """Both losses of each sample."""
+        return self.alpha * self.first.of_labels(log_p, labels) + self.beta * self.second.of_labels(log_p, labels)
+
+    def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        """Both losses of each distribution."""
+        first, second = (loss.of_shares(log_p, shares, weights) for loss in (self.first, self.second))
+        return self.alpha * first + self.beta * second
+
+
+class SymmetricCrossEntropy(WeightedSum):
+    """alpha CE + beta RCE (Wang et al. 2019)."""
+
+    def __init__(self, alpha: float = 0.1, beta: float = 1.0, **shared):
+        super().__init__(CrossEntropy(), ReverseCrossEntropy(), alpha, beta, **shared)
+
+
+class NCEandRCE(WeightedSum):
+    """alpha NCE + beta RCE, an active and a passive loss (Ma et al. 2020)."""
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, **shared):
+        super().__init__(NormalizedCrossEntropy(), ReverseCrossEntropy(), alpha, beta, **shared)
+
+
+#: Every loss by its name on the command line.
+LOSSES: dict[str, type[ClassificationLoss]] = {
+    "ce": CrossEntropy,
+    "gce": GeneralizedCrossEntropy,
+    "unhinged": Unhinged,
+    "phuber-ce": PHuberCrossEntropy,
+    "phuber-gce": PHuberGeneralizedCrossEntropy,
+    "rce": ReverseCrossEntropy,
+    "sce": SymmetricCrossEntropy,
+    "nce": NormalizedCrossEntropy,
+    "nce-rce": NCEandRCE,
+}
+
+
+def make_loss(name: str, **options) -> ClassificationLoss:
+    """The loss of this name.
+
+    Raises:
+        ValueError: an unknown name or option, or an option out of range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"No loss {name!r}. Choose one of: {', '.join(LOSSES)}.")
+    own = [option for option in inspect.signature(LOSSES[name]).parameters if option != "shared"]
+    allowed = [*dict.fromkeys([*own, *inspect.signature(ClassificationLoss).parameters])]
+    if unknown := [option for option in options if option not in allowed]:
+        raise ValueError(f"The loss {name} has no option {', '.join(unknown)}. It has: {', '.join(allowed)}.")
+    return LOSSES[name](**options)
+
+
+def _between(name: str, value: float, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"Expected {name} from {low} to {high}. Received: {name}={value!r}.")
+    return float(value)
+
+
+def _above(name: str, value: float, low: float, equal: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > low or (equal and value == low)):
+        raise ValueError(f"Expected {name} {'>=' if equal else '>'} {low}. Received: {name}={value!r}.")
+    return float(value)
