@@ -1,5 +1,6 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
+import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from .build import Built, build_model, get_method
+from .build import Built, Method, build_model, get_method
+from .config import require_int
 from .data import (
     EvalTransform,
     TrainTransform,
@@ -15,13 +17,16 @@ from .data import (
     cache_features,
     cache_pixels,
     feature_rows,
-    few_shot,
     select_classes,
 )
+from .ensemble import context_tokens, set_contexts
 from .evaluation import EvalSet, evaluate, set_class_names
+from .losses import make_loss
 from .recipes import Recipe
 from .reports import environment, write_json
+from .supervision import Supervision, labels_digest, training_images
 from .training import TrainResult, train
+from .tuners.context_opt import ContextOptConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Settings:
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
             without visual prompts can. The augmentation is then fixed.
         views: cached augmentations of every training image, one of which is drawn in each epoch.
+        loss: a name in `losses.LOSSES`; None for the model's own cross-entropy.
+        loss_options: parameters of the loss.
+        supervision: whose labels to train on.
+        ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
     """
 
     method: str
@@ -55,6 +64,10 @@ class Settings:
     bf16: bool = False
     cache_features: bool = False
     views: int = 1
+    loss: str | None = None
+    loss_options: dict = field(default_factory=dict)
+    supervision: Supervision = Supervision()
+    ensemble: int = 1
 
 
 def run_experiment(
@@ -88,45 +101,79 @@ def run_experiment(
             the model, the data or the recipe; all of it before training.
     """
     method = get_method(settings.method)
-    if settings.base_novel and not method.new_classes:
-        raise ValueError(
-            f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
-        )
-    names = data["train"].features["label"].names
+    _check(settings, method)
+    loss = make_loss(settings.loss, **settings.loss_options) if settings.loss else None
+    names = class_names_of(data)
     classes = split_classes(names, settings.base_novel)
     trained = next(iter(classes.values()))
-    built = build_model(settings.model, settings.method, trained, settings.seed, **settings.config)
+    config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+    built = build_model(settings.model, settings.method, trained, settings.seed, **config)
     for other in (*classes.values(), trained):
         set_class_names(built.model, other)  # what cannot be evaluated later is refused before training
-    recipe = _recipe(settings, built)
-    keep = _keeper(settings, built, cached)
+    recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
     test_sets = eval_sets(data["test"], classes, built.image_processor, keep)
-    result = None
-    if recipe is not None:
-        rows = _training_images(settings, data["train"], trained)
-        result = train(
-            built.model,
-            keep(rows, TrainTransform(built.image_processor, recipe.crop), settings.views),
-            recipe,
-            output,
-            next(iter(test_sets.values())).rows if watch else None,
-            epochs=recipe.epochs_for(settings.shots),
-            seed=settings.seed,
-            settings={"settings": asdict(settings), "data": data_description, "classes": trained, "cached": cached},
-            checkpoints=checkpoints,
-            progress=method.title,
-            bf16=settings.bf16,
-            workers=workers,
-        )
-    accuracy = evaluate(built.model, test_sets, zero_shot=recipe is None)
-    set_class_names(built.model, trained)
     facts = {
         "data": data_description,
         "classes": classes,
         "test_images": {name: len(test_set.rows) for name, test_set in test_sets.items()},
-        "accuracy": accuracy,
     }
-    return _save(settings, built, recipe, result, facts, Path(output))
+    results = []
+    if recipe is not None:
+        images, about_labels = training_images(
+            settings.supervision, data["train"], trained, settings.shots, settings.seed, built, settings.cache_features
+        )
+        facts |= about_labels
+        identity = {"data": data_description, "classes": trained, "cached": cached, "labels": labels_digest(images)}
+        options = {
+            "train_set": keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views),
+            "eval_set": next(iter(test_sets.values())).rows if watch else None,
+            "recipe": recipe,
+            "epochs": recipe.epochs_for(settings.shots),
+            "loss": loss,
+            "settings": {"settings": asdict(settings)} | identity,
+            "checkpoints": checkpoints,
+            "progress": method.title,
+            "bf16": settings.bf16,
+            "workers": workers,
+        }
+        results = _train_contexts(settings, built, Path(output), options)
+    facts["accuracy"] = evaluate(built.model, test_sets, zero_shot=recipe is None)
+    set_class_names(built.model, trained)
+    return _save(settings, built, recipe, results, facts, Path(output))
+
+
+def _check(settings: Settings, method: Method) -> None:
+    if settings.base_novel and not method.new_classes:
+        raise ValueError(
+            f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
+        )
+    if settings.base_novel and not settings.supervision.uses_labels:
+        raise ValueError("Without labels nobody knows which images are of the base classes: use all classes.")
+    require_int("ensemble", settings.ensemble, 1)
+    if settings.ensemble > 1 and method.config is not ContextOptConfig:
+        raise ValueError(
+            f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
+        )
+
+
+def class_names_of(data: DatasetDict) -> list[str]:
+    """The class names of the data; unlabelled training images have those of the test images."""
+    labelled = data["train"] if "label" in data["train"].column_names else data["test"]
+    return labelled.features["label"].names
+
+
+def _train_contexts(settings: Settings, built: Built, output: Path, options: dict) -> list[TrainResult]:
+    """Train the model; with an ensemble train contexts from several seeds one by one and join them in one adapter."""
+    if settings.ensemble == 1:
+        return [train(built.model, output_dir=output, seed=settings.seed, **options)]
+    results, contexts = [], []
+    for seed in range(settings.seed, settings.seed + settings.ensemble):
+        names = built.model.class_names
+        member = build_model(settings.model, settings.method, names, seed, **settings.config).model
+        results.append(train(member, output_dir=output / f"context-{seed}", seed=seed, **options))
+        contexts.append(context_tokens(member))
+    set_contexts(built.model, contexts)
+    return results
 
 
 def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
@@ -159,13 +206,6 @@ def _keeper(settings: Settings, built: Built, cached: bool) -> Callable:
     return features if settings.cache_features else pixels
 
 
-def _training_images(settings: Settings, images: Dataset, class_names: list[str]) -> Dataset:
-    """The shots of the classes to train on, relabelled 0, 1, ..."""
-    if settings.shots is not None:
-        images = few_shot(images, settings.shots, settings.seed, class_names=class_names)
-    return select_classes(images, class_names)
-
-
 def _recipe(settings: Settings, built: Built) -> Recipe | None:
     if built.recipe is None:
         return None
@@ -181,25 +221,25 @@ def _save(
     settings: Settings,
     built: Built,
     recipe: Recipe | None,
-    result: TrainResult | None,
+    results: list[TrainResult],
     facts: dict,
     output: Path,
 ) -> dict:
     adapter_bytes = None
-    if result is not None:
+    if results:
         built.model.save_pretrained(output)
         adapter_bytes = sum(file.stat().st_size for file in output.glob("*.safetensors"))
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
         "recipe": asdict(recipe) | {"epochs": recipe.epochs_for(settings.shots)} if recipe else None,
-        "trainable_parameters": built.trainable_parameters if result else 0,
+        "trainable_parameters": built.trainable_parameters if results else 0,
         "adapter_bytes": adapter_bytes,
-        "steps": result.steps if result else 0,
-        "seconds_per_step": result.seconds_per_step if result else None,
-        "train_seconds": result.train_seconds if result else None,
-        "resumed_step": result.resumed_step if result else 0,
-        "history": result.history if result else [],
+        "steps": sum(result.steps for result in results),
+        "seconds_per_step": statistics.median(result.seconds_per_step for result in results) if results else None,
+        "train_seconds": sum(result.train_seconds for result in results) if results else None,
+        "resumed_step": sum(result.resumed_step for result in results),
+        "history": [entry for result in results for entry in result.history],
         **facts,
         "environment": environment(),
     }

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def train(
     *,
     epochs: int,
     seed: int = 1,
+    loss: Callable | None = None,
     settings: dict | None = None,
     checkpoints: bool = True,
     progress: str | None = None,
@@ -72,6 +73,7 @@ def train(
         eval_set: rows to measure the accuracy on after every epoch.
         epochs: passes over `train_set`, see `Recipe.epochs_for`.
         seed: seed of the order of images and of the augmentation.
+        loss: what to minimise instead of the model's own loss, such as those in `losses`.
         settings: whatever else the run depends on (data, method). A run with the same recipe, epochs, seed and
             settings goes on from its last checkpoint; any other starts afresh beside it.
         checkpoints: whether to save one after every epoch (only the last is kept).
@@ -91,26 +93,9 @@ def train(
         )
     identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
     folder = checkpoint_folder(output_dir, identity)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=100,
-        num_train_epochs=epochs,
-        max_grad_norm=0.0,  # the authors do not clip; the Trainer would
-        seed=seed,
-        data_seed=seed,
-        bf16=bf16,
-        save_strategy="epoch" if checkpoints else "no",
-        save_total_limit=1,
-        eval_strategy="no" if eval_set is None else "epoch",
-        logging_strategy="epoch",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_drop_last=len(train_set) >= recipe.batch_size,  # full batches only, as the authors' loader
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+    arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
+    # Full batches only, as the authors' loader.
+    arguments.dataloader_drop_last = len(train_set) >= recipe.batch_size
     timer = StepTimer()
     trainer = RecipeTrainer(
         model=model,
@@ -119,6 +104,7 @@ def train(
         eval_dataset=eval_set,
         data_collator=default_data_collator,
         compute_metrics=compute_metrics,
+        compute_loss_func=loss,
         optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
         callbacks=[timer] + ([ProgressBar(progress)] if progress is not None else []),
     )
@@ -133,6 +119,30 @@ def train(
         train_seconds=time.perf_counter() - start,
         history=trainer.state.log_history,
         resumed_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+    )
+
+
+def _arguments(
+    recipe: Recipe, folder: Path, epochs: int, seed: int, checkpoints: bool, bf16: bool, workers: int, watch: bool
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=100,
+        num_train_epochs=epochs,
+        max_grad_norm=0.0,  # the authors do not clip; the Trainer would
+        seed=seed,
+        data_seed=seed,
+        bf16=bf16,
+        save_strategy="epoch" if checkpoints else "no",
+        save_total_limit=1,
+        eval_strategy="epoch" if watch else "no",
+        logging_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

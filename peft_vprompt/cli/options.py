@@ -12,8 +12,10 @@ import typer
 from datasets import DatasetDict
 
 from ..build import METHODS
-from ..data import DataOptions, load_images, read_class_names
+from ..data import DataOptions, load_images, load_unlabelled, read_class_names
 from ..demo import demo_task
+from ..losses import LOSSES
+from ..pseudo_labels import SELECTORS
 
 
 DATA_HELP = {field.name: field.metadata["help"] for field in fields(DataOptions)}
@@ -46,6 +48,18 @@ DATA_OPTIONS = {
     "clean_names": Annotated[bool, _data_option("clean_names", "--clean-names/--raw-names")],
     "test_fraction": Annotated[float, _data_option("test_fraction")],
 }
+LOSS_NAMES = ", ".join(LOSSES)
+Loss = Annotated[
+    str | None, option(f"One of: {LOSS_NAMES}. Default: the model's own cross-entropy.", panel="Noisy labels")
+]
+Q = Annotated[float | None, option("q of the loss gce or phuber-gce.", "--q", panel="Noisy labels")]
+LossOptions = Annotated[
+    list[str] | None,
+    option("Parameter of the loss, as NAME=VALUE. May be repeated.", "--loss-set", panel="Noisy labels"),
+]
+Selector = Annotated[
+    str, option(f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}.", panel="No labels")
+]
 Model = Annotated[str | None, option("Folder or Hub id of a CLIP or ViT; default: the embedded one.")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
@@ -95,11 +109,12 @@ def read_data_options(
     return None if data is None else DataOptions(data, **values)
 
 
-def read_data(options: DataOptions | None) -> DatasetDict:
-    """The images that the options name, or the embedded task."""
+def read_data(options: DataOptions | None, unlabelled: bool = False) -> DatasetDict:
+    """The images that the options name, or the embedded task; on demand without the labels of the training images."""
     if options is not None:
-        return load_images(options)
-    return DatasetDict({split: demo_task(split) for split in ("train", "test")})
+        return load_unlabelled(options) if unlabelled else load_images(options)
+    train = demo_task("train")
+    return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
 
 
 def parse_values(items: list[str] | None, flag: str = "--set") -> dict:
@@ -114,6 +129,11 @@ def parse_values(items: list[str] | None, flag: str = "--set") -> dict:
         except json.JSONDecodeError:
             config[name] = value
     return config
+
+
+def loss_options(q: float | None, items: list[str] | None) -> dict:
+    """Parameters of the loss."""
+    return ({} if q is None else {"q": q}) | parse_values(items, "--loss-set")
 
 
 def split_list(items: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from .features import RandomViews, cache_features, feature_rows
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, shorten, stratified_split
-from .sources import DataOptions, load_images, load_split, read_class_names
+from .sources import DataOptions, load_images, load_split, load_unlabelled, read_class_names
 from .transforms import EvalTransform, TrainTransform, cache_pixels
 
 
@@ -19,6 +19,7 @@ __all__ = [
     "few_shot",
     "load_images",
     "load_split",
+    "load_unlabelled",
     "read_class_names",
     "select_classes",
     "shorten",

@@ -78,6 +78,28 @@ def load_split(options: DataOptions, split: str) -> Dataset:
     return _label(splits, options)["test"] if "test" in splits else load_images(options)["test"]
 
 
+def load_unlabelled(options: DataOptions) -> DatasetDict:
+    """Read images to train on without their labels, and labelled images to test on.
+
+    The label column of the training split is not read, and need not be there, if there is a test split; without one
+    it serves to cut a test split off and is dropped.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_images`.
+    """
+    splits = _choose_splits(_read(options), options)
+    if "test" not in splits:
+        labelled = load_images(options)
+        return DatasetDict(train=labelled["train"].select_columns("image"), test=labelled["test"])
+    if "train" not in splits:
+        raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
+    test = _label({"test": splits["test"]}, options)["test"]
+    train = splits["train"]
+    _check_column(train, options.image_column)
+    train = train.select(np.flatnonzero(_where_mask(train, options.where)))
+    return DatasetDict(train=_image_column(train, options), test=test)
+
+
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Read class names in label order from a text file (one per line) or a JSON list of strings.
 
@@ -232,6 +254,10 @@ def _clean(name: str) -> str:
 
 
 def _two_columns(dataset: Dataset, labels: np.ndarray, names: list[str], options: DataOptions) -> Dataset:
+    return _image_column(dataset, options).add_column("label", labels, feature=ClassLabel(names=names))
+
+
+def _image_column(dataset: Dataset, options: DataOptions) -> Dataset:
     feature = dataset.features[options.image_column]
     encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
     if not (encoded or isinstance(feature, Image)):
@@ -239,5 +265,4 @@ def _two_columns(dataset: Dataset, labels: np.ndarray, names: list[str], options
     images = dataset.select_columns(options.image_column)
     if options.image_column != "image":
         images = images.rename_column(options.image_column, "image")
-    images = images.cast_column("image", Image(mode="RGB"))
-    return images.add_column("label", labels, feature=ClassLabel(names=names))
+    return images.cast_column("image", Image(mode="RGB"))

@@ -130,7 +130,8 @@ class ClassNameClassifier:
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
         """L2-normalised text features of the active adapter's classes.
 
-        [classes, dim]; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the
+        [classes, dim], for several contexts the mean of their features, whose cosines are the mean of the contexts'
+        cosines; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the
         images `pixel_values`. They are kept while nothing they depend on changes, unless a gradient has to flow
         through them.
 
@@ -177,7 +178,7 @@ class ClassNameClassifier:
             return self.zero_shot_features(classes, self.active_config)
         classes.packed = [packed.to(device) for packed in classes.packed]
         features = [self.dual_encoder.text_features(self.text_tower.encode_packed(p)) for p in classes.packed]
-        return average(features)
+        return self.method.combine(features)
 
     def _conditional_features(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
         """Class features of each image, [b, c, dim]: all images in one batch, or in bounded chunks if that is large."""

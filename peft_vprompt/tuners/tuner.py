@@ -24,7 +24,7 @@ from ..prompts import PromptHolder
 from ..text_cache import TextCache
 from ..tokenization import TokenSequence, template_sequences
 from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, find_backbone
-from .classifier import ClassList, ClassNameClassifier
+from .classifier import ClassList, ClassNameClassifier, average
 from .layer import PromptedTextTower, PromptedTower, PromptedVisionTower
 
 
@@ -80,6 +80,11 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
     ) -> list[list[TokenSequence]]:
         """The token sequences of all classes, one list per template."""
         return [template_sequences(tokenizer, names, template) for template in config.templates]
+
+    @classmethod
+    def combine(cls, features: list[Tensor]) -> Tensor:
+        """One feature per class from those of each list of token sequences: templates are an ensemble."""
+        return average(features)
 
     @classmethod
     def needs_tokenizer(cls, config: PromptConfig) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...config import ContextConfig, require_choice
+from ...config import ContextConfig, require_choice, require_int
 from ...errors import ClassNamesError
 
 
@@ -42,9 +42,23 @@ class ContextOptConfig(ContextConfig):
         },
     )
 
+    num_contexts: int = field(
+        default=1,
+        metadata={
+            "help": "Contexts side by side whose logits are averaged (UPL's ensemble); trained one by one and put in "
+            "by `ensemble.set_contexts`, or together on the averaged logits."
+        },
+    )
+
     def __post_init__(self):
         self.peft_type = PeftType.CONTEXT_OPT
         super().__post_init__()
+        require_int("num_contexts", self.num_contexts, 1)
+        if self.num_contexts > 1 and self.belongs_to_classes:
+            raise ValueError(
+                "Expected class_specific=False and tune='context' with several contexts, which move to any classes. "
+                f"Received: num_contexts={self.num_contexts}, class_specific={self.class_specific}, tune={self.tune!r}."
+            )
         require_choice("tune", self.tune, ("context", "class_name", "full"))
         if self.tune == "class_name":
             self.prompt_init, self.prompt_init_text = "text", self.prompt_init_text or "a photo of a"

@@ -4,12 +4,16 @@ Paper: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, 
 Authors' code: KaiyangZhou/CoOp `trainers/coop.py`.
 With `tune`: class-name tokens, alone or with the context. Paper: Wu et al., "Why Is Prompt Tuning for Vision-Language
 Models Robust to Noisy Labels?", ICCV 2023, section 3 (CLS Tuning, Full Prompt Tuning).
+With `num_contexts`: several contexts. Paper: Huang et al., "Unsupervised Prompt Learning for Vision-Language Models",
+2022, section 3.3.
 
 Deviation: contexts of single classes may start from words too (the authors ignore the words there).
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import ClassNamesError
@@ -45,18 +49,23 @@ class ContextOptModel(PromptTuner):
     def class_sequences(
         cls, config: ContextOptConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
-        """`[SOS] context name . [EOT]`, the name at the end, in the middle or in front."""
-        return [
-            context_sequences(
-                tokenizer,
-                names,
-                config.num_virtual_tokens,
-                config.words,
-                config.class_token_position,
-                config.class_specific,
-                config.learn,
-            )
-        ]
+        """`[SOS] context name . [EOT]`, the name at the end, in the middle or in front; one list per context."""
+        first = context_sequences(
+            tokenizer,
+            names,
+            config.num_virtual_tokens,
+            config.words,
+            config.class_token_position,
+            config.class_specific,
+            config.learn,
+        )
+        rows = [context * config.num_virtual_tokens for context in range(config.num_contexts)]
+        return [[[entry - row if entry < 0 else entry for entry in ids] for ids in first] for row in rows]
+
+    @classmethod
+    def combine(cls, features: list[Tensor]) -> Tensor:
+        """The mean over contexts, not normalised again: its cosines are the mean of theirs, as UPL averages logits."""
+        return features[0] if len(features) == 1 else torch.stack(features).mean(0)
 
     @classmethod
     def check_new_classes(cls, config: ContextOptConfig, names: list[str]) -> None:
@@ -76,9 +85,11 @@ def context(config: ContextOptConfig, tower: TextTower, tokenizer: PreTrainedTok
     if config.class_specific:
         holder = ClassPrompts(len(config.class_names), length, tower.width, **factory)
     else:
-        holder = TokenPrompts(1, length, tower.width, **factory)
+        holder = TokenPrompts(1, length * config.num_contexts, tower.width, **factory)
         # At the end position a context stands right after the start token, whatever the text is.
-        holder.text_placement = "insert" if config.class_token_position == "end" else None
+        one_at_end = config.class_token_position == "end" and config.num_contexts == 1
+        holder.text_placement = "insert" if one_at_end else None
     if tokenizer is not None and config.words is not None:
-        start_from_words(holder.tokens, tower, tokenizer, config.words)
+        contexts = holder.tokens.detach().view(-1, length, tower.width)  # shares the parameter's memory
+        start_from_words(contexts, tower, tokenizer, config.words)
     return holder

@@ -1,0 +1,143 @@
+"""Where the labels of a run come from: the data, the data with noise, or a zero-shot model that labels the images."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from .data import EvalTransform, cache_features, few_shot, select_classes
+from .noise import KINDS, NoisyLabels, add_noise, inject_false_positives
+from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
+
+
+if TYPE_CHECKING:
+    from .build import Built
+
+
+#: Noise by the injection of images of other classes, beside the kinds of `noise.KINDS`.
+FALSE_POSITIVE = "false-positive"
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Whose labels to train on.
+
+    Attributes:
+        noise: kind of label noise: one of `noise.KINDS`, or "false-positive"; None for the labels as they are.
+        noise_rate: share of wrong labels in every class.
+        unlabelled: how to choose among images labelled by zero-shot: one of `pseudo_labels.SELECTORS`; the number of
+            images per class is that of the shots. None trains on labels.
+        pseudo_labels: file of labels that `vprompt pseudo-label` made for the training images.
+
+    Raises:
+        ValueError: an unknown kind or selector, or noise on pseudo-labels, which are noisy already.
+    """
+
+    noise: str | None = None
+    noise_rate: float = 0.0
+    unlabelled: str | None = None
+    pseudo_labels: str | None = None
+
+    def __post_init__(self):
+        kinds = (*KINDS, FALSE_POSITIVE)
+        if self.noise is not None and self.noise not in kinds:
+            raise ValueError(f"Expected noise to be one of {list(kinds)}. Received: noise={self.noise!r}.")
+        if self.noise is None and self.noise_rate:
+            raise ValueError(f"A noise rate needs a kind of noise: {', '.join(kinds)}. Received: {self.noise_rate}.")
+        if self.unlabelled is not None and self.unlabelled not in SELECTORS:
+            raise ValueError(
+                f"Expected unlabelled to be one of {list(SELECTORS)}. Received: unlabelled={self.unlabelled!r}."
+            )
+        if sum(x is not None for x in (self.noise, self.unlabelled, self.pseudo_labels)) > 1:
+            raise ValueError(f"Labels come from one source: noise, zero-shot or a file. Received: {self}.")
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the true labels of the training images are read."""
+        return self.unlabelled is None and self.pseudo_labels is None
+
+
+def training_images(
+    supervision: Supervision,
+    images: Dataset,
+    class_names: list[str],
+    shots: int | None,
+    seed: int,
+    clip: Built,
+    cached: bool = False,
+) -> tuple[Dataset, dict]:
+    """The images to train on, with the labels to train with.
+
+    Args:
+        supervision: whose labels to take.
+        images: the training images; their column `label` is read only where labels are used.
+        class_names: classes to train on; labels become 0, 1, ... in their order.
+        shots: images per class; None for all.
+        seed: seed of the shots and of the noise.
+        clip: the model, which labels images without its adapter.
+        cached: keep the image features that zero-shot needs on the disk.
+
+    Returns:
+        Rows with `image` and `label`, and what is worth reporting about the labels.
+
+    Raises:
+        ValueError: classes that are too small, or what the kind of supervision refuses.
+    """
+    if not supervision.uses_labels:
+        chosen = _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached)
+        return chosen.label(images), {"pseudo_labels": {"source": chosen.source, "images": len(chosen)}}
+    if supervision.noise == FALSE_POSITIVE:
+        return _false_positives(supervision, images, class_names, shots, seed)
+    if shots is not None:
+        images = few_shot(images, shots, seed, class_names=class_names)
+    images = select_classes(images, class_names)
+    if supervision.noise is None or not supervision.noise_rate:
+        return images, {}
+    table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
+    images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
+    return images, _noise_facts(supervision, noise)
+
+
+def labels_digest(images: Dataset) -> str:
+    """Tells apart runs that differ in their labels alone."""
+    return hashlib.sha256(np.asarray(images["label"][:]).tobytes()).hexdigest()[:16]
+
+
+def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
+    if supervision.pseudo_labels is None:
+        table = _table(images, class_names, clip, cached)
+        return SELECTORS[supervision.unlabelled](table, class_names, shots, seed)
+    chosen = PseudoLabels.load(supervision.pseudo_labels)
+    if list(chosen.class_names) != list(class_names):
+        raise ValueError(
+            f"{supervision.pseudo_labels} labels {len(chosen.class_names)} other classes than the "
+            f"{len(class_names)} to train on ({chosen.class_names[0]}, ... against {class_names[0]}, ...)."
+        )
+    return chosen
+
+
+def _table(images: Dataset, class_names: list[str], clip: Built, cached: bool) -> np.ndarray:
+    images = images.select_columns("image")
+    if cached:
+        with clip.model.disable_adapter():
+            images = cache_features(clip.model, images, EvalTransform(clip.image_processor))
+    return zero_shot(clip, images, class_names)
+
+
+def _false_positives(supervision, images, class_names, shots, seed) -> tuple[Dataset, dict]:
+    if shots is None:
+        raise ValueError("Expected a number of shots with noise='false-positive'. Received: all images.")
+    images = select_classes(images, class_names)
+    num_false = round(supervision.noise_rate * shots)
+    chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
+    rows = images.select(chosen).remove_columns("label")
+    rows = rows.add_column("label", noise.labels, feature=ClassLabel(names=class_names))
+    return rows, _noise_facts(supervision, noise)
+
+
+def _noise_facts(supervision: Supervision, noise: NoisyLabels) -> dict:
+    return {"noise": asdict(supervision) | {"achieved_rate": noise.rate, "matrix": noise.matrix.tolist()}}
