@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 #: Classes of transformers that take `num_items_in_batch` and then return the mean over the batch all the same, so that
 #: four accumulation steps of one image would make a four times larger step than one of four.
-MEAN_LOSS = ("CLIPForImageClassification",)
+MEAN_LOSS = (
+    "BeitForImageClassification",
+    "CLIPForImageClassification",
+    "Data2VecVisionForImageClassification",
+    "MetaClip2ForImageClassification",
+    "Siglip2ForImageClassification",
+    "SiglipForImageClassification",
+)
 
 
 @functools.cache

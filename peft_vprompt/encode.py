@@ -28,6 +28,11 @@ def replace(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
     return torch.cat([hidden[:, :start], expand(prompts, hidden), hidden[:, start + prompts.shape[-2] :]], dim=1)
 
 
+def remove(hidden: Tensor, rows: slice) -> Tensor:
+    """`hidden` [b, s, d] without the n rows `rows`: [b, s - n, d]."""
+    return torch.cat([hidden[:, : rows.start], hidden[:, rows.stop :]], dim=1)
+
+
 def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
     """Prompts [n, d] or [b, n, d] for each item of the batch, in the dtype of `hidden`."""
     return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)

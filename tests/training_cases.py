@@ -1,4 +1,4 @@
-"""Every registered method on every kind of model that it trains, with a labelled data set: material for training tests.
+"""Every registered method on the models of `BACKBONES` that it trains, with a labelled data set: for training tests.
 
 A method cannot be left out: the cases are read from the registry, and one without an entry in `CONFIGS` is an error.
 """
@@ -53,17 +53,18 @@ class Case:
 
 def _backbones(method: str) -> list[str]:
     """The models with logits of their own that a method can be put on."""
-    return [*DUAL_ENCODERS] if METHODS[method].model_class.needs_text else [*DUAL_ENCODERS, *HEADS]
+    names = DUAL_ENCODERS if METHODS[method].model_class.needs_text else {**DUAL_ENCODERS, **HEADS}
+    return [name for name in names if name in BACKBONES]
 
 
-#: Every configuration of every method on every model it trains.
+#: Every configuration of every method on each of these models that it trains.
 CASES = [
     Case(backbone, method, variant)
     for method in METHODS
     for backbone in _backbones(method)
     for variant in CONFIGS[method]
 ]
-#: The first configuration of every method on every model it trains.
+#: The first configuration of every method on each of them.
 FIRST_CASES = [case for case in CASES if case.variant == next(iter(CONFIGS[case.method]))]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)

@@ -8,24 +8,72 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from .base import TextTower, Tower, VisionTower
+from .beit import BeitTower
 from .clip import CLIPDualEncoder, CLIPTextTower, CLIPVisionTower
-from .vit import ViTTower
+from .dino import DINOTower, DINOv3Tower
+from .mae import MAETower
+from .siglip import Siglip2VisionTower, SiglipVisionTower
+from .vit import DeiTTower, ViTTower
 
 
-#: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used.
+#: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used, and
+#: that a release of transformers may lack some. `...Transformer`: releases that keep the encoder one level deeper.
 TOWERS: dict[str, type[Tower]] = {
-    "CLIPTextModel": CLIPTextTower,
-    "CLIPTextTransformer": CLIPTextTower,
-    "CLIPVisionModel": CLIPVisionTower,
-    "CLIPVisionTransformer": CLIPVisionTower,
+    **dict.fromkeys(("CLIPTextModel", "CLIPTextTransformer"), CLIPTextTower),
+    **{
+        f"{model}Vision{kind}": CLIPVisionTower
+        for model in ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP")
+        for kind in ("Model", "Transformer")
+    },
+    **dict.fromkeys(("SiglipVisionModel", "SiglipVisionTransformer"), SiglipVisionTower),
+    **dict.fromkeys(("Siglip2VisionModel", "Siglip2VisionTransformer"), Siglip2VisionTower),
     "ViTModel": ViTTower,
+    "DeiTModel": DeiTTower,
+    "ViTMAEModel": MAETower,
+    **dict.fromkeys(("Dinov2Model", "Dinov2WithRegistersModel"), DINOTower),
+    "DINOv3ViTModel": DINOv3Tower,
+    **dict.fromkeys(("BeitModel", "Data2VecVisionModel"), BeitTower),
 }
 
 #: Class name of a model with two towers -> how the two meet.
 DUAL_ENCODERS: dict[str, type[CLIPDualEncoder]] = {"CLIPModel": CLIPDualEncoder}
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
-HEADS: dict[str, str] = {"ViTForImageClassification": "classifier", "CLIPForImageClassification": "classifier"}
+HEADS: dict[str, str] = dict.fromkeys(
+    (
+        "ViTForImageClassification",
+        "DeiTForImageClassification",
+        "Dinov2ForImageClassification",
+        "Dinov2WithRegistersForImageClassification",
+        "BeitForImageClassification",
+        "Data2VecVisionForImageClassification",
+        "CLIPForImageClassification",
+        "SiglipForImageClassification",
+        "Siglip2ForImageClassification",
+        "MetaClip2ForImageClassification",
+    ),
+    "classifier",
+)
+
+#: Image encoders by themselves, without a head.
+ENCODERS: tuple[str, ...] = (
+    "ViTModel",
+    "DeiTModel",
+    "ViTMAEModel",
+    "Dinov2Model",
+    "Dinov2WithRegistersModel",
+    "DINOv3ViTModel",
+    "BeitModel",
+    "Data2VecVisionModel",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "SiglipVisionModel",
+    "Siglip2VisionModel",
+    "MetaClip2VisionModel",
+    "MetaClip2VisionModelWithProjection",
+    "ChineseCLIPVisionModel",
+    "AltCLIPVisionModel",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +112,7 @@ def is_tower(module: nn.Module) -> bool:
 
 def supported_models() -> list[str]:
     """The model classes that can be prompted."""
-    return sorted([*DUAL_ENCODERS, *HEADS, "CLIPVisionModel", "CLIPVisionModelWithProjection", "ViTModel"])
+    return sorted([*DUAL_ENCODERS, *HEADS, *ENCODERS])
 
 
 def find_backbone(model: nn.Module) -> Backbone:

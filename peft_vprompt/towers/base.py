@@ -5,6 +5,7 @@ A view holds no state: it is made on the fly around the module it looks at. A ne
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -43,9 +44,9 @@ class Tower(ABC):
     def reference_weight(self) -> Tensor:
         """A weight whose dtype and device new prompts take."""
 
-    @abstractmethod
     def attention(self, layer: nn.Module) -> nn.Module:
-        """The attention module of one layer."""
+        """The attention module of one layer, whose second output are the weights."""
+        return layer.self_attn
 
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
@@ -71,37 +72,49 @@ class VisionTower(Tower):
     """An image encoder.
 
     Attributes:
-        num_prefix_tokens: rows in front of the patches (the class token).
+        num_prefix_tokens: rows in front of the patches (class token, distillation token, registers).
         prompts_first: True where prompts stand right after those, False where they follow the patches.
-        embed_options: further keyword arguments that `embed` understands.
+        keeps_prompts: whether the prompts' rows stay in `last_hidden_state`. Where they do not, the model's own
+            pooling and head see the rows they were made for, and no mean over patches contains a prompt.
+        fixed_size: whether images of another size need `interpolate_pos_encoding`.
+        embed_options: further keyword arguments that `embed` and `layer_options` understand.
         readout_rows: the rows that `pool` needs of the last layer; None for all.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
+        no_readers: why prompts cannot read this encoder without being read; None where they can.
     """
 
     num_prefix_tokens: int = 1
     prompts_first: bool
+    keeps_prompts: bool = False
+    fixed_size: bool = True
     embed_options: tuple[str, ...] = ()
     readout_rows: slice | None = None
     pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
     pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
+    no_readers: str | None = None
 
     @property
-    @abstractmethod
     def patch_size(self) -> int:
         """Edge of a patch in pixels."""
+        return pair(self.module.config.patch_size)[0]
 
     @property
-    @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """Height and width the position embeddings are made for."""
+        return pair(self.module.config.image_size)
 
     @abstractmethod
     def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """Class token and patches with positions, [b, 1 + patches, d].
+        """Special tokens (class, distillation, registers) and patches with positions, [b, s, d].
 
         A call of the model hands on keywords that are not for the embeddings (the Trainer's `num_items_in_batch`,
         say); they are ignored.
         """
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image of `image_size`."""
+        return tuple(edge // self.patch_size for edge in self.image_size)
 
     @property
     def patch_embedding(self) -> nn.Module | None:
@@ -119,10 +132,19 @@ class VisionTower(Tower):
         raise NotImplementedError
 
     @property
-    def num_tokens(self) -> int:
-        """Class token and patches of an image of `image_size`."""
-        height, width = self.image_size
-        return self.num_prefix_tokens + (height // self.patch_size) * (width // self.patch_size)
+    def num_tokens(self) -> int | None:
+        """Special tokens and patches of an image of `image_size`; None where images differ in shape."""
+        return self.num_prefix_tokens + math.prod(self.grid_size)
+
+    def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
+        """Keyword arguments that `run_layer` needs beside a layer's input: rotations, shapes, masks."""
+        return {}
+
+    def attach(self) -> None:
+        """Make the layers ready for rows that the model itself does not have. Does nothing the second time."""
+
+    def detach(self) -> None:
+        """Undo `attach`."""
 
     def prepare(self, hidden: Tensor) -> Tensor:
         """What happens between embedding (prompts included) and the first layer."""
@@ -136,19 +158,16 @@ class VisionTower(Tower):
         first_layer: int = 0,
         states: list[Tensor] | None = None,
         readout: Readout | None = None,
+        **layer_options,
     ) -> Tensor:
         """Let image tokens [b, s, d] and prompts run through the layers; see `encode.encode`."""
         if prompts is not None and first_layer == 0:
             hidden = place.enter(hidden, prompts[0])
-        return encode(self, self.prepare(hidden), prompts, place, first_layer, states, readout)
+        return encode(self, self.prepare(hidden), prompts, place, first_layer, states, readout, **layer_options)
 
     @abstractmethod
-    def class_vector(self) -> Tensor:
-        """The class token's embedding, [d], without its position."""
-
-    @abstractmethod
-    def finish(self, hidden: Tensor) -> BaseModelOutputWithPooling:
-        """Final norm and pooling of [b, s, d]."""
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Final norm and pooling of [b, s, d]; `kwargs` are the call's `embed_options`."""
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The image's feature [b, d] from what `readout_rows` leave of the last layer, [b, r, d]."""
@@ -169,7 +188,7 @@ class VisionTower(Tower):
             ValueError: names both sizes and the two remedies.
         """
         size = tuple(pixel_values.shape[-2:])
-        if size != self.image_size and not interpolate_pos_encoding:
+        if self.fixed_size and size != self.image_size and not interpolate_pos_encoding:
             raise ValueError(
                 f"Expected images of {self.image_size[0]}x{self.image_size[1]} pixels. Received: pixel_values of shape "
                 f"{list(pixel_values.shape)}. Resize them with the model's image processor, or pass "
@@ -177,17 +196,22 @@ class VisionTower(Tower):
             )
 
 
-def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """Position embeddings [1, 1 + patches, d], those of the patches resized from the grid `original` to `size`.
+def pair(size: int | Iterable[int]) -> tuple[int, int]:
+    """Height and width, also where a config gives one number for both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int], prefix: int = 1) -> Tensor:
+    """Position embeddings [1, prefix + patches, d], those of the patches resized from the grid `original` to `size`.
 
     Bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
     (bicubic) is another thing.
     """
     if size == original:
         return positions
-    grid = positions[:, 1:].unflatten(1, original).permute(0, 3, 1, 2)
+    grid = positions[:, prefix:].unflatten(1, original).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([positions[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 class TextTower(Tower):

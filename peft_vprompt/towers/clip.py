@@ -1,4 +1,4 @@
-"""CLIP: its text tower, its vision tower, and how the two meet.
+"""CLIP and models built like it (MetaCLIP 2, the image side of Chinese-CLIP and AltCLIP).
 
 The same views serve transformers releases that keep a `CLIPTextTransformer` / `CLIPVisionTransformer` inside.
 """
@@ -22,10 +22,6 @@ class CLIPTower(Tower):
     def layers(self) -> nn.ModuleList:
         """`CLIPEncoderLayer`s."""
         return self.module.encoder.layers
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """`CLIPAttention`."""
-        return layer.self_attn
 
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """By `k_proj` and `v_proj` alone."""
@@ -76,16 +72,6 @@ class CLIPVisionTower(CLIPTower, VisionTower):
         """The patch embedding."""
         return self.module.embeddings.patch_embedding.weight
 
-    @property
-    def patch_size(self) -> int:
-        """Edge of a patch in pixels."""
-        return self.module.config.patch_size
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Square images."""
-        return (self.module.config.image_size,) * 2
-
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
         """`[CLS, patches]` with positions."""
         return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
@@ -98,11 +84,10 @@ class CLIPVisionTower(CLIPTower, VisionTower):
     def embed_grid(self, grid: Tensor) -> Tensor:
         """`[CLS, patches]` with positions."""
         embeddings = self.module.embeddings
-        original = tuple(edge // self.patch_size for edge in self.image_size)
         positions = embeddings.position_embedding.weight.unsqueeze(0)
         class_token = embeddings.class_embedding.expand(grid.shape[0], 1, -1)
         tokens = torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)
-        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), original)
+        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size)
 
     def class_vector(self) -> Tensor:
         """`class_embedding`."""
@@ -116,7 +101,7 @@ class CLIPVisionTower(CLIPTower, VisionTower):
         """`post_layernorm`."""
         return self.module.post_layernorm(hidden)
 
-    def finish(self, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The class token through `post_layernorm`."""
         pooled = self.final_norm(hidden[:, 0, :])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)

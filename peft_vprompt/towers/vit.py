@@ -1,4 +1,4 @@
-"""ViT, bare (`ViTModel`) or inside a classifier."""
+"""ViT, bare (`ViTModel`) or inside a classifier, and the models built like it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .base import VisionTower, resize_positions
 
 
-class ViTTower(VisionTower):
-    """`ViTModel`: prompts stand between the class token and the patches, without positions."""
+class ViTLikeTower(VisionTower):
+    """A class token and patches, one stack of layers, a final norm: what ViT, DeiT, MAE, DINOv2 and BEiT share.
+
+    Prompts stand between the special tokens and the patches, without positions.
+    """
 
     prompts_first = True
     embed_options = ("bool_masked_pos",)
+    #: Names of the special tokens that have positions.
+    positioned: tuple[str, ...] = ("cls_token",)
 
     @property
     def layers(self) -> nn.ModuleList:
-        """`ViTLayer`s; older transformers releases keep them in an encoder module."""
+        """`...Layer`s; some models and older transformers releases keep them in an encoder module."""
         return self.module.layers if hasattr(self.module, "layers") else self.module.encoder.layer
 
     @property
@@ -26,25 +31,14 @@ class ViTTower(VisionTower):
         return self.module.embeddings.patch_embeddings.projection.weight
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """`ViTAttention`, whose second output are the weights."""
+        """The module whose second output are the weights."""
         attention = layer.attention
         return getattr(attention, "attention", attention)
 
     def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
-        """One `ViTLayer`; prompts leave every token visible to every other, so there is no mask to hand over."""
+        """One layer; prompts leave every token visible to every other, so there is no mask to hand over."""
         output = layer(hidden, **kwargs)
         return output[0] if isinstance(output, tuple) else output
-
-    @property
-    def patch_size(self) -> int:
-        """Edge of a patch in pixels."""
-        size = self.module.config.patch_size
-        return size if isinstance(size, int) else size[0]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width."""
-        return tuple(self.module.embeddings.patch_embeddings.image_size)
 
     def embed(
         self,
@@ -53,7 +47,7 @@ class ViTTower(VisionTower):
         bool_masked_pos: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """`[CLS, patches]` with positions."""
+        """`[CLS, ..., patches]` with positions."""
         return self.module.embeddings(
             pixel_values.to(self.reference_weight.dtype),
             bool_masked_pos=bool_masked_pos,
@@ -61,33 +55,47 @@ class ViTTower(VisionTower):
         )
 
     @property
-    def patch_embedding(self) -> nn.Module:
+    def patch_embedding(self) -> nn.Module | None:
         """`projection`."""
         return self.module.embeddings.patch_embeddings.projection
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """`[CLS, patches]` with positions."""
+        """`[CLS, ..., patches]` with positions."""
         embeddings = self.module.embeddings
-        original = tuple(edge // self.patch_size for edge in self.image_size)
-        positions = resize_positions(embeddings.position_embeddings, tuple(grid.shape[-2:]), original)
-        class_token = embeddings.cls_token.expand(grid.shape[0], -1, -1)
-        tokens = torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)
-        return embeddings.dropout(tokens + positions)
-
-    def class_vector(self) -> Tensor:
-        """`cls_token`."""
-        return self.module.embeddings.cls_token.detach()[0, 0]
+        special = [getattr(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
+        tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
+        size = tuple(grid.shape[-2:])
+        positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, len(special))
+        return getattr(embeddings, "dropout", nn.Identity())(tokens + positions)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """`layernorm`."""
         return self.module.layernorm(hidden)
 
-    def finish(self, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Final norm of all tokens, and the pooler where the model has one."""
         hidden = self.final_norm(hidden)
-        pooled = None if self.module.pooler is None else self.module.pooler(hidden)
+        pooled = None if self.pooler is None else self.pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def pooled_output(self, feature: Tensor) -> Tensor:
-        """The pooler, where the model has one."""
-        return feature if self.module.pooler is None else self.module.pooler(feature.unsqueeze(1))
+        """The pooler, where the model has one; it finds the feature whether it reads CLS or the mean of the patches."""
+        return feature if self.pooler is None else self.pooler(torch.stack([feature, feature], dim=1))
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """The module that gives the pooled output, if any."""
+        return getattr(self.module, "pooler", None)
+
+
+class ViTTower(ViTLikeTower):
+    """`ViTModel`. Its prompts stay in `last_hidden_state`, as in the code of VPT's authors; its head reads CLS."""
+
+    keeps_prompts = True
+
+
+class DeiTTower(ViTLikeTower):
+    """`DeiTModel`: `[CLS, distillation token, prompts, patches]`; its heads read the two special tokens."""
+
+    num_prefix_tokens = 2
+    positioned = ("cls_token", "distillation_token")

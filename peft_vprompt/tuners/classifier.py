@@ -220,7 +220,8 @@ class ClassNameClassifier:
         if has_text:
             return self.dual_encoder.image_features(vision.pooled(pixel_values, **kwargs))
         output = vision(pixel_values, **kwargs)
-        pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
+        pooled = getattr(output, "pooler_output", None)
+        pooled = output.last_hidden_state[:, 0] if pooled is None else pooled
         return F.normalize(pooled, dim=-1)
 
     def classify(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .. import attention
 from ..attention import Causal, ReadAll, ReadTails
 from ..class_prompts import PackedPrompts
-from ..encode import Readout, Rows, attention_weights, encode, insert, read, record, replace
+from ..encode import Readout, Rows, attention_weights, encode, insert, read, record, remove, replace
 from ..errors import PromptTooLongError
 from ..prompts import LinearCoupling, PromptHolder
 from ..readout import pool
@@ -114,6 +114,11 @@ class PromptedVisionTower(PromptedTower):
     #: The text tower whose prompts are mapped to visual ones. A tuple keeps it out of this module's own children.
     text_partner: tuple[PromptedTextTower, ...] = ()
 
+    def install_attention(self, wanted: bool) -> None:
+        """Also let the layers take more rows than the model itself has."""
+        super().install_attention(wanted)
+        (self.tower.attach if wanted else self.tower.detach)()
+
     @property
     def tower(self) -> VisionTower:
         """The view of the wrapped tower."""
@@ -138,7 +143,10 @@ class PromptedVisionTower(PromptedTower):
         for_head: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The tower's own call. `last_hidden_state` keeps the prompts' rows: after the class token, or at the end.
+        """The tower's own call.
+
+        `last_hidden_state` has the rows the model itself would give it, so that its pooling and whoever reads its
+        patches never meet a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
         `base_model.ask_for_feature`) then also puts the feature into both rows of a `last_hidden_state` [b, 2, d]: a
@@ -165,7 +173,7 @@ class PromptedVisionTower(PromptedTower):
             hidden, rows = self._encode(
                 pixel_values, states, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )
-        output = tower.finish(hidden)
+        output = tower.finish(hidden if tower.keeps_prompts else remove(hidden, rows), **self._options(kwargs))
         output.hidden_states = None if states is None else tuple(states)
         output.attentions = tuple(weights) if output_attentions else None
         if holder.pooling != "original":
@@ -177,18 +185,22 @@ class PromptedVisionTower(PromptedTower):
         """Image tokens and prompts after the last layer [b, s, d], and which rows are prompts; see `encode.encode`."""
         tower, holder, prompts = self.tower, self.active_holder, None
         hidden = self._embed(pixel_values, **embed_options)
+        layer_options = tower.layer_options(pixel_values, **self._options(embed_options))
         if holder is None or holder.reads_only:
-            return tower.encode(hidden, None, None, 0, states, readout), slice(0, 0)
+            return tower.encode(hidden, None, None, 0, states, readout, **layer_options), slice(0, 0)
         prompts, place = self.prompts(hidden.shape[0]), holder.place(tower, hidden.shape[1])
         rows = place.rows(0 if prompts is None else prompts[0].shape[-2])
-        return tower.encode(hidden, prompts, place, holder.first_layer, states, readout), rows
+        return tower.encode(hidden, prompts, place, holder.first_layer, states, readout, **layer_options), rows
+
+    def _options(self, kwargs: dict) -> dict:
+        """Those of a call's keyword arguments that the tower understands."""
+        return {name: kwargs[name] for name in self.tower.embed_options if kwargs.get(name) is not None}
 
     def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
         """Image tokens, after checks."""
         tower, holder = self.tower, self.active_holder
         tower.check_image_size(pixel_values, interpolate_pos_encoding)
-        options = {name: kwargs[name] for name in tower.embed_options if kwargs.get(name) is not None}
-        options["interpolate_pos_encoding"] = interpolate_pos_encoding
+        options = self._options(kwargs) | {"interpolate_pos_encoding": interpolate_pos_encoding}
         return tower.embed(pixel_values, **options) if holder is None else holder.embed(tower, pixel_values, **options)
 
     def _put_feature(self, output: BaseModelOutputWithPooling, feature: Tensor, for_head: bool) -> None:

@@ -41,6 +41,15 @@ class VisualPromptModel(PromptTuner):
                 f"Prompts at location={config.location!r} are pixels, and {type(vision.module).__name__} does not embed "
                 "its patches by one convolution with position embeddings after it. Use location='prepend'."
             )
+        if config.location == "add" and vision.num_tokens is None:
+            raise UnsupportedModelError(
+                f"location='add' learns one prompt for each token, and {type(vision.module).__name__} has a number of "
+                "them for each image. Use location='add-1' or 'prepend'."
+            )
+        if config.read_only and vision.no_readers:
+            raise UnsupportedModelError(
+                f"{type(vision.module).__name__} takes no read-only prompts: {vision.no_readers}. Use read_only=False."
+            )
 
     @classmethod
     def vision_prompts(cls, config: VisualPromptConfig, tower: VisionTower, text: TextTower | None) -> PromptHolder:

@@ -1,0 +1,108 @@
+"""SigLIP and SigLIP 2."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .base import VisionTower, resize_positions
+
+
+class SiglipVisionTower(VisionTower):
+    """Image encoder of `SiglipModel`: patches and no class token. Prompts follow the patches.
+
+    The pooling head, a learned query that reads all patches, does not read the prompts.
+    """
+
+    num_prefix_tokens = 0
+    prompts_first = False
+    pixel_mean, pixel_std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    no_readers = "its attention modules cannot be told who reads whom"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`SiglipEncoderLayer`s."""
+        return self.module.encoder.layers
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_embedding.weight
+
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """Patches with positions."""
+        return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
+
+    @property
+    def patch_embedding(self) -> nn.Module | None:
+        """A convolution."""
+        return self.module.embeddings.patch_embedding
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Patches with positions."""
+        positions = self.module.embeddings.position_embedding.weight.unsqueeze(0)
+        positions = resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, prefix=0)
+        return grid.flatten(2).transpose(1, 2) + positions
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`post_layernorm`."""
+        return self.module.post_layernorm(hidden)
+
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Final norm of all patches, and the pooling head where the model has one."""
+        hidden = self.final_norm(hidden)
+        pooled = self.module.head(hidden, *self.head_arguments(**kwargs)) if self.module.use_head else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """What the pooling head reads where it finds nothing but the feature."""
+        return self.module.head(feature.unsqueeze(1)) if self.module.use_head else feature
+
+    def head_arguments(self, **kwargs) -> tuple:
+        """What the pooling head reads beside the patches."""
+        return ()
+
+
+class Siglip2VisionTower(SiglipVisionTower):
+    """Image encoder of `Siglip2Model`: images of any shape as padded rows of patches; nobody reads the padding."""
+
+    fixed_size = False
+    patch_embedding = None  # patches are cut before the model sees them
+    num_tokens = None
+    embed_options = ("spatial_shapes", "pixel_attention_mask")
+
+    def embed(self, pixel_values: Tensor, spatial_shapes: Tensor | None = None, **kwargs) -> Tensor:
+        """Patches [b, s, 3 * patch size ** 2] with positions for the shape of each image, [b, 2] in patches.
+
+        Raises:
+            ValueError: there are no shapes.
+        """
+        if spatial_shapes is None:
+            raise ValueError(
+                "Expected spatial_shapes and pixel_attention_mask beside pixel_values, as Siglip2ImageProcessor gives "
+                "them. Received: spatial_shapes=None."
+            )
+        return self.module.embeddings(pixel_values, spatial_shapes)
+
+    def layer_options(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs) -> dict:
+        """The mask of the padding."""
+        return {"pixel_attention_mask": pixel_attention_mask}
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, pixel_attention_mask: Tensor | None = None) -> Tensor:
+        """One layer; nobody reads the padding, and everybody the prompts that follow it."""
+        mask = None
+        if pixel_attention_mask is not None:
+            prompts = hidden.shape[1] - pixel_attention_mask.shape[1]
+            mask = create_bidirectional_mask(
+                config=self.module.config,
+                inputs_embeds=hidden,
+                attention_mask=F.pad(pixel_attention_mask, (0, prompts), value=1),
+            )
+        return layer(hidden, mask)
+
+    def head_arguments(self, pixel_attention_mask: Tensor | None = None, **kwargs) -> tuple:
+        """The mask of the padding."""
+        return (pixel_attention_mask,)
