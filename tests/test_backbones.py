@@ -1,12 +1,15 @@
 """Every supported image encoder: prompts against a plain computation, and what each model has of its own."""
 
+import dataclasses
+
 import pytest
 import torch
 from backbones import VISION_MODELS, inputs, shake, tiny
-from models import labels
+from models import CONFIGS, labels
 from peft import PeftModel, get_peft_model
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
+from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.towers import HEADS, TOWERS
 
 
@@ -198,6 +201,45 @@ def test_gradient_checkpointing_changes_nothing(name):
         loss_of(name, model).backward()
         gradients.append(tokens(model).grad)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", CONFIGS["visual_prompt"])
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_every_kind_of_visual_prompt_learns_or_is_refused(name, variant):
+    # These models have two layers, where those of CONFIGS have three.
+    options = {"num_deep_layers": 1} if variant == "two-layers" else {}
+    config = dataclasses.replace(CONFIGS["visual_prompt"][variant](), **options)
+    base = tiny(name)
+    try:
+        model = get_peft_model(base, config).train()
+    except UnsupportedModelError as error:
+        assert type(encoder_of(base)).__name__ in str(error) and "Use " in str(error)
+        assert variant in ("added", "pixels", "border", "channels", "read-only")
+        assert str(base) == str(tiny(name))
+        return
+    loss = model(**inputs(name), labels=labels()).loss if name in HEADS else model.encode_images(**inputs(name)).sum()
+    loss.backward()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert learning and all(p.grad is not None and p.grad.isfinite().all() for p in learning)
+    assert any(p.grad.abs().sum() > 0 for p in learning)
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if not name.startswith("Siglip2")])
+def test_heads_find_a_feature_of_another_pooling(name):
+    model = get_peft_model(tiny(name), VisualPromptConfig(**SHALLOW, pooling="img_pool")).eval()
+    tower = model.base_model.vision_tower.tower
+    with torch.no_grad():
+        output = model(**inputs(name), output_hidden_states=True)
+        first = 1 if name.startswith(("CLIP", "MetaClip2")) else tower.num_prefix_tokens
+        last = tower.final_norm(output.hidden_states[-1])
+        patches = last[:, first : first + 16] if name.startswith(CLIP_LIKE) else last[:, first + 3 :]
+        feature = patches.mean(dim=1)
+        if name.startswith("Dinov2"):
+            feature = torch.cat([feature, feature], dim=-1)
+        if name.startswith(("Beit", "Data2Vec")):
+            feature = tower.pooled_output(feature)
+        head = model.get_base_model().classifier
+        torch.testing.assert_close(output.logits, head(feature), atol=1e-5, rtol=1e-5)
 
 
 # ---- what single models have of their own --------------------------------------------------------------------------

@@ -146,6 +146,11 @@ class VisionTower(Tower):
     def detach(self) -> None:
         """Undo `attach`."""
 
+    @property
+    def num_head_rows(self) -> int | None:
+        """Rows in which a classification head finds its class token and one patch; None: as many as it always has."""
+        return self.num_prefix_tokens + 1
+
     def prepare(self, hidden: Tensor) -> Tensor:
         """What happens between embedding (prompts included) and the first layer."""
         return hidden

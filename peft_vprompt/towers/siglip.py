@@ -71,7 +71,7 @@ class Siglip2VisionTower(SiglipVisionTower):
 
     fixed_size = False
     patch_embedding = None  # patches are cut before the model sees them
-    num_tokens = None
+    num_tokens = num_head_rows = None  # an image has as many rows as its mask
     embed_options = ("spatial_shapes", "pixel_attention_mask")
 
     def embed(self, pixel_values: Tensor, spatial_shapes: Tensor | None = None, **kwargs) -> Tensor:

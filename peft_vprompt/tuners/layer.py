@@ -149,7 +149,7 @@ class PromptedVisionTower(PromptedTower):
         patches never meet a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
-        `base_model.ask_for_feature`) then also puts the feature into both rows of a `last_hidden_state` [b, 2, d]: a
+        `base_model.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a
         classification head reads it there, whether it takes the class token or the mean of the patches.
 
         RPO's readers change nothing here: what they have read is asked for with `read`.
@@ -207,7 +207,8 @@ class PromptedVisionTower(PromptedTower):
         """Put a feature [b, d] of our own where callers of the tower read one."""
         output.pooler_output = self.tower.pooled_output(feature)
         if for_head:
-            output.last_hidden_state = torch.stack([feature, feature], dim=1)
+            rows = self.tower.num_head_rows or output.last_hidden_state.shape[1]
+            output.last_hidden_state = feature.unsqueeze(1).expand(-1, rows, -1)
 
     def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
         """The pooled output of `forward` [b, d]; of the last layer only what is read out is computed."""

@@ -41,10 +41,13 @@ class VisualPromptModel(PromptTuner):
                 f"Prompts at location={config.location!r} are pixels, and {type(vision.module).__name__} does not embed "
                 "its patches by one convolution with position embeddings after it. Use location='prepend'."
             )
-        if config.location == "add" and vision.num_tokens is None:
+        if vision.num_tokens is None and (
+            config.location == "add" or config.pooling in ("img_pool", "imgprompt_pool")
+        ):
             raise UnsupportedModelError(
-                f"location='add' learns one prompt for each token, and {type(vision.module).__name__} has a number of "
-                "them for each image. Use location='add-1' or 'prepend'."
+                f"{type(vision.module).__name__} takes images of different numbers of tokens, padded: there is no prompt "
+                "for each of them, and no plain mean over them. Use location='prepend' or 'add-1', and "
+                "pooling='original' or 'prompt_pool'."
             )
         if config.read_only and vision.no_readers:
             raise UnsupportedModelError(
