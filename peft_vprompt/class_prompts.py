@@ -20,7 +20,7 @@ from .attention import SharedPrefix
 from .tokenization import TokenSequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedPrompts:
     """Index tensors that describe the packed sequence; s = packed rows, c = classes, m = rows with learned vectors.
 
@@ -44,6 +44,11 @@ class PackedPrompts:
     def num_classes(self) -> int:
         """Number of classes in the sequence."""
         return self.end_rows.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the sequence."""
+        return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> PackedPrompts:
         """The same prompts with all index tensors on `device` (themselves, if they are there already)."""
@@ -86,3 +91,21 @@ def pack(sequences: list[TokenSequence]) -> PackedPrompts:
         end_rows=prefix + lengths.cumsum(0) - 1,
         pattern=SharedPrefix.from_lengths(prefix, lengths),
     )
+
+
+def pack_bounded(sequences: list[TokenSequence], max_rows: int, readers: int = 0) -> list[PackedPrompts]:
+    """`pack`, in as many packed sequences as it takes to keep each within `max_rows`.
+
+    `readers` is the number of further rows that each class brings. A class that is larger by itself has a sequence of
+    its own; the shared prefix, short beside the names, is computed once in each sequence.
+    """
+    prefix = shared_length(sequences)
+    parts, rows = [[]], prefix
+    for sequence in sequences:
+        own = len(sequence) - prefix + readers
+        if parts[-1] and rows + own > max_rows:
+            parts.append([])
+            rows = prefix
+        parts[-1].append(sequence)
+        rows += own
+    return [pack(part) for part in parts]

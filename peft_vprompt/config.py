@@ -47,6 +47,13 @@ class PromptConfig(PeftConfig):
             "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble."
         },
     )
+    shard_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "In distributed training each process encodes its share of the classes and gets the features of "
+            "the others, gradients included. Methods whose text features depend on the image share out images anyway."
+        },
+    )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Further modules to train and save in full. A classification head is added by itself."},

@@ -5,6 +5,7 @@ Shapes: b = batch, s = rows, n = prompts, j = prompted layers, d = width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,25 +134,7 @@ class Readout:
 
     def __call__(self, tower: Tower, layer: nn.Module, hidden: Tensor) -> Tensor:
         """One layer's output [b, r, d] at the rows, from its input `hidden` [b, s, d]."""
-        pattern = self.pattern(*tower.keys_values(layer, hidden))
-        with without_checkpointing(layer):
-            return tower.run_layer(layer, hidden[:, self.rows], pattern=pattern)
-
-
-@contextmanager
-def without_checkpointing(layer: nn.Module):
-    """Keep what one layer computes in the block, also where gradient checkpointing would recompute it.
-
-    Reentrant checkpointing cannot see that the keys and values in a pattern carry gradients too.
-    """
-    wanted = getattr(layer, "gradient_checkpointing", False)
-    if wanted:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        if wanted:
-            layer.gradient_checkpointing = True
+        return tower.read_layer(layer, hidden[:, self.rows], self.pattern(*tower.keys_values(layer, hidden)))
 
 
 def record(tower: Tower, hidden: Tensor, **kwargs) -> list[tuple[Tensor, Tensor]]:
@@ -176,8 +159,15 @@ def read(tower: Tower, prompts: Tensor, first_layer: int, patterns: Sequence[Cal
     for step, layer in enumerate(list(tower.layers)[first_layer:]):
         if 0 < step < prompts.shape[0]:
             readers = readers + prompts[step]
-        readers = tower.run_layer(layer, readers, pattern=patterns[first_layer + step])
+        readers = run_reader_layer(tower, layer, readers, patterns[first_layer + step])
     return readers
+
+
+def run_reader_layer(tower: Tower, layer: nn.Module, readers: Tensor, pattern: Callable) -> Tensor:
+    """`tower.read_layer`, computed again in the backward pass where gradient checkpointing is on, as layers do."""
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        return layer._gradient_checkpointing_func(functools.partial(tower.read_layer, layer, pattern=pattern), readers)
+    return tower.read_layer(layer, readers, pattern)
 
 
 @contextmanager

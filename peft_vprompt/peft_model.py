@@ -79,6 +79,10 @@ class PeftModelForImageClassification(PeftModel):
         """See `PromptTuner.encode_images`."""
         return self.base_model.encode_images(pixel_values, **kwargs)
 
+    def classify_with_adapters(self, pixel_values: Tensor, adapter_names: list[str], **kwargs):
+        """See `ClassNameClassifier.classify_with_adapters`."""
+        return self.base_model.classify_with_adapters(pixel_values, adapter_names, **kwargs)
+
     # ---- adapters ---------------------------------------------------------------------------------------------
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args, **kwargs) -> None:

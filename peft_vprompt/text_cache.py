@@ -1,9 +1,10 @@
-"""`TextCache`: class features that are computed once and dropped as soon as anything they depend on changes."""
+"""`TextCache`: what class prompts give is computed once and dropped as soon as anything it depends on changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -29,20 +30,27 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 class TextCache:
-    """Holds what was computed from the last state it was asked for: class features, or a record of plain tokens."""
+    """Holds, for each class list or packed sequence, what was computed from the last state it was asked for.
+
+    An entry goes when its owner does. A copy of a cache starts empty.
+    """
 
     def __init__(self):
-        self.clear()
+        self._entries: WeakKeyDictionary = WeakKeyDictionary()
+
+    def __reduce__(self):
+        return TextCache, ()
 
     def clear(self) -> None:
-        """Forget it."""
-        self.key, self.value = None, None
+        """Forget everything."""
+        self._entries.clear()
 
-    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value for `key`, computed without gradients if it is not held yet."""
-        if self.value is None or key != self.key:
+    def get(self, owner: object, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value of `owner` for `key`, computed without gradients if it is not held yet."""
+        held = self._entries.get(owner)
+        if held is None or held[0] != key:
             # A tensor made under inference_mode could not be used in a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                self.value = compute()
-            self.key = key
-        return self.value
+                held = key, compute()
+            self._entries[owner] = held
+        return held[1]

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from plain import plain_text_features
 from torch.nn import functional as F
 
-from peft_vprompt.tuners import classifier
+from peft_vprompt.tuners import class_features
 
 
 pytestmark = pytest.mark.core
@@ -48,7 +48,7 @@ def test_one_batch_equals_the_loop(model):
 def test_chunks_change_nothing(model, monkeypatch):
     whole = model(pixel_values=images()).logits
     expected = gradients(model, whole)
-    monkeypatch.setattr(classifier, "MAX_TOKEN_ROWS", 1)
+    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 1)
     passes = []
     tower = model.base_model.text_tower
     original = tower.encode_packed

@@ -7,10 +7,12 @@ wrong gradient cannot hide behind rounding.
 import gc
 import os
 import socket
+from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.multiprocessing
+from models import CLASS_NAMES
 from torch.nn.parallel import DistributedDataParallel
 from training_cases import (  # noqa: F401 - quick is a fixture
     CASES,
@@ -28,6 +30,8 @@ from training_cases import (  # noqa: F401 - quick is a fixture
 
 STEPS, PER_PROCESS, PROCESSES = 3, 2, 2
 IMAGES = STEPS * PER_PROCESS * PROCESSES
+#: Methods that learn text prompts which do not depend on the image.
+SHARDED_CASES = [case for case in FIRST_CASES if case.method in ("context_opt", "maple", "read_only_prompt", "mrpo")]
 CLOSE = {"rtol": 0, "atol": 1e-6}
 
 
@@ -74,6 +78,16 @@ def train_with_trainer(case: Case, tokenizer_path: str, output, per_process: int
     return {"parameters": trained(model), "eval_losses": losses}
 
 
+@contextmanager
+def counted_classes(model):
+    """How many classes each pass through the text tower encodes."""
+    tower, counts = model.base_model.text_tower, []
+    original = tower.encode_packed
+    tower.encode_packed = lambda packed, **kwargs: counts.append(packed.num_classes) or original(packed, **kwargs)
+    yield counts
+    del tower.encode_packed
+
+
 def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:
     """What each of the two processes does; the first writes its results down."""
     os.environ |= {
@@ -94,6 +108,11 @@ def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:
     for case in FIRST_CASES:
         model = case.build(tokenizer_path, dtype=torch.float64)
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        if case in SHARDED_CASES:
+            sharded = case.build(tokenizer_path, dtype=torch.float64, shard_classes=True)
+            with counted_classes(sharded) as encoded:
+                results[f"sharded {case}"] = train(sharded, batches, DistributedDataParallel)
+            results[f"share {case}"] = sorted(set(encoded))
         results[f"checkpointing {case}"] = train(model, batches, DistributedDataParallel)
         results[f"Trainer {case}"] = train_with_trainer(case, tokenizer_path, f"{output}/{case}", PER_PROCESS)
     if rank == 0:
@@ -116,6 +135,13 @@ def two_processes(tokenizer_path, tmp_path_factory) -> dict:
 def test_two_processes_are_one_with_the_joint_batch(case, tokenizer_path, two_processes):
     expected = train(case.build(tokenizer_path, dtype=torch.float64), joint_batches())
     torch.testing.assert_close(two_processes[str(case)], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
+def test_classes_shared_out_over_processes(case, tokenizer_path, two_processes):
+    expected = train(case.build(tokenizer_path, dtype=torch.float64), joint_batches())
+    torch.testing.assert_close(two_processes[f"sharded {case}"], expected, **CLOSE)
+    assert two_processes[f"share {case}"] == [len(CLASS_NAMES) // PROCESSES]
 
 
 @first_cases

@@ -240,7 +240,7 @@ def cached(tokenizer_path):
     passes = []
     tower = model.base_model.text_tower
     original = tower.encode_packed
-    tower.encode_packed = lambda *args: passes.append(1) or original(*args)
+    tower.encode_packed = lambda *args, **kwargs: passes.append(1) or original(*args, **kwargs)
     with torch.no_grad():
         first = model.encode_classes()
     assert len(passes) == 1

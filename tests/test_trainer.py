@@ -240,10 +240,11 @@ class LayerCalls(list):
         for tower in filter(None, [model.base_model.vision_tower, model.base_model.text_tower]):
             self.last.add(tower.tower.layers[-1])
             for layer in tower.tower.layers:
-                tower.tower.attention(layer).register_forward_hook(functools.partial(self._add, layer))
+                *_, norm = (module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm))
+                norm.register_forward_hook(functools.partial(self._add, layer))
 
     def _add(self, layer, module, args, output):
-        self.append((layer, output[0].requires_grad))
+        self.append((layer, output.requires_grad))
 
     @property
     def learning(self) -> set:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,13 @@ class Tower(ABC):
         output = layer(hidden, None, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
+        """One layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
+
+        A tower that knows its layers' projections does not compute these.
+        """
+        return self.run_layer(layer, rows, pattern=pattern)
+
 
 def split_heads(projected: Tensor, head_size: int) -> Tensor:
     """[b, s, h * head size] as [b, h, s, head size]."""
@@ -78,7 +85,8 @@ class VisionTower(Tower):
             pooling and head see the rows they were made for, and no mean over patches contains a prompt.
         fixed_size: whether images of another size need `interpolate_pos_encoding`.
         embed_options: further keyword arguments that `embed` and `layer_options` understand.
-        readout_rows: the rows that `pool` needs of the last layer; None for all.
+        readout_rows: the rows that `pool` needs of the last layer, in a tower that computes `keys_values` and
+            `read_layer` by themselves; None for all.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
         no_readers: why prompts cannot read this encoder without being read; None where they can.
     """

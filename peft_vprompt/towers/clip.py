@@ -5,6 +5,8 @@ The same views serve transformers releases that keep a `CLIPTextTransformer` / `
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,14 @@ class CLIPTower(Tower):
         return tuple(
             split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
         )
+
+    def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
+        """A `CLIPEncoderLayer`'s parts in its order, without `k_proj` and `v_proj`."""
+        attention = layer.self_attn
+        query = split_heads(attention.q_proj(layer.layer_norm1(rows)), attention.head_dim)
+        read = pattern(query, None, None, attention.scale, attention.dropout if attention.training else 0.0)
+        rows = rows + attention.out_proj(read.transpose(1, 2).flatten(2))
+        return rows + layer.mlp(layer.layer_norm2(rows))
 
 
 class CLIPTextTower(CLIPTower, TextTower):

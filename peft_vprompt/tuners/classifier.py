@@ -1,48 +1,30 @@
 """`ClassNameClassifier`: images against class names, by the active adapter's prompts.
 
-The half of a tuner that users meet: class lists, text and image features, logits and loss.
+The half of a tuner that users meet: class lists, image features, logits and loss (`class_features` has the text side).
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..class_prompts import PackedPrompts, pack
-from ..config import PromptConfig, check_class_names
-from ..errors import ClassNamesError, UnsupportedModelError
-from ..prompts import ClassFeatures
-from ..text_cache import autocast_dtype, fingerprint
-from ..tokenization import check_lengths, encode_text, find_tokenizer, readable
+from ..config import check_class_names
+from ..errors import UnsupportedModelError
 from ..towers import DUAL_ENCODERS
+from .class_features import ClassEncoder, ClassList
 
 
 if TYPE_CHECKING:
     from ..towers.clip import CLIPDualEncoder
 
 
-#: Most token rows (images x packed rows) that conditional contexts are encoded in at once; more are recomputed in the
-#: backward pass chunk by chunk. At ViT-B/16's text width a row keeps about a third of a megabyte for that pass.
-MAX_TOKEN_ROWS = 8192
-
-
-@dataclass
-class ClassList:
-    """The classes one adapter tells apart at present, and their packed prompts (one per template)."""
-
-    names: list[str]
-    packed: list[PackedPrompts] | None = None
-
-
-class ClassNameClassifier:
+class ClassNameClassifier(ClassEncoder):
     """Mixin of `PromptTuner`, which provides the model, its towers, its adapters and their methods."""
 
     # ---- classes ----------------------------------------------------------------------------------------------
@@ -78,7 +60,7 @@ class ClassNameClassifier:
         if tokenizer is not None:
             self.tokenizer = tokenizer
         classes = ClassList(names)
-        self._pack(classes)
+        self._tokenise(classes)
         self.class_lists[self.active_adapters[0]] = classes
         self.text_cache.clear()
 
@@ -88,126 +70,7 @@ class ClassNameClassifier:
         classes = self.class_lists.get(self.active_adapters[0])
         return list(classes.names) if classes else None
 
-    def _classes(self) -> ClassList:
-        """The active adapter's classes, tokenised.
-
-        Raises:
-            ClassNamesError: there are none yet.
-        """
-        classes = self.class_lists.get(self.active_adapters[0])
-        if classes is None:
-            raise ClassNamesError(
-                f"Adapter {self.active_adapters[0]!r} has no class names. Pass class_names=[...] to its config or "
-                "call set_class_names([...]). For the base model's own call, pass input_ids too."
-            )
-        if classes.packed is None:
-            self._pack(classes)
-        return classes
-
-    def tokenizer_for(self, config: PromptConfig) -> PreTrainedTokenizerBase:
-        """The tokenizer that was handed over, or else the one an adapter's config or the base model names.
-
-        Raises:
-            TokenizerNotFoundError: there is none.
-        """
-        if self.tokenizer is not None:
-            return self.tokenizer
-        name = config.tokenizer_name_or_path
-        if name not in self.found_tokenizers:
-            self.found_tokenizers[name] = find_tokenizer(name, getattr(self.model.config, "_name_or_path", None))
-        return self.found_tokenizers[name]
-
-    def _pack(self, classes: ClassList) -> None:
-        limit = self.text_tower.tower.max_positions
-        config = self.active_config
-        templates = self.method.class_sequences(config, classes.names, self.tokenizer_for(config))
-        for sequences in templates:
-            check_lengths(sequences, classes.names, limit)
-        classes.packed = [pack(sequences) for sequences in templates]
-
     # ---- features and logits ----------------------------------------------------------------------------------
-
-    def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
-        """L2-normalised text features of the active adapter's classes.
-
-        [classes, dim], for several contexts the mean of their features, whose cosines are the mean of the contexts'
-        cosines; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the
-        images `pixel_values`. They are kept while nothing they depend on changes, unless a gradient has to flow
-        through them.
-
-        Raises:
-            ValueError: the features depend on images, and there are none.
-        """
-        self.dual_encoder  # noqa: B018 - raises where classes have no meaning
-        if not self._conditional:
-            return self._text_features()
-        if pixel_values is None:
-            raise ValueError("This adapter's class features depend on the image. Pass encode_classes(pixel_values).")
-        return self._text_features(self.encode_images(pixel_values))
-
-    @property
-    def _conditional(self) -> bool:
-        return self.method.conditional and not self.text_tower.disable_adapters
-
-    def _text_features(self, image_features: Tensor | None = None) -> Tensor:
-        dual = self.dual_encoder.module
-        device, projection = dual.logit_scale.device, dual.text_projection
-        classes, text = self._classes(), self.text_tower
-        if isinstance(text.active_holder, ClassFeatures):
-            return text.active_holder().to(projection.weight.dtype)
-        if self._conditional:
-            return self._conditional_features(classes, image_features, device)
-        learning = torch.is_grad_enabled() and any(
-            p.requires_grad for module in (text, projection) for p in module.parameters()
-        )
-        dropping_out = text.training and any(m.p for m in text.modules() if isinstance(m, nn.Dropout))
-        if learning or dropping_out:
-            self.text_cache.clear()
-            return self._encode_classes(classes, device)
-        return self._kept_features(classes, device)
-
-    @torch.compiler.disable
-    def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
-        """Features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
-        text, projection = self.text_tower, self.dual_encoder.module.text_projection
-        key = (id(classes), text.disable_adapters, autocast_dtype(device), fingerprint(text), fingerprint(projection))
-        return self.text_cache.get(key, lambda: self._encode_classes(classes, device))
-
-    def _encode_classes(self, classes: ClassList, device: torch.device) -> Tensor:
-        if self.text_tower.disable_adapters:
-            return self.zero_shot_features(classes, self.active_config)
-        classes.packed = [packed.to(device) for packed in classes.packed]
-        features = [self.dual_encoder.text_features(self.text_tower.encode_packed(p)) for p in classes.packed]
-        return self.method.combine(features)
-
-    def _conditional_features(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
-        """Class features of each image, [b, c, dim]: all images in one batch, or in bounded chunks if that is large."""
-        classes.packed = [packed.to(device) for packed in classes.packed]
-        (packed,) = classes.packed
-
-        def encode_chunk(chunk: Tensor) -> Tensor:
-            return self.dual_encoder.text_features(self.text_tower.encode_packed(packed, chunk))
-
-        size = max(1, MAX_TOKEN_ROWS // packed.token_ids.shape[0])
-        if image_features.shape[0] <= size:
-            return encode_chunk(image_features)
-        run = functools.partial(checkpoint, encode_chunk, use_reentrant=False)
-        chunks = image_features.split(size)
-        return torch.cat([run(chunk) if torch.is_grad_enabled() else encode_chunk(chunk) for chunk in chunks])
-
-    def zero_shot_features(self, classes: ClassList, config: PromptConfig) -> Tensor:
-        """Text features [c, dim] by the base model's own call, with the template around each name."""
-        tokenizer, features = self.tokenizer_for(config), []
-        device = self.dual_encoder.module.logit_scale.device
-        for template in config.templates:
-            texts = [template.format(readable(name)) for name in classes.names]
-            check_lengths(
-                [encode_text(tokenizer, t) for t in texts], classes.names, self.text_tower.tower.max_positions
-            )
-            batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
-            output = self.text_tower.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            features.append(self.dual_encoder.text_features(output.pooler_output))
-        return average(features)
 
     def encode_images(self, pixel_values: Tensor, **kwargs) -> Tensor:
         """L2-normalised image features [batch, dim]; [batch, pairs, dim] for read-only prompts.
@@ -245,6 +108,34 @@ class ClassNameClassifier:
         check_unit_length(image_features)
         return self._compare(image_features.to(self.dual_encoder.module.logit_scale.dtype), labels)
 
+    def classify_with_adapters(
+        self, pixel_values: Tensor, adapter_names: Sequence[str], **kwargs
+    ) -> dict[str, ImageClassifierOutput]:
+        """Classify the same images by several read-only adapters at about the cost of one: logits of each, by name.
+
+        The frozen image encoder runs once; all readers then read its record together. Each adapter compares with its
+        own classes, whose features are kept.
+
+        Raises:
+            ValueError: no adapter, one that this model does not have, or one whose prompts other tokens read.
+        """
+        names = list(dict.fromkeys(adapter_names))
+        self._check_readers(names)
+        results = {}
+        for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
+            with self.using(name):
+                check_inputs(pixel_values, None, len(self._classes().names))
+                results[name] = self._compare(self.dual_encoder.image_features(read), None)
+        return results
+
+    def _check_readers(self, names: Sequence[str]) -> None:
+        readers = [name for name in self.peft_config if getattr(self.vision_tower.holder(name), "reads_only", False)]
+        if not names or (refused := [name for name in names if name not in readers]) or self.text_tower is None:
+            raise ValueError(
+                f"Expected names of read-only adapters (RPO, MRPO), which share one pass: {readers}. "
+                f"Received: adapter_names={refused if names else []}. Use set_adapter for others, one by one."
+            )
+
     def require_fixed_images(self) -> None:
         """Make sure that nothing that is trained changes the image features.
 
@@ -271,11 +162,6 @@ class ClassNameClassifier:
         """The names an adapter is trained with are the ones it is saved with."""
         if self.training and torch.is_grad_enabled() and self.class_names is not None:
             self.active_config.class_names = self.class_names
-
-
-def average(features: list[Tensor]) -> Tensor:
-    """Mean of L2-normalised features [c, d] over templates, normalised again."""
-    return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(0), dim=-1)
 
 
 def check_inputs(inputs: Tensor, labels: Tensor | None, num_classes: int, name: str = "pixel_values") -> None:

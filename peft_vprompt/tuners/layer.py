@@ -7,6 +7,7 @@ the base model (a pipeline, a contrastive loss) sees the prompts. Without an act
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -71,9 +72,7 @@ class PromptedTower(nn.Module, BaseTunerLayer):
     @property
     def needs_patterns(self) -> bool:
         """Whether any adapter here has prompts that not every token reads, or not every row is read out."""
-        return getattr(self.tower, "readout_rows", None) is not None or any(
-            holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values()
-        )
+        return any(holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch all adapters on or off; off also gives the user's own attention implementation back."""
@@ -126,11 +125,13 @@ class PromptedVisionTower(PromptedTower):
 
     def prompts(self, batch_size: int) -> Tensor | None:
         """Visual prompts in use, [j, n, d] or [j, b, n, d]; None without."""
-        holder = self.active_holder
-        if holder is None:
-            return None
+        return None if self.active_holder is None else self.adapter_prompts(self.active_adapters[0], batch_size)
+
+    def adapter_prompts(self, adapter_name: str, batch_size: int) -> Tensor:
+        """Visual prompts of an adapter that has some, [j, n, d] or [j, b, n, d]."""
+        holder = self.holder(adapter_name)
         coupled = isinstance(holder, LinearCoupling)
-        return holder(self.text_partner[0].prompts() if coupled else self.tower, batch_size)
+        return holder(self.text_partner[0].holder(adapter_name)() if coupled else self.tower, batch_size)
 
     def forward(
         self,
@@ -221,19 +222,33 @@ class PromptedVisionTower(PromptedTower):
         return tower.pool(self._encode(pixel_values, readout=readout, **kwargs)[0])
 
     def read(self, pixel_values: Tensor, **embed_options) -> Tensor:
-        """What read-only prompts have read, after the final norm: [b, n, d].
+        """What the active adapter's read-only prompts have read, after the final norm: [b, n, d]."""
+        return self.read_together(pixel_values, self.active_adapters, **embed_options)[0]
 
-        The plain tokens run without gradients, exactly as in the frozen tower, and leave a record of their keys and
-        values; then the prompts run alone over the record.
+    def read_together(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
+        """What the read-only prompts of each adapter have read, after the final norm: [b, n, d].
+
+        The plain tokens run once for all adapters, without gradients and exactly as in the frozen tower, and leave a
+        record of their keys and values. The prompts then run alone over the record: as they read no prompt either,
+        those of all adapters that start at the same layers run together.
         """
-        tower, prompts, first = self.tower, self.prompts(pixel_values.shape[0]), self.active_holder.first_layer
+        tower = self.tower
         with torch.no_grad():
             hidden = tower.prepare(self._embed(pixel_values, **embed_options))
             patterns = [ReadAll(key, value) for key, value in record(tower, hidden)]
-        readers = prompts.to(hidden.dtype)
-        if first == 0:
-            readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
-        return tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
+        groups: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for name in adapter_names:
+            prompts = self.adapter_prompts(name, hidden.shape[0]).to(hidden.dtype)
+            groups.setdefault((self.holder(name).first_layer, prompts.shape[0]), {})[name] = prompts
+        results = {}
+        for (first, _), members in groups.items():
+            readers = torch.cat(list(members.values()), dim=-2)
+            if first == 0:
+                readers = torch.cat([tower.prepare(readers[:1]), readers[1:]])
+            features = tower.final_norm(read(tower, readers, first, patterns, hidden.shape[0]))
+            counts = [prompts.shape[-2] for prompts in members.values()]
+            results |= zip(members, features.split(counts, dim=1), strict=True)
+        return [results[name] for name in adapter_names]
 
     def _plain(self, pixel_values: Tensor | None, for_head: bool, flags: dict, **kwargs):
         """The wrapped tower's own output; where the active adapter's readers are to be read out, with their mean."""
@@ -271,14 +286,19 @@ class PromptedTextTower(PromptedTower):
         holder = self.active_holder
         return None if holder is None else holder(image_features)
 
-    def encode_packed(self, packed: PackedPrompts, image_features: Tensor | None = None) -> Tensor:
+    def encode_packed(
+        self, packed: PackedPrompts, image_features: Tensor | None = None, keep_record: bool = True
+    ) -> Tensor:
         """Features of all classes in one pass over the packed sequence, after the final norm and not projected.
 
-        [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
+        [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts, which read a
+        record of the plain tokens that is kept for the next call if `keep_record`.
         """
         tower, holder = self.tower, self.active_holder
         if holder is not None and holder.reads_only:
-            return self._read_packed(packed, holder)
+            return self._read_packed(
+                packed, holder, self._kept_record(packed) if keep_record else self._record(packed)
+            )
         prompts = self.prompts(image_features)
         learned = None if prompts is None else prompts[0]
         hidden = packed.embed(tower.token_embedding, tower.position_embedding, learned)
@@ -287,26 +307,25 @@ class PromptedTextTower(PromptedTower):
         features = tower.final_norm(hidden)
         return features if image_features is not None else features[0]
 
-    def _read_packed(self, packed: PackedPrompts, holder: PromptHolder) -> Tensor:
+    def _read_packed(self, packed: PackedPrompts, holder: PromptHolder, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Let the readers of every class read its record: [c, n, d]."""
         tower, prompts = self.tower, holder()
-        patterns = [ReadTails(packed.pattern, key, value) for key, value in self._record(packed)]
+        patterns = [ReadTails(packed.pattern, key, value) for key, value in kept]
         readers = prompts.to(tower.reference_weight.dtype).repeat(1, packed.num_classes, 1)
         readers = read(tower, readers, holder.first_layer, patterns, batch_size=1)
         return tower.final_norm(readers[0].unflatten(0, (packed.num_classes, -1)))
 
-    @torch.compiler.disable
+    @torch.no_grad()
     def _record(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the plain tokens in each layer, kept while the classes and the frozen tower stay."""
-        device = packed.token_ids.device
-        key = (id(packed), autocast_dtype(device), fingerprint(self.base_layer))
+        """Keys and values of the plain tokens in each layer."""
+        hidden = packed.embed(self.tower.token_embedding, self.tower.position_embedding, None)
+        return record(self.tower, hidden, pattern=packed.pattern)
 
-        def compute():
-            tower = self.tower
-            hidden = packed.embed(tower.token_embedding, tower.position_embedding, None)
-            return packed, record(tower, hidden, pattern=packed.pattern)
-
-        return self.record_cache.get(key, compute)[1]
+    @torch.compiler.disable
+    def _kept_record(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
+        """The same, kept while the classes and the frozen tower stay."""
+        key = (autocast_dtype(packed.token_ids.device), fingerprint(self.base_layer))
+        return self.record_cache.get(packed, key, lambda: self._record(packed))
 
     def forward(
         self,

@@ -24,7 +24,8 @@ from ..prompts import PromptHolder
 from ..text_cache import TextCache
 from ..tokenization import TokenSequence, template_sequences
 from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, find_backbone
-from .classifier import ClassList, ClassNameClassifier, average
+from .class_features import ClassList, average
+from .classifier import ClassNameClassifier
 from .layer import PromptedTextTower, PromptedTower, PromptedVisionTower
 
 
@@ -187,8 +188,7 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             model.set_submodule(backbone.vision, vision)
         if text is not None:
             model.set_submodule(backbone.text, text)
-            for tower in (vision, text):
-                tower.install_attention(not tower.disable_adapters)
+            text.install_attention(not text.disable_adapters)
             take_labels(model.get_submodule(backbone.dual))
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
@@ -247,7 +247,6 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make one adapter the active one; its class list comes with it."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.text_cache.clear()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; if it was the active one, the first that is left becomes active."""

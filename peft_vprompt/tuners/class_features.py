@@ -1,0 +1,215 @@
+"""`ClassEncoder`: text features of the active adapter's classes, in bounded memory, kept while nothing changes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from ..bounded import piecewise
+from ..class_prompts import PackedPrompts, pack_bounded
+from ..config import PromptConfig
+from ..distributed import gather_classes, share
+from ..errors import ClassNamesError
+from ..prompts import ClassFeatures
+from ..text_cache import autocast_dtype, fingerprint
+from ..tokenization import TokenSequence, check_lengths, encode_text, find_tokenizer, readable
+
+
+#: Most token rows that are encoded at once; more are computed again in the backward pass piece by piece. At ViT-B/16's
+#: text width a row keeps about a third of a megabyte for that pass.
+MAX_TOKEN_ROWS = 8192
+
+#: Most plain token rows whose keys and values are kept for read-only prompts over a whole training: 1.6 GB in float32
+#: at ViT-B/16's text width. More are computed anew in every step.
+MAX_RECORD_ROWS = 4 * MAX_TOKEN_ROWS
+
+#: Class names per call of the base model in zero-shot classification.
+ZERO_SHOT_BATCH = 1024
+
+
+@dataclass(eq=False)
+class ClassList:
+    """The classes one adapter tells apart at present.
+
+    Attributes:
+        names: in label order.
+        sequences: their token sequences, one list per template; None until they are needed.
+        packed: packed sequences per template of the classes first ... last, on the device they were asked for last.
+    """
+
+    names: list[str]
+    sequences: list[list[TokenSequence]] | None = None
+    packed: dict[tuple[int, int], list[list[PackedPrompts]]] = field(default_factory=dict)
+
+    def pack(self, first: int, last: int, readers: int, device: torch.device) -> list[list[PackedPrompts]]:
+        """The classes first ... last - 1 in sequences of bounded length, made once; `readers` per class come on top."""
+        if (first, last) not in self.packed:
+            self.packed[first, last] = [
+                pack_bounded(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
+            ]
+        self.packed[first, last] = [[part.to(device) for part in parts] for parts in self.packed[first, last]]
+        return self.packed[first, last]
+
+
+class ClassEncoder:
+    """Mixin of `PromptTuner`, which provides the model, its towers, its adapters and their methods."""
+
+    def tokenizer_for(self, config: PromptConfig) -> PreTrainedTokenizerBase:
+        """The tokenizer that was handed over, or else the one an adapter's config or the base model names.
+
+        Raises:
+            TokenizerNotFoundError: there is none.
+        """
+        if self.tokenizer is not None:
+            return self.tokenizer
+        name = config.tokenizer_name_or_path
+        if name not in self.found_tokenizers:
+            self.found_tokenizers[name] = find_tokenizer(name, getattr(self.model.config, "_name_or_path", None))
+        return self.found_tokenizers[name]
+
+    def _classes(self) -> ClassList:
+        """The active adapter's classes, tokenised.
+
+        Raises:
+            ClassNamesError: there are none yet.
+        """
+        classes = self.class_lists.get(self.active_adapters[0])
+        if classes is None:
+            raise ClassNamesError(
+                f"Adapter {self.active_adapters[0]!r} has no class names. Pass class_names=[...] to its config or "
+                "call set_class_names([...]). For the base model's own call, pass input_ids too."
+            )
+        if classes.sequences is None:
+            self._tokenise(classes)
+        return classes
+
+    def _tokenise(self, classes: ClassList) -> None:
+        limit = self.text_tower.tower.max_positions
+        config = self.active_config
+        templates = self.method.class_sequences(config, classes.names, self.tokenizer_for(config))
+        for sequences in templates:
+            check_lengths(sequences, classes.names, limit)
+        classes.sequences = templates
+
+    def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
+        """L2-normalised text features of the active adapter's classes.
+
+        [classes, dim], for several contexts the mean of their features, whose cosines are the mean of the contexts'
+        cosines; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the
+        images `pixel_values`. They are kept while nothing they depend on changes, unless a gradient has to flow
+        through them.
+
+        Raises:
+            ValueError: the features depend on images, and there are none.
+        """
+        self.dual_encoder  # noqa: B018 - raises where classes have no meaning
+        if not self._conditional:
+            return self._text_features()
+        if pixel_values is None:
+            raise ValueError("This adapter's class features depend on the image. Pass encode_classes(pixel_values).")
+        return self._text_features(self.encode_images(pixel_values))
+
+    @property
+    def _conditional(self) -> bool:
+        return self.method.conditional and not self.text_tower.disable_adapters
+
+    def _text_features(self, image_features: Tensor | None = None) -> Tensor:
+        dual = self.dual_encoder.module
+        device, projection = dual.logit_scale.device, dual.text_projection
+        classes, text = self._classes(), self.text_tower
+        if isinstance(text.active_holder, ClassFeatures):
+            return text.active_holder().to(projection.weight.dtype)
+        if self._conditional:
+            return self._conditional_features(classes, image_features, device)
+        learning = torch.is_grad_enabled() and any(
+            p.requires_grad for module in (text, projection) for p in module.parameters()
+        )
+        dropping_out = text.training and any(m.p for m in text.modules() if isinstance(m, nn.Dropout))
+        if not learning and not dropping_out:
+            return self._kept_features(classes, device)
+        self.text_cache.clear()
+        mine = share(len(classes.names)) if learning and self.active_config.shard_classes else None
+        if mine is None:
+            return self._encode_classes(classes, device)
+        return gather_classes(self._encode_classes(classes, device, *mine), len(classes.names))
+
+    @torch.compiler.disable
+    def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
+        """Features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
+        text, projection = self.text_tower, self.dual_encoder.module.text_projection
+        key = (text.disable_adapters, autocast_dtype(device), fingerprint(text), fingerprint(projection))
+        return self.text_cache.get(classes, key, lambda: self._encode_classes(classes, device))
+
+    def _encode_classes(
+        self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Features of the classes first ... last - 1."""
+        text = self.text_tower
+        if text.disable_adapters:
+            return self.zero_shot_features(classes, self.active_config)
+        readers = (
+            text.active_holder().shape[1] if text.active_holder is not None and text.active_holder.reads_only else 0
+        )
+        templates = classes.pack(first, last or len(classes.names), readers, device)
+        keep_record = sum(part.num_rows for parts in templates for part in parts) <= MAX_RECORD_ROWS
+
+        def encode(part: PackedPrompts) -> Tensor:
+            return self.dual_encoder.text_features(text.encode_packed(part, keep_record=keep_record))
+
+        return self.method.combine([piecewise(encode, parts) for parts in templates])
+
+    def _conditional_features(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
+        """Class features of each image, [b, c, dim]: all images and classes in one batch, or in bounded pieces."""
+        (parts,) = classes.pack(0, len(classes.names), 0, device)
+
+        def encode(piece: tuple[PackedPrompts, Tensor]) -> Tensor:
+            return self.dual_encoder.text_features(self.text_tower.encode_packed(*piece))
+
+        images = image_features.split(max(1, MAX_TOKEN_ROWS // sum(part.num_rows for part in parts)))
+        pieces = [[(part, some) for part in parts] for some in images]
+        if len(parts) == 1:
+            return piecewise(encode, [piece for (piece,) in pieces])
+        return torch.cat([piecewise(encode, row, dim=1) for row in pieces])
+
+    def zero_shot_features(self, classes: ClassList, config: PromptConfig) -> Tensor:
+        """Text features [c, dim] by the base model's own call, with the template around each name."""
+        tokenizer, features = self.tokenizer_for(config), []
+        device = self.dual_encoder.module.logit_scale.device
+        for template in config.templates:
+            texts = [template.format(readable(name)) for name in classes.names]
+            check_lengths(
+                [encode_text(tokenizer, t) for t in texts], classes.names, self.text_tower.tower.max_positions
+            )
+
+            def encode(some: list[str]) -> Tensor:
+                batch = tokenizer(some, padding=True, return_tensors="pt").to(device)
+                output = self.text_tower.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+                return self.dual_encoder.text_features(output.pooler_output)
+
+            starts = range(0, len(texts), ZERO_SHOT_BATCH)
+            features.append(piecewise(encode, [texts[start : start + ZERO_SHOT_BATCH] for start in starts]))
+        return average(features)
+
+    @contextmanager
+    def using(self, adapter_name: str):
+        """Answer for another adapter in the block, without touching what is trained."""
+        switched = [self, *filter(None, [self.vision_tower, self.text_tower])]
+        names = ["active_adapter"] + ["_active_adapter"] * (len(switched) - 1)
+        before = [getattr(module, name) for module, name in zip(switched, names, strict=True)]
+        try:
+            for module, name in zip(switched, names, strict=True):
+                setattr(module, name, [adapter_name])
+            yield
+        finally:
+            for module, name, value in zip(switched, names, before, strict=True):
+                setattr(module, name, value)
+
+
+def average(features: list[Tensor]) -> Tensor:
+    """Mean of L2-normalised features [c, d] over templates, normalised again."""
+    return features[0] if len(features) == 1 else F.normalize(torch.stack(features).mean(0), dim=-1)

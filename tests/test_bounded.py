@@ -1,0 +1,123 @@
+"""Bounded memory, and many adapters in one pass: other ways to compute the same numbers."""
+
+import pytest
+import torch
+from models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_tokenizer
+from peft import get_peft_model
+from training_cases import CASES, Case, gradients
+
+from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
+from peft_vprompt.class_prompts import pack, pack_bounded
+from peft_vprompt.tokenization import context_sequences
+from peft_vprompt.tuners import class_features
+
+
+DUAL_CASES = [case for case in CASES if case.backbone == "CLIPModel"]
+
+
+def loss_and_gradients(case: Case, tokenizer_path: str, **config) -> dict:
+    model = case.build(tokenizer_path, dtype=torch.float64, **config).train()
+    output = model(pixel_values=images(), labels=labels())
+    output.loss.backward()
+    return {"logits": output.logits.detach(), "gradients": gradients(model)}
+
+
+@pytest.mark.parametrize("case", DUAL_CASES, ids=str)
+def test_pieces_change_nothing(case, tokenizer_path, monkeypatch):
+    expected = loss_and_gradients(case, tokenizer_path)
+    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 30)
+    monkeypatch.setattr(class_features, "MAX_RECORD_ROWS", 30)
+    torch.testing.assert_close(loss_and_gradients(case, tokenizer_path), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("max_rows", [1, 20, 50])
+def test_pieces_are_bounded_and_complete(max_rows):
+    names = [f"class {index}" for index in range(12)]
+    sequences = context_sequences(tiny_tokenizer(), names, 4)
+    prefix = pack(sequences).pattern.prefix
+    parts = pack_bounded(sequences, max_rows, readers=2)
+    assert sum(part.num_classes for part in parts) == 12
+    assert all(part.num_classes == 1 or part.num_rows + 2 * part.num_classes <= max_rows for part in parts)
+    assert len(parts) == {1: 12, 20: 12, 50: 3}[max_rows] or prefix > max_rows
+    rows = [part.token_ids[part.pattern.prefix :] for part in pack_bounded(sequences, 10**6)]
+    assert len(rows) == 1 and torch.equal(rows[0], pack(sequences).token_ids[prefix:])
+
+
+def test_memory_does_not_grow_with_the_classes(tokenizer_path, monkeypatch):
+    """Of each piece only its features are kept for the backward pass."""
+    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 40)
+    kept = {}
+    for count in (20, 80):
+        names = [f"{word} {index}" for index, word in zip(range(count), ["cat", "dog"] * count, strict=False)]
+        model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path, class_names=names).train()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            model.encode_classes()
+        kept[count] = sum(saved)
+    assert kept[80] < 20_000 and kept[80] < 4.5 * kept[20]
+
+
+def test_zero_shot_in_pieces(tokenizer_path, monkeypatch):
+    model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path).eval()
+    with model.disable_adapter(), torch.no_grad():
+        expected = model.encode_classes()
+        model.base_model.text_cache.clear()
+        monkeypatch.setattr(class_features, "ZERO_SHOT_BATCH", 2)
+        torch.testing.assert_close(model.encode_classes(), expected, rtol=0, atol=1e-6)
+
+
+ADAPTERS = {
+    "rpo": ReadOnlyPromptConfig(num_virtual_tokens=3),
+    "single": ReadOnlyPromptConfig(num_virtual_tokens=1),
+    "mrpo": MRPOConfig(num_virtual_tokens=2, prompt_depth=2),
+    "mrpo-deep": MRPOConfig(num_virtual_tokens=2, prompt_depth=3, prompt_update="accumulate"),
+    "mrpo-free": MRPOConfig(num_virtual_tokens=1, prompt_depth=2, coupling="none"),
+}
+
+
+@pytest.fixture(scope="module")
+def many(tokenizer_path):
+    """A model with read-only adapters of several kinds, one of them for other classes, and a CoOp."""
+    torch.manual_seed(0)
+    model = None
+    for name, config in ADAPTERS.items():
+        config.class_names = NEW_NAMES if name == "single" else CLASS_NAMES
+        config.tokenizer_name_or_path = tokenizer_path
+        if model is None:
+            model = get_peft_model(tiny_clip(), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    model.add_adapter("coop", CONFIGS["context_opt"]["end"](tokenizer_name_or_path=tokenizer_path))
+    return model.eval()
+
+
+def test_many_adapters_in_one_pass_equal_one_by_one(many):
+    expected = {}
+    with torch.no_grad():
+        for name in ADAPTERS:
+            many.set_adapter(name)
+            expected[name] = many(pixel_values=images()).logits
+        many.set_adapter("coop")
+        results = many.classify_with_adapters(images(), list(reversed(ADAPTERS)))
+    assert list(results) == list(reversed(ADAPTERS))
+    for name, output in results.items():
+        torch.testing.assert_close(output.logits, expected[name], rtol=0, atol=1e-5)
+    assert results["single"].logits.shape == (4, len(NEW_NAMES))
+    assert many.active_adapter == "coop"
+
+
+def test_the_frozen_pass_is_shared(many):
+    rows = []
+    layers = many.base_model.vision_tower.tower.layers
+    handles = [layer.mlp.register_forward_hook(lambda m, a, out: rows.append(out.shape[1])) for layer in layers]
+    with torch.no_grad():
+        many.classify_with_adapters(images(), list(ADAPTERS))
+    for handle in handles:
+        handle.remove()
+    assert rows.count(17) == len(layers) - 1  # plain tokens; of the last layer only keys and values are needed
+
+
+@pytest.mark.parametrize(("names", "received"), [(["rpo", "coop"], r"\['coop'\]"), (["who"], "who"), ([], r"\[\]")])
+def test_only_readers_share_a_pass(many, names, received):
+    with pytest.raises(ValueError, match=rf"read-only adapters.*'rpo'.*Received: adapter_names=.*{received}"):
+        many.classify_with_adapters(images(), names)
