@@ -86,7 +86,8 @@ class SharedPrefix:
         p, queries = self.prefix, query.shape[3]
         to_prefix = torch.matmul(query.flatten(2, 3), key[:, :, :p].transpose(-1, -2)).unflatten(2, (-1, queries))
         to_tail = torch.matmul(query, self.pad(key).transpose(-1, -2)).masked_fill(~visible, float("-inf"))
-        weights = (torch.cat([to_prefix, to_tail], dim=-1) * scaling).softmax(-1, dtype=torch.float32)
+        scores = torch.cat([to_prefix, to_tail], dim=-1) * scaling
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         weights = F.dropout(weights.to(query.dtype), dropout, training=dropout > 0)
         from_prefix = torch.matmul(weights[..., :p].flatten(2, 3), value[:, :, :p]).unflatten(2, (-1, queries))
         return from_prefix + torch.matmul(weights[..., p:], self.pad(value))

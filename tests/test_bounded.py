@@ -7,7 +7,7 @@ from peft import get_peft_model
 from training_cases import CASES, Case, gradients
 
 from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
-from peft_vprompt.class_prompts import pack, pack_bounded
+from peft_vprompt.class_prompts import pack_bounded
 from peft_vprompt.tokenization import context_sequences
 from peft_vprompt.tuners import class_features
 
@@ -30,31 +30,27 @@ def test_pieces_change_nothing(case, tokenizer_path, monkeypatch):
     torch.testing.assert_close(loss_and_gradients(case, tokenizer_path), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("max_rows", [1, 20, 50])
-def test_pieces_are_bounded_and_complete(max_rows):
-    names = [f"class {index}" for index in range(12)]
-    sequences = context_sequences(tiny_tokenizer(), names, 4)
-    prefix = pack(sequences).pattern.prefix
+@pytest.mark.parametrize(("max_rows", "count"), [(1, 12), (20, 7), (50, 2), (1000, 1)])
+def test_pieces_are_bounded_and_complete(max_rows, count):
+    sequences = context_sequences(tiny_tokenizer(), [f"class {index}" for index in range(12)], 4)
     parts = pack_bounded(sequences, max_rows, readers=2)
-    assert sum(part.num_classes for part in parts) == 12
+    assert len(parts) == count
     assert all(part.num_classes == 1 or part.num_rows + 2 * part.num_classes <= max_rows for part in parts)
-    assert len(parts) == {1: 12, 20: 12, 50: 3}[max_rows] or prefix > max_rows
-    rows = [part.token_ids[part.pattern.prefix :] for part in pack_bounded(sequences, 10**6)]
-    assert len(rows) == 1 and torch.equal(rows[0], pack(sequences).token_ids[prefix:])
+    ends = [int(part.position_ids[row]) for part in parts for row in part.end_rows]
+    assert ends == [len(sequence) - 1 for sequence in sequences]
 
 
-def test_memory_does_not_grow_with_the_classes(tokenizer_path, monkeypatch):
-    """Of each piece only its features are kept for the backward pass."""
-    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 40)
+def test_of_pieces_only_the_features_are_kept(tokenizer_path, monkeypatch):
+    names = [f"{word} {index}" for index, word in enumerate(["cat", "dog"] * 20)]
     kept = {}
-    for count in (20, 80):
-        names = [f"{word} {index}" for index, word in zip(range(count), ["cat", "dog"] * count, strict=False)]
+    for max_rows in (10_000, 40):
+        monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", max_rows)
         model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path, class_names=names).train()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
-            model.encode_classes()
-        kept[count] = sum(saved)
-    assert kept[80] < 20_000 and kept[80] < 4.5 * kept[20]
+            model(pixel_values=images(), labels=labels())
+        kept[max_rows] = sum(saved)
+    assert 0 < kept[40] < kept[10_000] / 50
 
 
 def test_zero_shot_in_pieces(tokenizer_path, monkeypatch):
