@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -17,6 +17,8 @@ from .data import (
     cache_features,
     cache_pixels,
     feature_rows,
+    find_task,
+    image_size,
     select_classes,
 )
 from .ensemble import context_tokens, set_contexts
@@ -108,6 +110,7 @@ def run_experiment(
     trained = next(iter(classes.values()))
     config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
     built = build_model(settings.model, settings.method, trained, settings.seed, **config)
+    built = as_published(built, (data_description or {}).get("benchmark"))
     for other in (*classes.values(), trained):
         set_class_names(built.model, other)  # what cannot be evaluated later is refused before training
     recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
@@ -174,6 +177,16 @@ def _train_contexts(settings: Settings, built: Built, output: Path, options: dic
         contexts.append(context_tokens(member))
     set_contexts(built.model, contexts)
     return results
+
+
+def as_published(built: Built, benchmark: str | None) -> Built:
+    """The model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one."""
+    if benchmark is None:
+        return built
+    task = find_task(benchmark)
+    processor = task.image_processor(image_size(built.image_processor)[0])
+    recipe = None if built.recipe is None else replace(built.recipe, crop=task.crop)
+    return replace(built, image_processor=processor, recipe=recipe)
 
 
 def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:

@@ -4,8 +4,8 @@ Only options and messages live here; the work is done in `experiment`, `build`, 
 is a new file, imported here.
 """
 
-from . import convert, demo, evaluate, train
+from . import convert, demo, evaluate, sweep, train
 from .app import app
 
 
-__all__ = ["app", "convert", "demo", "evaluate", "train"]
+__all__ = ["app", "convert", "demo", "evaluate", "sweep", "train"]

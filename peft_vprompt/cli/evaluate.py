@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from datasets import Dataset
-
 from ..build import load_adapter
 from ..data import DataOptions, load_split
 from ..evaluation import evaluate as evaluate_model
-from ..experiment import eval_sets, split_classes
+from ..experiment import as_published, eval_sets, split_classes
 from ..reports import environment, write_json
 from . import options
 from .app import command, console
@@ -35,14 +33,15 @@ def evaluate(
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
     """
     saved = saved_run(adapter)
-    rows = _rows(adapter, saved, data, split)
+    data = data or _data_of_the_training(adapter, saved)
+    rows = load_split(data, split) if data else options.demo_task(split)
     names = rows.features["label"].names
     classes = split_classes(names, subset != "all") | {"all": names}
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     trained = next(iter(saved["classes"].values())) if saved else names
     embedded = saved is not None and saved["settings"]["model"] is None
-    built = load_adapter(adapter, model, trained, embedded=embedded)
+    built = as_published(load_adapter(adapter, model, trained, embedded=embedded), data and data.benchmark)
     sets = eval_sets(rows, {subset: classes[subset]}, built.image_processor)
     accuracy = evaluate_model(built.model, sets, zero_shot=zero_shot)
     result = {
@@ -62,10 +61,8 @@ def evaluate(
     )
 
 
-def _rows(adapter: str, saved: dict | None, data: DataOptions | None, split: str) -> Dataset:
-    """The images to evaluate on: those asked for, or those the adapter was trained with."""
-    if data is None:
-        if saved is None:
-            raise ValueError(f"{adapter} has no results.json that names its data. Give --data.")
-        data = saved_data_options(saved)
-    return load_split(data, split) if data else options.demo_task(split)
+def _data_of_the_training(adapter: str, saved: dict | None) -> DataOptions | None:
+    """How to read the images that the adapter was trained with; None for the embedded task."""
+    if saved is None:
+        raise ValueError(f"{adapter} has no results.json that names its data. Give --data.")
+    return saved_data_options(saved)

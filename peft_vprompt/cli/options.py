@@ -37,6 +37,7 @@ ClassNames = Annotated[
 
 #: Options that say how to read `--data`, by the field of `DataOptions` that they set.
 DATA_OPTIONS = {
+    "benchmark": Annotated[str | None, _data_option("benchmark")],
     "image_column": Annotated[str, _data_option("image_column")],
     "label_column": Annotated[str, _data_option("label_column")],
     "train_split": Annotated[str, _data_option("train_split")],

@@ -3,22 +3,30 @@
 from .features import RandomViews, cache_features, feature_rows
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, shorten, stratified_split
 from .sources import DataOptions, load_images, load_split, load_unlabelled, read_class_names
-from .transforms import EvalTransform, TrainTransform, cache_pixels
+from .transfer_tasks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
+from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
 
 
 __all__ = [
+    "TRANSFER_TASKS",
     "DataOptions",
     "EvalTransform",
     "RandomViews",
     "TrainTransform",
+    "TransferTask",
     "base_novel_split",
     "cache_features",
     "cache_pixels",
     "class_counts",
     "feature_rows",
     "few_shot",
+    "find_task",
+    "find_tasks",
+    "group_means",
+    "image_size",
     "load_images",
     "load_split",
+    "load_task",
     "load_unlabelled",
     "read_class_names",
     "select_classes",

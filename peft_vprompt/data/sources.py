@@ -15,6 +15,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
 from .few_shot import class_counts, shorten, stratified_split
+from .transfer_tasks import TRAINVAL, load_task, with_trainval
 
 
 #: The one test split that is made when the data has none.
@@ -26,6 +27,13 @@ class DataOptions:
     """Where labelled images are and how to read them."""
 
     path: str = field(metadata={"help": "Image folder, parquet file or folder, or data set id on the Hub."})
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of FGVC or VTAB-1k, such as vtab-1k/caltech101, with the published split files in the folder "
+            "`--data`, read and preprocessed as published. `--train-split trainval` trains on the validation images too."
+        },
+    )
     image_column: str = field(default="image", metadata={"help": "Column of the images (Image, bytes or paths)."})
     label_column: str = field(default="label", metadata={"help": "Column of the classes (names or numbers)."})
     train_split: str = field(default="train", metadata={"help": "Split to learn from."})
@@ -53,6 +61,8 @@ def load_images(options: DataOptions) -> DatasetDict:
         ValueError: if a column or split is missing, a label has no name, a class has no image, or a filter leaves
             nothing; the message names what is there.
     """
+    if options.benchmark is not None:
+        return _load_benchmark(options)
     splits = _choose_splits(_read(options), options)
     if "train" not in splits:
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
@@ -71,6 +81,9 @@ def load_split(options: DataOptions, split: str) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: as `load_images`.
     """
+    if options.benchmark is not None:
+        splits = with_trainval(load_task(options.benchmark, options.path, options.class_names))
+        return _choose_splits(splits, replace(options, train_split=TRAINVAL, test_split=split))["test"]
     if split == options.train_split:
         return load_images(options)["train"]
     options = replace(options, test_split=split)
@@ -117,6 +130,14 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{path} holds no class name.")
     return tuple(names)
+
+
+def _load_benchmark(options: DataOptions) -> DatasetDict:
+    """The splits of a task: `train`, `test` and, where it is not trained on, `validation`."""
+    splits = with_trainval(load_task(options.benchmark, options.path, options.class_names))
+    chosen = _choose_splits(splits, options)
+    left = {"validation": splits["validation"]} if options.train_split != TRAINVAL else {}
+    return DatasetDict(chosen | left)
 
 
 def _read(options: DataOptions) -> dict[str, Dataset]:

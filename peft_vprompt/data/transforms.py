@@ -36,7 +36,8 @@ class TrainTransform:
     Args:
         image_processor: image processor of the model.
         crop: `"random_resized_crop"` (area and aspect ratio drawn; CoOp, MaPLe, RPO) or `"random_crop"` (short side
-            resized to 8/7 of the model's size, then a crop of that size; VPT on fine-grained data).
+            resized to 8/7 of the model's size, then a crop of that size; VPT on fine-grained data); `"none"`: the
+            model's own preprocessing, without a flip (VPT on VTAB-1k).
         scale: range of the crop's share of the image area, for `"random_resized_crop"`.
 
     Raises:
@@ -46,7 +47,7 @@ class TrainTransform:
     random = True
 
     def __init__(self, image_processor, crop: str = "random_resized_crop", scale: tuple[float, float] = (0.08, 1.0)):
-        crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop}
+        crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop, "none": None}
         if crop not in crops:
             raise ValueError(f"`crop` must be one of {', '.join(crops)}. Received: crop={crop!r}.")
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -57,6 +58,8 @@ class TrainTransform:
         self.size = image_size(image_processor)
 
     def __call__(self, batch: dict) -> dict:
+        if self.crop is None:
+            return EvalTransform(self.image_processor)(batch)
         images = [self._augment(image.convert("RGB")) for image in batch["image"]]
         # Already of the right size: a centre crop, where the processor does one, changes nothing.
         pixel_values = self.image_processor(images, do_resize=False, return_tensors="pt")["pixel_values"]
@@ -77,7 +80,7 @@ class TrainTransform:
     def _random_crop(self, image: Image.Image) -> Image.Image:
         width, height = self.size
         ratio = max(width / image.width, height / image.height) * 8 / 7
-        image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BICUBIC)
+        image = image.resize((round(image.width * ratio), round(image.height * ratio)), self.image_processor.resample)
         left, top = _integer(image.width - width), _integer(image.height - height)
         return image.crop((left, top, left + width, top + height))
 

@@ -1,0 +1,106 @@
+"""`vprompt sweep`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+from ..build import get_method
+from ..data import DataOptions, find_tasks, group_means
+from ..experiment import Settings
+from ..reports import environment, write_json
+from ..sweep import BASE_RATES, WEIGHT_DECAYS, Grid
+from ..sweep import sweep as run_sweep
+from ..sweep_report import means_table, plot_sweep, sweep_table
+from .app import command, console, say_saved
+from .options import MethodName, Model, option, parse_values, read_data, split_list, takes_data
+
+
+@command
+@takes_data()
+def sweep(
+    output: Annotated[Path, option("Folder for the journal, the runs, sweep.json and sweep.png.")],
+    data: DataOptions | None,
+    method: MethodName = "vpt-deep",
+    model: Model = None,
+    shots: Annotated[int, option("Training images per class; 0 for all.")] = 0,
+    rates: Annotated[str, option("Learning rates for a batch of 256, separated by commas.", panel="Grid")] = ",".join(
+        f"{rate:g}" for rate in BASE_RATES
+    ),
+    weight_decays: Annotated[str, option("Weight decays, separated by commas.", panel="Grid")] = ",".join(
+        f"{decay:g}" for decay in WEIGHT_DECAYS
+    ),
+    seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
+    epochs: Annotated[int | None, option("Passes over the images.", panel="Recipe")] = None,
+    batch_size: Annotated[int | None, option("Images per step.", panel="Recipe")] = None,
+    bf16: Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")] = False,
+    config: Annotated[
+        list[str] | None,
+        option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
+    ] = None,
+    cached: Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")] = False,
+    workers: Annotated[int, option("Processes that load images.")] = 0,
+):
+    """Choose learning rate and weight decay on validation images, then train with several seeds and test.
+
+    The protocol of the VPT paper: every pair of the grid is trained and rated on the validation images (a fifth of the
+    training images where there are none), the best is trained anew with every seed, on training and validation images
+    together, and tested. Started again, it goes on where it was stopped. With a whole benchmark (`--benchmark vtab-1k`),
+    every task is swept, and the groups' means are written to `benchmark.json`.
+
+    **Examples**
+
+    - `vprompt sweep --method linear --epochs 10 --rates 1,0.25 --weight-decays 0 --seeds 1,2 --output runs/sweep`
+    - `vprompt sweep --model google/vit-base-patch16-224-in21k --data path/to/vtab-1k --benchmark vtab-1k/caltech101
+      --method vpt-deep --set num_virtual_tokens=10 --output runs/caltech101`
+    - `vprompt sweep --model google/vit-base-patch16-224-in21k --data path/to/vtab-1k --benchmark vtab-1k
+      --method vpt-deep --output runs/vtab`
+    """
+    get_method(method)
+    settings = Settings(
+        method=method,
+        model=model,
+        shots=shots or None,
+        base_novel=False,
+        epochs=epochs,
+        batch_size=batch_size,
+        config=parse_values(config),
+        bf16=bf16,
+    )
+    grid = Grid(_numbers("--rates", rates), _numbers("--weight-decays", weight_decays))
+    chosen_seeds = [int(seed) for seed in _numbers("--seeds", seeds)]
+    tasks = find_tasks(data.benchmark) if data and data.benchmark else [None]
+    reports = {}
+    for task in tasks:
+        place = output / task.name if len(tasks) > 1 else output
+        options = replace(data, benchmark=task.full_name) if task else data
+        report = run_sweep(
+            settings,
+            read_data(options),
+            place,
+            grid=grid,
+            seeds=chosen_seeds,
+            data_description=asdict(options) if options else None,
+            cached=cached,
+            workers=workers,
+        )
+        plot_sweep(report, place / "sweep.png")
+        console.print(sweep_table(report, task.title if task else None))
+        reports[task.full_name if task else method] = report
+    if len(tasks) > 1:
+        _save_means(reports, output)
+    say_saved(output)
+
+
+def _save_means(reports: dict[str, dict], output: Path) -> None:
+    """Write and show the means of the groups of a benchmark."""
+    accuracies = {name: report["accuracy"]["mean"] for name, report in reports.items()}
+    means = group_means(accuracies)
+    write_json({"tasks": accuracies, "means": means, "environment": environment()}, output / "benchmark.json")
+    console.print(means_table(means))
+
+
+def _numbers(flag: str, items: str) -> list[float]:
+    try:
+        return [float(item) for item in split_list(items)]
+    except ValueError as error:
+        raise ValueError(f"{flag} takes numbers separated by commas. Received: {items!r}.") from error
