@@ -42,6 +42,9 @@ ROWS = (
     ("lora", {}, None),
     ("vpt-shallow", {}, None),
     ("vpt-deep", {}, None),
+    ("vpt-shallow", {"location": "add"}, "VPT-shallow, add"),
+    ("vpt-shallow", {"location": "prepend-pixel"}, "VPT-shallow, prepend-pixel"),
+    ("vpt-shallow", {"location": "pad", "num_virtual_tokens": 4}, "VPT-shallow, pad"),
 )
 BASE = Settings(method="", base_novel=False, epochs=20, batch_size=16, weight_decay=1e-4)
 GRID = Grid(base_rates=(2.5, 1.0, 0.5, 0.25, 0.1, 0.05), weight_decays=(1e-4,))

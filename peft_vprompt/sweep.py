@@ -168,8 +168,8 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     recipe = _recipe(settings)
     batch_size = settings.batch_size or recipe.batch_size
     output = Path(output)
-    identity = {"settings": asdict(settings), "data": options.get("data_description"), "grid": grid.axes}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    identity = [changed_settings(asdict(settings)), options.get("data_description"), grid.axes]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
     output.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal.JournalFileBackend(str(output / "journal.log"))
@@ -236,8 +236,20 @@ def finished_run(settings: Settings, folder: Path, data_description: dict | None
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps([asdict(settings), data_description]))  # tuples are lists in JSON
-    return report if [report["settings"], report["data"]] == wanted else None
+    same_data = report["data"] == _as_json(data_description)
+    return report if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)) else None
+
+
+def changed_settings(settings: dict) -> dict:
+    """The settings that are not the defaults, as JSON has them: a setting added later changes no earlier run."""
+    defaults = _as_json(asdict(Settings(method="")))
+    return {
+        name: value for name, value in _as_json(settings).items() if name not in defaults or value != defaults[name]
+    }
+
+
+def _as_json(value):
+    return json.loads(json.dumps(value))  # tuples become lists
 
 
 def summary(runs: Sequence[dict]) -> dict:
