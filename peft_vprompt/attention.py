@@ -192,7 +192,8 @@ def install(attention: nn.Module) -> None:
 
 def uninstall(attention: nn.Module) -> None:
     """Give an attention module its own config back."""
-    attention.config = getattr(attention.config, "plain_config", attention.config)
+    if hasattr(getattr(attention, "config", None), "plain_config"):
+        attention.config = attention.config.plain_config
 
 
 AttentionInterface.register(ATTENTION_NAME, prompt_attention)

@@ -22,6 +22,7 @@ MEAN_LOSS = (
     "MetaClip2ForImageClassification",
     "Siglip2ForImageClassification",
     "SiglipForImageClassification",
+    "Swinv2ForImageClassification",
 )
 
 

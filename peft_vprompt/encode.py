@@ -86,6 +86,13 @@ class Sum:
         return slice(0, 0)
 
 
+def meet(hidden: Tensor, prompts: Sequence[Tensor] | None, place: Place | None, step: int) -> Tensor:
+    """The input of a layer with the prompts of the `step`-th prompted layer, if there are any."""
+    if prompts is None or not 0 <= step < len(prompts):
+        return hidden
+    return (place.renew if step else place.enter)(hidden, prompts[step])
+
+
 def encode(
     tower: Tower,
     hidden: Tensor,
@@ -103,13 +110,11 @@ def encode(
     flow on like any other token's. `kwargs` reach the attention function; `states`, if given, collects the input of
     the first and the output of every layer.
     """
-    num_prompted = 0 if prompts is None else len(prompts)
     if states is not None:
         states.append(hidden)
     for index, layer in enumerate(tower.layers):
-        step = index - first_layer
-        if index > 0 and 0 <= step < num_prompted:
-            hidden = (place.renew if step else place.enter)(hidden, prompts[step])
+        if index > 0:
+            hidden = meet(hidden, prompts, place, index - first_layer)
         if readout is not None and index == tower.num_layers - 1:
             return readout(tower, layer, hidden)
         hidden = tower.run_layer(layer, hidden, **kwargs)

@@ -9,6 +9,7 @@ attributes, so that PEFT finds the adapter's name at the same place in each key.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -219,3 +220,44 @@ class VisualPrompts(PromptHolder):
     def place(self, tower: VisionTower, length: int) -> Place:
         """Beside the tokens, or added to them."""
         return Sum() if self.added else super().place(tower, length)
+
+
+class StagedPrompts(PromptHolder):
+    """VPT's prompts on a tower whose width grows from stage to stage.
+
+    `tokens_<i>` [layers of stage i with prompts of their own, n, width of stage i], for the stages that have such
+    layers; all start as U(-v, v) with the v of the first stage's width. Source: KMnP/vpt
+    `src/models/vit_prompt/swin_transformer.py`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_tokens: int,
+        stages: Sequence[tuple[int, int]],
+        *,
+        first_layer: int = 0,
+        patch_size: int,
+        dropout: float = 0.0,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.dropout, self.num_stages = dropout, len(stages)
+        bound, start = vpt_bound(patch_size, stages[0][1]), 0
+        for index, (layers, width) in enumerate(stages):
+            count = min(start + layers, first_layer + depth) - max(start, first_layer)
+            start += layers
+            tokens = None
+            if count > 0:
+                shape = (count, num_tokens, width)
+                tokens = nn.Parameter(torch.empty(shape, dtype=dtype, device=device).uniform_(-bound, bound))
+            self.register_parameter(f"tokens_{index}", tokens)
+
+    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> list[Tensor]:
+        """The prompts of each layer, [n, d] or, while dropout is active, [b, n, d]."""
+        stages = [getattr(self, f"tokens_{index}") for index in range(self.num_stages)]
+        prompts = [layer for tokens in stages if tokens is not None for layer in tokens]
+        if self.training and self.dropout and batch_size is not None:
+            return [F.dropout(layer.expand(batch_size, -1, -1), self.dropout) for layer in prompts]
+        return prompts

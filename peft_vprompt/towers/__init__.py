@@ -13,6 +13,7 @@ from .clip import CLIPDualEncoder, CLIPTextTower, CLIPVisionTower
 from .dino import DINOTower, DINOv3Tower
 from .mae import MAETower
 from .siglip import Siglip2VisionTower, SiglipVisionTower
+from .swin import SwinTower, Swinv2Tower
 from .vit import DeiTTower, ViTTower
 
 
@@ -28,6 +29,8 @@ TOWERS: dict[str, type[Tower]] = {
     **dict.fromkeys(("SiglipVisionModel", "SiglipVisionTransformer"), SiglipVisionTower),
     **dict.fromkeys(("Siglip2VisionModel", "Siglip2VisionTransformer"), Siglip2VisionTower),
     "ViTModel": ViTTower,
+    "SwinModel": SwinTower,
+    "Swinv2Model": Swinv2Tower,
     "DeiTModel": DeiTTower,
     "ViTMAEModel": MAETower,
     **dict.fromkeys(("Dinov2Model", "Dinov2WithRegistersModel"), DINOTower),
@@ -42,6 +45,8 @@ DUAL_ENCODERS: dict[str, type[CLIPDualEncoder]] = {"CLIPModel": CLIPDualEncoder}
 HEADS: dict[str, str] = dict.fromkeys(
     (
         "ViTForImageClassification",
+        "SwinForImageClassification",
+        "Swinv2ForImageClassification",
         "DeiTForImageClassification",
         "Dinov2ForImageClassification",
         "Dinov2WithRegistersForImageClassification",
@@ -58,6 +63,8 @@ HEADS: dict[str, str] = dict.fromkeys(
 #: Image encoders by themselves, without a head.
 ENCODERS: tuple[str, ...] = (
     "ViTModel",
+    "SwinModel",
+    "Swinv2Model",
     "DeiTModel",
     "ViTMAEModel",
     "Dinov2Model",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..encode import Place, Readout, encode
+from ..encode import Place, Readout, encode, meet
 
 
 class Tower(ABC):
@@ -87,6 +87,7 @@ class VisionTower(Tower):
         embed_options: further keyword arguments that `embed` and `layer_options` understand.
         readout_rows: the rows that `pool` needs of the last layer, in a tower that computes `keys_values` and
             `read_layer` by themselves; None for all.
+        gives_attentions: whether attention weights can be had from the layers when there are prompts.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
         no_readers: why prompts cannot read this encoder without being read; None where they can.
     """
@@ -97,6 +98,7 @@ class VisionTower(Tower):
     fixed_size: bool = True
     embed_options: tuple[str, ...] = ()
     readout_rows: slice | None = None
+    gives_attentions: bool = True
     pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
     pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
     no_readers: str | None = None
@@ -159,6 +161,11 @@ class VisionTower(Tower):
         """Rows in which a classification head finds its class token and one patch; None: as many as it always has."""
         return self.num_prefix_tokens + 1
 
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Layers and width of each stage; one stage where the width never changes."""
+        return [(self.num_layers, self.width)]
+
     def prepare(self, hidden: Tensor) -> Tensor:
         """What happens between embedding (prompts included) and the first layer."""
         return hidden
@@ -174,8 +181,8 @@ class VisionTower(Tower):
         **layer_options,
     ) -> Tensor:
         """Let image tokens [b, s, d] and prompts run through the layers; see `encode.encode`."""
-        if prompts is not None and first_layer == 0:
-            hidden = place.enter(hidden, prompts[0])
+        if first_layer == 0:
+            hidden = meet(hidden, prompts, place, 0)
         return encode(self, self.prepare(hidden), prompts, place, first_layer, states, readout, **layer_options)
 
     @abstractmethod

@@ -170,6 +170,11 @@ class PromptedVisionTower(PromptedTower):
                 f"Received: attention_mask of shape {list(attention_mask.shape)}."
             )
         tower, states = self.tower, [] if output_hidden_states else None
+        if output_attentions and not tower.gives_attentions:
+            raise ValueError(
+                f"Attention weights of a prompted {type(self.base_layer).__name__} are not available: prompts stand in "
+                "every window. Received: output_attentions=True. Leave it out, or disable the adapter."
+            )
         with attention_weights(tower, bool(output_attentions)) as weights:
             hidden, rows = self._encode(
                 pixel_values, states, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs

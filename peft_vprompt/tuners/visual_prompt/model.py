@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from ...errors import UnsupportedModelError
 from ...pixel_prompts import PixelBorder, PixelChannels, PixelStrip
-from ...prompts import PromptHolder, TokenPrompts, VisualPrompts
+from ...prompts import PromptHolder, StagedPrompts, TokenPrompts, VisualPrompts
 from ...towers import TextTower, VisionTower
 from ..tuner import PromptTuner
-from .config import PIXEL_LOCATIONS, VisualPromptConfig
+from .config import PIXEL_LOCATIONS, STRIP_LOCATIONS, VisualPromptConfig
 
 
 class VisualPromptModel(PromptTuner):
@@ -53,6 +53,8 @@ class VisualPromptModel(PromptTuner):
             raise UnsupportedModelError(
                 f"{type(vision.module).__name__} takes no read-only prompts: {vision.no_readers}. Use read_only=False."
             )
+        if len(vision.stages) > 1:
+            check_stages(config, type(vision.module).__name__)
 
     @classmethod
     def vision_prompts(cls, config: VisualPromptConfig, tower: VisionTower, text: TextTower | None) -> PromptHolder:
@@ -61,6 +63,26 @@ class VisualPromptModel(PromptTuner):
         holder = build(config, tower, text is not None)
         holder.first_layer, holder.reads_only, holder.pooling = config.first_layer, config.read_only, config.readout
         return holder
+
+
+def check_stages(config: VisualPromptConfig, model_name: str) -> None:
+    """Refuse what has no meaning on a tower of several stages with windows."""
+    one_width = "its width grows from stage to stage, and this takes prompts of one width"
+    reasons = {
+        "projection_dim": (config.projection_dim, one_width),
+        "deep_shared": (config.deep_shared, one_width),
+        "location": (
+            config.location if config.location in STRIP_LOCATIONS else None,
+            "its tokens stay a grid, to which a strip of patches cannot be added",
+        ),
+    }
+    if config.location != "prepend":
+        reasons |= {"deep": (config.deep, one_width), "first_layer": (config.first_layer, one_width)}
+    for name, (value, reason) in reasons.items():
+        if value:
+            raise UnsupportedModelError(
+                f"{model_name} cannot take {name}={value!r} with location={config.location!r}: {reason}. Leave it out."
+            )
 
 
 def pixel_prompts(config: VisualPromptConfig, tower: VisionTower, on_clip: bool) -> PromptHolder:
@@ -79,6 +101,16 @@ def token_prompts(config: VisualPromptConfig, tower: VisionTower, on_clip: bool)
     factory = {"dtype": weight.dtype, "device": weight.device}
     depth = config.depth(tower.num_layers)
     plain = not (config.projection_dim or config.prompt_dropout or config.deep_shared)
+    if config.location == "prepend" and len(tower.stages) > 1:
+        return StagedPrompts(
+            depth,
+            config.num_virtual_tokens,
+            tower.stages,
+            first_layer=config.first_layer,
+            patch_size=tower.patch_size,
+            dropout=config.prompt_dropout,
+            **factory,
+        )
     if on_clip and plain and config.location == "prepend":
         return TokenPrompts(depth, config.num_virtual_tokens, tower.width, **factory)
     count = {"prepend": config.num_virtual_tokens, "add": tower.num_tokens, "add-1": 1}[config.location]
