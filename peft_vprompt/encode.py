@@ -76,7 +76,16 @@ class Sum:
     """Prompts are added to the tokens: one to each of them, or the same one to all."""
 
     def enter(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """[b, s, d]."""
+        """[b, s, d].
+
+        Raises:
+            ValueError: one prompt per token, of images of another size.
+        """
+        if prompts.shape[-2] not in (1, hidden.shape[1]):
+            raise ValueError(
+                f"There is one prompt for each of {prompts.shape[-2]} tokens. Received: {hidden.shape[1]} tokens. "
+                "Resize the images, or use location='add-1' or 'prepend'."
+            )
         return hidden + expand(prompts, hidden)
 
     renew = enter
