@@ -32,8 +32,20 @@ OPTIONS = {
     "DINOv3ViTModel": {"num_register_tokens": 2},
 }
 
+#: In the place of the common sizes: two stages of one block each.
+SWIN = {
+    "embed_dim": 24,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "window_size": 2,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+}
+
 #: Supported models without a text tower. A class that this release of transformers lacks is left out.
 VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, name)]
+#: Those whose layers are all alike; `test_swin` has what differs in the others.
+FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 
 
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
@@ -43,7 +55,7 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     config_class = model_class.config_class
     options = OPTIONS.get(name, {}) | options
     implementation = options.pop("attn_implementation", None)
-    vision = dict(VISION)
+    vision = dict(SWIN if name.startswith("Swin") else VISION)
     if name.startswith("Siglip2"):
         del vision["image_size"]
         vision["num_patches"] = 16

@@ -220,11 +220,15 @@ def test_bare_model():
 REFUSED = [
     ({"deep": True, "projection_dim": 4}, "projection_dim=4.*width grows"),
     ({"deep": True, "deep_shared": True}, "deep_shared=True.*width grows"),
-    ({"read_only": True}, "read_only=True.*prompts of all windows"),
     ({"location": "prepend-pixel"}, "location='prepend-pixel'.*grid"),
     ({"location": "add", "deep": True}, "deep=True with location='add'.*width grows"),
     ({"location": "add-1", "first_layer": 1}, "first_layer=1.*width grows"),
 ]
+
+
+def test_windows_take_no_readers():
+    with pytest.raises(UnsupportedModelError, match="Swinv2Model takes no read-only prompts: it mixes"):
+        get_peft_model(swin(2), VisualPromptConfig(read_only=True))
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda value: str(value)[:40])

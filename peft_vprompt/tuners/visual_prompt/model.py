@@ -81,7 +81,7 @@ def check_stages(config: VisualPromptConfig, model_name: str) -> None:
     for name, (value, reason) in reasons.items():
         if value:
             raise UnsupportedModelError(
-                f"{model_name} cannot take {name}={value!r} with location={config.location!r}: {reason}. Leave it out."
+                f"{model_name} cannot take {name}={value!r} with location={config.location!r}: {reason}. Use the prompts without it."
             )
 
 
