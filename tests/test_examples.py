@@ -21,7 +21,7 @@ from peft_vprompt.demo import demo_model_path, demo_task
 
 
 FOLDER = Path(__file__).parents[1] / "examples"
-EXAMPLES = sorted(FOLDER.rglob("*.py"))
+EXAMPLES = sorted(path for path in FOLDER.rglob("*.py") if path.parent.name != "benchmarks")
 TINY = ("--shots", "1", "--epochs", "1")
 
 every_example = pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)

@@ -1,0 +1,197 @@
+"""What is measured: the cells of each experiment, and the bars they have to reach. Nothing is computed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+#: Methods on a CLIP, by short name -> title.
+CLIP_METHODS = {
+    "coop": "CoOp (M=16)",
+    "cocoop": "CoCoOp (M=4)",
+    "maple": "MaPLe (n=2, depth 9)",
+    "ivlp": "IVLP (n=2, depth 9)",
+    "vpt-clip": "VPT on CLIP (8, deep)",
+    "rpo": "RPO (K=24)",
+    "mrpo": "MRPO (K=4, depth 9)",
+}
+#: Methods on a ViT.
+VIT_METHODS = {"vpt-shallow": "VPT-shallow", "vpt-deep": "VPT-deep"}
+TITLES = CLIP_METHODS | VIT_METHODS
+
+#: What one run of a side does.
+PARTS = {
+    "step": "a training step: both towers, loss, backward",
+    "text": "the text side: class features and their backward",
+    "cached": "a training step with the image features given",
+    "inference": "logits of a batch, class features cached",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell.
+
+    Attributes:
+        method: a key of `TITLES`.
+        part: a key of `PARTS`.
+        classes, batch: numbers of classes and images.
+        tokens: prompts or context tokens; None for the method's usual number.
+        sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone); () for ours only.
+    """
+
+    method: str
+    part: str = "step"
+    classes: int = 100
+    batch: int = 4
+    tokens: int | None = None
+    sides: tuple[str, ...] = ("plain",)
+
+    @property
+    def key(self) -> str:
+        """Name of the cell within its experiment."""
+        tokens = "" if self.tokens is None else f"/{self.tokens} tokens"
+        return f"{self.method}/{self.part}/{self.classes} classes/batch {self.batch}{tokens}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number that a cell has to reach.
+
+    Attributes:
+        case: key of the cell.
+        metric: field of the cell's result.
+        limit: the number.
+        at_least: True where more is better.
+        text: the bar in words.
+    """
+
+    case: str
+    metric: str
+    limit: float
+    text: str
+    at_least: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Cells that belong together: one JSON file."""
+
+    name: str
+    title: str
+    cases: tuple[Case, ...]
+    bars: tuple[Bar, ...] = ()
+
+
+def grid(case: Case, **axes) -> tuple[Case, ...]:
+    """`case` with every combination of the given fields, the first field varying slowest."""
+    cases = [case]
+    for name, values in axes.items():
+        cases = [replace(one, **{name: value}) for one in cases for value in values]
+    return tuple(dict.fromkeys(cases))
+
+
+STEP = "step/100 classes/batch 4"
+GIGABYTE = 10**9
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "methods",
+            "A training step of every method",
+            grid(Case("coop"), classes=(100, 10, 1000), batch=(4, 1, 32), method=CLIP_METHODS),
+            (
+                Bar(f"coop/{STEP}", "ratio", 7, "CoOp, whole step, 7x"),
+                Bar(f"cocoop/{STEP}", "ratio", 15, "CoCoOp, whole step, 15x"),
+                Bar(f"cocoop/{STEP}", "memory_ratio", 8, "CoCoOp, at most 1/8 of the memory"),
+                Bar(f"maple/{STEP}", "ratio", 4, "MaPLe, whole step, 4x"),
+                Bar(f"rpo/{STEP}", "ratio", 6, "RPO (K=24), whole step, 6x"),
+                Bar(f"mrpo/{STEP}", "ratio", 8, "MRPO (K=4, depth 9), whole step, 8x"),
+                Bar(
+                    "coop/step/1000 classes/batch 4",
+                    "process_bytes",
+                    6 * GIGABYTE,
+                    "CoOp with 1,000 classes, whole process below 6 GB",
+                    at_least=False,
+                ),
+            ),
+        ),
+        Experiment(
+            "text_side",
+            "The text side alone",
+            grid(
+                Case("coop", "text", batch=1), classes=(100, 10, 1000), method=("coop", "maple", "ivlp", "rpo", "mrpo")
+            ),
+            (
+                Bar("coop/text/100 classes/batch 1", "ratio", 15, "CoOp, text side, 15x"),
+                Bar(
+                    "coop/text/100 classes/batch 1",
+                    "floor_ratio",
+                    1.8,
+                    "CoOp, text side, within 1.8x of its matrix products",
+                    at_least=False,
+                ),
+            ),
+        ),
+        Experiment(
+            "cached_features",
+            "CoOp with cached image features",
+            grid(Case("coop", "cached"), classes=(100, 10, 1000), batch=(4, 32)),
+            (Bar("coop/cached/100 classes/batch 4", "ratio", 15, "CoOp with cached image features, 15x"),),
+        ),
+        Experiment(
+            "vit",
+            "VPT on ViT-B/16 against Hugging Face's layers over as many tokens",
+            grid(Case("vpt-deep", sides=("plain", "bare")), batch=(4, 1, 32), tokens=(50, 10), method=VIT_METHODS),
+            tuple(
+                Bar(
+                    f"vpt-deep/{STEP}/{tokens} tokens",
+                    "bare_ratio",
+                    1.0,
+                    f"VPT-deep ({tokens}), no slower than the bare layers",
+                    at_least=False,
+                )
+                for tokens in (50, 10)
+            ),
+        ),
+        Experiment(
+            "inference",
+            "Classification with cached class features against the bare image tower",
+            grid(
+                Case("coop", "inference", sides=("bare",)),
+                batch=(4, 1, 32),
+                method=[name for name in CLIP_METHODS if name != "cocoop"],
+            ),
+            tuple(
+                Bar(
+                    f"coop/inference/100 classes/batch {batch}",
+                    "bare_ratio",
+                    1.03,
+                    f"cached class features, batch {batch}, within 3 % of the bare image tower",
+                    at_least=False,
+                )
+                for batch in (1, 4, 32)
+            ),
+        ),
+        Experiment(
+            "scaling",
+            "CoOp as classes, context and batch grow",
+            grid(Case("coop", "text", batch=1), classes=(10, 30, 100, 300))
+            + grid(Case("coop", "text", batch=1), classes=(1000, 3000), sides=((),))
+            + grid(Case("coop", "text", batch=1), tokens=(1, 4, 16, 48))
+            + grid(Case("coop"), batch=(1, 4, 16, 32)),
+        ),
+    )
+}
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """The same experiment with one small cell for each part, in "methods" for each method, and no bars."""
+    cases = {
+        case.method if experiment.name == "methods" else case.part: replace(
+            case, classes=5, batch=2, tokens=case.tokens and min(case.tokens, 3)
+        )
+        for case in experiment.cases
+    }
+    return replace(experiment, cases=tuple(cases.values()), bars=())

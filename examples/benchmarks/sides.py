@@ -1,0 +1,234 @@
+"""The sides of a cell: functions that each run the same work once, ours, the authors' way, or the base model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from peft_vprompt import (
+    CoCoOpConfig,
+    ContextOptConfig,
+    MaPLeConfig,
+    MRPOConfig,
+    PeftModelForImageClassification,
+    ReadOnlyPromptConfig,
+    VisualPromptConfig,
+)
+
+from .cases import VIT_METHODS, Case
+from .floor import Products, layer_products
+from .inputs import Inputs, twin
+from .plain import PLAIN, PlainCLIP, PlainMRPO, PlainViT
+
+
+@dataclass
+class Sides:
+    """What one cell compares.
+
+    Attributes:
+        run: side -> a function that does the work once (with the backward pass, where there is one) and returns
+            logits or features. "floor" does the matrix products alone.
+        trained: the tensors whose gradients are compared.
+        layers: side -> tower -> its Hugging Face layers, to count rows in.
+        rows: what the plain side takes, for an estimate: rows of text, rows of images, and whether the latter learn.
+    """
+
+    run: dict[str, Callable[[], Tensor]]
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, dict[str, nn.ModuleList]] = field(default_factory=dict)
+    rows: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+
+
+def config_of(case: Case) -> PeftConfig:
+    """The published configuration of a method, with another number of prompts where the cell wants one."""
+    tokens = {} if case.tokens is None else {"num_virtual_tokens": case.tokens}
+    configs = {
+        "coop": lambda: ContextOptConfig(**tokens),
+        "cocoop": lambda: CoCoOpConfig(),
+        "maple": lambda: MaPLeConfig(**tokens),
+        "ivlp": lambda: MaPLeConfig(coupling="none", **tokens),
+        "vpt-clip": lambda: VisualPromptConfig(**{"num_virtual_tokens": 8} | tokens, deep=True),
+        "rpo": lambda: ReadOnlyPromptConfig(**tokens),
+        "mrpo": lambda: MRPOConfig(prompt_depth=PlainMRPO.depth, **tokens),
+        "vpt-shallow": lambda: VisualPromptConfig(**tokens),
+        "vpt-deep": lambda: VisualPromptConfig(**tokens, deep=True),
+    }
+    return configs[case.method]()
+
+
+def build(case: Case, inputs: Inputs) -> Sides:
+    """Make the models of a cell, all over the same weights."""
+    return build_vit(case, inputs) if case.method in VIT_METHODS else build_clip(case, inputs)
+
+
+def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
+    """The trained tensors by tower and name."""
+    tuner, trained = model.base_model, {}
+    for side, tower in (("text", tuner.text_tower), ("vision", tuner.vision_tower)):
+        if tower is not None and (holder := tower.holder("default")) is not None:
+            trained |= {f"{side}.{name}": tensor for name, tensor in holder.named_parameters()}
+    return trained
+
+
+def clip_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Layers of both towers, wrapped or not."""
+    return {"text": model.text_model.encoder.layers, "vision": model.vision_model.encoder.layers}
+
+
+def build_clip(case: Case, inputs: Inputs) -> Sides:
+    """A method on a CLIP."""
+    clip = inputs.clip()
+    bare = twin(clip)
+    config = config_of(case)
+    config.class_names, config.tokenizer_name_or_path = inputs.class_names(case.classes), inputs.tokenizer_path
+    model = get_peft_model(clip, config)
+    trained = learned(model)
+    plain = PLAIN[case.method](bare, inputs.load_tokenizer(), config.class_names, trained)
+    pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
+    make = {"step": _steps, "text": _text_sides, "cached": _cached_steps, "inference": _inference}[case.part]
+    run = make(model, plain, pixel_values, labels)
+    products = clip_products(case, plain, config)
+    if products:
+        run["floor"] = Products(products, inputs.device)
+    text_rows, vision_rows = plain_rows(case, plain)
+    return Sides(
+        run,
+        {} if case.part == "inference" else trained,
+        {"ours": clip_layers(model.get_base_model()), "plain": clip_layers(bare), "bare": clip_layers(bare)},
+        {"plain": (text_rows, vision_rows, plain.learns_vision), "ours": our_rows(case, plain)},
+    )
+
+
+def _learn(logits: Tensor, labels: Tensor) -> Tensor:
+    F.cross_entropy(logits.float(), labels).backward()
+    return logits.detach()
+
+
+def _steps(model, plain, pixel_values, labels):
+    def ours():
+        output = model(pixel_values=pixel_values, labels=labels)
+        output.loss.backward()
+        return output.logits.detach()
+
+    return {"ours": ours, "plain": lambda: _learn(plain.logits(pixel_values), labels)}
+
+
+def _text_sides(model, plain, pixel_values, labels):
+    with torch.no_grad():
+        features = model.encode_classes()
+    # A fixed direction to differentiate in: features lie on a sphere, so their sum would have hardly any gradient.
+    direction = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
+
+    def learn(features):
+        (features * direction).sum().backward()
+        return features.detach()
+
+    return {"ours": lambda: learn(model.encode_classes()), "plain": lambda: learn(plain.text_features())}
+
+
+def _cached_steps(model, plain, pixel_values, labels):
+    with torch.no_grad():
+        images = model.encode_images(pixel_values)
+    compare = model.base_model.dual_encoder.logits
+    return {
+        "ours": lambda: _learn(compare(images, model.encode_classes()), labels),
+        "plain": lambda: _learn(plain.compare(images, plain.text_features()), labels),
+    }
+
+
+def _inference(model, plain, pixel_values, labels):
+    model.eval()
+
+    @torch.no_grad()
+    def ours():
+        return model(pixel_values=pixel_values).logits
+
+    @torch.no_grad()
+    def bare():
+        return plain.clip.visual_projection(plain.clip.vision_model(pixel_values).pooler_output)
+
+    return {"ours": ours, "bare": bare}
+
+
+def plain_rows(case: Case, plain: PlainCLIP) -> tuple[int, int]:
+    """Rows of text and of images that the plain side sends through the layers."""
+    text = plain.ids.numel() * (case.batch if plain.per_image else 1)
+    image = plain.clip.vision_model.embeddings.num_positions + plain.num_extra_vision_rows
+    with_text, with_images = case.part in ("step", "text", "cached"), case.part in ("step", "inference")
+    return text * with_text * (case.method != "vpt-clip"), case.batch * image * with_images
+
+
+def our_rows(case: Case, plain: PlainCLIP) -> tuple[int, int, bool]:
+    """The same for ours, from the definition of the packed sequence."""
+    _, vision = plain_rows(case, plain)
+    if case.method in ("rpo", "mrpo"):
+        text = case.classes * plain.num_extra_vision_rows
+    else:
+        text = plain.packed_rows[1] * (case.batch if plain.per_image else 1)
+    return text * bool(plain_rows(case, plain)[0]), vision, plain.learns_vision and case.method not in ("rpo", "mrpo")
+
+
+def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list:
+    """The matrix products that the tokens which must be computed take, both towers, forward and backward."""
+    text, vision = clip_layers(plain.clip).values()
+    has_text, has_images = (bool(rows) for rows in plain_rows(case, plain))
+    patches = case.batch * plain.clip.vision_model.embeddings.num_positions
+    learns = case.part != "inference"
+    products = []
+    if case.method in ("rpo", "mrpo"):
+        count, first = config.num_virtual_tokens, 0 if case.method == "rpo" else config.prompt_depth - 1
+        if has_text and learns:
+            readers = case.classes * count
+            products += layer_products(text[first:], 0, readers, readers, backward=True)
+        if has_images:
+            products += layer_products(vision, patches, patches, 0, backward=False)
+            readers = case.batch * count
+            products += layer_products(vision[first:], 0, readers, readers, backward=learns)
+        return products
+    if has_text and learns:
+        images = case.batch if plain.per_image else 1
+        rows = images * plain.packed_rows[1]
+        products += layer_products(text, rows, rows, images * case.classes, backward=True)
+    if has_images:
+        rows = patches + case.batch * plain.num_extra_vision_rows
+        products += layer_products(vision, rows, rows, case.batch, backward=learns and plain.learns_vision)
+    return products
+
+
+def build_vit(case: Case, inputs: Inputs) -> Sides:
+    """VPT on a ViT classifier. The bare side runs the layers, forward and backward to its input tokens."""
+    vit = inputs.vit(case.classes)
+    bare = twin(vit)
+    model = get_peft_model(vit, config_of(case))
+    head = model.get_base_model().classifier.modules_to_save["default"]
+    trained = learned(model) | {"head.weight": head.weight, "head.bias": head.bias}
+    plain = PlainViT(bare, trained)
+    pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
+    patches = bare.vit.embeddings.patch_embeddings.num_patches
+    rows = 1 + case.tokens + patches
+    tokens = torch.randn(case.batch, rows, bare.config.hidden_size).to(pixel_values).requires_grad_()
+
+    def run_bare():
+        tokens.grad = None
+        hidden = tokens
+        for layer in bare.vit.layers:
+            hidden = layer(hidden)
+        return _learn(bare.classifier(bare.vit.layernorm(hidden)[:, 0]), labels)
+
+    products = layer_products(bare.vit.layers, case.batch * rows, case.batch * rows, case.batch, backward=True)
+    run = _steps(model, plain, pixel_values, labels)
+    run |= {"bare": run_bare, "floor": Products(products, inputs.device)}
+    layers = {"vision": model.get_base_model().vit.layers}
+    plain_layers = {"vision": bare.vit.layers}
+    count = (0, case.batch * rows, True)
+    return Sides(
+        run,
+        trained,
+        {"ours": layers, "plain": plain_layers, "bare": plain_layers},
+        {"ours": count, "plain": count},
+    )
