@@ -1,6 +1,7 @@
 """The benchmarks run from end to end on tiny shapes, agree with the plain path, and write what the pages are made of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,15 +71,16 @@ def test_fewer_rows_than_the_plain_path(folder):
     assert sides["ours"]["rows"]["text"] < 200
 
 
-def test_measured_cells_are_skipped_until_asked_for_again(folder, cli, monkeypatch):
+def test_measured_cells_are_skipped_until_asked_for_again(folder, cli, monkeypatch, tmp_path):
     from examples.benchmarks import run
 
     measured = []
     monkeypatch.setattr(run.Runner, "measure", lambda self, case: measured.append(case.key) or {"sides": {"ours": {}}})
-    options = ("--quick", "--threads", 1, "--output", folder, "--experiment", "vit")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    options = ("--quick", "--threads", 1, "--output", tmp_path, "--experiment", "vit")
     before = results(folder)["vit"]
     cli(*options)
-    assert not measured and results(folder)["vit"] == before
+    assert not measured and results(tmp_path)["vit"] == before
     cli(*options, "--again")
     assert measured == list(before["cells"])
 
@@ -95,3 +97,16 @@ def test_a_missed_bar_is_reported():
     bar = Bar("cell", "ratio", 7, "seven times")
     assert [verdict(bar, {"cell": {"ratio": r}})["passed"] for r in (6.9, 7.0)] == [False, True]
     assert verdict(bar, {})["passed"] is None
+
+
+def test_the_page_shows_every_experiment(folder, tmp_path, monkeypatch):
+    from examples.benchmarks import render
+    from examples.benchmarks.cases import EXPERIMENTS
+
+    files = render.load(folder)
+    page = render.page(files)
+    assert all(f"## {experiment.title}" in page for experiment in EXPERIMENTS.values())
+    assert all(f"| {title} |" in page for title in ("CoOp (M=16)", "RPO (K=24)", "VPT-deep, 3 tokens"))
+    monkeypatch.setattr(render, "IMAGES", tmp_path)
+    render.draw(files)
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"benchmarks_methods_cpu_float32.png"}

@@ -134,11 +134,13 @@ def _text_sides(model, plain, pixel_values, labels):
 def _cached_steps(model, plain, pixel_values, labels):
     with torch.no_grad():
         images = model.encode_images(pixel_values)
-    compare = model.base_model.dual_encoder.logits
-    return {
-        "ours": lambda: _learn(compare(images, model.encode_classes()), labels),
-        "plain": lambda: _learn(plain.compare(images, plain.text_features()), labels),
-    }
+
+    def ours():
+        output = model(image_features=images, labels=labels)
+        output.loss.backward()
+        return output.logits.detach()
+
+    return {"ours": ours, "plain": lambda: _learn(plain.compare(images, plain.text_features()), labels)}
 
 
 def _inference(model, plain, pixel_values, labels):

@@ -1,0 +1,308 @@
+"""Write `docs/benchmarks.md`, its plots and the README's speed table from the committed JSON files.
+
+python -m examples.benchmarks.render            # --check only compares
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import typer
+
+from peft_vprompt.reports import atomic_path
+
+from .cases import EXPERIMENTS, PARTS, TITLES
+from .results import ROOT
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - after the choice of the backend
+
+
+RESULTS = ROOT / "docs/results/benchmarks"
+PAGE, IMAGES, README = ROOT / "docs/benchmarks.md", ROOT / "docs/images", ROOT / "README.md"
+REFERENCE = "cpu_float32"
+DASH = "–"
+
+PAGE_TEXT = """# Benchmarks
+
+<!-- Written by `python -m examples.benchmarks.render` from docs/results/benchmarks; do not edit. -->
+
+`examples/benchmarks` times this package against the *plain path*: what the authors' code computes (class prompts padded
+to 77 tokens, the context repeated for each class, prompts and images in one masked sequence, CoCoOp one image after
+another), written directly on Hugging Face's layers. Both run in one process on the same weights (ViT-B/16 shapes,
+random values), and every cell first checks that outputs and gradients agree to {tolerance:.0e} of their largest value;
+the largest difference of any cell was {worst:.0e}.
+
+```bash
+python -m examples.benchmarks.run --tokenizer openai/clip-vit-base-patch16 --class-names names.json
+python -m examples.benchmarks.render
+```
+
+* **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats.
+* **Memory** is the peak of one run above the built model, each side in a process of its own.
+* **Rows** are token rows per layer that pass the feed-forward maps: text + image.
+* **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
+  computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs.
+* "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
+* Freed memory is kept by the process on both sides ([why](../README.md#more)).
+
+{machine}
+
+## Bars
+
+{bars}
+
+{sections}
+"""
+
+
+def load(folder: Path) -> dict[str, dict]:
+    """The files by experiment and device, e.g. `methods_cpu_float32`."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def number(value: float | None, form: str = ".1f") -> str:
+    """A number, or a dash."""
+    return DASH if value is None else format(value, form)
+
+
+def time_of(side: dict | None) -> str:
+    """Milliseconds, an estimate, or a dash."""
+    if side is None:
+        return DASH
+    if "ms" in side:
+        return f"{side['ms']:,.0f}" if side["ms"] >= 100 else f"{side['ms']:.1f}"
+    estimate = f"~{side['estimated_ms']:,.0f}; " if "estimated_ms" in side else ""
+    return f"{estimate}{side['skipped']}"
+
+
+def memory_of(side: dict | None) -> str:
+    """Megabytes, an estimate, or a dash."""
+    if side is None:
+        return DASH
+    if "peak_bytes" in side:
+        return f"{side['peak_bytes'] / 1e6:,.0f}"
+    return f"~{side['estimated_bytes'] / 1e6:,.0f}" if "estimated_bytes" in side else DASH
+
+
+def rows_of(side: dict | None) -> str:
+    """Rows of text and images."""
+    rows = (side or {}).get("rows", {})
+    return " + ".join(f"{rows[tower]:,.0f}" for tower in ("text", "vision") if tower in rows) or DASH
+
+
+def worst_agreement(files: dict[str, dict]) -> float:
+    """The largest difference of ours and plain in any float32 cell."""
+    errors = [
+        error
+        for file in files.values()
+        if file["inputs"]["dtype"] == "float32"
+        for cell in file["cells"].values()
+        for error in (cell.get("agreement") or {}).values()
+    ]
+    return max(errors, default=float("nan"))
+
+
+def cell_row(cell: dict) -> list[str]:
+    """One line of an experiment's table."""
+    case, sides = cell["case"], cell["sides"]
+    ours, plain, bare = (sides.get(name) for name in ("ours", "plain", "bare"))
+    return [
+        TITLES[case["method"]] + (f", {case['tokens']} tokens" if case["tokens"] else ""),
+        str(case["classes"]),
+        str(case["batch"]),
+        time_of(ours),
+        time_of(plain),
+        number(cell.get("ratio"), ".1f") + ("x" if "ratio" in cell else ""),
+        time_of(bare),
+        number(cell.get("bare_ratio"), ".3f"),
+        memory_of(ours),
+        memory_of(plain),
+        rows_of(ours),
+        rows_of(plain),
+        number(cell.get("floor_ratio"), ".2f"),
+    ]
+
+
+HEADINGS = (
+    "Method",
+    "Classes",
+    "Batch",
+    "Ours, ms",
+    "Plain, ms",
+    "Ratio",
+    "Bare, ms",
+    "Ours / bare",
+    "Ours, MB",
+    "Plain, MB",
+    "Rows",
+    "Plain rows",
+    "x floor",
+)
+
+
+def markdown(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A table without the columns that are empty in all rows."""
+    kept = [index for index in range(len(headings)) if any(row[index] != DASH for row in rows)]
+    lines = [[headings[index] for index in kept], ["---" if index == 0 else "--:" for index in kept]]
+    lines += [[row[index] for index in kept] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def section(name: str, file: dict) -> str:
+    """One experiment on one device: a table for each part."""
+    device = name.removeprefix(f"{file['experiment']}_")
+    parts = [f"## {file['title']}" + ("" if device == REFERENCE else f" ({device.replace('_', ', ')})")]
+    for part, about in PARTS.items():
+        cells = [cell for cell in file["cells"].values() if cell["case"]["part"] == part]
+        if cells:
+            parts += [f"One run: {about}.", markdown(HEADINGS, [cell_row(cell) for cell in cells])]
+    if (image := plot_path(name)) is not None and image.is_file():
+        parts.append(f"![{file['title']}](images/{image.name})")
+    return "\n\n".join(parts)
+
+
+def bars_table(files: dict[str, dict]) -> str:
+    """Every bar with the number that was measured for it."""
+    rows = []
+    for file in files.values():
+        for bar in file["bars"]:
+            verdict = {True: "reached", False: "**missed**", None: "not measured"}[bar["passed"]]
+            is_bytes = bar["metric"] == "process_bytes"
+            limit, value = (
+                DASH if one is None else f"{one / 1e9:.2f} GB" if is_bytes else f"{one:.2f}x"
+                for one in (bar["limit"], bar["value"])
+            )
+            rows.append([bar["text"], ("≥ " if bar["at_least"] else "≤ ") + limit, value, verdict])
+    return markdown(("Bar", "Limit", "Measured", ""), rows) if rows else "None measured."
+
+
+def machine_text(files: dict[str, dict]) -> str:
+    """Where and with which versions, and how much of the machine the measurements had."""
+    lines = []
+    machines = {key: value for file in files.values() for key, value in file["environments"].items()}
+    for key, environment in machines.items():
+        cells = [cell for file in files.values() for cell in file["cells"].values() if cell["environment"] == key]
+        machine, versions = environment["machine"], environment["versions"]
+        device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+        packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+        commits = ", ".join(sorted({cell["commit"] for cell in cells}))
+        lines.append(f"Measured on {device}; {packages}; commit {commits}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def plot_path(name: str) -> Path | None:
+    """Where the plot of a file goes; None for experiments without one."""
+    return IMAGES / f"benchmarks_{name}.png" if name.split("_cpu_")[0] in PLOTS and REFERENCE in name else None
+
+
+def plot_methods(file: dict, figure) -> None:
+    """Bars: a training step of each method, ours and plain, at 100 classes and batch 4."""
+    cells = [cell for key, cell in file["cells"].items() if key.endswith("/step/100 classes/batch 4")]
+    cells = [cell for cell in cells if "ratio" in cell]
+    axes = figure.subplots()
+    for offset, (name, label) in enumerate((("plain", "plain path"), ("ours", "peft_vprompt"))):
+        places = [index + 0.4 * offset - 0.2 for index in range(len(cells))]
+        bars = axes.bar(places, [cell["sides"][name]["ms"] / 1e3 for cell in cells], 0.4, label=label)
+        if name == "ours":
+            axes.bar_label(bars, [f"{cell['ratio']:.1f}x" for cell in cells], fontsize=8)
+    axes.set_yscale("log" if cells else "linear")
+    axes.set_xticks(
+        range(len(cells)), [TITLES[cell["case"]["method"]].replace(" (", "\n(") for cell in cells], fontsize=8
+    )
+    axes.set_ylabel("seconds per training step")
+    axes.legend(frameon=False)
+
+
+def plot_scaling(file: dict, figure) -> None:
+    """Lines: time against classes, context length and batch."""
+    axes = ("classes", "text"), ("tokens", "text"), ("batch", "step")
+    for plot, (name, part) in zip(figure.subplots(1, 3), axes, strict=True):
+        cells = [
+            cell for cell in file["cells"].values() if cell["case"]["part"] == part and cell["case"][name] is not None
+        ]
+        cells = [cell for cell in cells if name == "tokens" or cell["case"]["tokens"] is None]
+        for side, label in (("plain", "plain path"), ("ours", "peft_vprompt"), ("floor", "matrix products alone")):
+            points = sorted(
+                (cell["case"][name], cell["sides"][side]["ms"] / 1e3)
+                for cell in cells
+                if "ms" in cell["sides"].get(side, {})
+            )
+            if points:
+                plot.plot(
+                    *zip(*points, strict=True), marker="o", label=label, linestyle=":" if side == "floor" else "-"
+                )
+        plot.set_xscale("log")
+        plot.set_yscale("log")
+        plot.set_xlabel({"tokens": "context tokens"}.get(name, name))
+    figure.axes[0].set_ylabel("seconds, forward and backward")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+PLOTS = {"methods": plot_methods, "scaling": plot_scaling}
+
+
+def draw(files: dict[str, dict]) -> None:
+    """Write the plots."""
+    for name, file in files.items():
+        if (path := plot_path(name)) is not None:
+            figure = plt.figure(figsize=(10, 4), layout="constrained")
+            PLOTS[file["experiment"]](file, figure)
+            with atomic_path(path) as partial:
+                figure.savefig(partial, format="png", dpi=110)
+            plt.close(figure)
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def page(files: dict[str, dict]) -> str:
+    """`docs/benchmarks.md`."""
+    order = [name for experiment in EXPERIMENTS for name in files if files[name]["experiment"] == experiment]
+    return PAGE_TEXT.format(
+        tolerance=next(iter(files.values()))["tolerance"],
+        worst=worst_agreement(files),
+        machine=machine_text(files),
+        bars=bars_table({name: files[name] for name in order}),
+        sections="\n\n".join(section(name, files[name]) for name in order),
+    )
+
+
+def readme(text: str, files: dict[str, dict]) -> str:
+    """The README with a fresh table of ratios."""
+    rows = []
+    for key, cell in files[f"methods_{REFERENCE}"]["cells"].items():
+        if key.endswith("/step/100 classes/batch 4") and "ratio" in cell:
+            ours, plain = cell["sides"]["ours"], cell["sides"]["plain"]
+            row = [TITLES[cell["case"]["method"]], time_of(ours), time_of(plain), f"{cell['ratio']:.1f}x"]
+            rows.append([*row, memory_of(ours), memory_of(plain)])
+    headings = ("Training step", "Ours, ms", "Plain path, ms", "Faster", "Ours, MB", "Plain path, MB")
+    begin, end = "<!-- speed: generated by examples/benchmarks/render.py -->", "<!-- end of speed -->"
+    return re.sub(f"{begin}.*?{end}", f"{begin}\n{markdown(headings, rows)}\n{end}", text, flags=re.DOTALL)
+
+
+def main(
+    check: Annotated[bool, typer.Option(help="Only compare; exit status 1 if a page is stale.")] = False,
+) -> None:
+    """Write the pages and plots."""
+    files = load(RESULTS)
+    if not check:
+        draw(files)
+    pages = {PAGE: page(files), README: readme(README.read_text(encoding="utf-8"), files)}
+    if check:
+        raise typer.Exit(int(any(path.read_text(encoding="utf-8") != text for path, text in pages.items())))
+    for path, text in pages.items():
+        with atomic_path(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
