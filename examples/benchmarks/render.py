@@ -205,16 +205,19 @@ def plot_path(name: str) -> Path | None:
 
 
 def plot_methods(file: dict, figure) -> None:
-    """Bars: a training step of each method, ours and plain, at 100 classes and batch 4."""
-    cells = [cell for key, cell in file["cells"].items() if key.endswith("/step/100 classes/batch 4")]
-    cells = [cell for cell in cells if "ratio" in cell]
+    """Bars: a training step of each method, ours and plain, at the classes and batch of the first cell."""
+    cells = list(file["cells"].values())
+    first = [cells[0]["case"][name] for name in ("classes", "batch")]
+    cells = [
+        cell for cell in cells if [cell["case"][name] for name in ("classes", "batch")] == first and "ratio" in cell
+    ]
     axes = figure.subplots()
     for offset, (name, label) in enumerate((("plain", "plain path"), ("ours", "peft_vprompt"))):
         places = [index + 0.4 * offset - 0.2 for index in range(len(cells))]
         bars = axes.bar(places, [cell["sides"][name]["ms"] / 1e3 for cell in cells], 0.4, label=label)
         if name == "ours":
             axes.bar_label(bars, [f"{cell['ratio']:.1f}x" for cell in cells], fontsize=8)
-    axes.set_yscale("log" if cells else "linear")
+    axes.set_yscale("log")
     axes.set_xticks(
         range(len(cells)), [TITLES[cell["case"]["method"]].replace(" (", "\n(") for cell in cells], fontsize=8
     )
@@ -244,7 +247,7 @@ def plot_scaling(file: dict, figure) -> None:
         plot.set_yscale("log")
         plot.set_xlabel({"tokens": "context tokens"}.get(name, name))
     figure.axes[0].set_ylabel("seconds, forward and backward")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[-1].legend(frameon=False, fontsize=8)
 
 
 PLOTS = {"methods": plot_methods, "scaling": plot_scaling}
