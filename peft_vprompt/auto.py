@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.auto import _BaseAutoPeftModel
 
+from .config import TASK_TYPE
 from .peft_model import PeftModelForImageClassification
 
 
@@ -44,8 +45,9 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
         target = getattr(importlib.import_module(library), recorded["base_model_class"])
-        # PEFT's method reads the class from an attribute; a subclass keeps concurrent calls apart.
-        loader = type(cls.__name__, (cls,), {"_target_class": target})
+        peft_class = cls._target_peft_class if config.task_type == TASK_TYPE else PeftModel
+        # PEFT's method reads the classes from attributes; a subclass keeps concurrent calls apart.
+        loader = type(cls.__name__, (cls,), {"_target_class": target, "_target_peft_class": peft_class})
         return super(AutoPeftModelForImageClassification, loader).from_pretrained(
             pretrained_model_name_or_path, *args, **kwargs
         )

@@ -7,6 +7,7 @@ from peft import PeftModel, get_peft_model
 from transformers import CLIPForImageClassification, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from peft_vprompt import (
+    AutoPeftModelForImageClassification,
     BiasTuningConfig,
     BottleneckAdapterConfig,
     FineTuningConfig,
@@ -96,10 +97,20 @@ def test_save_load_switch_off_and_unload(name, base, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base(), str(tmp_path)).eval()
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
-    again = PeftModel.from_pretrained(base(), str(tmp_path), is_trainable=True)
-    assert trained(again).keys() == trained(model).keys()
+    lean = PeftModel.from_pretrained(base(), str(tmp_path), is_trainable=True, low_cpu_mem_usage=True).eval()
+    torch.testing.assert_close(logits(lean), logits(model), rtol=1e-6, atol=1e-6)
+    assert trained(lean).keys() == trained(model).keys()
     if name != "lora":  # PEFT's unload keeps the trained head
         torch.testing.assert_close(logits(model.unload()), plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_the_adapters_folder_is_enough(name, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    model = learn(made(name, ViTForImageClassification.from_pretrained(tmp_path / "base")))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", TRANSFERS)

@@ -143,6 +143,8 @@ class SideNetwork(Part):
         self.projection = nn.Linear(side_widths[-1], config.hidden_size, bias=False)
         self.alpha = nn.Parameter(torch.zeros(()))
         self.to(dtype=weight.dtype)
+        if not self.alpha.is_meta:
+            self.to(device=weight.device)
 
     def forward(self, base_layer: nn.Module, pixel_values: Tensor, *args, **kwargs):
         """The encoder's output, every token blended with the side feature."""
