@@ -1,19 +1,19 @@
 """Equal to the authors' own baselines of visual prompt tuning, on ViT and Swin."""
 
-import json
+import re
 
 import pytest
 import torch
+from golden_vpt import Reference, close, sgd_losses
 from peft import get_peft_model
-from safetensors.torch import load_file
-from test_golden_clip import TOLERANCE, load_recipe
+from test_golden_clip import load_recipe
 
 from peft_vprompt.transfer import TRANSFERS
 
 
 pytestmark = pytest.mark.core
 
-#: Golden case -> the way to transfer and its options.
+#: Reference case -> the way to transfer and its options.
 CASES = {
     "vit_linear": ("linear", {}),
     "vit_bias": ("bias", {}),
@@ -22,76 +22,92 @@ CASES = {
     "swin4_linear": ("linear", {}),
 }
 
+#: The authors' names of modules, and transformers'.
+NAMES = {
+    "enc.transformer.embeddings.patch_embeddings": "vit.embeddings.patch_embeddings.projection",
+    "enc.transformer.encoder.encoder_norm": "vit.layernorm",
+    "enc.transformer.encoder.layer": "vit.layers",
+    "attention_norm": "layernorm_before",
+    "ffn_norm": "layernorm_after",
+    "attn.query": "attention.q_proj",
+    "attn.key": "attention.k_proj",
+    "attn.value": "attention.v_proj",
+    "attn.out": "attention.o_proj",
+    "ffn.fc": "mlp.fc",
+    "adapter_downsample": "mlp.fc2.down",
+    "adapter_upsample": "mlp.fc2.up",
+    "head.last_layer": "classifier",
+}
+
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    return shared / "golden" / "vpt"
-
-
-@pytest.fixture(scope="module")
-def recipe(golden):
-    return load_recipe(golden)
+def recipe(shared):
+    return load_recipe(shared / "golden" / "vpt")
 
 
 @pytest.fixture(params=CASES)
-def case(request, golden, recipe):
-    """The PEFT model with the authors' first values, their tensors and their facts."""
+def case(request, shared, recipe):
+    """The PEFT model with the authors' first values, and the reference."""
     name, options = CASES[request.param]
-    kind = request.param.partition("_")[0]
-    base = recipe.build_vit() if kind == "vit" else recipe.build_swin(4)
-    if recipe.fingerprint(base) != json.loads((golden / "fingerprint.json").read_text())["fingerprint"][kind]:
-        pytest.skip("this transformers release names the parameters otherwise, so the reference weights differ")
+    reference = Reference.load(shared / "golden" / "vpt", recipe, request.param)
+    base = reference.build()
     model = get_peft_model(base, TRANSFERS[name].config(base, **options)).eval()
-    reference = load_file(golden / f"{request.param}.safetensors")
-    load_adapters(model, reference)
-    return model, reference, json.loads((golden / f"{request.param}.json").read_text()), recipe.make_inputs(kind)
+    parameters = plain(model.named_parameters())
+    for key, value in reference.section("param").items():
+        parameters[translated(key)].data.copy_(value)
+    return model, reference
 
 
-def load_adapters(model, reference):
-    """Give our adapters the authors' values."""
-    ours = dict(model.named_parameters())
-    for name, value in reference.items():
-        if name.startswith("param.") and ".adapter_" in name:
-            layer, part, kind = name.split(".")[-3:]
-            part = "down" if part == "adapter_downsample" else "up"
-            (key,) = [key for key in ours if f"layers.{layer}." in key and key.endswith(f"default.{part}.{kind}")]
-            ours[key].data.copy_(value)
+def plain(tensors) -> dict[str, torch.Tensor]:
+    """Our trained tensors by the names that they have in the model itself."""
+    inside = r"\.(\w+_parts|modules_to_save)\.default(\.module)?"
+    return {
+        re.sub(inside, "", name.removeprefix("base_model.model.")): t for name, t in tensors if ".default." in name
+    }
+
+
+def translated(name: str) -> str:
+    """Transformers' name for one of the authors'."""
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def assert_equal(tensors, reference: Reference, section: str) -> None:
+    """Compare with the authors' tensors of a section; of large ones the reference has the norms alone."""
+    ours, theirs = plain(tensors), reference.section(section)
+    packed = theirs.pop("enc.packed", None)
+    if packed is not None:
+        names, shapes = zip(*reference.facts["packed"][f"{section}.enc"], strict=True)
+        pieces = packed.split([torch.Size(shape).numel() for shape in shapes])
+        theirs |= {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+    norms = reference.facts["norms_fp64"]
+    norms = {name.removeprefix(f"{section}."): norm for name, norm in norms.items() if name.startswith(f"{section}.")}
+    assert {translated(name) for name in (*theirs, *norms)} == ours.keys()
+    for name, value in theirs.items():
+        close(ours[translated(name)], value)
+    for name, norm in norms.items():
+        close(ours[translated(name)].double().norm().float(), torch.tensor(norm))
 
 
 def test_logits_and_count(case):
-    model, reference, facts, (pixel_values, labels) = case
-    output = model(pixel_values=pixel_values, labels=labels)
-    torch.testing.assert_close(output.logits, reference["eval.logits"].float(), **TOLERANCE)
-    torch.testing.assert_close(output.loss, torch.tensor(facts["eval_loss"]), **TOLERANCE)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == facts["trainable_numel"]
+    model, reference = case
+    output = model(**reference.inputs())
+    close(output.logits, reference.tensors["eval.logits"])
+    close(output.loss, torch.tensor(reference.facts["eval_loss"]))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == reference.facts["trainable_numel"]
 
 
 def test_gradients(case):
-    model, reference, facts, (pixel_values, labels) = case
-    model(pixel_values=pixel_values, labels=labels).loss.backward()
-    if "grad.head.last_layer.weight" in reference:
-        head = next(p.grad for n, p in model.named_parameters() if "classifier" in n and p.requires_grad)
-        torch.testing.assert_close(head, reference["grad.head.last_layer.weight"].float(), **TOLERANCE)
-    theirs = sorted(value for name, value in facts["norms_fp64"].items() if name.startswith("grad."))
-    if theirs:  # the file has norms only where the tensors would be large
-        ours = [p.grad for name, p in model.named_parameters() if p.grad is not None and "classifier" not in name]
-        norms = torch.tensor(sorted(gradient.double().norm() for gradient in ours))
-        torch.testing.assert_close(norms, torch.tensor(theirs, dtype=norms.dtype), **TOLERANCE)
+    model, reference = case
+    model(**reference.inputs()).loss.backward()
+    assert_equal([(name, p.grad) for name, p in model.named_parameters() if p.grad is not None], reference, "grad")
 
 
 def test_ten_sgd_steps(case):
-    model, reference, facts, (pixel_values, labels) = case
-    settings = {key: facts["sgd"][key] for key in ("lr", "momentum", "weight_decay")}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **settings)
-    losses = []
-    for _ in range(facts["sgd"]["steps"]):
-        loss = model(pixel_values=pixel_values, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    with torch.no_grad():
-        final = model(pixel_values=pixel_values, labels=labels)
-    losses.append(final.loss)
-    torch.testing.assert_close(torch.stack(losses), reference["sgd.losses"].float(), **TOLERANCE)
-    torch.testing.assert_close(final.logits, reference["sgd.logits"].float(), **TOLERANCE)
+    model, reference = case
+    inputs = reference.inputs()
+    close(sgd_losses(model, inputs, reference.facts), reference.tensors["sgd.losses"])
+    close(model(**inputs).logits, reference.tensors["sgd.logits"])
+    trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    assert_equal(trained, reference, "sgd.param")

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -23,31 +22,15 @@ from ..prompts import LinearCoupling, PromptHolder
 from ..readout import pool
 from ..text_cache import TextCache, autocast_dtype, fingerprint
 from ..towers import TextTower, Tower, VisionTower, view
+from .wrapper import Wrapper
 
 
-class PromptedTower(nn.Module, BaseTunerLayer):
+class PromptedTower(Wrapper):
     """A tower with prompts.
 
     Holders live in one `nn.ModuleDict` per method, named `<method prefix>learner`: adapters of several methods may
     share a tower, and PEFT finds each method's weights by its prefix.
     """
-
-    def __init__(self, base_layer: nn.Module):
-        super().__init__()
-        self.base_layer = base_layer
-        self.adapter_layer_names = ()
-        self._active_adapter = []
-        self._disable_adapters = False
-        self.merged_adapters = []
-
-    def __getattr__(self, name: str):
-        """Whatever is not ours is the wrapped tower's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
     @property
     def tower(self) -> Tower:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
+from ..wrapper import Wrapper
 from .parts import Part
 
 
-class TransferLayer(nn.Module, BaseTunerLayer):
+class TransferLayer(Wrapper):
     """Answers with the active adapter's part; without one it is the module itself.
 
     Parts live in one `nn.ModuleDict` named `<method prefix>parts`, by which PEFT finds them.
     """
 
     def __init__(self, base_layer: nn.Module, prefix: str):
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.adapter_layer_names = (f"{prefix}parts",)
         self.add_module(f"{prefix}parts", nn.ModuleDict())
-        self._active_adapter = []
-        self._disable_adapters = False
-        self.merged_adapters = []
-
-    def __getattr__(self, name: str):
-        """Whatever is not ours is the wrapped module's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
 
     @property
     def parts(self) -> nn.ModuleDict:

@@ -1,0 +1,27 @@
+"""`Wrapper`: a tuner layer around a module of the model, before it knows any adapter."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+class Wrapper(nn.Module, BaseTunerLayer):
+    """Stands in the place of a module and answers for it."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter_layer_names = ()
+        self._active_adapter = []
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def __getattr__(self, name: str):
+        """Whatever is not ours is the wrapped module's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
