@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ ATTENTION_NAME = "prompt_attention"
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Causal attention over a packed sequence `[prefix, tail_1, tail_2, ...]`: a tail reads the prefix and itself.
+    """Causal attention over a packed sequence `[prefix, tails]`: a tail reads the prefix and itself.
 
     Shapes: b = batch, h = heads, p = prefix rows, t = rows of all tails, c = tails, l = longest tail, d = head size.
     Tails are padded to l for the two small matrix products here and nowhere else. The prefix is never copied per
@@ -33,42 +33,51 @@ class SharedPrefix:
     Attributes:
         prefix: p, the number of rows that all tails read.
         gather: [c * l] row of the tails that each padded place shows (0 where there is none).
-        scatter: [t] padded place of each row of the tails.
+        scatter: [t] a padded place of each row of the tails.
         real: [c, l] False where a padded place shows nothing.
+        causal: [l, l] whom a row of a tail reads in it. Padding follows the rows, so this hides it too.
     """
 
     prefix: int
     gather: Tensor
     scatter: Tensor
     real: Tensor
+    causal: Tensor
 
     @classmethod
-    def from_lengths(cls, prefix: int, lengths: Tensor) -> SharedPrefix:
-        """The pattern for a prefix and tails of the given `lengths` [c], packed one after another."""
+    def from_paths(cls, prefix: int, paths: list[list[int]]) -> SharedPrefix:
+        """The pattern for a prefix and tails whose rows, counted from the end of the prefix, are `paths`.
+
+        Tails may begin with the same rows: what a row reads is the same in all of them.
+        """
+        lengths = torch.tensor([len(path) for path in paths])
         longest = int(lengths.max())
-        starts = lengths.cumsum(0) - lengths
-        offsets = torch.arange(longest)
-        real = offsets < lengths[:, None]
+        real = torch.arange(longest) < lengths[:, None]
+        gather = torch.zeros(real.shape, dtype=torch.long)
+        gather[real] = torch.tensor([row for path in paths for row in path])
+        places = real.flatten().nonzero().squeeze(1)
+        scatter = torch.empty(int(gather.max()) + 1, dtype=torch.long)
+        scatter[gather.flatten()[places].flip(0)] = places.flip(0)  # the first place of each row
         return cls(
             prefix=prefix,
-            gather=torch.where(real, starts[:, None] + offsets, 0).flatten(),
-            scatter=real.flatten().nonzero().squeeze(1),
+            gather=gather.flatten(),
+            scatter=scatter,
             real=real,
+            causal=torch.ones(longest, longest, dtype=torch.bool).tril(),
         )
 
     def to(self, device: torch.device) -> SharedPrefix:
         """The same pattern on `device`."""
-        return SharedPrefix(self.prefix, self.gather.to(device), self.scatter.to(device), self.real.to(device))
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prefix"}
+        return SharedPrefix(self.prefix, **moved)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Attention of [b, h, p + t, d] query, key and value; returns the same shape."""
-        p, longest = self.prefix, self.real.shape[1]
+        p = self.prefix
         head = F.scaled_dot_product_attention(
             query[:, :, :p], key[:, :, :p], value[:, :, :p], dropout_p=dropout, is_causal=True, scale=scaling
         )
-        # Padding follows the rows of a tail, so a causal mask hides it too.
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
-        tails = self.read(self.pad(query), key, value, causal, scaling, dropout).flatten(2, 3)
+        tails = self.read(self.pad(query), key, value, self.causal, scaling, dropout).flatten(2, 3)
         return torch.cat([head, tails.index_select(2, self.scatter)], dim=2)
 
     def pad(self, packed: Tensor) -> Tensor:

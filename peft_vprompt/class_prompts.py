@@ -5,7 +5,9 @@ class, so they are kept once:
 
     [SOS, context, name_1 . EOT, name_2 . EOT, ...]
 
-Norms, projections and feed-forward layers run on this one sequence unchanged; only attention has to know which rows
+Names that begin alike ("Boeing 707", "Boeing 717") share those rows too: with 16 context tokens the 196 names of
+StanfordCars take 1,147 rows instead of 2,082, the 100 of FGVCAircraft 572 instead of 741, ImageNet's 4,020 instead of
+4,182. Norms, projections and feed-forward layers run on this one sequence unchanged; only attention has to know which rows
 belong together (`attention.SharedPrefix`).
 """
 
@@ -76,20 +78,29 @@ def shared_length(sequences: list[TokenSequence]) -> int:
 
 
 def pack(sequences: list[TokenSequence]) -> PackedPrompts:
-    """Lay out the token sequences of all classes as one packed sequence."""
+    """Lay out the token sequences of all classes as one packed sequence: a prefix tree, each node a row."""
     prefix = shared_length(sequences)
-    tails = [sequence[prefix:] for sequence in sequences]
-    lengths = torch.tensor([len(tail) for tail in tails])
-    entries = torch.tensor(sequences[0][:prefix] + [entry for tail in tails for entry in tail])
-    positions = [torch.arange(prefix)] + [torch.arange(prefix, prefix + length) for length in lengths.tolist()]
+    entries, positions = list(sequences[0][:prefix]), list(range(prefix))
+    rows: dict[tuple[int, int], int] = {}  # (row before, entry) -> row
+    paths = []
+    for sequence in sequences:
+        path = [prefix - 1]
+        for position, entry in enumerate(sequence[prefix:], prefix):
+            row = rows.setdefault((path[-1], entry), len(entries))
+            if row == len(entries):
+                entries.append(entry)
+                positions.append(position)
+            path.append(row)
+        paths.append(path[1:])
+    entries = torch.tensor(entries)
     learned_rows = (entries < 0).nonzero().squeeze(1)
     return PackedPrompts(
         token_ids=entries.clamp(min=0),
-        position_ids=torch.cat(positions),
+        position_ids=torch.tensor(positions),
         learned_rows=learned_rows,
         learned_sources=-entries[learned_rows] - 1,
-        end_rows=prefix + lengths.cumsum(0) - 1,
-        pattern=SharedPrefix.from_lengths(prefix, lengths),
+        end_rows=torch.tensor([path[-1] for path in paths]),
+        pattern=SharedPrefix.from_paths(prefix, [[row - prefix for row in path] for path in paths]),
     )
 
 

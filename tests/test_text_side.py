@@ -89,21 +89,42 @@ def test_packing_repeats_nothing_and_pads_nothing():
     assert packed.end_rows.tolist() == [4, 7]
 
 
+def test_names_that_begin_alike_share_rows():
+    packed = pack([[9, 5, 6, 8], [9, 5, 7, 8], [9, learned(0), 8], [9, 5, 6, 8]])
+    assert packed.token_ids.tolist() == [9, 5, 6, 8, 7, 8, 0, 8]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 3, 1, 2]
+    assert packed.end_rows.tolist() == [3, 5, 7, 3]
+    assert packed.num_classes == 4
+
+
 def test_rows_of_one_hundred_classes_with_sixteen_tokens():
     names = [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrst"]
     packed = pack(context_sequences(tiny_tokenizer(), names, 16))
-    assert packed.token_ids.shape == (17 + 100 * 4,)  # two letters, full stop and end, instead of 100 x 77
+    # Ten first letters, then a second letter, full stop and end for each name, instead of 100 x 77.
+    assert packed.token_ids.shape == (17 + 10 + 100 * 3,)
 
 
-def test_shared_prefix_attention_equals_a_masked_one():
+@pytest.mark.parametrize("paths", [[[0, 1, 2], [3], [4, 5, 6, 7, 8]], [[0, 1, 2, 3], [0, 1, 4], [0, 5, 6, 7], [8]]])
+def test_shared_prefix_attention_equals_a_masked_one(paths):
     torch.manual_seed(0)
-    lengths = torch.tensor([3, 1, 5])
-    pattern = SharedPrefix.from_lengths(4, lengths)
-    query, key, value = torch.randn(3, 2, 2, 13, 8, dtype=torch.float64)
-    segment = torch.cat([torch.zeros(4), *(torch.full((n,), i + 1.0) for i, n in enumerate(lengths.tolist()))])
-    visible = ((segment[:, None] == segment) | (segment == 0)) & torch.ones(13, 13, dtype=torch.bool).tril()
+    pattern = SharedPrefix.from_paths(4, paths)
+    query, key, value = (torch.randn(2, 2, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    visible = torch.eye(13, dtype=torch.bool)
+    visible[:4, :4] = torch.ones(4, 4, dtype=torch.bool).tril()
+    visible[4:, :4] = True
+    for path in paths:
+        for place, row in enumerate(path):
+            visible[4 + row, [4 + before for before in path[:place]]] = True
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=0.3)
-    torch.testing.assert_close(pattern(query, key, value, 0.3, 0.0), expected)
+    ours = pattern(query, key, value, 0.3, 0.0)
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn_like(expected)
+    for mine, plain in zip(
+        torch.autograd.grad(ours, (query, key, value), weights),
+        torch.autograd.grad(expected, (query, key, value), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, plain)
 
 
 def test_causal_attention_with_padding():
