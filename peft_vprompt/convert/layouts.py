@@ -6,6 +6,7 @@ our holders by the tower ("text", "vision", "head") and their name there.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ class Layout:
         fallbacks: config values that tensors make likely, unless they are given.
         choices: config values that tensors leave open, and what they may be.
         architecture: what the checkpoint belongs to: "clip", "vit" or "swin".
-        complete: tensors that are to be taken from the base model in part, made from the view of its image encoder.
+        complete: makes the tensors that also depend on the config, or on the view of the base model's image encoder
+            (None without a base model).
     """
 
     config_class: type[PromptConfig]
@@ -47,7 +49,7 @@ class Layout:
     fallbacks: dict = field(default_factory=dict)
     choices: dict[str, tuple] = field(default_factory=dict)
     architecture: str = "clip"
-    complete: Callable[[VisionTower], dict[tuple[str, str], Tensor]] | None = None
+    complete: Callable[[PromptConfig, VisionTower | None], dict[tuple[str, str], Tensor]] | None = None
 
 
 def require(state: State, key: str, method: str) -> Tensor:
@@ -167,13 +169,15 @@ def visual_prompts(state: State) -> list[Tensor]:
 
 def vpt(state: State) -> Layout:
     """KMnP/vpt `src/models/vit_prompt/`: prompts of any location on ViT, or tokens on Swin, and the linear head."""
-    if "enc.prompt_embeddings" in state:
-        layout = vpt_swin(state)
-    elif "enc.transformer.prompt_embeddings_tb" in state:
-        layout = vpt_border(state)
+    swin = any(key.startswith(("enc.prompt_embeddings", "enc.deep_prompt_embeddings")) for key in state)
+    prefix = "enc." if swin else "enc.transformer."
+    if f"{prefix}prompt_embeddings_tb" in state:
+        layout = vpt_border(state, prefix)
     else:
-        prompts = require(state, "enc.transformer.prompt_embeddings", "vpt")
-        layout = (vpt_tokens if prompts.ndim == 3 else vpt_pixels)(state, prompts)
+        prompts = require(state, f"{prefix}prompt_embeddings", "vpt")
+        tokens, embedding = (vpt_stages, "patch_embed.proj") if swin else (vpt_tokens, "embeddings.patch_embeddings")
+        layout = tokens(state, prompts) if prompts.ndim == 3 else vpt_pixels(state, prompts, prefix + embedding)
+    layout.architecture = "swin" if swin else "vit"
     for name in ("weight", "bias"):
         if (key := f"head.last_layer.{name}") in state:
             layout.tensors["head", name] = state[key]
@@ -193,50 +197,62 @@ def vpt_tokens(state: State, prompts: Tensor) -> Layout:
         values["projection_dim"] = tokens.shape[2]
         tensors["vision", "projection_weight"] = state[f"{prefix}prompt_proj.weight"]
         tensors["vision", "projection_bias"] = require(state, f"{prefix}prompt_proj.bias", "vpt")
-    return Layout(VisualPromptConfig, values, tensors, choices={"location": TOKEN_LOCATIONS}, architecture="vit")
+    return Layout(VisualPromptConfig, values, tensors, choices={"location": TOKEN_LOCATIONS})
 
 
-def vpt_pixels(state: State, prompts: Tensor) -> Layout:
-    """A strip of patches [1, 3, P, n * P], or channels [1, n, H, W] with the patch embedding that takes them."""
-    prefix = "enc.transformer.embeddings.patch_embeddings."
-    weight, extra = state.get(f"{prefix}weight"), state.get(f"{prefix}weight.extra_channels")
+def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
+    """A strip of patches [1, 3, P, n * P], or channels [1, n, H, W] with the patch `embedding` that takes them."""
+    weight, extra = state.get(f"{embedding}.weight"), state.get(f"{embedding}.weight.extra_channels")
     tensors = {("vision", "pixels"): prompts}
     if extra is None and (weight is None or weight.shape[1] == prompts.shape[1]):
         values = {"num_virtual_tokens": prompts.shape[3] // prompts.shape[2]}
         fallbacks, choices = {"location": STRIP_LOCATIONS[0]}, {"location": STRIP_LOCATIONS}
-        return Layout(VisualPromptConfig, values, tensors, fallbacks, choices, "vit")
+        return Layout(VisualPromptConfig, values, tensors, fallbacks, choices)
     layout = Layout(VisualPromptConfig, {"location": "below", "num_virtual_tokens": prompts.shape[1]}, tensors)
-    layout.architecture = "vit"
     if extra is None:
         tensors["vision", "patch_weight"] = weight
-        tensors["vision", "patch_bias"] = require(state, f"{prefix}bias", "vpt")
+        tensors["vision", "patch_bias"] = require(state, f"{embedding}.bias", "vpt")
     else:
-        layout.complete = lambda tower: {
-            ("vision", "patch_weight"): torch.cat([tower.patch_embedding.weight.float(), extra], dim=1),
-            ("vision", "patch_bias"): tower.patch_embedding.bias.float(),
-        }
+        layout.complete = functools.partial(with_own_channels, extra)
     return layout
 
 
-def vpt_border(state: State) -> Layout:
+def with_own_channels(extra: Tensor, config: PromptConfig, tower: VisionTower | None) -> dict[tuple[str, str], Tensor]:
+    """The patch embedding of a base model with the weights `extra` [d, n, P, P] of new channels."""
+    if tower is None:
+        raise AdapterMismatchError(
+            "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."
+        )
+    own = tower.patch_embedding
+    weight = torch.cat([own.weight.detach().float().cpu(), extra], dim=1)
+    return {("vision", "patch_weight"): weight, ("vision", "patch_bias"): own.bias.detach().float().cpu()}
+
+
+def vpt_border(state: State, prefix: str) -> Layout:
     """A border of p pixels: left and right [1, 3, H, 2p], top and bottom [1, 3, 2p, W + 2p]."""
-    top_bottom = require(state, "enc.transformer.prompt_embeddings_tb", "vpt")
-    left_right = require(state, "enc.transformer.prompt_embeddings_lr", "vpt")
+    top_bottom = require(state, f"{prefix}prompt_embeddings_tb", "vpt")
+    left_right = require(state, f"{prefix}prompt_embeddings_lr", "vpt")
     values = {"location": "pad", "num_virtual_tokens": left_right.shape[3] // 2}
     tensors = {("vision", "left_right"): left_right, ("vision", "top_bottom"): top_bottom}
-    return Layout(VisualPromptConfig, values, tensors, architecture="vit")
+    return Layout(VisualPromptConfig, values, tensors)
 
 
-def vpt_swin(state: State) -> Layout:
-    """`swin_transformer.py`: tokens of the first block, and those of each stage's (other) blocks."""
-    first = require(state, "enc.prompt_embeddings", "vpt")
+def vpt_stages(state: State, prompts: Tensor) -> Layout:
+    """`swin_transformer.py`: tokens [1, n, d] of the first block, and those of each stage's (other) blocks."""
     stages = numbered(state, "enc.deep_prompt_embeddings_{}")
-    values = {"num_virtual_tokens": first.shape[1], "deep": bool(stages), "location": "prepend"}
+    values = {"num_virtual_tokens": prompts.shape[1], "deep": bool(stages)}
+    layout = Layout(VisualPromptConfig, values)
     if stages:
-        stages = [torch.cat([first, stages[0]]), *stages[1:]]
-        values["num_deep_layers"] = sum(len(stage) for stage in stages)
-    tensors = {("vision", f"tokens_{index}"): tokens for index, tokens in enumerate(stages or [first])}
-    return Layout(VisualPromptConfig, values, tensors, architecture="swin")
+        stages = [torch.cat([prompts, stages[0]]), *stages[1:]]
+        values |= {"num_deep_layers": sum(len(stage) for stage in stages), "location": "prepend"}
+        layout.tensors = {("vision", f"tokens_{index}"): tokens for index, tokens in enumerate(stages)}
+    else:
+        layout.choices = {"location": TOKEN_LOCATIONS}
+        # Tokens belong to a stage; what is added to the input does not.
+        layout.complete = lambda config, tower: {
+            ("vision", "tokens_0" if config.location == "prepend" else "tokens"): prompts
+        }
+    return layout
 
 
 def refuse(state: State, keys: tuple[str, ...], method: str, right_method: str) -> None:

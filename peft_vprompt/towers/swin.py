@@ -12,6 +12,7 @@ k = windows of one image, a = heads.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import sys
 
@@ -131,8 +132,11 @@ class SwinTower(VisionTower):
         """One block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""
         block.set_shift_and_window_size(grid)
         attended = self.attend_windows(block, block.layernorm_before(hidden), grid)
-        hidden = hidden + block.drop_path(block.dropout(attended))
-        return hidden + block.dropout(block.mlp(block.layernorm_after(hidden)))
+        hidden = hidden + block.drop_path(getattr(block, "dropout", nn.Identity())(attended))
+        normed = block.layernorm_after(hidden)
+        if hasattr(block, "mlp"):
+            return hidden + block.dropout(block.mlp(normed))
+        return hidden + block.output(block.intermediate(normed))  # older transformers releases
 
     def attend_windows(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attention in the (shifted) windows, prompts in each of them; [b, s, d] to [b, s, d]."""
@@ -142,7 +146,7 @@ class SwinTower(VisionTower):
         prompts, image = hidden[:, :count], hidden[:, count:].unflatten(1, grid)
         image, _ = block.maybe_pad(image, *grid)
         padded = tuple(image.shape[1:3])
-        mask = block.get_attn_mask(*padded, dtype=hidden.dtype, device=hidden.device)
+        mask = shift_mask(block, padded, hidden)
         image = torch.roll(image, (-shift, -shift), (1, 2)) if shift else image
         windows = modeling.window_partition(image, size).flatten(1, 2)  # an image's windows lie side by side
         num_windows = windows.shape[0] // batch
@@ -155,12 +159,32 @@ class SwinTower(VisionTower):
 
     def attend(self, attention: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor:
         """`SwinAttention` on prompts and windows [b * k, r, d]; `mask` [k, tokens, tokens] keeps shifted parts apart."""
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (split_heads(project(rows), attention.head_dim) for project in projections)
-        bias = window_bias(attention.relative_position_bias(), mask, rows)
-        dropout = attention.attention_dropout if attention.training else 0.0
-        output = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=attention.scaling)
-        return attention.o_proj(output.transpose(1, 2).flatten(2))
+        if hasattr(attention, "q_proj"):
+            projections, head_size = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim
+            inner, dropout = attention, attention.attention_dropout
+        else:  # Swin v2, and older transformers releases
+            inner = attention.self
+            projections, head_size = (inner.query, inner.key, inner.value), inner.attention_head_size
+            dropout = inner.dropout.p
+        query, key, value = (split_heads(project(rows), head_size) for project in projections)
+        query, key = self.scale(inner, query, key)
+        bias = window_bias(self.position_bias(inner), mask, rows).to(value.dtype)
+        dropout = dropout if attention.training else 0.0
+        output = F.scaled_dot_product_attention(
+            query.to(value.dtype), key.to(value.dtype), value, bias, dropout, scale=1.0
+        )
+        output = output.transpose(1, 2).flatten(2)
+        return attention.o_proj(output) if inner is attention else attention.output(output, rows)
+
+    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Query and key whose product are the scores."""
+        return query * query.shape[-1] ** -0.5, key
+
+    def position_bias(self, inner: nn.Module) -> Tensor:
+        """Relative position bias of a window's tokens, [a, tokens, tokens]."""
+        if hasattr(inner, "relative_position_bias"):
+            return inner.relative_position_bias()[0]
+        return look_up(inner.relative_position_bias_table, inner.relative_position_index)
 
     # ---- readout ----------------------------------------------------------------------------------------------
 
@@ -188,33 +212,40 @@ class Swinv2Tower(SwinTower):
         hidden = hidden + block.drop_path(attended)
         return hidden + block.drop_path(block.layernorm_after(block.output(block.intermediate(hidden))))
 
-    def attend(self, attention: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """`Swinv2Attention` on prompts and windows [b * k, r, d]."""
-        inner = attention.self
-        projections = (inner.query, inner.key, inner.value)
-        query, key, value = (split_heads(project(rows), inner.attention_head_size) for project in projections)
-        scale = inner.logit_scale.clamp(max=math.log(100.0)).exp()
+    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines, each head's with a temperature of its own."""
+        temperature = inner.logit_scale.clamp(max=math.log(100.0)).exp()
+        return F.normalize(query, dim=-1) * temperature, F.normalize(key, dim=-1)
+
+    def position_bias(self, inner: nn.Module) -> Tensor:
+        """From 0 to 16, by a small network on the distance."""
         table = inner.continuous_position_bias_mlp(inner.relative_coords_table).flatten(0, -2)
-        area = inner.window_size[0] * inner.window_size[1]
-        bias = 16 * torch.sigmoid(table[inner.relative_position_index.flatten()].view(area, area, -1).permute(2, 0, 1))
-        bias = window_bias(bias.unsqueeze(0), mask, rows)
-        query, key = F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
-        dropout = inner.dropout.p if inner.training else 0.0
-        output = F.scaled_dot_product_attention(query, key.to(query.dtype), value, bias, dropout, scale=1.0)
-        return attention.output(output.transpose(1, 2).flatten(2), rows)
+        return 16 * torch.sigmoid(look_up(table, inner.relative_position_index))
+
+
+def shift_mask(block: nn.Module, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
+    """Which tokens of a shifted window were together before, [k, tokens, tokens]; None without a shift."""
+    takes_device = "device" in inspect.signature(block.get_attn_mask).parameters  # not in older transformers releases
+    mask = block.get_attn_mask(*size, dtype=hidden.dtype, **({"device": hidden.device} if takes_device else {}))
+    return None if mask is None else mask.to(hidden.device)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Bias [a, tokens, tokens] from a `table` [distances, a] by the distance of each pair, `index` [tokens, tokens]."""
+    return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
 
 def window_bias(bias: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
     """What is added to the scores of prompts and windows `rows` [b * k, r, d]: [1 or b * k, a, r, r].
 
-    The relative position `bias` [1, a, tokens, tokens] and the `mask` [k, tokens, tokens] have rows and columns of zero
-    for the prompts.
+    The relative position `bias` [a, tokens, tokens] and the `mask` [k, tokens, tokens] have rows and columns of zero for
+    the prompts.
     """
+    bias = bias.unsqueeze(0)
     if mask is not None:
-        bias = bias + mask.unsqueeze(1)
-        bias = bias.repeat(rows.shape[0] // mask.shape[0], 1, 1, 1)
+        bias = (bias + mask.unsqueeze(1)).repeat(rows.shape[0] // mask.shape[0], 1, 1, 1)
     count = rows.shape[1] - bias.shape[-1]
-    return F.pad(bias, (count, 0, count, 0)).to(rows.dtype)
+    return F.pad(bias, (count, 0, count, 0))
 
 
 def merge(downsample: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
