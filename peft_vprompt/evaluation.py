@@ -41,22 +41,30 @@ def compute_metrics(prediction) -> dict[str, float]:
 
 
 @torch.no_grad()
-def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def predict_logits(
+    model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
+) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
 
     Returns:
-        Predicted and true labels, both int arrays [images].
+        Logits, float32 [images, classes], and true labels, int [images].
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    predicted, labels = [], []
+    logits, labels = [], []
     for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
         labels.append(batch.pop("labels").numpy())
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        predicted.append(logits.argmax(-1).cpu().numpy())
+        output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        logits.append(output.logits.float().cpu().numpy())
     model.train(was_training)
-    return np.concatenate(predicted), np.concatenate(labels)
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true labels, both int arrays [images]."""
+    logits, labels = predict_logits(model, rows, batch_size)
+    return logits.argmax(-1), labels
 
 
 def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> float:

@@ -23,6 +23,7 @@ from .data import (
 )
 from .ensemble import context_tokens, set_contexts
 from .evaluation import EvalSet, evaluate, set_class_names
+from .gradients import GradientProbe
 from .losses import make_loss
 from .recipes import Recipe
 from .reports import environment, write_json
@@ -82,6 +83,8 @@ def run_experiment(
     watch: bool = False,
     checkpoints: bool = True,
     workers: int = 0,
+    gradients: bool = False,
+    quiet: bool = False,
 ) -> dict:
     """Train and evaluate one method.
 
@@ -94,6 +97,8 @@ def run_experiment(
         watch: measure the test accuracy after every epoch.
         checkpoints: save one after every epoch, so that a killed run goes on where it was.
         workers: processes that load images.
+        gradients: measure the gradients of clean and noisy samples (`gradients.GradientProbe`) along the way.
+        quiet: show no progress bar.
 
     Returns:
         What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
@@ -127,19 +132,23 @@ def run_experiment(
         )
         facts |= about_labels
         identity = {"data": data_description, "classes": trained, "cached": cached, "labels": labels_digest(images)}
+        rows = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views)
+        probe = GradientProbe(rows, about_labels["noise"]["wrong"], loss) if gradients else None
         options = {
-            "train_set": keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views),
+            "train_set": rows,
             "eval_set": next(iter(test_sets.values())).rows if watch else None,
             "recipe": recipe,
             "epochs": recipe.epochs_for(settings.shots),
             "loss": loss,
             "settings": {"settings": asdict(settings)} | identity,
             "checkpoints": checkpoints,
-            "progress": method.title,
+            "progress": None if quiet else method.title,
             "bf16": settings.bf16,
             "workers": workers,
+            "callbacks": [probe] if probe else [],
         }
         results = _train_contexts(settings, built, Path(output), options)
+        facts |= {"gradients": probe.history} if probe else {}
     facts["accuracy"] = evaluate(built.model, test_sets, zero_shot=recipe is None)
     set_class_names(built.model, trained)
     return _save(settings, built, recipe, results, facts, Path(output))

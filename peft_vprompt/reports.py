@@ -79,26 +79,35 @@ def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
 
 def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> None:
     """Draw the accuracies of the runs as grouped bars and write them as PNG."""
+    columns = _accuracy_columns(runs)
+    width = 0.8 / len(columns)
+    with saved_figure(path, size=(1.6 * len(runs) + 2, 4)) as (axes,):
+        for offset, column in enumerate(columns):
+            positions = [index + (offset - (len(columns) - 1) / 2) * width for index in range(len(runs))]
+            bars = axes.bar(positions, [run["accuracy"].get(column, 0) for run in runs], width, label=column)
+            axes.bar_label(bars, fmt="%.0f", fontsize=8)
+        axes.set_xticks(range(len(runs)), [run["title"] for run in runs])
+        axes.set_ylabel("accuracy (%)")
+        axes.set_ylim(0, 105)
+        axes.set_title(title)
+        axes.legend(ncols=len(columns), loc="upper left", frameon=False)
+
+
+@contextmanager
+def saved_figure(path: str | Path, columns: int = 1, size: tuple[float, float] | None = None) -> Iterator:
+    """A row of axes to draw on; written as PNG at the end of the block. `size` is in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = _accuracy_columns(runs)
-    width = 0.8 / len(columns)
-    figure, axes = plt.subplots(figsize=(1.6 * len(runs) + 2, 4), layout="constrained")
-    for offset, column in enumerate(columns):
-        positions = [index + (offset - (len(columns) - 1) / 2) * width for index in range(len(runs))]
-        bars = axes.bar(positions, [run["accuracy"].get(column, 0) for run in runs], width, label=column)
-        axes.bar_label(bars, fmt="%.0f", fontsize=8)
-    axes.set_xticks(range(len(runs)), [run["title"] for run in runs])
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 105)
-    axes.set_title(title)
-    axes.legend(ncols=len(columns), loc="upper left", frameon=False)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
-    plt.close(figure)
+    figure, axes = plt.subplots(1, columns, figsize=size or (4.2 * columns, 3.8), layout="constrained", squeeze=False)
+    try:
+        yield tuple(axes[0])
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format="png", dpi=150)
+    finally:
+        plt.close(figure)
 
 
 def _accuracy_columns(runs: Sequence[dict]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -140,4 +140,5 @@ def _false_positives(supervision, images, class_names, shots, seed) -> tuple[Dat
 
 
 def _noise_facts(supervision: Supervision, noise: NoisyLabels) -> dict:
-    return {"noise": asdict(supervision) | {"achieved_rate": noise.rate, "matrix": noise.matrix.tolist()}}
+    about = {"kind": supervision.noise, "rate": supervision.noise_rate, "achieved_rate": noise.rate}
+    return {"noise": about | {"matrix": noise.matrix.tolist(), "wrong": np.flatnonzero(noise.mask).tolist()}}

@@ -62,6 +62,7 @@ def train(
     progress: str | None = None,
     bf16: bool = False,
     workers: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -80,6 +81,7 @@ def train(
         progress: label of the progress bar; None for no bar.
         bf16: autocast to bfloat16.
         workers: processes that load images; 0 loads them in this one.
+        callbacks: further callbacks of the Trainer.
 
     Raises:
         ValueError: if `train_set` is empty.
@@ -106,7 +108,7 @@ def train(
         compute_metrics=compute_metrics,
         compute_loss_func=loss,
         optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
-        callbacks=[timer] + ([ProgressBar(progress)] if progress is not None else []),
+        callbacks=[timer, *callbacks, *([ProgressBar(progress)] if progress is not None else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

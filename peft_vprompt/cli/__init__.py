@@ -4,8 +4,8 @@ Only options and messages live here; the work is done in `experiment`, `build`, 
 is a new file, imported here.
 """
 
-from . import convert, demo, evaluate, sweep, train
+from . import convert, demo, evaluate, noise_study, pseudo_label, sweep, train
 from .app import app
 
 
-__all__ = ["app", "convert", "demo", "evaluate", "sweep", "train"]
+__all__ = ["app", "convert", "demo", "evaluate", "noise_study", "pseudo_label", "sweep", "train"]

@@ -1,0 +1,88 @@
+"""`vprompt noise-study`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from ..data import DataOptions
+from ..experiment import Settings
+from ..losses import LOSSES
+from ..noise import KINDS
+from ..noise_plots import plot_study, study_table
+from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
+from ..supervision import FALSE_POSITIVE
+from .app import command, console, say_saved
+from .options import Model, Q, Shots, option, read_data, split_list, takes_data
+
+
+@command
+@takes_data()
+def noise_study(
+    output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
+    data: DataOptions | None,
+    methods: Annotated[
+        str, option(f"Separated by commas, or {LINEAR_PROBE}; coop:num_virtual_tokens=4 sets a field of the config.")
+    ] = ",".join(METHODS),
+    kinds: Annotated[str, option(f"Kinds of noise: {', '.join(KINDS)}, {FALSE_POSITIVE}.")] = "symmetric",
+    rates: Annotated[str, option("Shares of wrong labels.")] = "0,0.125,0.25,0.5",
+    losses: Annotated[str, option(f"Losses: {', '.join(LOSSES)}.")] = "ce,gce",
+    seeds: Annotated[str, option("Seeds of the shots, the noise, the prompts and the order of images.")] = "1,2,3",
+    q: Q = None,
+    gradients: Annotated[
+        bool, option("Also measure the gradients of clean and of noisy samples, at the highest rate.", "--gradients")
+    ] = False,
+    without_labels: Annotated[
+        bool, option("Also compare zero-shot, UPL and robust UPL, which read no label.", "--without-labels")
+    ] = False,
+    model: Model = None,
+    shots: Shots = 16,
+    epochs: Annotated[int, option("Passes over the shots.", panel="Recipe")] = 15,
+    lr: Annotated[float, option("Learning rate of SGD.", panel="Recipe")] = 0.02,
+    batch_size: Annotated[int, option("Images per step.", panel="Recipe")] = 32,
+    views: Annotated[int, option("Cached augmentations of every training image.")] = 1,
+):
+    """Find out which method and loss stand wrong labels best on your data.
+
+    Trains methods x kinds of noise x rates x losses x seeds on cached image features and writes `study.json` and
+    plots. Runs that are done are not repeated: started again, a study goes on where it was stopped.
+
+    **Examples**
+
+    - `vprompt noise-study --output runs/noise --methods coop,classifier-r --seeds 1`
+    - `vprompt noise-study --output runs/noise --model path/to/clip --data path/to/folder --kinds symmetric,confusion
+      --gradients --without-labels`
+    - `vprompt noise-study --output runs/length --methods coop:num_virtual_tokens=1,coop:num_virtual_tokens=16
+      --losses ce`
+    """
+    base = Settings(
+        "coop",
+        model=model,
+        shots=shots or None,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        cache_features=True,
+        views=views,
+    )
+    study = Study(
+        base,
+        methods=tuple(split_list(methods)),
+        kinds=tuple(split_list(kinds)),
+        rates=_numbers(rates, float),
+        losses=tuple(split_list(losses)),
+        seeds=_numbers(seeds, int),
+        loss_options={} if q is None else {"gce": {"q": q}, "phuber-gce": {"q": q}},
+        gradients=gradients,
+        without_labels=without_labels,
+    )
+    result = run_study(study, read_data(data), output, asdict(data) if data else None)
+    plot_study(result, output)
+    console.print(study_table(result))
+    say_saved(output)
+
+
+def _numbers(items: str, kind: type) -> tuple:
+    try:
+        return tuple(kind(item) for item in split_list(items))
+    except ValueError as error:
+        raise ValueError(f"Expected numbers separated by commas. Received: {items!r}.") from error

@@ -1,0 +1,83 @@
+"""`vprompt pseudo-label`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.markup import escape
+
+from ..build import build_model
+from ..data import DataOptions, load_images
+from ..diagnostics import calibration, plot_reliability, pseudo_label_report
+from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
+from ..reports import environment, write_json
+from . import options
+from .app import command, console, say_saved
+from .options import Selector, option, read_data, takes_data
+
+
+@command
+@takes_data()
+def pseudo_label(
+    output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],
+    data: DataOptions | None,
+    model: Annotated[
+        list[str] | None, option("Folder or Hub id of a CLIP; several are averaged. Default: the embedded one.")
+    ] = None,
+    template: Annotated[list[str] | None, option("Text around the name; several are an ensemble.")] = None,
+    combine: Annotated[
+        str, option("What several CLIPs average: probabilities, logits or features.")
+    ] = "probabilities",
+    selector: Selector = "top-k",
+    per_class: Annotated[int, option("Images per class; 0 for all.", panel="No labels")] = 16,
+    min_confidence: Annotated[
+        float | None, option("Take every image above this confidence instead.", panel="No labels")
+    ] = None,
+    seed: Annotated[int, option("Seed of a random choice.", panel="No labels")] = 1,
+    check: Annotated[
+        bool, option("Compare with the true labels afterwards; writes a report and a plot beside.", "--check")
+    ] = False,
+):
+    """Label the training images by zero-shot and choose those to train on. True labels are not read.
+
+    **Examples**
+
+    - `vprompt pseudo-label --output runs/labels.safetensors`
+    - `vprompt pseudo-label --output labels.safetensors --model path/to/a --model path/to/b --data path/to/folder
+      --template "a photo of a {}, a type of pet." --selector random-k`
+    - `vprompt train --all-classes --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
+    """
+    images = read_data(data, unlabelled=True)
+    names = images["test"].features["label"].names
+    fields = {} if not template else {"template": template}
+    clips = [build_model(name, "zero-shot", names, **fields) for name in model or [None]]
+    table = zero_shot(clips, images["train"], names, combine=combine)
+    chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
+    chosen.save(output)
+    report = pseudo_label_report(chosen, _true_labels(data) if check else None)
+    console.print(
+        f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes covered."
+    )
+    if check:
+        write_json(report | {"environment": environment()}, output.with_suffix(".json"))
+        reliability = calibration(table, _true_labels(data))
+        plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
+        console.print(
+            f"Right: {100 * report['accuracy']:.1f} % of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
+            f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
+            soft_wrap=True,
+        )
+    say_saved(output)
+
+
+def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> PseudoLabels:
+    if minimum is not None:
+        return threshold(table, names, minimum)
+    if selector not in SELECTORS:
+        raise ValueError(f"Expected --selector to be one of {', '.join(SELECTORS)}. Received: {selector!r}.")
+    return SELECTORS[selector](table, names, per_class, seed)
+
+
+def _true_labels(data: DataOptions | None) -> list[int]:
+    """What the labels of the training images really are: asked for by `--check` alone."""
+    train = options.demo_task("train") if data is None else load_images(data)["train"]
+    return train["label"][:]
