@@ -7,15 +7,18 @@ way that makes pseudo-labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
+from .evaluation import EvalSet, predict_logits
 from .pseudo_labels import PseudoLabels
-from .reports import saved_figure
+from .reports import environment, saved_figure, write_json
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,11 @@ def estimate_noise(labels: ArrayLike, probabilities: ArrayLike) -> NoiseEstimate
     own = table[np.arange(len(labels)), labels]
     sums = np.bincount(labels, weights=own, minlength=num_classes)
     thresholds = np.divide(sums, sizes, out=np.full(num_classes, np.inf), where=sizes > 0)
-    confident = np.where(table >= thresholds, table, -1.0)
+    confident = np.where(table >= thresholds - 1e-9, table, -1.0)  # a class of equal values reaches its own mean
     counted = confident.max(1) >= 0
     guess = confident.argmax(1)
-    counts = confusion_matrix(labels[counted], guess[counted], labels=np.arange(num_classes)).astype(float)
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (labels[counted], guess[counted]), 1)
     np.fill_diagonal(counts, np.where(counts.sum(1) == 0, 1.0, counts.diagonal()))  # nothing known: taken as right
     joint = counts / counts.sum(1, keepdims=True) * sizes[:, None] / len(labels)
     suspects = np.flatnonzero(counted & (guess != labels))
@@ -128,6 +132,39 @@ def most_confused(labels: ArrayLike, predicted: ArrayLike, class_names: Sequence
          "share": float(matrix[true, guess] / sizes[true])}
         for true, guess in pairs if wrong[true, guess]
     ]  # fmt: skip
+
+
+def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = False) -> dict:
+    """Write `diagnosis.json` and `reliability.png`: how a model and a set of labels agree.
+
+    Args:
+        model: a PEFT model whose classes are those of `test_set`.
+        test_set: labelled images.
+        folder: where to write.
+        zero_shot: switch the adapter off.
+
+    Returns:
+        `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction) and
+        `estimated_noise` in the labels, which means something for images that the model was not trained on.
+    """
+    with model.disable_adapter() if zero_shot else nullcontext():
+        logits, labels = predict_logits(model, test_set.rows)
+    table, names = softmax(logits, axis=1), test_set.class_names
+    result, noise, predicted = calibration(table, labels), estimate_noise(labels, table), table.argmax(1)
+    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
+    shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
+    report = {
+        "accuracy": float((predicted == labels).mean()),
+        "accuracy_per_class": dict(zip(names, shares.tolist(), strict=True)),
+        "calibration": result.to_dict(),
+        "confused": most_confused(labels, predicted, names),
+        "confusion": matrix.tolist(),
+        "estimated_noise": {"rate": noise.rate, "suspects": noise.suspects.tolist()},
+        "environment": environment(),
+    }
+    write_json(report, Path(folder) / "diagnosis.json")
+    plot_reliability(result, Path(folder) / "reliability.png")
+    return report
 
 
 def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -> dict:

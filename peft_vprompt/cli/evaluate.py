@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
+from rich.markup import escape
+
 from ..build import load_adapter
 from ..data import DataOptions, load_split
+from ..diagnostics import diagnose
 from ..evaluation import evaluate as evaluate_model
 from ..experiment import as_published, eval_sets, split_classes
 from ..reports import environment, write_json
@@ -23,6 +26,9 @@ def evaluate(
     subset: Annotated[str, option("Classes: base, novel or all.")] = "all",
     zero_shot: Annotated[bool, option("Switch the adapter off.", "--zero-shot")] = False,
     output: Annotated[Path | None, option("JSON file for the result.")] = None,
+    diagnosis: Annotated[
+        Path | None, option("Folder for calibration, confusion and an estimate of wrong labels.", "--diagnose")
+    ] = None,
 ):
     """Evaluate a trained adapter on any images and any classes.
 
@@ -31,6 +37,7 @@ def evaluate(
     - `vprompt evaluate --adapter runs/demo/maple --subset novel`
     - `vprompt evaluate --adapter runs/b --data path/to/other.parquet --label-column name --split test`
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
+    - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
     """
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
@@ -55,6 +62,13 @@ def evaluate(
     }
     if output is not None:
         write_json(result, output)
+    if diagnosis is not None:
+        report = diagnose(built.model, sets[subset], diagnosis, zero_shot)
+        console.print(
+            f"Calibration error {100 * report['calibration']['ece']:.1f} %, estimated wrong labels "
+            f"{100 * report['estimated_noise']['rate']:.1f} %. Details: {escape(str(diagnosis))}.",
+            soft_wrap=True,
+        )
     console.print(
         f"Accuracy on {subset} ({len(classes[subset])} classes, {result['images']} images): "
         f"[bold]{accuracy[subset]:.2f} %[/]"

@@ -1,0 +1,155 @@
+"""The study of label noise: what it runs, that it goes on where it was, what it shows."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from models import CLASS_NAMES, images, tiny_clip
+from peft import get_peft_model
+from test_cli import clip_path, colours, vprompt  # noqa: F401 - fixtures
+
+from peft_vprompt import ContextOptConfig, noise_study
+from peft_vprompt.experiment import Settings
+from peft_vprompt.gradients import GradientProbe
+from peft_vprompt.losses import GeneralizedCrossEntropy
+from peft_vprompt.noise_plots import show, with_clean
+from peft_vprompt.noise_study import METHODS, Study, parse_method, summarise
+from peft_vprompt.recipes import Recipe
+from peft_vprompt.training import train
+
+
+def study(clip_path, colours, output, *more, code=0):  # noqa: F811
+    data = ("--data", colours, "--label-column", "colour", "--model", clip_path, "--output", output)
+    return vprompt("noise-study", *data, "--shots", 4, "--epochs", 2, "--batch-size", 8, *more, code=code)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_study(clip_path, colours, tmp_path, monkeypatch):  # noqa: F811
+    runs, run = [], noise_study.run_experiment
+    monkeypatch.setattr(noise_study, "run_experiment", lambda *args, **kw: runs.append(args[0]) or run(*args, **kw))
+    small = ("--rates", "0,0.5", "--seeds", "1", "--losses", "ce,gce", "--gradients")
+    methods = ("--methods", "classifier-r,linear-probe,coop:num_virtual_tokens=2")
+    shown = study(clip_path, colours, tmp_path, *small, *methods)
+    assert len(runs) == 2 * 2 * 2  # methods, losses, rates
+    assert "Classifier-R" in shown and "Linear probe" in shown and "num_virtual_tokens=2" in shown
+    result = json.loads((tmp_path / "study.json").read_text())
+    assert len(result["runs"]) == len(result["summary"]) == 8 + 2
+    assert {run["achieved_rate"] for run in result["runs"] if run["noise"]} == {0.5}
+    probed = [run for run in result["runs"] if run["gradients"]]
+    assert len(probed) == 4 and all(len(run["gradients"]) == 3 for run in probed)
+    plots = {path.name for path in tmp_path.glob("*.png")}
+    assert plots == {"methods_symmetric.png", "losses_symmetric.png", "gradients.png"}
+
+    runs.clear()
+    study(clip_path, colours, tmp_path, *small, *methods)
+    assert not runs
+    assert json.loads((tmp_path / "study.json").read_text())["runs"] == result["runs"]
+    lengths = ("--methods", "coop:num_virtual_tokens=1,coop:num_virtual_tokens=2", "--losses", "gce", "--seeds", "1")
+    study(clip_path, colours, tmp_path, "--rates", "0,0.5", *lengths)
+    assert len(runs) == 2  # those of two tokens were done
+    assert (tmp_path / "context_length_symmetric.png").is_file()
+
+
+def test_without_labels(clip_path, colours, tmp_path):  # noqa: F811
+    options = ("--methods", "classifier-c", "--rates", "0", "--losses", "ce", "--seeds", "1", "--without-labels")
+    shown = study(clip_path, colours, tmp_path, *options)
+    result = json.loads((tmp_path / "study.json").read_text())
+    ways = [(run["unlabelled"], run["loss"]) for run in result["runs"]]
+    assert ways == [
+        (None, "ce"),
+        ("zero-shot", "ce"),
+        ("top-k", "ce"),
+        ("top-k", "gce"),
+        ("random-k", "ce"),
+        ("random-k", "gce"),
+    ]
+    assert "zero-shot" in shown and "random-k" in shown
+
+
+def test_runs_cover_the_grid_once():
+    runs = list(Study(Settings("coop"), kinds=("symmetric", "pair"), seeds=(1, 2)).runs())
+    assert len(runs) == len({repr(run) for run in runs}) == 2 * (6 * 2 + 1) * (1 + 2 * 3)
+    assert {spec for spec, _ in runs} == set(METHODS)
+    assert all(not settings.base_novel for _, settings in runs)
+
+
+def test_the_clean_rows_belong_to_every_kind():
+    rows = [
+        {"unlabelled": None, "noise": None},
+        {"unlabelled": None, "noise": "pair"},
+        {"unlabelled": "top-k", "noise": None},
+    ]
+    assert [row["noise"] for row in with_clean(rows)] == ["pair", "pair", None]
+
+
+def test_summary():
+    base = {"method": "coop", "title": "CoOp", "loss": "ce", "noise": None, "rate": 0.0, "unlabelled": None}
+    (row,) = summarise([base | {"accuracy": 50.0}, base | {"accuracy": 60.0}])
+    assert (row["mean"], row["seeds"]) == (55.0, 2) and row["std"] == pytest.approx(50**0.5)
+    assert show(row) == "55.0 ± 7.1" and show(row | {"std": None}) == "55.0"
+
+
+def test_a_method_with_fields():
+    assert parse_method("coop:num_virtual_tokens=4:prompt_init=text") == (
+        "coop", {"num_virtual_tokens": 4, "prompt_init": "text"},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="NAME:FIELD=VALUE. Received: 'coop:4'"):
+        parse_method("coop:4")
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (("--methods", "lora-2"), "No method 'lora-2'"),
+        (("--losses", "focal"), "No loss 'focal'"),
+        (("--kinds", "flip"), "noise='flip'"),
+        (("--rates", "0,half"), "Expected numbers separated by commas. Received: '0,half'"),
+    ],
+)
+def test_user_errors(more, match, clip_path, colours, tmp_path):  # noqa: F811
+    assert match in study(clip_path, colours, tmp_path / "out", *more, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+class TestGradients:
+    ROWS = [{"pixel_values": x, "labels": i % 5} for i, x in enumerate(images(10))]
+
+    def model(self, tokenizer_path):
+        config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, num_virtual_tokens=2)
+        model = get_peft_model(tiny_clip(), config)
+        torch.manual_seed(1)
+        torch.nn.init.normal_(model.base_model.text_tower.active_holder.tokens, std=0.02)
+        return model
+
+    def test_probe_leaves_the_run_alone(self, tokenizer_path, tmp_path):
+        recipe, results = Recipe(0.05, 5, 3, "test"), []
+        for callbacks in ([], [GradientProbe(self.ROWS, [1, 2], GeneralizedCrossEntropy())]):
+            model = self.model(tokenizer_path)
+            train(model, self.ROWS, recipe, tmp_path, epochs=3, checkpoints=False, callbacks=callbacks)
+            results.append(model.base_model.text_tower.active_holder.tokens)
+        assert torch.equal(*results)
+        assert [entry["epoch"] for entry in callbacks[0].history] == [0, 1, 2, 3]
+
+    def test_values(self, tokenizer_path):
+        model, probe = self.model(tokenizer_path), GradientProbe(self.ROWS, [1, 2, 7])
+        probe.on_train_begin(None, None, None, model=model)
+        gradients = []
+        for part in ([0, 3, 4, 5, 6, 8, 9], [1, 2, 7]):
+            pixels = torch.stack([self.ROWS[i]["pixel_values"] for i in part])
+            loss = model(pixel_values=pixels, labels=torch.tensor([i % 5 for i in part])).loss
+            gradients.append(torch.autograd.grad(loss, model.base_model.text_tower.active_holder.tokens)[0].flatten())
+        clean, noisy = gradients
+        (entry,) = probe.history
+        assert entry["clean_norm"] == pytest.approx(clean.norm().item(), rel=1e-4)
+        assert entry["noisy_norm"] == pytest.approx(noisy.norm().item(), rel=1e-4)
+        assert entry["cosine"] == pytest.approx(float(clean @ noisy / clean.norm() / noisy.norm()), abs=1e-4)
+        assert np.isfinite(list(entry.values())).all()
+
+    def test_nothing_to_compare(self):
+        with pytest.raises(ValueError, match="0 wrong of 10 labels"):
+            GradientProbe(self.ROWS, [])
