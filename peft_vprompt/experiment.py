@@ -24,7 +24,7 @@ from .data import (
 from .ensemble import context_tokens, set_contexts
 from .evaluation import EvalSet, evaluate, set_class_names
 from .gradients import GradientProbe
-from .losses import make_loss
+from .losses import ClassificationLoss, make_loss
 from .recipes import Recipe
 from .reports import environment, write_json
 from .supervision import Supervision, labels_digest, training_images
@@ -109,49 +109,82 @@ def run_experiment(
     """
     method = get_method(settings.method)
     _check(settings, method)
-    loss = make_loss(settings.loss, **settings.loss_options) if settings.loss else None
     names = class_names_of(data)
     classes = split_classes(names, settings.base_novel)
     trained = next(iter(classes.values()))
-    config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
-    built = build_model(settings.model, settings.method, trained, settings.seed, **config)
-    built = as_published(built, (data_description or {}).get("benchmark"))
-    for other in (*classes.values(), trained):
-        set_class_names(built.model, other)  # what cannot be evaluated later is refused before training
+    built = _build(settings, [*classes.values(), trained], (data_description or {}).get("benchmark"))
     recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
     test_sets = eval_sets(data["test"], classes, built.image_processor, keep)
+    results, about_labels = [], {}
+    if recipe is not None:
+        how = {
+            "eval_set": next(iter(test_sets.values())).rows if watch else None,
+            "checkpoints": checkpoints,
+            "progress": None if quiet else method.title,
+            "workers": workers,
+        }
+        run = {"data": data_description, "classes": trained, "cached": cached}
+        results, about_labels = _learn(
+            settings, built, recipe, data["train"], keep, Path(output), run, gradients, **how
+        )
     facts = {
         "data": data_description,
         "classes": classes,
         "test_images": {name: len(test_set.rows) for name, test_set in test_sets.items()},
+        "accuracy": evaluate(built.model, test_sets, zero_shot=recipe is None),
     }
-    results = []
-    if recipe is not None:
-        images, about_labels = training_images(
-            settings.supervision, data["train"], trained, settings.shots, settings.seed, built, settings.cache_features
-        )
-        facts |= about_labels
-        identity = {"data": data_description, "classes": trained, "cached": cached, "labels": labels_digest(images)}
-        rows = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views)
-        probe = GradientProbe(rows, about_labels["noise"]["wrong"], loss) if gradients else None
-        options = {
-            "train_set": rows,
-            "eval_set": next(iter(test_sets.values())).rows if watch else None,
-            "recipe": recipe,
-            "epochs": recipe.epochs_for(settings.shots),
-            "loss": loss,
-            "settings": {"settings": asdict(settings)} | identity,
-            "checkpoints": checkpoints,
-            "progress": None if quiet else method.title,
-            "bf16": settings.bf16,
-            "workers": workers,
-            "callbacks": [probe] if probe else [],
-        }
-        results = _train_contexts(settings, built, Path(output), options)
-        facts |= {"gradients": probe.history} if probe else {}
-    facts["accuracy"] = evaluate(built.model, test_sets, zero_shot=recipe is None)
     set_class_names(built.model, trained)
-    return _save(settings, built, recipe, results, facts, Path(output))
+    return _save(settings, built, recipe, results, facts | about_labels, Path(output))
+
+
+def _build(settings: Settings, class_lists: list[list[str]], benchmark: str | None) -> Built:
+    """The model, with the last list of classes; what cannot be evaluated later is refused before training."""
+    config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+    built = build_model(settings.model, settings.method, class_lists[-1], settings.seed, **config)
+    built = as_published(built, benchmark)
+    for names in class_lists:
+        set_class_names(built.model, names)
+    return built
+
+
+def _learn(
+    settings: Settings,
+    built: Built,
+    recipe: Recipe,
+    images: Dataset,
+    keep: Callable,
+    output: Path,
+    identity: dict,
+    gradients: bool,
+    **how,
+) -> tuple[list[TrainResult], dict]:
+    """Label the training images as the settings say and train on them: the results, and facts about the labels."""
+    images, about = training_images(
+        settings.supervision,
+        images,
+        identity["classes"],
+        settings.shots,
+        settings.seed,
+        built,
+        settings.cache_features,
+    )
+    rows, loss = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views), _loss(settings)
+    probes = [GradientProbe(rows, about.get("noise", {}).get("wrong", []), loss)] if gradients else []
+    options = how | {
+        "train_set": rows,
+        "recipe": recipe,
+        "epochs": recipe.epochs_for(settings.shots),
+        "loss": loss,
+        "settings": {"settings": asdict(settings), "labels": labels_digest(images)} | identity,
+        "bf16": settings.bf16,
+        "callbacks": probes,
+    }
+    results = _train_contexts(settings, built, output, options)
+    return results, about | ({"gradients": probes[0].history} if probes else {})
+
+
+def _loss(settings: Settings) -> ClassificationLoss | None:
+    return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
 
 
 def _check(settings: Settings, method: Method) -> None:
@@ -161,6 +194,7 @@ def _check(settings: Settings, method: Method) -> None:
         )
     if settings.base_novel and not settings.supervision.uses_labels:
         raise ValueError("Without labels nobody knows which images are of the base classes: use all classes.")
+    _loss(settings)
     require_int("ensemble", settings.ensemble, 1)
     if settings.ensemble > 1 and method.config is not ContextOptConfig:
         raise ValueError(

@@ -86,32 +86,15 @@ def train(
     Raises:
         ValueError: if `train_set` is empty.
     """
-    if not len(train_set):
-        raise ValueError("The training set is empty.")
-    if epochs <= recipe.warmup_epochs:
-        warnings.warn(
-            f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned.",
-            stacklevel=2,
-        )
+    _check(train_set, recipe, epochs)
     identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
     folder = checkpoint_folder(output_dir, identity)
     arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
     # Full batches only, as the authors' loader.
     arguments.dataloader_drop_last = len(train_set) >= recipe.batch_size
     timer = StepTimer()
-    trainer = RecipeTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=default_data_collator,
-        compute_metrics=compute_metrics,
-        compute_loss_func=loss,
-        optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
-        callbacks=[timer, *callbacks, *([ProgressBar(progress)] if progress is not None else [])],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    bars = [ProgressBar(progress)] if progress is not None else []
+    trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, [timer, *callbacks, *bars])
     checkpoint = last_checkpoint(folder) if checkpoints else None
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -122,6 +105,41 @@ def train(
         history=trainer.state.log_history,
         resumed_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     )
+
+
+def _check(train_set: Sequence[dict], recipe: Recipe, epochs: int) -> None:
+    if not len(train_set):
+        raise ValueError("The training set is empty.")
+    if epochs <= recipe.warmup_epochs:
+        warnings.warn(
+            f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned.",
+            stacklevel=3,
+        )
+
+
+def _trainer(
+    model: torch.nn.Module,
+    arguments: TrainingArguments,
+    train_set: Sequence[dict],
+    eval_set: Sequence[dict] | None,
+    recipe: Recipe,
+    loss: Callable | None,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    trainer = RecipeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        data_collator=default_data_collator,
+        compute_metrics=compute_metrics,
+        compute_loss_func=loss,
+        optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 def _arguments(

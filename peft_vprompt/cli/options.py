@@ -15,7 +15,9 @@ from ..build import METHODS
 from ..data import DataOptions, load_images, load_unlabelled, read_class_names
 from ..demo import demo_task
 from ..losses import LOSSES
+from ..noise import KINDS
 from ..pseudo_labels import SELECTORS
+from ..supervision import FALSE_POSITIVE, Supervision
 
 
 DATA_HELP = {field.name: field.metadata["help"] for field in fields(DataOptions)}
@@ -49,54 +51,104 @@ DATA_OPTIONS = {
     "clean_names": Annotated[bool, _data_option("clean_names", "--clean-names/--raw-names")],
     "test_fraction": Annotated[float, _data_option("test_fraction")],
 }
+NOISY, UNLABELLED = "Noisy labels", "No labels"
 LOSS_NAMES = ", ".join(LOSSES)
-Loss = Annotated[
-    str | None, option(f"One of: {LOSS_NAMES}. Default: the model's own cross-entropy.", panel="Noisy labels")
-]
-Q = Annotated[float | None, option("q of the loss gce or phuber-gce.", "--q", panel="Noisy labels")]
+Loss = Annotated[str | None, option(f"One of: {LOSS_NAMES}. Default: the model's own cross-entropy.", panel=NOISY)]
+Q = Annotated[float | None, option("q of the loss gce or phuber-gce.", "--q", panel=NOISY)]
 LossOptions = Annotated[
     list[str] | None,
-    option("Parameter of the loss, as NAME=VALUE. May be repeated.", "--loss-set", panel="Noisy labels"),
+    option("Parameter of the loss, as NAME=VALUE. May be repeated.", "--loss-set", panel=NOISY),
 ]
 Selector = Annotated[
-    str, option(f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}.", panel="No labels")
+    str, option(f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}.", panel=UNLABELLED)
 ]
+#: Whose labels to train on: type and default of each option.
+SUPERVISION_OPTIONS = {
+    "noise": (
+        Annotated[str | None, option(f"Put label noise in: {', '.join(KINDS)} or {FALSE_POSITIVE}.", panel=NOISY)],
+        None,
+    ),
+    "noise_rate": (Annotated[float, option("Share of wrong labels in every class.", panel=NOISY)], 0.0),
+    "unlabelled": (
+        Annotated[
+            bool,
+            option("Do not read labels: train on those that zero-shot gives (UPL).", "--unlabelled", panel=UNLABELLED),
+        ],
+        False,
+    ),
+    "selector": (Selector, "top-k"),
+    "pseudo_labels": (
+        Annotated[Path | None, option("Labels that `vprompt pseudo-label` made for these images.", panel=UNLABELLED)],
+        None,
+    ),
+}
 Model = Annotated[str | None, option("Folder or Hub id of a CLIP or ViT; default: the embedded one.")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 
-def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()) -> Callable:
-    """Give a command `--data` and the options that say how to read it; they arrive as one argument, `data`.
+def bundle(argument: str, options: dict[str, tuple], read: Callable) -> Callable:
+    """Let a command take several options as one argument.
 
-    That argument is a `DataOptions`, or None without `--data`.
+    Args:
+        argument: the command's argument, in whose place the options are shown.
+        options: type and default of each option, by its name.
+        read: makes the argument's value of the options' values.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def wrapped(**values):
+            given = {name: values.pop(name) for name in options}
+            return command(**{argument: read(**given)}, **values)
+
+        parameters = {
+            name: p.replace(kind=p.KEYWORD_ONLY) for name, p in inspect.signature(command).parameters.items()
+        }
+        shown = []
+        for name, parameter in parameters.items():
+            shown += [parameter] if name != argument else [
+                inspect.Parameter(option_name, parameter.kind, default=default, annotation=kind)
+                for option_name, (kind, default) in options.items()
+            ]  # fmt: skip
+        wrapped.__signature__ = inspect.Signature(shown)
+        wrapped.__annotations__ = {p.name: p.annotation for p in shown}
+        return wrapped
+
+    return decorate
+
+
+def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()) -> Callable:
+    """Give a command `--data` and the options that say how to read it, as `data`: a `DataOptions`, or None without.
 
     Args:
         default: what is used without `--data`, for the help.
         without: options of `DATA_OPTIONS` that the command has no use for.
     """
-    names = [name for name in DATA_OPTIONS if name not in without]
-    data_path = Annotated[str | None, option(f"{DATA_HELP['path']} Default: {default}.")]
+    defaults = {name: getattr(DEFAULTS, name) for name in DATA_OPTIONS} | {"where": None}
+    path = Annotated[str | None, option(f"{DATA_HELP['path']} Default: {default}.")]
+    shown = {name: (kind, defaults[name]) for name, kind in DATA_OPTIONS.items() if name not in without}
+    return bundle("data", {"data": (path, None)} | shown, read_data_options)
 
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def wrapped(*, data: str | None, **values):
-            how = {name: values.pop(name) for name in names}
-            return command(data=read_data_options(data, **how), **values)
 
-        def keyword(name, kind, default):
-            return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+def takes_loss(command: Callable) -> Callable:
+    """Give a command the options of a loss, as `loss`: a pair of its name (or None) and its parameters."""
+    return bundle("loss", {"loss": (Loss, None), "q": (Q, None), "loss_set": (LossOptions, None)}, _read_loss)(command)
 
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(command).parameters.values()]
-        own = [keyword("data", data_path, None) if p.name == "data" else p for p in own]
-        defaults = {name: getattr(DEFAULTS, name) for name in names} | {"where": None}
-        shared = [keyword(name, DATA_OPTIONS[name], defaults[name]) for name in names]
-        wrapped.__signature__ = inspect.Signature([*own, *shared])
-        wrapped.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-        return wrapped
 
-    return decorate
+def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> tuple[str | None, dict]:
+    return loss, ({} if q is None else {"q": q}) | parse_values(loss_set, "--loss-set")
+
+
+def takes_supervision(command: Callable) -> Callable:
+    """Give a command the options that say whose labels to train on, as `supervision`."""
+    return bundle("supervision", SUPERVISION_OPTIONS, _read_supervision)(command)
+
+
+def _read_supervision(unlabelled: bool, selector: str, pseudo_labels: Path | None, **noise) -> Supervision:
+    path = None if pseudo_labels is None else str(pseudo_labels)
+    return Supervision(**noise, unlabelled=selector if unlabelled else None, pseudo_labels=path)
 
 
 def read_data_options(
@@ -130,11 +182,6 @@ def parse_values(items: list[str] | None, flag: str = "--set") -> dict:
         except json.JSONDecodeError:
             config[name] = value
     return config
-
-
-def loss_options(q: float | None, items: list[str] | None) -> dict:
-    """Parameters of the loss."""
-    return ({} if q is None else {"q": q}) | parse_values(items, "--loss-set")
 
 
 def split_list(items: str) -> list[str]:

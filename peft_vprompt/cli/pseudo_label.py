@@ -12,7 +12,7 @@ from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
 from ..reports import environment, write_json
 from . import options
 from .app import command, console, say_saved
-from .options import Selector, option, read_data, takes_data
+from .options import UNLABELLED, Selector, option, read_data, takes_data
 
 
 @command
@@ -28,11 +28,11 @@ def pseudo_label(
         str, option("What several CLIPs average: probabilities, logits or features.")
     ] = "probabilities",
     selector: Selector = "top-k",
-    per_class: Annotated[int, option("Images per class; 0 for all.", panel="No labels")] = 16,
+    per_class: Annotated[int, option("Images per class; 0 for all.", panel=UNLABELLED)] = 16,
     min_confidence: Annotated[
-        float | None, option("Take every image above this confidence instead.", panel="No labels")
+        float | None, option("Take every image above this confidence instead.", panel=UNLABELLED)
     ] = None,
-    seed: Annotated[int, option("Seed of a random choice.", panel="No labels")] = 1,
+    seed: Annotated[int, option("Seed of a random choice.", panel=UNLABELLED)] = 1,
     check: Annotated[
         bool, option("Compare with the true labels afterwards; writes a report and a plot beside.", "--check")
     ] = False,

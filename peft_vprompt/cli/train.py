@@ -7,32 +7,33 @@ from typing import Annotated
 from ..build import get_method
 from ..data import DataOptions
 from ..experiment import Settings, run_experiment
-from ..noise import KINDS
 from ..reports import results_table
-from ..supervision import FALSE_POSITIVE, Supervision
+from ..supervision import Supervision
 from .app import command, console, say_saved
 from .options import (
-    Loss,
-    LossOptions,
+    UNLABELLED,
     MethodName,
     Model,
-    Q,
     Seed,
-    Selector,
     Shots,
-    loss_options,
     option,
     parse_values,
     read_data,
     takes_data,
+    takes_loss,
+    takes_supervision,
 )
 
 
 @command
 @takes_data()
+@takes_loss
+@takes_supervision
 def train(
     output: Annotated[Path, option("Folder for the adapter and results.json.")],
     data: DataOptions | None,
+    loss: tuple[str | None, dict],
+    supervision: Supervision,
     method: MethodName = "maple",
     model: Model = None,
     shots: Shots = 16,
@@ -51,23 +52,7 @@ def train(
         list[str] | None,
         option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
     ] = None,
-    loss: Loss = None,
-    q: Q = None,
-    loss_set: LossOptions = None,
-    noise: Annotated[
-        str | None,
-        option(f"Put label noise in: {', '.join(KINDS)} or {FALSE_POSITIVE}.", "--noise", panel="Noisy labels"),
-    ] = None,
-    noise_rate: Annotated[float, option("Share of wrong labels in every class.", panel="Noisy labels")] = 0.0,
-    unlabelled: Annotated[
-        bool,
-        option("Do not read labels: train on those that zero-shot gives (UPL).", "--unlabelled", panel="No labels"),
-    ] = False,
-    selector: Selector = "top-k",
-    pseudo_labels: Annotated[
-        Path | None, option("Labels that `vprompt pseudo-label` made for these images.", panel="No labels")
-    ] = None,
-    ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel="No labels")] = 1,
+    ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel=UNLABELLED)] = 1,
     watch: Annotated[bool, option("Test after every epoch.", "--watch")] = False,
     cached: Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")] = False,
     cache_features: Annotated[
@@ -111,20 +96,15 @@ def train(
         bf16=bf16,
         cache_features=cache_features,
         views=views,
-        loss=loss,
-        loss_options=loss_options(q, loss_set),
-        supervision=Supervision(
-            noise=noise,
-            noise_rate=noise_rate,
-            unlabelled=selector if unlabelled else None,
-            pseudo_labels=None if pseudo_labels is None else str(pseudo_labels),
-        ),
+        loss=loss[0],
+        loss_options=loss[1],
+        supervision=supervision,
         ensemble=ensemble,
     )
     get_method(method)
     run = run_experiment(
         settings,
-        read_data(data, unlabelled=not settings.supervision.uses_labels),
+        read_data(data, unlabelled=not supervision.uses_labels),
         output,
         data_description=asdict(data) if data else None,
         cached=cached,
