@@ -143,7 +143,14 @@ DEMO_CHANGES: dict[str, dict] = {
     "ivlp": {"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
     "cocoop": {"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
     "rpo": {"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
-    "mrpo": {"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
+    # As published only the prompts of the last prompted layer learn, which leaves them two layers or fewer to read on
+    # this model; so each layer's are added up, and every depth learns.
+    "mrpo": {
+        "learning_rate": 0.1,
+        "batch_size": 32,
+        "epochs": 15,
+        "config": {"prompt_depth": 2, "prompt_update": "accumulate"},
+    },
 }
 
 

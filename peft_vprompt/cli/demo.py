@@ -24,7 +24,8 @@ def demo(
 
     Needs no network and takes a few minutes on two cores. The model and the images are drawn and trained by this
     package itself. To be quick, every training image is augmented once (not anew in each epoch), and batch size,
-    learning rate and epochs suit the tiny model; `results.json` lists them.
+    learning rate and epochs suit the tiny model, and MRPO adds up the prompts of its layers (`prompt_update=accumulate`);
+    `results.json` lists all settings.
 
     **Examples**
 
