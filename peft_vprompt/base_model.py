@@ -9,6 +9,7 @@ The stock `Trainer` looks at the base model's class: without `labels` there it d
 from __future__ import annotations
 
 import functools
+import inspect
 
 from torch import Tensor, nn
 
@@ -26,36 +27,35 @@ MEAN_LOSS = (
 )
 
 
+#: What the classification call of the PEFT model takes beside the base model's own inputs.
+CALL = ("labels", "image_features")
+
+
 @functools.cache
 def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of `base_class` of the same name whose `forward` takes `labels`."""
+    """A subclass of `base_class` of the same name whose `forward` names what `CALL` does."""
 
     class Labelled(base_class):
         accepts_loss_kwargs = False
         unlabelled_class = base_class
 
-        def forward(
-            self,
-            input_ids=None,
-            pixel_values=None,
-            attention_mask=None,
-            *args,
-            labels: Tensor | None = None,
-            image_features: Tensor | None = None,
-            **kwargs,
-        ):
+        def forward(self, *args, labels: Tensor | None = None, image_features: Tensor | None = None, **kwargs):
             if labels is not None or image_features is not None:
                 raise ValueError(
                     "labels and image_features belong to the classification call of the PEFT model: "
                     "model(pixel_values=..., labels=...)."
                 )
-            return super().forward(input_ids, pixel_values, attention_mask, *args, **kwargs)
+            return super().forward(*args, **kwargs)
 
         def __reduce_ex__(self, protocol):
             # The class is made at run time: pickle and deepcopy rebuild it from the class it extends.
             _, _, *state = super().__reduce_ex__(protocol)
             return (new_labelled, (base_class,), *state)
 
+    signature = inspect.signature(base_class.forward)
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in CALL]
+    *parameters, keywords = signature.parameters.values()  # transformers' models end with **kwargs
+    Labelled.forward.__signature__ = signature.replace(parameters=[*parameters, *own, keywords])
     Labelled.__name__, Labelled.__qualname__ = base_class.__name__, base_class.__qualname__
     Labelled.__doc__ = base_class.__doc__
     return Labelled

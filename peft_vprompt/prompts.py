@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .encode import Place, Rows, Sum
-from .tokenization import encode_text
+from .tokenization import text_tokens
 
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class TokenPrompts(PromptHolder):
 @torch.no_grad()
 def start_from_words(tokens: Tensor, tower: TextTower, tokenizer: PreTrainedTokenizerBase, words: str) -> None:
     """Set prompts [..., n, d] to the embeddings of the first n tokens of `words`."""
-    ids = encode_text(tokenizer, words)[1 : 1 + tokens.shape[-2]]
-    tokens.copy_(tower.word_vectors(ids))
+    tokens.copy_(tower.word_vectors(text_tokens(tokenizer, words)[: tokens.shape[-2]]))
 
 
 class ClassPrompts(PromptHolder):

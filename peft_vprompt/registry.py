@@ -14,6 +14,7 @@ from peft.utils import PeftType, register_peft_method
 from peft.utils.peft_types import TaskType
 
 from .config import TASK_TYPE
+from .towers import DUAL_ENCODERS, UNSUPPORTED
 
 
 if TYPE_CHECKING:
@@ -47,6 +48,27 @@ class Method:
 
 #: Every registered method by its PEFT name. Tests and tables run over this.
 METHODS: dict[str, Method] = {}
+
+
+def unsupported(method: str, model: str) -> str | None:
+    """Why a method does not work on a class of base models; None where it does.
+
+    Read by the tuners before anything is changed, by the support table and by the tests that run each of its cells.
+
+    Args:
+        method: a name in `METHODS`.
+        model: class name of the base model. A class that is not known here but has a known image encoder inside is
+            prompted like one without a text tower.
+    """
+    title, tuner = METHODS[method].title, METHODS[method].model_class
+    if model in UNSUPPORTED:
+        return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
+    if tuner.needs_text and model not in DUAL_ENCODERS:
+        return f"{title} learns text prompts, and {model} has no text tower. Supported models: {', '.join(DUAL_ENCODERS)}."
+    if tuner.needs_readers and (reason := DUAL_ENCODERS[model].no_readers):
+        able = [name for name, dual in DUAL_ENCODERS.items() if dual.no_readers is None]
+        return f"{title} does not work on {model}: {reason}. Supported models: {', '.join(able)}."
+    return None
 
 
 def extend_enum(enum_class: type[enum.Enum], name: str) -> None:

@@ -64,18 +64,30 @@ def resolve_local_path(name_or_path: str | None) -> str | None:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
-    """Token ids of `text` from the start token to the end token, neither padded nor cut.
+    """Token ids of `text` from the start token, if the tokenizer has one, to the end token, neither padded nor cut.
 
     Raises:
-        ValueError: the tokenizer does not put a start and an end token around the text.
+        ValueError: the tokenizer does not put an end token behind the text.
     """
     ids = list(tokenizer(text, padding=False, truncation=False).input_ids)
-    if len(ids) < 2 or ids[0] != tokenizer.bos_token_id or ids[-1] != tokenizer.eos_token_id:
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if len(ids) < 2 or ids[-1] not in ends:
         raise ValueError(
-            f"Expected {type(tokenizer).__name__} to give [{tokenizer.bos_token!r}, ..., {tokenizer.eos_token!r}]. "
+            f"Expected {type(tokenizer).__name__} to give [..., {tokenizer.eos_token or tokenizer.sep_token!r}]. "
             f"Received {ids} for {text!r}. Use the tokenizer that the CLIP model was trained with."
         )
     return ids
+
+
+def num_start_tokens(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> int:
+    """How many tokens stand before the text: 1 where the tokenizer puts a start token there, else 0 (SigLIP)."""
+    return int(ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None})
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
+    """Token ids of a text alone, without start and end token."""
+    ids = encode_text(tokenizer, text)
+    return ids[num_start_tokens(tokenizer, ids) : -1]
 
 
 def readable(name: str) -> str:
@@ -113,24 +125,26 @@ def context_sequences(
     next_row = num_context * (len(names) if class_specific else 1) if "context" in learn else 0
     for index, name in enumerate(map(readable, names)):
         ids = encode_text(tokenizer, f"{words} {name}." if words else f"{name}.")
-        context, tail = ids[1 : 1 + num_context], ids[1 + num_context :] if words else ids[1:]
+        first = num_start_tokens(tokenizer, ids)
+        start, ids = ids[:first], ids[first:]
+        context, tail = ids[:num_context], ids[num_context:] if words else ids
         if "context" in learn:
-            first = index * num_context if class_specific else 0
-            context = [learned(first + k) for k in range(num_context)]
-        name_length = len(name_tokens(tokenizer, name))
+            first_row = index * num_context if class_specific else 0
+            context = [learned(first_row + k) for k in range(num_context)]
+        name_length = len(text_tokens(tokenizer, name))
         if "class_name" in learn:
             # The tail may begin with words that the context did not take; the name and the full stop end it.
-            start = len(tail) - len(encode_text(tokenizer, f"{name}.")[1:])
-            tail[start : start + name_length] = [learned(next_row + k) for k in range(name_length)]
+            at = len(tail) - len(text_tokens(tokenizer, f"{name}.")) - 1
+            tail[at : at + name_length] = [learned(next_row + k) for k in range(name_length)]
             next_row += name_length
         after_name = 0 if position == "end" else name_length
-        sequences.append(ids[:1] + context[:split] + tail[:after_name] + context[split:] + tail[after_name:])
+        sequences.append(start + context[:split] + tail[:after_name] + context[split:] + tail[after_name:])
     return sequences
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenSequence:
     """Token ids of a class name alone."""
-    return encode_text(tokenizer, readable(name))[1:-1]
+    return text_tokens(tokenizer, readable(name))
 
 
 def check_lengths(sequences: list[TokenSequence], names: list[str], max_positions: int) -> None:

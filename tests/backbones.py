@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 import transformers
-from models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images
+from models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, tiny_tokenizer
 from torch import nn
 
-from peft_vprompt.towers import ENCODERS, HEADS
+from peft_vprompt.towers import DUAL_ENCODERS, ENCODERS, HEADS
 
 
 VISION = {
@@ -47,6 +47,17 @@ VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, n
 #: Those whose layers are all alike; `test_swin` has what differs in the others.
 FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 
+#: Models with both towers.
+DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name)]
+
+
+def frame(name: str) -> str:
+    """The kind of tokenizer that a model has, see `models.FRAMES`."""
+    for start, kind in (("Siglip", "siglip"), ("Chinese", "bert"), ("Alt", "roberta"), ("MetaClip2", "roberta")):
+        if name.startswith(start):
+            return kind
+    return "clip"
+
 
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     """A tiny model of the class `name`."""
@@ -60,11 +71,24 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
         del vision["image_size"]
         vision["num_patches"] = 16
     if "vision_config" in getattr(config_class, "sub_configs", {}):
-        text = TEXT | {"vocab_size": VOCABULARY_SIZE, "num_hidden_layers": 2}
-        config = config_class(text_config=text, vision_config=vision, num_labels=NUM_LABELS, **options)
+        config = config_class(
+            text_config=text_sizes(name), vision_config=vision, num_labels=NUM_LABELS, projection_dim=16, **options
+        )
     else:
         config = config_class(**vision, num_labels=NUM_LABELS, projection_dim=16, **options)
     return shake(model_class._from_config(config, attn_implementation=implementation).eval())
+
+
+def text_sizes(name: str) -> dict:
+    """Sizes of a tiny text tower, and its special tokens."""
+    tokenizer = tiny_tokenizer(frame(name))
+    text = TEXT | {"vocab_size": VOCABULARY_SIZE, "num_hidden_layers": 2, "pad_token_id": tokenizer.pad_token_id}
+    text |= {"bos_token_id": VOCABULARY_SIZE - 2, "eos_token_id": VOCABULARY_SIZE - 1}
+    if name.startswith("Siglip"):
+        text |= {"projection_size": VISION["hidden_size"], "max_position_embeddings": 64}
+    if name.startswith("Alt"):
+        text |= {"project_dim": 20, "max_position_embeddings": 120}
+    return text
 
 
 @torch.no_grad()

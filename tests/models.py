@@ -53,8 +53,17 @@ VISION = {
 }
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, with CLIP's way of starting, ending and padding."""
+#: How tokenizers frame a text: start, end and padding token.
+FRAMES = {
+    "clip": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "siglip": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "bert": {"cls_token": "<|startoftext|>", "sep_token": "<|endoftext|>", "pad_token": "!"},
+    "roberta": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "!"},
+}
+
+
+def tiny_tokenizer(frame: str = "clip") -> PreTrainedTokenizerFast:
+    """One token per character, started, ended and padded as a family of models has it."""
     characters = string.ascii_lowercase + string.digits + string.punctuation
     vocabulary = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, [], end_of_word_suffix="</w>"))
@@ -62,16 +71,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     start, end = len(vocabulary) - 2, len(vocabulary) - 1
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>",
+        single="$A <|endoftext|>" if frame == "siglip" else "<|startoftext|> $A <|endoftext|>",
         special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **FRAMES[frame])
 
 
 VOCABULARY_SIZE = len(tiny_tokenizer())

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from .base import TextTower, Tower, VisionTower
+from .base import BidirectionalTextTower, CausalTextTower, TextTower, Tower, VisionTower
 from .beit import BeitTower
-from .clip import CLIPDualEncoder, CLIPTextTower, CLIPVisionTower
+from .bert import AltCLIPTextTower, ChineseCLIPTextTower
+from .clip import CLIPTextTower, CLIPVisionTower, MetaClip2TextTower
 from .dino import DINOTower, DINOv3Tower
+from .dual import BertDualEncoder, DualEncoder, SiglipDualEncoder
 from .mae import MAETower
-from .siglip import Siglip2VisionTower, SiglipVisionTower
+from .siglip import Siglip2VisionTower, SiglipTextTower, SiglipVisionTower
 from .swin import SwinTower, Swinv2Tower
 from .vit import DeiTTower, ViTTower
 
@@ -21,6 +23,10 @@ from .vit import DeiTTower, ViTTower
 #: that a release of transformers may lack some. `...Transformer`: releases that keep the encoder one level deeper.
 TOWERS: dict[str, type[Tower]] = {
     **dict.fromkeys(("CLIPTextModel", "CLIPTextTransformer"), CLIPTextTower),
+    **dict.fromkeys(("MetaClip2TextModel", "MetaClip2TextTransformer"), MetaClip2TextTower),
+    **{f"{model}Text{kind}": SiglipTextTower for model in ("Siglip", "Siglip2") for kind in ("Model", "Transformer")},
+    "ChineseCLIPTextModel": ChineseCLIPTextTower,
+    "AltCLIPTextModel": AltCLIPTextTower,
     **{
         f"{model}Vision{kind}": CLIPVisionTower
         for model in ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP")
@@ -39,7 +45,11 @@ TOWERS: dict[str, type[Tower]] = {
 }
 
 #: Class name of a model with two towers -> how the two meet.
-DUAL_ENCODERS: dict[str, type[CLIPDualEncoder]] = {"CLIPModel": CLIPDualEncoder}
+DUAL_ENCODERS: dict[str, type[DualEncoder]] = {
+    **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoder),
+    **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoder),
+    **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoder),
+}
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
 HEADS: dict[str, str] = dict.fromkeys(
@@ -81,6 +91,18 @@ ENCODERS: tuple[str, ...] = (
     "ChineseCLIPVisionModel",
     "AltCLIPVisionModel",
 )
+
+
+#: Models that look like those above and cannot be prompted -> why.
+UNSUPPORTED: dict[str, str] = {
+    "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
+    "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
+    **dict.fromkeys(
+        ("TimmWrapperModel", "TimmWrapperForImageClassification"),
+        "timm's layers are not transformers' and have no views here. Use the same network's own class, such as "
+        "ViTForImageClassification, Dinov2Model or BeitModel",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,11 @@ def find_backbone(model: nn.Module) -> Backbone:
         UnsupportedModelError: names the class received and the classes supported.
     """
     modules = {name: module for name, module in model.named_modules() if "base_layer" not in name.split(".")}
+    for module in modules.values():
+        if class_name(module) in UNSUPPORTED:
+            raise UnsupportedModelError(
+                f"Cannot put prompts into {class_name(module)}: {UNSUPPORTED[class_name(module)]}."
+            )
     for name, module in modules.items():
         if class_name(module) in DUAL_ENCODERS:
             dual, prefix = DUAL_ENCODERS[class_name(module)], f"{name}." if name else ""
@@ -142,4 +169,14 @@ def find_backbone(model: nn.Module) -> Backbone:
     return Backbone(vision=towers[0], head=heads[0] if heads else None)
 
 
-__all__ = ["Backbone", "TextTower", "Tower", "VisionTower", "find_backbone", "supported_models", "view"]
+__all__ = [
+    "Backbone",
+    "BidirectionalTextTower",
+    "CausalTextTower",
+    "TextTower",
+    "Tower",
+    "VisionTower",
+    "find_backbone",
+    "supported_models",
+    "view",
+]

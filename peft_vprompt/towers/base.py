@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..encode import Place, Readout, encode, meet
@@ -235,12 +236,38 @@ def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[i
 
 
 class TextTower(Tower):
-    """A causal text encoder."""
+    """A text encoder.
+
+    Attributes:
+        parts: the modules that make up the encoder, for training it whole; PEFT takes all whose names end so.
+    """
+
+    parts: tuple[str, ...] = ("embeddings", "encoder", "final_layer_norm")
 
     @property
     @abstractmethod
     def token_embedding(self) -> nn.Module:
         """Token ids -> vectors."""
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The token embedding."""
+        return self.token_embedding.weight
+
+    @property
+    def max_positions(self) -> int:
+        """Longest text, start and end token included."""
+        return self.module.config.max_position_embeddings
+
+    @torch.no_grad()
+    def word_vectors(self, token_ids: list[int]) -> Tensor:
+        """Token embeddings [len(token_ids), d] to start prompts from."""
+        weight = self.token_embedding.weight
+        return weight[torch.tensor(token_ids, device=weight.device)].clone()
+
+
+class CausalTextTower(TextTower):
+    """A text encoder whose tokens read what stands before them: class prompts share their prefix."""
 
     @property
     @abstractmethod
@@ -256,13 +283,38 @@ class TextTower(Tower):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The norm after the last layer."""
 
-    @property
-    def max_positions(self) -> int:
-        """Longest text, start and end token included."""
-        return self.module.config.max_position_embeddings
 
-    @torch.no_grad()
-    def word_vectors(self, token_ids: list[int]) -> Tensor:
-        """Token embeddings [len(token_ids), d] to start prompts from."""
-        weight = self.token_embedding.weight
-        return weight[torch.tensor(token_ids, device=weight.device)].clone()
+class BidirectionalTextTower(TextTower):
+    """A text encoder whose tokens read each other: each class prompt is a row of its own.
+
+    Attributes:
+        fills_up: texts are padded to `max_positions`; else to the longest.
+        reads_padding: padding is read like any token; else it is masked.
+    """
+
+    fills_up: bool = False
+    reads_padding: bool = False
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Input of the first layer from token vectors [c, l, d]."""
+        return self.module.embeddings(inputs_embeds=vectors)
+
+    def layer_mask(self, mask: Tensor, hidden: Tensor) -> Tensor | None:
+        """What the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
+        if self.reads_padding:
+            return None
+        mask = mask.repeat(hidden.shape[0] // mask.shape[0], 1)
+        return create_bidirectional_mask(config=self.module.config, inputs_embeds=hidden, attention_mask=mask)
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One layer on [b, s, d]."""
+        output = layer(hidden, mask)
+        return output[0] if isinstance(output, tuple) else output
+
+    @abstractmethod
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """The text's feature [c, e] from the last layer's output [c, l, d], as the model pools it."""
+
+    @abstractmethod
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The same by the model's own call, without prompts."""

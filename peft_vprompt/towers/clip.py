@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..readout import cosines
-from .base import TextTower, Tower, VisionTower, resize_positions, split_heads
+from .base import CausalTextTower, Tower, VisionTower, resize_positions, split_heads
 
 
 class CLIPTower(Tower):
@@ -41,13 +39,8 @@ class CLIPTower(Tower):
         return rows + layer.mlp(layer.layer_norm2(rows))
 
 
-class CLIPTextTower(CLIPTower, TextTower):
+class CLIPTextTower(CLIPTower, CausalTextTower):
     """Causal text encoder of `CLIPModel`."""
-
-    @property
-    def reference_weight(self) -> Tensor:
-        """The token embedding."""
-        return self.token_embedding.weight
 
     @property
     def token_embedding(self) -> nn.Module:
@@ -68,6 +61,15 @@ class CLIPTextTower(CLIPTower, TextTower):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """`final_layer_norm`."""
         return self.module.final_layer_norm(hidden)
+
+
+class MetaClip2TextTower(CLIPTextTower):
+    """Causal text encoder of `MetaClip2Model`: as CLIP's, with the vocabulary of a multilingual model."""
+
+    @property
+    def end_token_id(self) -> int:
+        """The configured id; here 2 is meant where it is said."""
+        return self.module.config.eos_token_id
 
 
 class CLIPVisionTower(CLIPTower, VisionTower):
@@ -115,26 +117,3 @@ class CLIPVisionTower(CLIPTower, VisionTower):
         """The class token through `post_layernorm`."""
         pooled = self.final_norm(hidden[:, 0, :])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
-
-
-class CLIPDualEncoder:
-    """How `CLIPModel` compares images with texts."""
-
-    text, vision = "text_model", "vision_model"
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def text_features(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
-        projection = self.module.text_projection
-        # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
-        return F.normalize(projection(pooled.to(projection.weight.dtype)), dim=-1)
-
-    def image_features(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
-        return F.normalize(self.module.visual_projection(pooled), dim=-1)
-
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines [images, classes]."""
-        return self.module.logit_scale.exp() * cosines(image_features, text_features)

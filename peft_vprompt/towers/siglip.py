@@ -8,7 +8,36 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import VisionTower, resize_positions
+from .base import BidirectionalTextTower, VisionTower, resize_positions
+
+
+class SiglipTextTower(BidirectionalTextTower):
+    """Text encoder of `SiglipModel` and `Siglip2Model`.
+
+    Texts are padded to all positions, padding is read like any token, and the feature is the last token's, through a
+    linear head.
+    """
+
+    parts = ("embeddings", "encoder", "final_layer_norm", "head")
+    fills_up = reads_padding = True
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`SiglipEncoderLayer`s."""
+        return self.module.encoder.layers
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.embeddings.token_embedding
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """The last token's state, normed and through the head."""
+        return self.module.head(self.module.final_layer_norm(hidden[:, -1]))
+
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The pooled output."""
+        return self.module(input_ids=token_ids).pooler_output
 
 
 class SiglipVisionTower(VisionTower):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,9 +18,11 @@ from ..class_prompts import PackedPrompts, pack_bounded
 from ..config import PromptConfig
 from ..distributed import gather_classes, share
 from ..errors import ClassNamesError
+from ..padded_prompts import PaddedPrompts
 from ..prompts import ClassFeatures
 from ..text_cache import autocast_dtype, fingerprint
 from ..tokenization import TokenSequence, check_lengths, encode_text, find_tokenizer, readable
+from ..towers import BidirectionalTextTower
 
 
 #: Most token rows that are encoded at once; more are computed again in the backward pass piece by piece. At ViT-B/16's
@@ -39,18 +44,22 @@ class ClassList:
     Attributes:
         names: in label order.
         sequences: their token sequences, one list per template; None until they are needed.
-        packed: packed sequences per template of the classes first ... last, on the device they were asked for last.
+        layout: how they are laid out for the text encoder, see `PromptedTextTower.layout`.
+        packed: what came of that, per template, of the classes first ... last, on the device they were asked for last.
     """
 
     names: list[str]
     sequences: list[list[TokenSequence]] | None = None
-    packed: dict[tuple[int, int], list[list[PackedPrompts]]] = field(default_factory=dict)
+    layout: Callable = pack_bounded
+    packed: dict[tuple[int, int], list[list[PackedPrompts | PaddedPrompts]]] = field(default_factory=dict)
 
-    def pack(self, first: int, last: int, readers: int, device: torch.device) -> list[list[PackedPrompts]]:
-        """The classes first ... last - 1 in sequences of bounded length, made once; `readers` per class come on top."""
+    def pack(
+        self, first: int, last: int, readers: int, device: torch.device
+    ) -> list[list[PackedPrompts | PaddedPrompts]]:
+        """The classes first ... last - 1 in parts of bounded size, made once; `readers` per class come on top."""
         if (first, last) not in self.packed:
             self.packed[first, last] = [
-                pack_bounded(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
+                self.layout(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
             ]
         self.packed[first, last] = [[part.to(device) for part in parts] for parts in self.packed[first, last]]
         return self.packed[first, last]
@@ -89,12 +98,12 @@ class ClassEncoder:
         return classes
 
     def _tokenise(self, classes: ClassList) -> None:
-        limit = self.text_tower.tower.max_positions
-        config = self.active_config
-        templates = self.method.class_sequences(config, classes.names, self.tokenizer_for(config))
+        config, text = self.active_config, self.text_tower
+        tokenizer = self.tokenizer_for(config)
+        templates = self.method.class_sequences(config, classes.names, tokenizer)
         for sequences in templates:
-            check_lengths(sequences, classes.names, limit)
-        classes.sequences = templates
+            check_lengths(sequences, classes.names, text.tower.max_positions)
+        classes.sequences, classes.layout = templates, text.layout(tokenizer, templates[0][0])
 
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
         """L2-normalised text features of the active adapter's classes.
@@ -119,11 +128,11 @@ class ClassEncoder:
         return self.method.conditional and not self.text_tower.disable_adapters
 
     def _text_features(self, image_features: Tensor | None = None) -> Tensor:
-        dual = self.dual_encoder.module
-        device, projection = dual.logit_scale.device, dual.text_projection
+        dual = self.dual_encoder
+        device, projection = dual.module.logit_scale.device, dual.text_projection
         classes, text = self._classes(), self.text_tower
         if isinstance(text.active_holder, ClassFeatures):
-            return text.active_holder().to(projection.weight.dtype)
+            return text.active_holder().to(dual.dtype)
         if self._conditional:
             return self._conditional_features(classes, image_features, device)
         learning = torch.is_grad_enabled() and any(
@@ -141,7 +150,7 @@ class ClassEncoder:
     @torch.compiler.disable
     def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
         """Features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
-        text, projection = self.text_tower, self.dual_encoder.module.text_projection
+        text, projection = self.text_tower, self.dual_encoder.text_projection
         key = (text.disable_adapters, autocast_dtype(device), fingerprint(text), fingerprint(projection))
         return self.text_cache.get(classes, key, lambda: self._encode_classes(classes, device))
 
@@ -158,7 +167,7 @@ class ClassEncoder:
         templates = classes.pack(first, last or len(classes.names), readers, device)
         keep_record = sum(part.num_rows for parts in templates for part in parts) <= MAX_RECORD_ROWS
 
-        def encode(part: PackedPrompts) -> Tensor:
+        def encode(part: PackedPrompts | PaddedPrompts) -> Tensor:
             return self.dual_encoder.text_features(text.encode_packed(part, keep_record=keep_record))
 
         return self.method.combine([piecewise(encode, parts) for parts in templates])
@@ -167,7 +176,7 @@ class ClassEncoder:
         """Class features of each image, [b, c, dim]: all images and classes in one batch, or in bounded pieces."""
         (parts,) = classes.pack(0, len(classes.names), 0, device)
 
-        def encode(piece: tuple[PackedPrompts, Tensor]) -> Tensor:
+        def encode(piece: tuple[PackedPrompts | PaddedPrompts, Tensor]) -> Tensor:
             return self.dual_encoder.text_features(self.text_tower.encode_packed(*piece))
 
         images = image_features.split(max(1, MAX_TOKEN_ROWS // sum(part.num_rows for part in parts)))
@@ -179,21 +188,28 @@ class ClassEncoder:
     def zero_shot_features(self, classes: ClassList, config: PromptConfig) -> Tensor:
         """Text features [c, dim] by the base model's own call, with the template around each name."""
         tokenizer, features = self.tokenizer_for(config), []
-        device = self.dual_encoder.module.logit_scale.device
         for template in config.templates:
             texts = [template.format(readable(name)) for name in classes.names]
             check_lengths(
                 [encode_text(tokenizer, t) for t in texts], classes.names, self.text_tower.tower.max_positions
             )
-
-            def encode(some: list[str]) -> Tensor:
-                batch = tokenizer(some, padding=True, return_tensors="pt").to(device)
-                output = self.text_tower.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-                return self.dual_encoder.text_features(output.pooler_output)
-
             starts = range(0, len(texts), ZERO_SHOT_BATCH)
-            features.append(piecewise(encode, [texts[start : start + ZERO_SHOT_BATCH] for start in starts]))
+            batches = [texts[start : start + ZERO_SHOT_BATCH] for start in starts]
+            features.append(piecewise(functools.partial(self._plain_features, tokenizer), batches))
         return average(features)
+
+    def _plain_features(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+        """Features [c, dim] of the frozen text encoder."""
+        text, dual = self.text_tower, self.dual_encoder
+        device = dual.module.logit_scale.device
+        if isinstance(text.tower, BidirectionalTextTower):
+            sequences = [encode_text(tokenizer, t) for t in texts]
+            (padded,) = text.layout(tokenizer, sequences[0])(sequences, sys.maxsize)
+            padded = padded.to(device)
+            return dual.text_features(text.tower.plain_features(padded.token_ids, padded.mask))
+        batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
+        output = text.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return dual.text_features(output.pooler_output)
 
     @contextmanager
     def using(self, adapter_name: str):

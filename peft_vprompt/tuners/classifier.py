@@ -21,7 +21,7 @@ from .class_features import ClassEncoder, ClassList
 
 
 if TYPE_CHECKING:
-    from ..towers.clip import CLIPDualEncoder
+    from ..towers.dual import DualEncoder
 
 
 class ClassNameClassifier(ClassEncoder):
@@ -30,7 +30,7 @@ class ClassNameClassifier(ClassEncoder):
     # ---- classes ----------------------------------------------------------------------------------------------
 
     @property
-    def dual_encoder(self) -> CLIPDualEncoder:
+    def dual_encoder(self) -> DualEncoder:
         """The view of the module that joins both towers.
 
         Raises:

@@ -7,21 +7,24 @@ the base model (a pipeline, a contrastive loss) sees the prompts. Without an act
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .. import attention
 from ..attention import Causal, ReadAll, ReadTails
-from ..class_prompts import PackedPrompts
+from ..class_prompts import PackedPrompts, pack_bounded
 from ..encode import Readout, Rows, attention_weights, encode, insert, read, record, remove, replace
 from ..errors import PromptTooLongError
+from ..padded_prompts import PaddedPrompts, pad_bounded
 from ..prompts import LinearCoupling, PromptHolder
 from ..readout import pool
 from ..text_cache import TextCache, autocast_dtype, fingerprint
-from ..towers import TextTower, Tower, VisionTower, view
+from ..tokenization import TokenSequence, num_start_tokens
+from ..towers import CausalTextTower, TextTower, Tower, VisionTower, view
 from .wrapper import Wrapper
 
 
@@ -255,10 +258,7 @@ class PromptedVisionTower(PromptedTower):
 
 
 class PromptedTextTower(PromptedTower):
-    """A causal text encoder with prompts."""
-
-    #: The packed class prompts need a pattern whatever the adapter is.
-    needs_patterns = True
+    """A text encoder with prompts."""
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
@@ -269,19 +269,38 @@ class PromptedTextTower(PromptedTower):
         """The view of the wrapped tower."""
         return view(self.base_layer)
 
+    @property
+    def needs_patterns(self) -> bool:
+        """The packed class prompts need a pattern whatever the adapter is; padded ones need none."""
+        return isinstance(self.tower, CausalTextTower)
+
     def prompts(self, image_features: Tensor | None = None) -> Tensor | None:
         """Text prompts in use, [j, n, d], or [j, b, n, d] where they depend on the image; None without."""
         holder = self.active_holder
         return None if holder is None else holder(image_features)
 
+    def layout(self, tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> Callable:
+        """How class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them."""
+        tower = self.tower
+        if isinstance(tower, CausalTextTower):
+            return pack_bounded
+        return functools.partial(
+            pad_bounded,
+            start=num_start_tokens(tokenizer, sequence),
+            pad_token_id=tokenizer.pad_token_id,
+            length=tower.max_positions if tower.fills_up else None,
+        )
+
     def encode_packed(
-        self, packed: PackedPrompts, image_features: Tensor | None = None, keep_record: bool = True
+        self, packed: PackedPrompts | PaddedPrompts, image_features: Tensor | None = None, keep_record: bool = True
     ) -> Tensor:
-        """Features of all classes in one pass over the packed sequence, after the final norm and not projected.
+        """Features of all classes in one pass, after the final norm and not projected.
 
         [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts, which read a
         record of the plain tokens that is kept for the next call if `keep_record`.
         """
+        if isinstance(packed, PaddedPrompts):
+            return self._encode_padded(packed, image_features)
         tower, holder = self.tower, self.active_holder
         if holder is not None and holder.reads_only:
             return self._read_packed(
@@ -294,6 +313,14 @@ class PromptedTextTower(PromptedTower):
         hidden = encode(tower, hidden, prompts, Rows(1), readout=readout, pattern=packed.pattern)
         features = tower.final_norm(hidden)
         return features if image_features is not None else features[0]
+
+    def _encode_padded(self, padded: PaddedPrompts, image_features: Tensor | None) -> Tensor:
+        """Each class prompt as a text of its own."""
+        tower, prompts = self.tower, self.prompts(image_features)
+        hidden = tower.embed(padded.embed(tower.token_embedding, None if prompts is None else prompts[0]))
+        mask = tower.layer_mask(padded.mask, hidden)
+        features = tower.read_out(encode(tower, hidden, prompts, Rows(padded.start), mask=mask))
+        return features if image_features is None else features.unflatten(0, (-1, padded.num_classes))
 
     def _read_packed(self, packed: PackedPrompts, holder: PromptHolder, kept: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Let the readers of every class read its record: [c, n, d]."""
@@ -381,6 +408,11 @@ class PromptedTextTower(PromptedTower):
 
     def _check_input_ids(self, input_ids: Tensor, holder: PromptHolder) -> Tensor:
         """Position of each text's end token, [b]."""
+        if not isinstance(self.tower, CausalTextTower):
+            raise ValueError(
+                f"{type(self.base_layer).__name__} reads texts in both directions and padded, so prompts have no fixed "
+                "place in input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
+            )
         if holder.text_placement is None:
             raise ValueError(
                 "This adapter has to know where the class name is, or reads out elsewhere, so it cannot take "

@@ -17,13 +17,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .. import registry
 from ..base_model import ask_for_feature, declare_mean_loss, restore_class, take_labels
 from ..config import PromptConfig
 from ..errors import UnsupportedModelError
 from ..prompts import PromptHolder
 from ..text_cache import TextCache
 from ..tokenization import TokenSequence, template_sequences
-from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, find_backbone
+from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, class_name, find_backbone
 from .class_features import ClassList, average
 from .classifier import ClassNameClassifier
 from .layer import PromptedTextTower, PromptedTower, PromptedVisionTower
@@ -38,8 +39,10 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
     needs_text: bool = True
     #: Whether class features depend on the image.
     conditional: bool = False
-    #: Parts of the text tower that are trained whole.
-    text_parts: tuple[str, ...] = ()
+    #: Whether the text tower is trained whole.
+    trains_text: bool = False
+    #: Whether prompts read both towers and are read by nobody.
+    needs_readers: bool = False
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
         foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
@@ -116,11 +119,9 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         config = self.peft_config[adapter_name]
         method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         backbone = find_backbone(model)
-        if method.needs_text and backbone.dual is None:
-            raise UnsupportedModelError(
-                f"{config.peft_type.value} learns text prompts, and {type(model).__name__} has no text tower. "
-                f"Supported models: {', '.join(DUAL_ENCODERS)}."
-            )
+        base = class_name(model.get_submodule(backbone.dual)) if backbone.dual is not None else class_name(model)
+        if (reason := registry.unsupported(config.peft_type.value.lower(), base)) is not None:
+            raise UnsupportedModelError(reason)
         vision, text = self._towers(model, backbone)
         method.check(config, vision.tower, text and text.tower)
         tokenizer = self.tokenizer_for(config) if method.needs_tokenizer(config) else None
@@ -142,8 +143,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
         self._wrap_whole_modules(self.model, config, adapter_name)
-        if method.text_parts:
-            parts = dataclasses.replace(config, modules_to_save=list(method.text_parts))
+        if method.trains_text:
+            parts = dataclasses.replace(config, modules_to_save=list(text.tower.parts))
             self._wrap_whole_modules(text.base_layer, parts, adapter_name)
         method.start(self, adapter_name)
 
@@ -309,4 +310,5 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
 
 def feature_dim(model: nn.Module, backbone: Backbone) -> int:
     """Size of the space that images and texts share."""
-    return model.get_submodule(backbone.dual).config.projection_dim
+    module = model.get_submodule(backbone.dual)
+    return DUAL_ENCODERS[class_name(module)](module).feature_dim

@@ -61,7 +61,7 @@ class TextEncoderModel(PromptTuner):
 
     prefix = "text_encoder_"
 
-    text_parts = ("embeddings", "encoder", "final_layer_norm")
+    trains_text = True
 
     @classmethod
     def check(cls, config: TextEncoderConfig, vision: VisionTower, text: TextTower | None) -> None:

@@ -39,6 +39,7 @@ class ReadOnlyPromptModel(PromptTuner):
     """K readers on each tower, through all layers."""
 
     prefix = "readonly_prompt_"
+    needs_readers = True
 
     @classmethod
     def text_prompts(
@@ -71,6 +72,7 @@ class MRPOModel(PromptTuner):
     """Readers that start at layer J ("replace") or that each of the first J layers adds to ("accumulate")."""
 
     prefix = "linked_prompt_"
+    needs_readers = True
 
     @classmethod
     def check(cls, config: MRPOConfig, vision: VisionTower, text: TextTower | None) -> None:
