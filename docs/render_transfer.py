@@ -22,7 +22,6 @@ CLAIMS = {
     "Prompts beside the tokens do no worse than prompts added to them, and those beat prompts in pixel space": (
         ("VPT-shallow", "VPT-shallow, add"),
         ("VPT-shallow, add", "VPT-shallow, prepend-pixel"),
-        ("VPT-shallow, add", "VPT-shallow, pad"),
     ),
     "VPT-deep beats full fine-tuning": (("VPT-deep", "Full"),),
 }
@@ -84,7 +83,7 @@ None of these data sets is part of this repository, and no number on them is cla
 The embedded CLIP's image encoder (4 layers, width 128, {encoder:,} parameters) with a new head, on the embedded task:
 {classes} classes in a style that pretraining never showed. {epochs} epochs of SGD, batch {batch_size}, weight decay
 {weight_decay:g}, 10 % warm-up, cosine, every training image augmented once, for all methods alike. The base rate is the
-best of {rates} on {validation} validation images with {tuned_with} shots per class; with that rate every method is trained on
+best of {rates} (for {low}: {low_rates}) on {validation} validation images with {tuned_with} shots per class; with that rate every method is trained on
 {shots} shots per class with {seeds} seeds (which draw the shots, the first values and the order) and tested on {test} images.
 Accuracy in percent, mean and standard deviation. Measured on {cpu}, by `docs/run_transfer.py`.
 
@@ -117,7 +116,9 @@ def render(results: dict) -> str:
         epochs=results["epochs"],
         batch_size=results["batch_size"],
         weight_decay=results["weight_decay"],
-        rates=", ".join(f"{trial['base_rate']:g}" for trial in results["rows"][0]["trials"]),
+        rates=", ".join(f"{rate:g}" for rate in results["rates"]["others"]),
+        low=", ".join(results["low"]),
+        low_rates=", ".join(f"{rate:g}" for rate in results["rates"]["low"]),
         validation=results["images"]["validation"],
         test=results["images"]["test"],
         tuned_with=results["tuned_with"],

@@ -14,7 +14,16 @@ from transformers import ResNetConfig, ResNetModel
 
 
 class Part(nn.Module):
-    """A trained part. `forward(base_layer, *args, **kwargs)` answers in the place of `base_layer(*args, **kwargs)`."""
+    """A trained part. `forward(base_layer, *args, **kwargs)` answers in the place of `base_layer(*args, **kwargs)`.
+
+    In state dicts its tensors are named by one word, `down/weight` for `down.weight`: PEFT before 0.21 finds the adapter's
+    name only in front of the last word of a key.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_state_dict_post_hook(_join_names)
+        self.register_load_state_dict_pre_hook(_split_names)
 
     def merged(self, base_layer: nn.Module) -> nn.Module:
         """A module without PEFT that computes the same.
@@ -155,3 +164,16 @@ class SideNetwork(Part):
         if getattr(output, "pooler_output", None) is not None:
             output.pooler_output = share * output.pooler_output + (1 - share) * side
         return output
+
+
+def _join_names(part: Part, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    _rename(state_dict, prefix, ".", "/")
+
+
+def _split_names(part: Part, state_dict: dict[str, Tensor], prefix: str, *rest) -> None:
+    _rename(state_dict, prefix, "/", ".")
+
+
+def _rename(state_dict: dict[str, Tensor], prefix: str, old: str, new: str) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[prefix + key.removeprefix(prefix).replace(old, new)] = state_dict.pop(key)
