@@ -25,6 +25,7 @@ PARTS = {
     "text": "the text side: class features and their backward",
     "cached": "a training step with the image features given",
     "inference": "logits of a batch, class features cached",
+    "adapters": "logits of a batch by many read-only adapters in one pass; ten classes each, class features cached",
 }
 
 
@@ -37,7 +38,10 @@ class Case:
         part: a key of `PARTS`.
         classes, batch: numbers of classes and images.
         tokens: prompts or context tokens; None for the method's usual number.
-        sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone); () for ours only.
+        sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone), "one" (a single
+            adapter).
+        adapters: how many, where there are several.
+        timed: False for a cell that is run a single time, for its memory.
     """
 
     method: str
@@ -46,6 +50,8 @@ class Case:
     batch: int = 4
     tokens: int | None = None
     sides: tuple[str, ...] = ("plain",)
+    adapters: int = 1
+    timed: bool = True
 
     @property
     def key(self) -> str:
@@ -175,6 +181,34 @@ EXPERIMENTS = {
             ),
         ),
         Experiment(
+            "many_adapters",
+            "A hundred RPO adapters in one pass against one adapter",
+            grid(Case("rpo", "adapters", classes=10, sides=("one",), adapters=100), tokens=(4, 1)),
+            tuple(
+                Bar(
+                    f"rpo/adapters/10 classes/batch 4/{tokens} tokens",
+                    "one_ratio",
+                    limit,
+                    f"100 RPO adapters (K={tokens}), at most {limit} times the cost of one",
+                    at_least=False,
+                )
+                for tokens, limit in ((4, 3.2), (1, 1.6))
+            )
+            + (
+                Bar(
+                    "rpo/adapters/10 classes/batch 4/4 tokens",
+                    "one_by_one_ratio",
+                    25,
+                    "100 RPO adapters (K=4), 25x faster than one by one",
+                ),
+            ),
+        ),
+        Experiment(
+            "many_classes",
+            "CoOp with all 21,841 classes of ImageNet-21k, in bounded memory",
+            (Case("coop", classes=21841, sides=(), timed=False),),
+        ),
+        Experiment(
             "scaling",
             "CoOp as classes, context and batch grow",
             grid(Case("coop", "text", batch=1), classes=(10, 30, 100, 300))
@@ -190,7 +224,7 @@ def quick(experiment: Experiment) -> Experiment:
     """The same experiment with one small cell for each part, in "methods" for each method, and no bars."""
     cases = {
         case.method if experiment.name == "methods" else case.part: replace(
-            case, classes=5, batch=2, tokens=case.tokens and min(case.tokens, 3)
+            case, classes=5, batch=2, tokens=case.tokens and min(case.tokens, 3), adapters=min(case.adapters, 3)
         )
         for case in experiment.cases
     }

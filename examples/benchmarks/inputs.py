@@ -58,6 +58,8 @@ class Inputs:
         tokenizer: folder or Hub id; None for the embedded model's.
         names_file: JSON list of class names, or an object with such lists (the longest is taken); None to make names up.
         device, dtype, threads: where and how to compute; `dtype` is a name in `torch`.
+        clock: "wall", or "processor" for the processor's time, which other work on the machine hardly moves (use it
+            with one thread: threads that wait for each other spend processor time too).
     """
 
     shape: str = "ViT-B/16"
@@ -66,6 +68,7 @@ class Inputs:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 2
+    clock: str = "wall"
 
     @property
     def tokenizer_path(self) -> str:

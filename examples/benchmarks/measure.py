@@ -6,7 +6,6 @@ import ctypes
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,14 @@ MAX_REPEATS = 31
 HEAP_SLACK = 1.3
 
 #: Metric -> which side's time is divided by which.
-RATIOS = {"ratio": ("plain", "ours"), "bare_ratio": ("ours", "bare"), "floor_ratio": ("ours", "floor")}
+RATIOS = {
+    "ratio": ("plain", "ours"),
+    "bare_ratio": ("ours", "bare"),
+    "floor_ratio": ("ours", "floor"),
+    "one_ratio": ("ours", "one"),
+}
+
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def keep_freed_memory() -> None:
@@ -82,11 +88,10 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     outputs = warm_up(sides, names, results, inputs)
     duration = sum(results[name].pop("first_seconds") for name in names)
     repeats = max(limits.repeats, min(MAX_REPEATS, int(limits.budget / max(duration, 1e-3))))
-    samples, processor = interleaved(sides, names, repeats, lambda: synchronize(inputs))
+    samples = interleaved(sides, names, repeats, inputs)
     for name in names:
         results[name] |= {
             "ms": statistics.median(samples[name]),
-            "cpu_ms": statistics.median(processor[name]),
             "samples_ms": [round(value, 3) for value in samples[name]],
         }
     cell = {"sides": results, "repeats": repeats}
@@ -95,7 +100,8 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     for metric, (upper, lower) in RATIOS.items():
         if upper in names and lower in names:
             cell[metric] = paired(samples[upper], samples[lower])
-            cell[f"cpu_{metric}"] = paired(processor[upper], processor[lower])
+    if "one_ratio" in cell:
+        cell["one_by_one_ratio"] = case.adapters / cell["one_ratio"]  # switching between adapters not counted
     return cell
 
 
@@ -113,34 +119,30 @@ def too_large(sides: Sides, name: str, limits: Limits, rates: dict) -> dict:
 
 def warm_up(sides: Sides, names: list[str], results: dict, inputs: Inputs) -> dict:
     """Run every side once: its outputs are returned, its rows and duration go to `results`."""
-    outputs = {}
+    outputs, clock = {}, CLOCKS[inputs.clock]
     if "ours" in names:
         run_once(sides, "ours")  # what is computed once for a whole training is not part of a step
     for name in names:
-        start = time.perf_counter()
+        start = clock()
         with counted_rows(sides.layers.get(name, {})) as rows:
             outputs[name] = run_once(sides, name)
         synchronize(inputs)
-        results[name] |= {"first_seconds": time.perf_counter() - start} | ({"rows": rows} if rows else {})
+        results[name] |= {"first_seconds": clock() - start} | ({"rows": rows} if rows else {})
     return outputs
 
 
-def interleaved(sides: Sides, names: list[str], repeats: int, wait: Callable[[], None]):
-    """Milliseconds of `repeats` runs of every side, one after the other and in turn first: by the clock, and of the CPU.
-
-    On a machine shared with other work the processor's time is less than the clock's times the threads.
-    """
-    samples, processor = {name: [] for name in names}, {name: [] for name in names}
+def interleaved(sides: Sides, names: list[str], repeats: int, inputs: Inputs) -> dict[str, list[float]]:
+    """Milliseconds of `repeats` runs of every side, one after the other and in turn first."""
+    clock, samples = CLOCKS[inputs.clock], {name: [] for name in names}
     for repeat in range(repeats):
         for name in names if repeat % 2 else reversed(names):
             clear_gradients(sides)
-            wait()
-            start, start_cpu = time.perf_counter(), time.process_time()
+            synchronize(inputs)
+            start = clock()
             sides.run[name]()
-            wait()
-            samples[name].append((time.perf_counter() - start) * 1e3)
-            processor[name].append((time.process_time() - start_cpu) * 1e3)
-    return samples, processor
+            synchronize(inputs)
+            samples[name].append((clock() - start) * 1e3)
+    return samples
 
 
 def paired(upper: list[float], lower: list[float]) -> float:
@@ -201,7 +203,10 @@ def counted_rows(layers: dict[str, nn.ModuleList]):
 
 
 def measure_memory(case: Case, inputs: Inputs, side: str) -> dict[str, int]:
-    """Peak memory of one run of one side: `peak_bytes` above the built model, `process_bytes` with everything."""
+    """Peak memory of one run of one side: `peak_bytes` above the built model, `process_bytes` with everything.
+
+    `ms` is the time of this first run, for cells that are run once.
+    """
     sides = build(case, inputs)
     if inputs.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -211,10 +216,10 @@ def measure_memory(case: Case, inputs: Inputs, side: str) -> dict[str, int]:
         return {"peak_bytes": peak - before, "process_bytes": peak}
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the high-water mark anew
-    before = process_memory("VmRSS")
+    before, start = process_memory("VmRSS"), CLOCKS[inputs.clock]()
     run_once(sides, side)
     peak = process_memory("VmHWM")
-    return {"peak_bytes": peak - before, "process_bytes": peak}
+    return {"peak_bytes": peak - before, "process_bytes": peak, "ms": (CLOCKS[inputs.clock]() - start) * 1e3}
 
 
 def process_memory(name: str) -> int:
@@ -248,9 +253,9 @@ def measure_rates(inputs: Inputs) -> dict[str, dict[str, float]]:
                 return counter["bytes"]
 
             run()
-            start = time.perf_counter()
+            start = CLOCKS[inputs.clock]()
             held = run()
-            seconds = time.perf_counter() - start
+            seconds = CLOCKS[inputs.clock]() - start
             rates[f"{tower}{'' if learns else '_frozen'}"] = {"ms": seconds * 1e3 / rows, "bytes": held / rows}
     return rates
 

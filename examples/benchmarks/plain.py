@@ -54,11 +54,10 @@ class PlainCLIP:
         return 0
 
     @property
-    def packed_rows(self) -> tuple[int, int]:
-        """Rows that all class prompts begin with, and rows of all prompts when these are counted once."""
-        same = (self.ids == self.ids[:1]).all(0).int()
-        prefix = min(int(same.cumprod(0).sum()), int(self.ends.min()))
-        return prefix, prefix + int((self.ends + 1 - prefix).sum())
+    def needed_rows(self) -> int:
+        """Rows that must be computed under causal attention: beginnings that class prompts share count once."""
+        prompts = [tuple(ids[: end + 1]) for ids, end in zip(self.ids.tolist(), self.ends.tolist(), strict=True)]
+        return len({prompt[:length] for prompt in prompts for length in range(1, len(prompt) + 1)})
 
     def get(self, name: str) -> Tensor:
         """A learned tensor in the model's precision."""

@@ -43,7 +43,7 @@ python -m examples.benchmarks.run --tokenizer openai/clip-vit-base-patch16 --cla
 python -m examples.benchmarks.render
 ```
 
-* **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats.
+* **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats. {clock}
 * **Memory** is the peak of one run above the built model, each side in a process of its own.
 * **Rows** are token rows per layer that pass the feed-forward maps: text + image.
 * **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
@@ -59,6 +59,13 @@ python -m examples.benchmarks.render
 
 {sections}
 """
+
+
+CLOCK_TEXTS = {
+    "wall": "Times are by the clock.",
+    "processor": "Times are the processor's, on one thread: the machine was shared with other work, which moves the clock "
+    "but hardly the processor's time.",
+}
 
 
 def load(folder: Path) -> dict[str, dict]:
@@ -111,9 +118,10 @@ def worst_agreement(files: dict[str, dict]) -> float:
 def cell_row(cell: dict) -> list[str]:
     """One line of an experiment's table."""
     case, sides = cell["case"], cell["sides"]
-    ours, plain, bare = (sides.get(name) for name in ("ours", "plain", "bare"))
+    ours, plain, bare, one = (sides.get(name) for name in ("ours", "plain", "bare", "one"))
+    many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
     return [
-        TITLES[case["method"]] + (f", {case['tokens']} tokens" if case["tokens"] else ""),
+        many + TITLES[case["method"]] + (f", {case['tokens']} tokens" if case["tokens"] else ""),
         str(case["classes"]),
         str(case["batch"]),
         time_of(ours),
@@ -121,6 +129,8 @@ def cell_row(cell: dict) -> list[str]:
         number(cell.get("ratio"), ".1f") + ("x" if "ratio" in cell else ""),
         time_of(bare),
         number(cell.get("bare_ratio"), ".3f"),
+        time_of(one),
+        number(cell.get("one_ratio"), ".2f"),
         memory_of(ours),
         memory_of(plain),
         rows_of(ours),
@@ -138,6 +148,8 @@ HEADINGS = (
     "Ratio",
     "Bare, ms",
     "Ours / bare",
+    "One, ms",
+    "Ours / one",
     "Ours, MB",
     "Plain, MB",
     "Rows",
@@ -273,6 +285,7 @@ def page(files: dict[str, dict]) -> str:
     return PAGE_TEXT.format(
         tolerance=next(iter(files.values()))["tolerance"],
         worst=worst_agreement(files),
+        clock=" ".join(sorted({CLOCK_TEXTS[file["inputs"]["clock"]] for file in files.values()})),
         machine=machine_text(files),
         bars=bars_table({name: files[name] for name in order}),
         sections="\n\n".join(section(name, files[name]) for name in order),

@@ -68,7 +68,7 @@ class Results:
         """Write the file: cells in the experiment's order, machines that are still referred to, verdicts on the bars."""
         cells = {case.key: self.cells[case.key] for case in self.experiment.cases if case.key in self.cells}
         used = {cell["environment"] for cell in cells.values()}
-        inputs = {name: getattr(self.inputs, name) for name in ("shape", "device", "dtype", "threads")}
+        inputs = {name: getattr(self.inputs, name) for name in ("shape", "device", "dtype", "threads", "clock")}
         data = {
             "experiment": self.experiment.name,
             "title": self.experiment.title,

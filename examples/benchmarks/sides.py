@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -90,6 +91,8 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     trained = learned(model)
     plain = PLAIN[case.method](bare, inputs.load_tokenizer(), config.class_names, trained)
     pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
+    if case.part == "adapters":
+        return Sides(_adapters(model, case, pixel_values), layers={"ours": clip_layers(model.get_base_model())})
     make = {"step": _steps, "text": _text_sides, "cached": _cached_steps, "inference": _inference}[case.part]
     run = make(model, plain, pixel_values, labels)
     products = clip_products(case, plain, config)
@@ -157,6 +160,21 @@ def _inference(model, plain, pixel_values, labels):
     return {"ours": ours, "bare": bare}
 
 
+def _adapters(model, case, pixel_values):
+    names = [f"adapter {k}" for k in range(case.adapters)]
+    for name in names:
+        model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
+    model.eval()
+
+    def classify(names):
+        with torch.no_grad():
+            return torch.stack(
+                [output.logits for output in model.classify_with_adapters(pixel_values, names).values()]
+            )
+
+    return {"ours": lambda: classify(names), "one": lambda: classify(names[:1])}
+
+
 def plain_rows(case: Case, plain: PlainCLIP) -> tuple[int, int]:
     """Rows of text and of images that the plain side sends through the layers."""
     text = plain.ids.numel() * (case.batch if plain.per_image else 1)
@@ -171,7 +189,7 @@ def our_rows(case: Case, plain: PlainCLIP) -> tuple[int, int, bool]:
     if case.method in ("rpo", "mrpo"):
         text = case.classes * plain.num_extra_vision_rows
     else:
-        text = plain.packed_rows[1] * (case.batch if plain.per_image else 1)
+        text = plain.needed_rows * (case.batch if plain.per_image else 1)
     return text * bool(plain_rows(case, plain)[0]), vision, plain.learns_vision and case.method not in ("rpo", "mrpo")
 
 
@@ -194,7 +212,7 @@ def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list:
         return products
     if has_text and learns:
         images = case.batch if plain.per_image else 1
-        rows = images * plain.packed_rows[1]
+        rows = images * plain.needed_rows
         products += layer_products(text, rows, rows, images * case.classes, backward=True)
     if has_images:
         rows = patches + case.batch * plain.num_extra_vision_rows
