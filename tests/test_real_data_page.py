@@ -1,33 +1,18 @@
 """The page of results on real images says what its JSON says."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-
-
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from pages import check_page, load_page
 
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("render_real_data", DOCS / "render_real_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_page("render_real_data")
 
 
 def test_page_is_rendered_from_the_results(page):
-    results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
-    assert page.PAGE.read_text(encoding="utf-8") == page.render(results)
-
-
-def test_results_name_machine_and_versions_and_no_path(page):
-    text = page.RESULTS.read_text(encoding="utf-8")
-    environment = json.loads(text)["environment"]
-    assert environment["machine"]["cpu"] and environment["versions"]["torch"]
-    assert not any(place in text + page.PAGE.read_text(encoding="utf-8") for place in ("/work", "/tmp", "/home"))
+    check_page(page)
 
 
 def test_collect_reads_what_train_wrote(page, tmp_path):

@@ -12,7 +12,7 @@ from ..noise_plots import plot_study, study_table
 from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
 from ..supervision import FALSE_POSITIVE
 from .app import command, console, say_saved
-from .options import Model, Q, Shots, option, read_data, split_list, takes_data
+from .options import BatchSize, Epochs, LearningRate, Model, Q, Shots, Views, option, read_data, split_list, takes_data
 
 
 @command
@@ -36,10 +36,10 @@ def noise_study(
     ] = False,
     model: Model = None,
     shots: Shots = 16,
-    epochs: Annotated[int, option("Passes over the shots.", panel="Recipe")] = 15,
-    lr: Annotated[float, option("Learning rate of SGD.", panel="Recipe")] = 0.02,
-    batch_size: Annotated[int, option("Images per step.", panel="Recipe")] = 32,
-    views: Annotated[int, option("Cached augmentations of every training image.")] = 1,
+    epochs: Epochs = 15,
+    lr: LearningRate = 0.02,
+    batch_size: BatchSize = 32,
+    views: Views = 1,
 ):
     """Find out which method and loss stand wrong labels best on your data.
 

@@ -85,6 +85,17 @@ SUPERVISION_OPTIONS = {
 Model = Annotated[str | None, option("Folder or Hub id of a CLIP or ViT; default: the embedded one.")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
+Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
+LearningRate = Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")]
+BatchSize = Annotated[int | None, option("Images per step.", panel="Recipe")]
+Bf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")]
+Config = Annotated[
+    list[str] | None,
+    option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
+]
+Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
+Views = Annotated[int, option("Cached augmentations of every training image.")]
+Workers = Annotated[int, option("Processes that load images.")]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 

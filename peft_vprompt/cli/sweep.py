@@ -12,7 +12,21 @@ from ..sweep import BASE_RATES, WEIGHT_DECAYS, Grid
 from ..sweep import sweep as run_sweep
 from ..sweep_report import means_table, plot_sweep, sweep_table
 from .app import command, console, say_saved
-from .options import MethodName, Model, option, parse_values, read_data, split_list, takes_data
+from .options import (
+    BatchSize,
+    Bf16,
+    Cached,
+    Config,
+    Epochs,
+    MethodName,
+    Model,
+    Workers,
+    option,
+    parse_values,
+    read_data,
+    split_list,
+    takes_data,
+)
 
 
 @command
@@ -30,15 +44,12 @@ def sweep(
         f"{decay:g}" for decay in WEIGHT_DECAYS
     ),
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
-    epochs: Annotated[int | None, option("Passes over the images.", panel="Recipe")] = None,
-    batch_size: Annotated[int | None, option("Images per step.", panel="Recipe")] = None,
-    bf16: Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")] = False,
-    config: Annotated[
-        list[str] | None,
-        option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
-    ] = None,
-    cached: Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")] = False,
-    workers: Annotated[int, option("Processes that load images.")] = 0,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    bf16: Bf16 = False,
+    config: Config = None,
+    cached: Cached = False,
+    workers: Workers = 0,
 ):
     """Choose learning rate and weight decay on validation images, then train with several seeds and test.
 

@@ -12,10 +12,18 @@ from ..supervision import Supervision
 from .app import command, console, say_saved
 from .options import (
     UNLABELLED,
+    BatchSize,
+    Bf16,
+    Cached,
+    Config,
+    Epochs,
+    LearningRate,
     MethodName,
     Model,
     Seed,
     Shots,
+    Views,
+    Workers,
     option,
     parse_values,
     read_data,
@@ -44,17 +52,14 @@ def train(
             "Train on the first half of the classes and test on both halves, or use all.", "--base-novel/--all-classes"
         ),
     ] = True,
-    epochs: Annotated[int | None, option("Passes over the shots.", panel="Recipe")] = None,
-    lr: Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")] = None,
-    batch_size: Annotated[int | None, option("Images per step.", panel="Recipe")] = None,
-    bf16: Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")] = False,
-    config: Annotated[
-        list[str] | None,
-        option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
-    ] = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    bf16: Bf16 = False,
+    config: Config = None,
     ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel=UNLABELLED)] = 1,
     watch: Annotated[bool, option("Test after every epoch.", "--watch")] = False,
-    cached: Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")] = False,
+    cached: Cached = False,
     cache_features: Annotated[
         bool,
         option(
@@ -62,8 +67,8 @@ def train(
             "--cache-features",
         ),
     ] = False,
-    views: Annotated[int, option("Cached augmentations of every training image.")] = 1,
-    workers: Annotated[int, option("Processes that load images.")] = 0,
+    views: Views = 1,
+    workers: Workers = 0,
 ):
     """Train one method on your images and evaluate it.
 
