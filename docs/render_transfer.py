@@ -83,7 +83,7 @@ None of these data sets is part of this repository, and no number on them is cla
 The embedded CLIP's image encoder (4 layers, width 128, {encoder:,} parameters) with a new head, on the embedded task:
 {classes} classes in a style that pretraining never showed. {epochs} epochs of SGD, batch {batch_size}, weight decay
 {weight_decay:g}, 10 % warm-up, cosine, every training image augmented once, for all methods alike. The base rate is the
-best of {rates} (for {low}: {low_rates}) on {validation} validation images with {tuned_with} shots per class; with that rate every method is trained on
+best of {rates} on {validation} validation images with {tuned_with} shots per class; with that rate every method is trained on
 {shots} shots per class with {seeds} seeds (which draw the shots, the first values and the order) and tested on {test} images.
 Accuracy in percent, mean and standard deviation. Measured on {cpu}, by `docs/run_transfer.py`.
 
@@ -116,9 +116,7 @@ def render(results: dict) -> str:
         epochs=results["epochs"],
         batch_size=results["batch_size"],
         weight_decay=results["weight_decay"],
-        rates=", ".join(f"{rate:g}" for rate in results["rates"]["others"]),
-        low=", ".join(results["low"]),
-        low_rates=", ".join(f"{rate:g}" for rate in results["rates"]["low"]),
+        rates=", ".join(f"{rate:g}" for rate in results["rates"]),
         validation=results["images"]["validation"],
         test=results["images"]["test"],
         tuned_with=results["tuned_with"],

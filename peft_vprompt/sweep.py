@@ -150,6 +150,8 @@ def training_and_validation(data: DatasetDict) -> tuple:
 def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid, **options) -> list[Trial]:
     """Train with every pair of the grid and rate it on `data["test"]`; pairs that are done are not done again.
 
+    That holds for pairs of a smaller grid, too: a grid may be extended.
+
     Args:
         settings: what to run.
         data: `train`, and as `test` the images to choose by.
@@ -168,15 +170,15 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     recipe = _recipe(settings)
     batch_size = settings.batch_size or recipe.batch_size
     output = Path(output)
-    identity = [changed_settings(asdict(settings)), options.get("data_description"), grid.axes]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    what = [changed_settings(asdict(settings)), options.get("data_description")]
+    trials = Path(output) / "trials" / _digest(what)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
     output.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal.JournalFileBackend(str(output / "journal.log"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal),
         sampler=sampler,
-        study_name=digest,
+        study_name=_digest([*what, grid.axes]),
         direction="maximize",
         load_if_exists=True,
     )
@@ -186,8 +188,8 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
         weight_decay = trial.suggest_categorical("weight_decay", grid.axes["weight_decay"])
         rate = base_rate * batch_size / REFERENCE_BATCH
         tried = replace(settings, learning_rate=rate, weight_decay=weight_decay)
-        folder = output / "trials" / digest / f"rate-{base_rate:g}-decay-{weight_decay:g}"
-        report = run_experiment(tried, data, folder, **options)
+        folder = trials / f"rate-{base_rate:g}-decay-{weight_decay:g}"
+        report = run_once(tried, data, folder, **options)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial that is done needs none
         return report["accuracy"]["all"]
 
@@ -222,22 +224,18 @@ def final_runs(
     Returns:
         The reports of `run_experiment`, in the order of the seeds.
     """
-    reports = []
-    for seed in seeds:
-        run, folder = replace(settings, seed=seed), Path(output) / f"seed-{seed}"
-        report = finished_run(run, folder, options.get("data_description"))
-        reports.append(report or run_experiment(run, data, folder, **options))
-    return reports
+    return [run_once(replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", **options) for seed in seeds]
 
 
-def finished_run(settings: Settings, folder: Path, data_description: dict | None) -> dict | None:
-    """The report in a folder if it is of a run with these settings on these data."""
+def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> dict:
+    """`run_experiment`, or the report in the folder if it is of a run with these settings on these data."""
     path = folder / "results.json"
-    if not path.is_file():
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    same_data = report["data"] == _as_json(data_description)
-    return report if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)) else None
+    if path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        same_data = report["data"] == _as_json(options.get("data_description"))
+        if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)):
+            return report
+    return run_experiment(settings, data, folder, **options)
 
 
 def changed_settings(settings: dict) -> dict:
@@ -246,6 +244,10 @@ def changed_settings(settings: dict) -> dict:
     return {
         name: value for name, value in _as_json(settings).items() if name not in defaults or value != defaults[name]
     }
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _as_json(value):

@@ -101,6 +101,13 @@ def test_a_search_that_was_stopped_goes_on(settings, data, counted, tmp_path, mo
     assert len(counted) == 5
 
 
+def test_an_extended_grid_keeps_what_is_done(settings, data, counted, tmp_path):
+    sweep(settings, data, tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    report = sweep(settings, data, tmp_path, grid=Grid((0.5, 1e-6), (0.0,)), seeds=(1,))
+    assert len(counted) == 3 + (report["best"]["base_rate"] != 0.5)
+    assert [trial["base_rate"] for trial in report["trials"]] == [0.5, 1e-6]
+
+
 def test_another_search_in_the_same_folder_is_its_own(settings, data, counted, tmp_path):
     small = Grid((0.5,), (0.0,))
     sweep(settings, data, tmp_path, grid=small, seeds=(1,))
