@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -63,21 +63,22 @@ def zero_shot(
     if not len(images) or not clips:
         raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(clips)} CLIPs.")
     encoded = [_encode(clip, images, class_names, batch_size) for clip in clips]
-    return combine_tables(encoded, combine).numpy()
-
-
-def combine_tables(encoded: Sequence[tuple[Tensor, Tensor, Tensor]], combine: str) -> Tensor:
-    """Probabilities [n, c] from several models' image features [n, d], class features [c, d] and logit scales."""
     if combine == "features":
-        if len({image.shape[1] for image, _, _ in encoded}) > 1:
-            sizes = [image.shape[1] for image, _, _ in encoded]
-            raise ValueError(
-                f"Expected CLIPs with features of one size. Received sizes: {sizes}. Average probabilities."
-            )
-        image, text = (F.normalize(torch.stack(part).mean(0), dim=-1) for part in list(zip(*encoded, strict=True))[:2])
-        scale = torch.stack([scale for _, _, scale in encoded]).mean()
-        return (scale * image @ text.t()).softmax(-1)
-    return combine_logits([scale * image @ text.t() for image, text, scale in encoded], combine)
+        return _combine_features(encoded).numpy()
+    return combine_logits([each.logits for each in encoded], combine).numpy()
+
+
+def _combine_features(encoded: Sequence[_Encoded]) -> Tensor:
+    """Probabilities [n, c] by the mean features of several models, with their mean scale."""
+    sizes = [each.images.shape[1] for each in encoded]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"Expected CLIPs with features of one size. Received sizes: {sizes}. Average probabilities.")
+    images, classes = (
+        F.normalize(torch.stack([getattr(each, part) for each in encoded]).mean(0), dim=-1)
+        for part in ("images", "classes")
+    )
+    scale = torch.stack([each.scale for each in encoded]).mean()
+    return (scale * images @ classes.t()).softmax(-1)
 
 
 def combine_logits(logits: Sequence[Tensor], combine: str) -> Tensor:
@@ -90,10 +91,19 @@ def combine_logits(logits: Sequence[Tensor], combine: str) -> Tensor:
     raise ValueError(f"Expected combine to be 'probabilities', 'logits' or 'features'. Received: combine={combine!r}.")
 
 
+class _Encoded(NamedTuple):
+    """What one CLIP makes of the images, in float32: features [n, d] and [c, d], logits [n, c] and their scale."""
+
+    images: Tensor
+    classes: Tensor
+    logits: Tensor
+    scale: Tensor
+
+
 @torch.no_grad()
-def _encode(clip: Built, images, class_names: Sequence[str], batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image features, class features and logit scale of one CLIP without its adapter, in float32."""
-    model = clip.model
+def _encode(clip: Built, images, class_names: Sequence[str], batch_size: int) -> _Encoded:
+    """By the CLIP without its adapter."""
+    model, dual = clip.model, clip.model.base_model.dual_encoder
     with model.disable_adapter():
         if isinstance(images, Dataset) and FEATURES in images.column_names:
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
@@ -101,8 +111,10 @@ def _encode(clip: Built, images, class_names: Sequence[str], batch_size: int) ->
             rows = _Pixels(images, EvalTransform(clip.image_processor))
             features = torch.cat([encode_frozen(model, batch) for batch in DataLoader(rows, batch_size)])
         model.set_class_names(list(class_names))
-        text = model.encode_classes().float().cpu()
-    return features, text, model.base_model.dual_encoder.module.logit_scale.exp().float().cpu()
+        classes = model.encode_classes()
+        scale = dual.module.logit_scale.exp()
+        logits = dual.logits(features.to(classes), classes)
+    return _Encoded(features, *(tensor.float().cpu() for tensor in (classes, logits, scale)))
 
 
 class _Pixels(torch.utils.data.Dataset):

@@ -7,15 +7,16 @@ import os
 import numpy as np
 import pytest
 import torch
+from backbones import DUAL_MODELS, frame, inputs, tiny
 from datasets import ClassLabel, Dataset, Image
-from models import CLASS_NAMES, CONFIGS, IMAGE_SIZE, images, labels, tiny_clip
+from models import CLASS_NAMES, CONFIGS, IMAGE_SIZE, images, labels, tiny_clip, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
 from peft_vprompt import CoCoOpConfig, ContextOptConfig, MaPLeConfig
 from peft_vprompt.data import EvalTransform, RandomViews, TrainTransform, cache_features, feature_rows
-from peft_vprompt.data.features import default_cache_dir
+from peft_vprompt.data.features import default_cache_dir, model_fingerprint
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.registry import METHODS
 
@@ -73,6 +74,22 @@ def test_features_give_the_logits_and_gradients_of_pixels(method, variant, token
     torch.testing.assert_close(again, logits, rtol=0, atol=0)
     torch.testing.assert_close(grads_again, grads, rtol=0, atol=0)
     assert all(grad.abs().sum() > 0 for name, grad in grads.items() if "hidden" not in name)
+
+
+@pytest.mark.parametrize("name", DUAL_MODELS)
+@pytest.mark.parametrize("config", [ContextOptConfig, CoCoOpConfig])
+def test_every_dual_encoder_classifies_features(config, name, tmp_path):
+    tiny_tokenizer(frame(name)).save_pretrained(tmp_path)
+    extra = {"num_contexts": 2} if config is ContextOptConfig else {}
+    options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tmp_path), "num_virtual_tokens": 4}
+    model, pixels = get_peft_model(tiny(name), config(**options, **extra)).eval(), inputs(name)  # no dropout
+    with torch.no_grad():
+        features = model.encode_images(**pixels)
+    logits, grads = gradients(model, **pixels)
+    again, grads_again = gradients(model, image_features=features)
+    torch.testing.assert_close(again, logits, rtol=0, atol=0)
+    torch.testing.assert_close(grads_again, grads, rtol=0, atol=0)
+    assert len(model_fingerprint(model)) == 64
 
 
 def test_cached_features_are_those_of_the_pixels(coop, tmp_path):
