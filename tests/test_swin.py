@@ -1,5 +1,7 @@
 """Prompts in the windows of Swin and Swin v2 against a plain implementation that loops over windows."""
 
+import pickle
+
 import pytest
 import torch
 from golden_vpt import Reference, close
@@ -175,6 +177,21 @@ def test_drop_path_and_dropout_are_drawn_for_images():
         assert not torch.allclose(first, second)
         with torch.no_grad():
             assert torch.equal(model.eval()(pixel_values=images()).logits, model(pixel_values=images()).logits)
+
+
+def test_compiled_copied_and_in_half_precision():
+    model = get_peft_model(swin(2), VisualPromptConfig(num_virtual_tokens=2, deep=True)).eval()
+    expected = model(pixel_values=images()).logits
+    with torch.no_grad():
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(pixel_values=images()).logits, expected, **CLOSE)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(pixel_values=images()).logits, expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(pixel_values=images()).logits.float()
+        half = model.to(torch.bfloat16)(pixel_values=images().bfloat16()).logits.float()
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(half, expected, rtol=0, atol=0.05)
 
 
 def test_hidden_states_are_those_of_the_stages():

@@ -24,6 +24,9 @@ POOLINGS = ("original", "imgprompt_pool", "img_pool", "prompt_pool")
 class VisualPromptConfig(PromptConfig):
     """VPT: learned tokens beside the image tokens, in the first layer (shallow) or in every layer (deep).
 
+    The paper's ablations too: prompts that are added to tokens or made of pixels (`location`), other readouts
+    (`pooling`). Beyond it: a range of layers (`first_layer`) and prompts that nobody reads (`read_only`).
+
     Paper: Jia et al., "Visual Prompt Tuning", ECCV 2022. On a `CLIPModel` this is the "VPT" baseline of
     multimodal-prompt-learning: the text side stays frozen and reads `template`.
 
