@@ -27,7 +27,9 @@ from ..tokenization import TokenSequence, template_sequences
 from ..towers import DUAL_ENCODERS, Backbone, TextTower, VisionTower, class_name, find_backbone
 from .class_features import ClassList, average
 from .classifier import ClassNameClassifier
-from .layer import PromptedTextTower, PromptedTower, PromptedVisionTower
+from .layer import PromptedTower
+from .text_layer import PromptedTextTower
+from .vision_layer import PromptedVisionTower
 
 
 class PromptTuner(ClassNameClassifier, BaseTuner):
