@@ -5,13 +5,18 @@ The reference outputs (logits, gradients, ten SGD steps, other class names) are 
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from typer.testing import CliRunner
 
 from peft_vprompt import VisualPromptConfig
+from peft_vprompt.cli import app
 from peft_vprompt.convert import convert_checkpoint
 
 
@@ -151,3 +156,49 @@ def test_zero_shot(name, disabled, golden, recipe, inputs, shared):
                 torch.testing.assert_close(logits, reference[f"{kind}logits"], **TOLERANCE)
             theirs = torch.nn.functional.normalize(reference[f"{kind}text_features"], dim=-1)
             torch.testing.assert_close(model.encode_classes(), theirs, **TOLERANCE)
+
+
+def test_a_converted_checkpoint_is_evaluated_on_the_command_line(golden, recipe, inputs, shared, tmp_path):
+    """`vprompt convert`, then `vprompt evaluate` on images that are sorted into folders by what the model sees."""
+    facts = json.loads((golden / "coop_m4_front.json").read_text())
+    base = recipe.build_clip(projection=facts["projection"])
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(shared / "clip-tokenizer").save_pretrained(tmp_path / "base")
+    edge = base.config.vision_config.image_size
+    size = {"height": edge, "width": edge}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=size)
+    processor.save_pretrained(tmp_path / "base")
+    checkpoint = authors_checkpoint(load_file(golden / "coop_m4_front.safetensors"), "coop")
+    torch.save(checkpoint, tmp_path / "model.pth.tar-5")
+    (tmp_path / "names.txt").write_text("\n".join(inputs["base_classes"]))
+    vprompt("convert", tmp_path / "model.pth.tar-5", "--method", "coop", "--model", tmp_path / "base",
+            "--class-names", tmp_path / "names.txt", "--set", "class_token_position=front",
+            "--output", tmp_path / "adapter")  # fmt: skip
+
+    base = CLIPModel.from_pretrained(tmp_path / "base")
+    model = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for index in range(20):
+        pixels = (255 * torch.randint(2, (2, 2, 3), generator=generator, dtype=torch.uint8)).numpy()
+        image = Image.fromarray(pixels).resize((edge, edge), Image.Resampling.NEAREST)
+        with torch.no_grad():
+            seen_as = model(**processor(image, return_tensors="pt")).logits.argmax().item()
+        seen.add(seen_as)
+        folder = tmp_path / "data" / "test" / f"{seen_as}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{index}.png")
+    assert len(seen) > 1, seen
+    for label in set(range(len(inputs["base_classes"]))) - seen:  # a label is the place of its folder in the order
+        (tmp_path / "data" / "test" / f"{label}").mkdir()
+        shutil.copy(next((tmp_path / "data").rglob("*.png")), tmp_path / "data" / "test" / f"{label}" / "other.png")
+    result = vprompt("evaluate", "--adapter", tmp_path / "adapter", "--model", tmp_path / "base",
+                     "--data", tmp_path / "data", "--class-names", tmp_path / "names.txt")  # fmt: skip
+    images, others = 20 + len(inputs["base_classes"]) - len(seen), len(inputs["base_classes"]) - len(seen)
+    assert f"{images} images): {100 * (images - others) / images:.2f} %" in " ".join(result.split())
+
+
+def vprompt(*arguments) -> str:
+    """Run the command line; what it printed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -44,7 +44,12 @@ class DataOptions:
     where: tuple[str, ...] = field(default=(), metadata={"help": "Keep the rows with COLUMN=VALUE or COLUMN!=VALUE."})
     min_images: int = field(default=0, metadata={"help": "Leave out classes with fewer images."})
     class_names: tuple[str, ...] | None = field(default=None, metadata={"help": "Names in label order."})
-    clean_names: bool = field(default=True, metadata={"help": "Write hyphens and underscores of names as spaces."})
+    clean_names: bool = field(
+        default=True,
+        metadata={
+            "help": "Write hyphens and underscores of names as spaces (not where class names are given for numbers)."
+        },
+    )
     test_fraction: float = field(default=0.3, metadata={"help": "Share of each class in a test split we make."})
     split_seed: int = field(default=0, metadata={"help": "Seed of a test split we make."})
 
@@ -228,7 +233,9 @@ def _number_labels(
     labels = {
         name: np.where(masks[name], np.asarray([number.get(value, -1) for value in raw[name]]), -1) for name in splits
     }
-    names = [_clean(name) for name in kept] if options.clean_names else kept
+    numbered = not _holds_names(next(iter(splits.values())).features[options.label_column])
+    clean = options.clean_names and not (numbered and options.class_names is not None)
+    names = [_clean(name) for name in kept] if clean else kept
     if len(set(names)) < len(names):
         repeated = [name for name, count in Counter(names).items() if count > 1]
         raise ValueError(f"Class names occur twice: {shorten(repeated)}. Give each class a name of its own.")
@@ -241,7 +248,7 @@ def _raw_names(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.n
         dataset.features[options.label_column],
         np.asarray(dataset[options.label_column][:], dtype=object),
     )
-    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+    if _holds_names(feature):
         if any(value is None for value in values[mask]):
             raise ValueError(f"Rows without a label in the column {options.label_column!r}.")
         return values
@@ -258,6 +265,10 @@ def _raw_names(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.n
     named = np.full(len(values), None, dtype=object)
     named[mask] = [names[value] for value in values[mask]]
     return named
+
+
+def _holds_names(feature) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _class_order(dataset: Dataset, counts: Counter, options: DataOptions) -> list[str]:
