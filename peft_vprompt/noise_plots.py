@@ -11,6 +11,10 @@ from .noise_study import parse_method
 from .reports import saved_figure
 
 
+#: A legend to the right of the last panel.
+BESIDE = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+
+
 def study_table(result: dict) -> Table:
     """A rich table with a row for each method, loss and noise, and a column for each rate."""
     rates = sorted({row["rate"] for row in result["summary"]})
@@ -60,7 +64,9 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
         of_kind = [row for row in rows if row["noise"] == kind]
         methods = [row for row in of_kind if ":" not in row["method"]]
         files += _lines(Path(folder) / f"methods_{kind}.png", methods, "loss", name_of)
-        files += _lines(Path(folder) / f"losses_{kind}.png", methods, "title", lambda row: row["loss"])
+        several = {row["title"] for row in methods if row["loss"] != methods[0]["loss"]}
+        compared = [row for row in methods if row["title"] in several]
+        files += _lines(Path(folder) / f"losses_{kind}.png", compared, "title", lambda row: row["loss"])
         lengths = [row for row in of_kind if context_length(row) is not None]
         if len({context_length(row) for row in lengths}) > 1:
             label = lambda row: f"{context_length(row)} tokens"  # noqa: E731
@@ -79,18 +85,22 @@ def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str
     panels = list(dict.fromkeys(row[panel] for row in rows))
     if not panels or len({row["rate"] for row in rows}) < 2:
         return []
+    names = list(dict.fromkeys(label(row) for row in rows))
     with saved_figure(path, columns=len(panels)) as axes:
         for ax, value in zip(axes, panels, strict=True):
             lines: dict[str, list[dict]] = {}
             for row in rows:
                 if row[panel] == value:
                     lines.setdefault(label(row), []).append(row)
-            for name, points in sorted(lines.items()):
+            for name, points in lines.items():
                 points = sorted(points, key=lambda row: row["rate"])
                 x, y = [100 * row["rate"] for row in points], [row["mean"] for row in points]
-                ax.errorbar(x, y, [row["std"] or 0 for row in points], marker="o", capsize=2, label=name)
+                colour = f"C{names.index(name)}"
+                ax.errorbar(x, y, [row["std"] or 0 for row in points], None, "o-", c=colour, capsize=2, label=name)
             ax.set(title=value, xlabel="wrong labels (%)", ylabel="accuracy (%)", ylim=(0, 100))
-            ax.legend(fontsize=7, frameon=False)
+        # Where the panels differ in their lines, the fullest has the legend of all.
+        fullest = max(axes, key=lambda ax: len(ax.containers))
+        axes[-1].legend(*fullest.get_legend_handles_labels(), **BESIDE)
     return [path]
 
 
@@ -102,13 +112,15 @@ def _gradients(path: Path, runs: list[dict]) -> list[Path]:
             probed.setdefault((name_of(run), run["loss"]), run["gradients"])
     if not probed:
         return []
+    names = list(dict.fromkeys(name for name, _ in probed))
     panels = {"clean_norm": "gradient norm, right labels", "noisy_norm": "gradient norm, wrong labels",
               "cosine": "cosine of the two gradients"}  # fmt: skip
     with saved_figure(path, columns=len(panels)) as axes:
         for ax, (quantity, title) in zip(axes, panels.items(), strict=True):
             for (name, loss), history in probed.items():
-                style = "-" if loss == "ce" else "--"
-                ax.plot([e["epoch"] for e in history], [e[quantity] for e in history], style, label=f"{name}, {loss}")
+                colour, style = f"C{names.index(name)}", "-" if loss == "ce" else "--"
+                x, y = [entry["epoch"] for entry in history], [entry[quantity] for entry in history]
+                ax.plot(x, y, style, color=colour, label=f"{name}, {loss}")
             ax.set(title=title, xlabel="epoch", yscale="linear" if quantity == "cosine" else "log")
-        axes[-1].legend(fontsize=6, frameon=False)
+        axes[-1].legend(**BESIDE)
     return [path]
