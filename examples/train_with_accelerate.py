@@ -36,6 +36,9 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of SGD.")] = 0.02,
     mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16; the prompts stay float32.")] = "no",
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU, with several processes too.")] = False,
+    shard_classes: Annotated[
+        bool, typer.Option("--shard-classes", help="Each process encodes its share of the classes.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the shots, the prompts and the order of images.")] = 1,
 ):
     """Learn CoOp's context on the base classes of the embedded task with Accelerate."""
@@ -44,7 +47,8 @@ def main(
     set_seed(seed)
     path = model or demo_model_path()
     base, novel = base_novel_split(demo_task("train").features["label"].names)
-    coop = get_peft_model(CLIPModel.from_pretrained(path), ContextOptConfig(class_names=base))
+    config = ContextOptConfig(class_names=base, shard_classes=shard_classes)
+    coop = get_peft_model(CLIPModel.from_pretrained(path), config)
 
     plain = EvalTransform(AutoImageProcessor.from_pretrained(path, backend="pil"))
     train_set = select_classes(few_shot(demo_task("train"), shots, seed), base).with_transform(plain)

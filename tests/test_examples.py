@@ -140,7 +140,8 @@ def test_accelerate_example_on_two_processes_with_accumulation_is_one_with_the_j
         port = probe.getsockname()[1]
     # An address, not the name of this machine, which need not resolve.
     launcher = ("torch.distributed.run", "--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", port)
-    two = launch(*launcher, script, *settings, "--batch-size", 2, "--accumulate", 2, "--output", tmp_path / "two")
+    two = launch(*launcher, script, *settings, "--batch-size", 2, "--accumulate", 2, "--shard-classes",
+                 "--output", tmp_path / "two")  # fmt: skip
     assert "processes: 1" in one and "processes: 2" in two
     assert percentages(one) == percentages(two)
     expected, value = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
