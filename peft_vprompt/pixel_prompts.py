@@ -106,10 +106,11 @@ class PixelChannels(PixelPrompts):
     def embed(self, tower: VisionTower, pixel_values: Tensor, **options) -> Tensor:
         """Tokens of the image with all channels."""
         refuse_options(options)
-        pixels = self.pixels.to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
-        image, weight = torch.cat([pixel_values, pixels], dim=1), self.patch_weight
-        bias = None if self.patch_bias is None else self.patch_bias
-        grid = F.conv2d(image.to(weight.dtype), weight, bias, stride=_pair(tower.patch_size))
+        dtype = tower.patch_embedding.weight.dtype  # prompts are kept in float32, also where the encoder is not
+        pixels = self.pixels.expand(len(pixel_values), -1, -1, -1)
+        image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
+        bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
+        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(tower.patch_size))
         return tower.embed_grid(grid)
 
 
