@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from peft_vprompt.demo import CLASS_NAMES, TEMPLATE, demo_model_path, demo_task
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES, Style, draw
-from peft_vprompt.demo.pretrain import TOKENIZER_SEED, Options, Stream, train_tokenizer
+from peft_vprompt.demo.pretrain import TOKENIZER_SEED, Options, Stream
 from peft_vprompt.demo.task import PER_CLASS, STYLE
+from peft_vprompt.demo.untrained import train_tokenizer
 from peft_vprompt.demo.world import LIGHTS, STYLES, describe, render, sample_scene
 
 
