@@ -110,7 +110,7 @@ def test_a_context_of_each_image(name, wrap):
 @pytest.mark.parametrize("name", PADDED)
 def test_texts_with_prompts_in_an_encoder_that_reads_both_ways(name, wrap):
     model = wrap(name, ContextOptConfig, num_virtual_tokens=3)
-    with pytest.raises(ValueError, match="TextModel reads texts in both directions.*set_class_names"):
+    with pytest.raises(ValueError, match="reads texts in both directions.*set_class_names"):
         model(**tokenize(name, ["cat"]), **inputs(name))
     with torch.no_grad(), model.disable_adapter():
         assert model(**tokenize(name, ["cat"]), **inputs(name)).logits_per_image.shape == (4, 1)

@@ -10,7 +10,7 @@ from ..errors import UnsupportedModelError
 from .base import BidirectionalTextTower, CausalTextTower, TextTower, Tower, VisionTower
 from .beit import BeitTower
 from .bert import AltCLIPTextTower, ChineseCLIPTextTower
-from .clip import CLIPTextTower, CLIPVisionTower, MetaClip2TextTower
+from .clip import ChineseCLIPVisionTower, CLIPTextTower, CLIPVisionTower, MetaClip2TextTower
 from .dino import DINOTower, DINOv3Tower
 from .dual import BertDualEncoder, DualEncoder, SiglipDualEncoder
 from .mae import MAETower
@@ -29,11 +29,12 @@ TOWERS: dict[str, type[Tower]] = {
     "AltCLIPTextModel": AltCLIPTextTower,
     **{
         f"{model}Vision{kind}": CLIPVisionTower
-        for model in ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP")
+        for model in ("CLIP", "MetaClip2", "AltCLIP")
         for kind in ("Model", "Transformer")
     },
+    **dict.fromkeys(("ChineseCLIPVisionModel", "ChineseCLIPVisionTransformer"), ChineseCLIPVisionTower),
     **dict.fromkeys(("SiglipVisionModel", "SiglipVisionTransformer"), SiglipVisionTower),
-    **dict.fromkeys(("Siglip2VisionModel", "Siglip2VisionTransformer"), Siglip2VisionTower),
+    "Siglip2VisionModel": Siglip2VisionTower,
     "ViTModel": ViTTower,
     "SwinModel": SwinTower,
     "Swinv2Model": Swinv2Tower,
@@ -97,6 +98,8 @@ ENCODERS: tuple[str, ...] = (
 UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
+    "Siglip2VisionTransformer": "it is how an older transformers release builds Siglip2VisionModel. Use a newer release, "
+    "see docs/versions.md",
     **dict.fromkeys(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
         "timm's layers are not transformers' and have no views here. Use the same network's own class, such as "

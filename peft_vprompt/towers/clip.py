@@ -5,6 +5,7 @@ The same views serve transformers releases that keep a `CLIPTextTransformer` / `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -117,3 +118,14 @@ class CLIPVisionTower(CLIPTower, VisionTower):
         """The class token through `post_layernorm`."""
         pooled = self.final_norm(hidden[:, 0, :])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class ChineseCLIPVisionTower(CLIPVisionTower):
+    """Image encoder of `ChineseCLIPModel`; in older transformers releases its layers take no mask."""
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
+        """One layer on [b, s, d]; `kwargs` go to its attention function."""
+        if "attention_mask" in inspect.signature(layer.forward).parameters:
+            return super().run_layer(layer, hidden, **kwargs)
+        output = layer(hidden, **kwargs)
+        return output[0] if isinstance(output, tuple) else output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -24,6 +26,14 @@ class ViTLikeTower(VisionTower):
     def layers(self) -> nn.ModuleList:
         """`...Layer`s; some models and older transformers releases keep them in an encoder module."""
         return self.module.layers if hasattr(self.module, "layers") else self.module.encoder.layer
+
+    @property
+    def no_readers(self) -> str | None:
+        """Older transformers releases have layers that hand nothing down to the attention function."""
+        parameters = inspect.signature(self.layers[0].forward).parameters.values()
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return None
+        return "its layers cannot be told who reads whom in this release of transformers; newer ones can"
 
     @property
     def reference_weight(self) -> Tensor:
