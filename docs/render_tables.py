@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402 - the checkout's own package goes first
-from models import BACKBONES, CLASS_NAMES, CONFIGS, tiny_tokenizer  # noqa: E402
+from backbones import DUAL_MODELS, VISION_MODELS, frame, tiny  # noqa: E402
+from models import CLASS_NAMES, CONFIGS, tiny_tokenizer  # noqa: E402
 from peft import get_peft_model  # noqa: E402
 from transformers import CLIPConfig, CLIPModel  # noqa: E402
 
@@ -31,7 +32,8 @@ from peft_vprompt import (  # noqa: E402
     VisualPromptConfig,
 )
 from peft_vprompt.errors import UnsupportedModelError  # noqa: E402
-from peft_vprompt.registry import METHODS  # noqa: E402
+from peft_vprompt.registry import METHODS, unsupported  # noqa: E402
+from peft_vprompt.towers import DUAL_ENCODERS, ENCODERS, TOWERS, UNSUPPORTED, SwinTower, view  # noqa: E402
 
 
 #: Rows of the method table: the name people know, and its published configuration on CLIP ViT-B/16. Words only change
@@ -75,30 +77,89 @@ def method_table() -> str:
     return "\n".join(rows)
 
 
-def supported(method: str, backbone: str) -> bool:
-    """Whether the method can be put on the model class, found out by doing it."""
-    with tempfile.TemporaryDirectory() as folder:
-        tiny_tokenizer().save_pretrained(folder)
-        build = next(iter(CONFIGS[method].values()))
+class Support:
+    """The support tables. Every cell is found out by putting an adapter on a tiny model of the class."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        for name in DUAL_MODELS:
+            tiny_tokenizer(frame(name)).save_pretrained(f"{folder}/{frame(name)}")
+
+    def reason(self, build, model: str) -> str | None:
+        """Why an adapter is refused on a model class; None where it is not."""
+        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": f"{self.folder}/{frame(model)}"}
         try:
-            get_peft_model(BACKBONES[backbone](), build(class_names=CLASS_NAMES, tokenizer_name_or_path=folder))
-        except UnsupportedModelError:
-            return False
-        return True
+            get_peft_model(tiny(model), build(**options))
+        except UnsupportedModelError as error:
+            return str(error)
+        return None
+
+    def dual_encoders(self) -> list[str]:
+        """Methods against the models with two towers."""
+        titles = [method.title for method in METHODS.values()]
+        rows = ["| Base model | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+        notes: list[str] = []
+        for model in DUAL_MODELS:
+            cells = []
+            for method in METHODS:
+                refused = self.reason(next(iter(CONFIGS[method].values())), model)
+                if refused and (note := DUAL_ENCODERS[model].no_readers) not in notes:
+                    notes.append(note)
+                cells.append(f"– ({notes.index(DUAL_ENCODERS[model].no_readers) + 1})" if refused else "✓")
+            rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
+        return [*rows, "", *(f"({number}) {note[0].upper()}{note[1:]}.\n" for number, note in enumerate(notes, 1))]
+
+    def image_encoders(self) -> list[str]:
+        """What VPT can do on each image encoder, bare and with a head."""
+        rows = [
+            "| Image encoder | With a head | Prompts stand | One per token | Pixels | Read-only |",
+            "|---|---|---|---|---|---|",
+        ]
+        for model in (name for name in ENCODERS if name in VISION_MODELS):
+            names = [f"{model.removesuffix(end)}ForImageClassification" for end in ("Model", "VisionModel")]
+            head = next((name for name in names if name in VISION_MODELS), None)
+            classes = [model, head] if head else [model]
+            cells = []
+            for variant in ("shallow", "added", "border", "read-only"):
+                refused = [self.reason(CONFIGS["visual_prompt"][variant], name) is not None for name in classes]
+                cells.append("–" if all(refused) else "✓")
+            if cells[0] == "–":
+                raise ValueError(f"{model} is listed as supported and refuses prompts.")
+            shown = f"`{head}`" if head else ""
+            rows.append(f"| `{model}` | {shown} | {place(model)} | " + " | ".join(cells[1:]) + " |")
+        return rows
+
+
+def text_methods() -> str:
+    """The methods that every model without a text tower refuses; `tests/test_support.py` tries each."""
+    refused = [m.title for name, m in METHODS.items() if all(unsupported(name, model) for model in VISION_MODELS)]
+    return f"They have no text tower: {'; '.join(refused)} are refused there."
+
+
+def place(model: str) -> str:
+    """Where prompts stand in an image encoder, from its view."""
+    module = next(m for m in tiny(model).modules() if type(m).__name__ in TOWERS and hasattr(m, "embeddings"))
+    tower = view(module)
+    if isinstance(tower, SwinTower):
+        return "in every window"
+    if not tower.prompts_first:
+        return "after the patches"
+    count = tower.num_prefix_tokens
+    return "after the class token" if count == 1 else "after the special tokens"
 
 
 def support_table() -> str:
-    """Methods against base model classes."""
-    names = list(METHODS)
-    rows = [
-        "| Base model | " + " | ".join(METHODS[name].title for name in names) + " |",
-        "|---" * (len(names) + 1) + "|",
-    ]
-    for backbone in BACKBONES:
-        cells = ["✓" if supported(name, backbone) else "–" for name in names]
-        rows.append(f"| `{backbone}` | " + " | ".join(cells) + " |")
-    rows += ["", "– : the method learns text prompts, and the model has no text tower."]
-    return "\n".join(rows)
+    """Base model classes against what works on them."""
+    with tempfile.TemporaryDirectory() as folder:
+        support = Support(folder)
+        lines = support.dual_encoders()
+        lines += [f"VPT works on image encoders by themselves, too. {text_methods()}", ""]
+        lines += support.image_encoders()
+    lines += ["", "Refused as a whole:", ""]
+    for reason in dict.fromkeys(UNSUPPORTED.values()):
+        names = ", ".join(f"`{name}`" for name, why in UNSUPPORTED.items() if why == reason)
+        lines.append(f"* {names}: {reason}.")
+    return "\n".join(lines)
 
 
 TABLES = {"methods": method_table, "support": support_table}

@@ -4,10 +4,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+from backbones import frame, tiny
 from datasets import Dataset
 from models import IMAGE_SIZE, tiny_clip, tiny_tokenizer, tiny_vit
 from PIL import Image
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+from peft_vprompt.towers import DUAL_ENCODERS
 
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30), "white": (230, 230, 230)}
@@ -26,6 +29,15 @@ def save_tiny_vit(path: Path) -> str:
     """A folder with a tiny ViT classifier and its image processor."""
     tiny_vit().save_pretrained(path)
     ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(path)
+    return str(path)
+
+
+def save_tiny(path: Path, name: str) -> str:
+    """A folder with a tiny model of the class `name`, a processor that gives its images, and its tokenizer."""
+    tiny(name).save_pretrained(path)
+    ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(path)
+    if name in DUAL_ENCODERS:
+        tiny_tokenizer(frame(name)).save_pretrained(path)
     return str(path)
 
 

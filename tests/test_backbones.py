@@ -1,6 +1,8 @@
 """Every supported image encoder: prompts against a plain computation, and what each model has of its own."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,3 +286,14 @@ def test_heads_normalise_their_loss_by_the_batch_or_say_that_they_do_not(name):
         torch.testing.assert_close(half, mean / 2)
     else:
         torch.testing.assert_close(half, mean)
+
+
+def test_the_documented_example_of_a_new_tower(monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/backbones.md").read_text()
+    monkeypatch.setitem(TOWERS, "IJepaModel", None)
+    monkeypatch.setitem(HEADS, "IJepaForImageClassification", None)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    model = get_peft_model(tiny("IJepaForImageClassification"), VisualPromptConfig(**DEEP)).eval()
+    model(**inputs("IJepa"), labels=labels()).loss.backward()
+    assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()) == 3
+    assert model.get_base_model().ijepa(**inputs("IJepa")).last_hidden_state.shape == (4, 16, 24)

@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from saved_models import COLOURS, save_colours, save_tiny_clip, save_tiny_vit
+from saved_models import COLOURS, save_colours, save_tiny, save_tiny_clip, save_tiny_vit
 from typer.testing import CliRunner
 
 from peft_vprompt import build
@@ -12,6 +12,7 @@ from peft_vprompt.build import METHODS
 from peft_vprompt.cli import app, options
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.recipes import DEMO_CHANGES, RECIPES
+from peft_vprompt.towers import DUAL_ENCODERS
 from peft_vprompt.version import __version__
 
 
@@ -127,6 +128,25 @@ def test_classifier(vit_path, colours, tmp_path):
     assert set(results["accuracy"]) == {"all"}
     vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == results["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Dinov2ForImageClassification", "vpt"),
+        ("BeitForImageClassification", "vpt"),
+        ("SiglipModel", "coop"),
+        ("SiglipModel", "vpt"),
+        ("MetaClip2Model", "maple"),
+    ],
+)
+def test_train_and_evaluate_other_backbones(name, method, colours, tmp_path):
+    classes = [] if name in DUAL_ENCODERS else ["--all-classes"]
+    train(tmp_path / "a", save_tiny(tmp_path / "base", name), colours, "--method", method, *QUICK, *classes)
+    accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]
+    subset = "base" if name in DUAL_ENCODERS else "all"
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", subset, "--output", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["accuracy"] == {subset: accuracy[subset]}
 
 
 def test_warnings_are_one_line(clip_path, colours, tmp_path, monkeypatch):

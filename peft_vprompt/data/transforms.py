@@ -114,8 +114,11 @@ def image_size(image_processor) -> tuple[int, int]:
     """
     crops = getattr(image_processor, "do_center_crop", None)
     size = image_processor.crop_size if crops else image_processor.size
-    if not (size.get("height") and size.get("width")):
-        raise ValueError(f"The image processor gives images of no fixed size: size={size}, do_center_crop={crops}.")
+    if not (size and size.get("height") and size.get("width")):
+        raise ValueError(
+            f"The image processor gives images of no fixed size: size={size}, do_center_crop={crops}. Random crops need "
+            "one; train on the processor's own batches with the stock Trainer instead."
+        )
     return size["width"], size["height"]
 
 

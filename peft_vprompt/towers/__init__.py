@@ -98,11 +98,11 @@ ENCODERS: tuple[str, ...] = (
 UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
-    "Siglip2VisionTransformer": "it is how an older transformers release builds Siglip2VisionModel. Use a newer release, "
-    "see docs/versions.md",
+    "Siglip2VisionTransformer": "older transformers releases build Siglip2VisionModel around it, in a way that has no view "
+    "here. Use a newer release, see docs/versions.md",
     **dict.fromkeys(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
-        "timm's layers are not transformers' and have no views here. Use the same network's own class, such as "
+        "timm's layers are not transformers' and have no view here. Use the same network's own class, such as "
         "ViTForImageClassification, Dinov2Model or BeitModel",
     ),
 }
