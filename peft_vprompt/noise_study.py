@@ -9,13 +9,13 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import DatasetDict
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 from .build import build_model, get_method
 from .data import EvalTransform, cache_features
@@ -172,15 +172,13 @@ def linear_probe(settings: Settings, data: DatasetDict, output: str | Path) -> d
         settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True
     )
     transform, features = EvalTransform(clip.image_processor), []
-    with clip.model.disable_adapter() if clip.recipe is None else nullcontext():
+    with clip.model.disable_adapter():
         for rows in (images, data["test"]):
             cached = cache_features(clip.model, rows, transform).with_format("numpy")
             features.append((np.stack(cached["image_features"][:]), np.asarray(cached["label"][:])))
     (x, y), (x_test, y_test) = features
-    probe = LogisticRegressionCV(
-        Cs=np.logspace(-2, 4, 7), cv=3, max_iter=1000, random_state=settings.seed, scoring="accuracy",
-        l1_ratios=(0,), use_legacy_attributes=False,
-    ).fit(x, y)  # fmt: skip
+    strengths = {"C": np.logspace(-2, 4, 7)}
+    probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=3, scoring="accuracy").fit(x, y)
     accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **facts}
     write_json(report, Path(output) / "results.json")
