@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
-from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 from .evaluation import EvalSet, predict_logits
@@ -149,7 +149,7 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
     """
     with model.disable_adapter() if zero_shot else nullcontext():
         logits, labels = predict_logits(model, test_set.rows)
-    table, names = softmax(logits, axis=1), test_set.class_names
+    table, names = torch.from_numpy(logits).softmax(-1).numpy(), test_set.class_names
     result, noise, predicted = calibration(table, labels), estimate_noise(labels, table), table.argmax(1)
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
