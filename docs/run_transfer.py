@@ -4,8 +4,9 @@ python docs/run_transfer.py runs/transfer               # goes on where it was s
 python docs/run_transfer.py runs/transfer --minutes 9   # starts no new run after nine minutes
 python docs/render_transfer.py                          # the page from the JSON
 
-Every method gets the same images, schedule and report. Its learning rate is the best of seven on the validation images
-with four shots per class; with that rate it is trained on 1, 4 and 8 shots with three seeds and tested.
+Every method gets the same images, schedule and report. Its learning rate is the best on the validation images with four
+shots per class, from a grid that is extended until the best is inside; with that rate it is trained on 1, 4 and 8 shots
+with three seeds and tested.
 """
 
 import time
@@ -27,7 +28,7 @@ from peft_vprompt.data import base_novel_split, select_classes
 from peft_vprompt.demo import demo_task
 from peft_vprompt.experiment import Settings
 from peft_vprompt.reports import environment, write_json
-from peft_vprompt.sweep import Grid, best_trial, final_runs, search, summary
+from peft_vprompt.sweep import Grid, Trial, best_trial, final_runs, search, summary
 from peft_vprompt.transfer import find_transfer
 
 
@@ -39,6 +40,8 @@ ROWS = (
     ("linear", {}, None),
     ("vpt-shallow", {}, None),
     ("vpt-deep", {}, None),
+    ("vpt-shallow", {"pooling": "imgprompt_pool"}, "VPT-shallow, prompts read out"),
+    ("vpt-deep", {"pooling": "imgprompt_pool"}, "VPT-deep, prompts read out"),
     ("vpt-shallow", {"location": "add"}, "VPT-shallow, add"),
     ("vpt-shallow", {"location": "prepend-pixel"}, "VPT-shallow, prepend-pixel"),
     ("adapter", {}, None),
@@ -49,7 +52,8 @@ ROWS = (
     ("sidetune", {}, None),
 )
 BASE = Settings(method="", base_novel=False, epochs=15, batch_size=16, weight_decay=1e-4)
-GRID = Grid((2.5, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025), (BASE.weight_decay,))
+#: Base rates; the search begins with those between the two indices and goes on while the best is the first or last.
+RATES, BEGIN = (10.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01), (2, 6)
 #: The first is the one to choose the rate with; sizes that there was no time for are left out of the results.
 SHOTS, SEEDS = (4, 1, 8), (1, 2, 3)
 
@@ -76,7 +80,7 @@ def compare(folder: Path, deadline: float) -> dict:
         "batch_size": BASE.batch_size,
         "weight_decay": BASE.weight_decay,
         "tuned_with": SHOTS[0],
-        "rates": list(GRID.base_rates),
+        "rates": list(RATES[slice(*BEGIN)]),
         "classes": len(task["test"].features["label"].names),
         "images": {split: len(images) for split, images in task.items()},
         "rows": rows,
@@ -94,10 +98,10 @@ def run_row(row: dict, shots: int, task: dict, folder: Path, deadline: float) ->
     choice = DatasetDict(train=task["train"], test=task["validation"])
     final = DatasetDict(train=task["train"], test=task["test"])
     options = {"cached": True, "checkpoints": False}
-    place = folder / row["title"].replace(", ", "-").lower()
+    place = folder / row["title"].replace(", ", "-").replace(" ", "-").lower()
     settings = replace(BASE, method=row["method"], config=row["config"], shots=SHOTS[0])
     check_time(deadline)
-    trials = search(settings, choice, place, GRID, **options)
+    trials = search_on(settings, choice, place, options)
     best = best_trial(trials)
     chosen = replace(settings, shots=shots, learning_rate=best.learning_rate)
     check_time(deadline)
@@ -105,6 +109,20 @@ def run_row(row: dict, shots: int, task: dict, folder: Path, deadline: float) ->
     row["trainable_parameters"] = part.pop("trainable_parameters")
     row["trials"], row["best"] = [asdict(trial) for trial in trials], asdict(best)
     row["shots"][str(shots)] = part
+
+
+def search_on(settings: Settings, data: DatasetDict, place: Path, options: dict) -> list[Trial]:
+    """Search, and extend the grid until the best base rate is inside it (or there is no other)."""
+    start, end = BEGIN
+    while True:
+        trials = search(settings, data, place, Grid(RATES[start:end], (BASE.weight_decay,)), **options)
+        best = RATES.index(best_trial(trials).base_rate)
+        if start == best > 0:
+            start -= 1
+        elif best == end - 1 and end < len(RATES):
+            end += 1
+        else:
+            return trials
 
 
 def first_classes(images):
