@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
 from peft import PeftModel, get_peft_model
+from plain import masked_readers
 from plain_visual import plain_readers, plain_vit
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -267,3 +268,30 @@ def test_towers_that_do_not_embed_by_one_convolution_refuse_pixels(monkeypatch):
     monkeypatch.setattr("peft_vprompt.towers.vit.ViTTower.patch_embedding", None)
     with pytest.raises(UnsupportedModelError, match="'pad' are pixels, and ViTModel does not embed"):
         get_peft_model(tiny_vit(), VisualPromptConfig(location="pad"))
+
+
+def test_a_range_of_layers_on_clip(tokenizer_path):
+    """Prompts that come in later do not pass the norm in front of the first layer."""
+    names = {"class_names": ["cat", "dog"], "tokenizer_name_or_path": tokenizer_path}
+    base = shaken(tiny_clip())
+    model = get_peft_model(base, VisualPromptConfig(num_virtual_tokens=3, first_layer=1, **names)).eval()
+    prompts, features = learned(model)["tokens"][0].detach(), model.encode_images(images())
+    vision = model.unload().vision_model
+    vision.encoder.layers[1].register_forward_pre_hook(
+        lambda module, args: (torch.cat([args[0], prompts.expand(4, -1, -1)], dim=1), *args[1:])
+    )
+    pooled = base.visual_projection(vision(images()).pooler_output)
+    torch.testing.assert_close(features, torch.nn.functional.normalize(pooled, dim=-1), **CLOSE)
+
+
+def test_read_only_prompts_on_clip_equal_masked_attention(tokenizer_path):
+    names = {"class_names": ["cat", "dog"], "tokenizer_name_or_path": tokenizer_path}
+    config = VisualPromptConfig(num_virtual_tokens=3, read_only=True, deep=True, num_deep_layers=2, **names)
+    base = shaken(tiny_clip())
+    model = get_peft_model(base, config).eval()
+    prompts, features = list(learned(model)["tokens"]), model.encode_images(images())
+    vision = model.unload().vision_model
+    hidden = vision.embeddings(images())
+    readers = masked_readers(vision.encoder.layers, hidden, prompts, False, "accumulate", vision.pre_layrnorm)
+    expected = base.visual_projection(vision.post_layernorm(readers))
+    torch.testing.assert_close(features, torch.nn.functional.normalize(expected, dim=-1), **CLOSE)

@@ -12,7 +12,7 @@ register(
         name="visual_prompt",
         title="VPT",
         paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
-        learns="tokens in the image encoder (and the head)",
+        learns="tokens or pixels at the image encoder (and the head)",
         config_class=VisualPromptConfig,
         model_class=VisualPromptModel,
     )
