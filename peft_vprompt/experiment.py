@@ -203,7 +203,13 @@ def _check(settings: Settings, method: Method) -> None:
 
 
 def class_names_of(data: DatasetDict) -> list[str]:
-    """The class names of the data; unlabelled training images have those of the test images."""
+    """The class names of the data; unlabelled training images have those of the test images.
+
+    Raises:
+        ValueError: there are no images to test on.
+    """
+    if "test" not in data:
+        raise ValueError("Expected labelled images to test on. Received images without labels and no test split.")
     labelled = data["train"] if "label" in data["train"].column_names else data["test"]
     return labelled.features["label"].names
 

@@ -108,7 +108,7 @@ def test_labels_from_a_file(clip_path, clip, colours, data, tmp_path):
     assert "labels 2 other classes" in train(tmp_path / "b", clip_path, colours, *other, code=2)
 
 
-def test_unlabelled_training_images_need_no_labels(colours, tmp_path):
+def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path):
     rows = load_dataset("parquet", data_files=colours, split="train")
     nameless = rows.remove_columns("colour").add_column("colour", [None] * 40, feature=Value("string"))
     nameless.to_parquet(tmp_path / "d" / "train.parquet")
@@ -118,6 +118,16 @@ def test_unlabelled_training_images_need_no_labels(colours, tmp_path):
     assert loaded["test"].features["label"] == ClassLabel(names=NAMES)
     with pytest.raises(ValueError, match="Rows without a label"):
         load_images(DataOptions(str(tmp_path / "d"), label_column="colour"))
+    rows.select_columns("image").to_parquet(tmp_path / "alone.parquet")
+    alone = ("--data", tmp_path / "alone.parquet", "--model", clip_path)
+    assert list(load_unlabelled(DataOptions(str(tmp_path / "alone.parquet")))) == ["train"]
+    assert "Give --class-names" in vprompt("pseudo-label", *alone, "--output", tmp_path / "l.safetensors", code=2)
+    (tmp_path / "names.txt").write_text("red\ngreen")
+    named = ("--class-names", tmp_path / "names.txt", "--output", tmp_path / "l.safetensors")
+    assert "of 40 images" in vprompt("pseudo-label", *alone, *named)
+    assert PseudoLabels.load(tmp_path / "l.safetensors").class_names == ("red", "green")
+    options = ("--method", "coop", "--all-classes", "--unlabelled", "--output", tmp_path / "out", *alone)
+    assert "labelled images to test on" in vprompt("train", *options, code=2)
     cut = load_unlabelled(DataOptions(colours, label_column="colour"))
     assert cut["train"].column_names == ["image"] and len(cut["test"]) == 12
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from datasets import DatasetDict
 from rich.markup import escape
 
 from ..build import build_model
@@ -44,10 +45,11 @@ def pseudo_label(
     - `vprompt pseudo-label --output runs/labels.safetensors`
     - `vprompt pseudo-label --output labels.safetensors --model path/to/a --model path/to/b --data path/to/folder
       --template "a photo of a {}, a type of pet." --selector random-k`
+    - `vprompt pseudo-label --output labels.safetensors --data path/to/unlabelled/images --class-names names.txt`
     - `vprompt train --all-classes --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
     images = read_data(data, unlabelled=True)
-    names = images["test"].features["label"].names
+    names = _class_names(images, data)
     fields = {} if not template else {"template": template}
     clips = [build_model(name, "zero-shot", names, **fields) for name in model or [None]]
     table = zero_shot(clips, images["train"], names, combine=combine)
@@ -67,6 +69,14 @@ def pseudo_label(
             soft_wrap=True,
         )
     say_saved(output)
+
+
+def _class_names(images: DatasetDict, data: DataOptions | None) -> list[str]:
+    if "test" in images:
+        return images["test"].features["label"].names
+    if data.class_names is None:
+        raise ValueError("Expected class names for images without labels. Give --class-names.")
+    return list(data.class_names)
 
 
 def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> PseudoLabels:

@@ -97,25 +97,25 @@ def load_split(options: DataOptions, split: str) -> Dataset:
 
 
 def load_unlabelled(options: DataOptions) -> DatasetDict:
-    """Read images to train on without their labels, and labelled images to test on.
+    """Read images to train on without their labels, and labelled images to test on, if there are any.
 
     The label column of the training split is not read, and need not be there, if there is a test split; without one
-    it serves to cut a test split off and is dropped.
+    it serves to cut a test split off and is dropped. Images without any label come alone.
 
     Raises:
         FileNotFoundError, ValueError: as `load_images`.
     """
     splits = _choose_splits(_read(options), options)
-    if "test" not in splits:
-        labelled = load_images(options)
-        return DatasetDict(train=labelled["train"].select_columns("image"), test=labelled["test"])
     if "train" not in splits:
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
-    test = _label({"test": splits["test"]}, options)["test"]
     train = splits["train"]
+    if "test" not in splits and options.label_column in train.column_names:
+        labelled = load_images(options)
+        return DatasetDict(train=labelled["train"].select_columns("image"), test=labelled["test"])
+    tests = _label({"test": splits["test"]}, options) if "test" in splits else {}
     _check_column(train, options.image_column)
     train = train.select(np.flatnonzero(_where_mask(train, options.where)))
-    return DatasetDict(train=_image_column(train, options), test=test)
+    return DatasetDict(train=_image_column(train, options), **tests)
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
