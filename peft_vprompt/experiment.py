@@ -109,20 +109,15 @@ def run_experiment(
     """
     method = get_method(settings.method)
     _check(settings, method)
-    names = class_names_of(data)
-    classes = split_classes(names, settings.base_novel)
+    classes = split_classes(class_names_of(data), settings.base_novel)
     trained = next(iter(classes.values()))
     built = _build(settings, [*classes.values(), trained], (data_description or {}).get("benchmark"))
     recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
     test_sets = eval_sets(data["test"], classes, built.image_processor, keep)
     results, about_labels = [], {}
     if recipe is not None:
-        how = {
-            "eval_set": next(iter(test_sets.values())).rows if watch else None,
-            "checkpoints": checkpoints,
-            "progress": None if quiet else method.title,
-            "workers": workers,
-        }
+        how = {"checkpoints": checkpoints, "progress": None if quiet else method.title, "workers": workers}
+        how["eval_set"] = next(iter(test_sets.values())).rows if watch else None
         run = {"data": data_description, "classes": trained, "cached": cached}
         results, about_labels = _learn(
             settings, built, recipe, data["train"], keep, Path(output), run, gradients, **how
