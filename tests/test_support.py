@@ -9,7 +9,7 @@ from torch import nn
 
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.registry import METHODS, unsupported
+from peft_vprompt.registry import METHODS, TRANSFER, unsupported
 from peft_vprompt.towers import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
 
 
@@ -62,6 +62,21 @@ def test_cell(method, model, tokenizers, tmp_path):
         else:
             answers = [m(**inputs(model)).logits for m in (prompted, loaded)]
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("model", [name for name in HEADS if name in VISION_MODELS])
+@pytest.mark.parametrize("method", TRANSFER)
+def test_other_ways_to_transfer(method, model):
+    base = tiny(model)
+    before = str(base)
+    if (method, model) == ("side_tuning", "Siglip2ForImageClassification"):
+        with pytest.raises(UnsupportedModelError, match="takes images.*padded rows of patches"):
+            get_peft_model(base, TRANSFER[method]())
+        assert str(base) == before
+        return
+    prompted = get_peft_model(base, TRANSFER[method]())
+    prompted(**inputs(model), labels=labels()).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in prompted.parameters())
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

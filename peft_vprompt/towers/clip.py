@@ -73,12 +73,10 @@ class MetaClip2TextTower(CLIPTextTower):
         return self.module.config.eos_token_id
 
 
-class CLIPVisionTower(CLIPTower, VisionTower):
-    """Image encoder of `CLIPModel`: prompts follow the patches and pass `pre_layrnorm` with them."""
+class CLIPLikeVisionTower(CLIPTower, VisionTower):
+    """What the image encoders of CLIP and SigLIP share: prompts follow the patches."""
 
     prompts_first = False
-    readout_rows = slice(0, 1)
-    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     @property
     def reference_weight(self) -> Tensor:
@@ -86,21 +84,32 @@ class CLIPVisionTower(CLIPTower, VisionTower):
         return self.module.embeddings.patch_embedding.weight
 
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
-        """`[CLS, patches]` with positions."""
+        """`[CLS, patches]`, or patches alone, with positions."""
         return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
 
     @property
-    def patch_embedding(self) -> nn.Module:
-        """A convolution without bias."""
+    def patch_embedding(self) -> nn.Module | None:
+        """A convolution."""
         return self.module.embeddings.patch_embedding
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """`[CLS, patches]` with positions."""
-        embeddings = self.module.embeddings
+        """`[CLS, patches]`, or patches alone, with positions."""
+        embeddings, tokens = self.module.embeddings, grid.flatten(2).transpose(1, 2)
+        if self.num_prefix_tokens:
+            tokens = torch.cat([embeddings.class_embedding.expand(grid.shape[0], 1, -1), tokens], dim=1)
         positions = embeddings.position_embedding.weight.unsqueeze(0)
-        class_token = embeddings.class_embedding.expand(grid.shape[0], 1, -1)
-        tokens = torch.cat([class_token, grid.flatten(2).transpose(1, 2)], dim=1)
-        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size)
+        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, self.num_prefix_tokens)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`post_layernorm`."""
+        return self.module.post_layernorm(hidden)
+
+
+class CLIPVisionTower(CLIPLikeVisionTower):
+    """Image encoder of `CLIPModel`: the prompts pass `pre_layrnorm` with the patches."""
+
+    readout_rows = slice(0, 1)
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     def class_vector(self) -> Tensor:
         """`class_embedding`."""
@@ -109,10 +118,6 @@ class CLIPVisionTower(CLIPTower, VisionTower):
     def prepare(self, hidden: Tensor) -> Tensor:
         """`pre_layrnorm` (the spelling is transformers')."""
         return self.module.pre_layrnorm(hidden)
-
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """`post_layernorm`."""
-        return self.module.post_layernorm(hidden)
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The class token through `post_layernorm`."""

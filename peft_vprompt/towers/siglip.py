@@ -8,10 +8,11 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import BidirectionalTextTower, VisionTower, resize_positions
+from .base import BidirectionalTextTower
+from .clip import CLIPLikeVisionTower, CLIPTower
 
 
-class SiglipTextTower(BidirectionalTextTower):
+class SiglipTextTower(CLIPTower, BidirectionalTextTower):
     """Text encoder of `SiglipModel` and `Siglip2Model`.
 
     Texts are padded to all positions, padding is read like any token, and the feature is the last token's, through a
@@ -20,11 +21,6 @@ class SiglipTextTower(BidirectionalTextTower):
 
     parts = ("embeddings", "encoder", "final_layer_norm", "head")
     fills_up = reads_padding = True
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """`SiglipEncoderLayer`s."""
-        return self.module.encoder.layers
 
     @property
     def token_embedding(self) -> nn.Module:
@@ -40,45 +36,15 @@ class SiglipTextTower(BidirectionalTextTower):
         return self.module(input_ids=token_ids).pooler_output
 
 
-class SiglipVisionTower(VisionTower):
-    """Image encoder of `SiglipModel`: patches and no class token. Prompts follow the patches.
+class SiglipVisionTower(CLIPLikeVisionTower):
+    """Image encoder of `SiglipModel`: patches and no class token.
 
     The pooling head, a learned query that reads all patches, does not read the prompts.
     """
 
     num_prefix_tokens = 0
-    prompts_first = False
     pixel_mean, pixel_std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
     no_readers = "its attention modules cannot be told who reads whom"
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """`SiglipEncoderLayer`s."""
-        return self.module.encoder.layers
-
-    @property
-    def reference_weight(self) -> Tensor:
-        """The patch embedding."""
-        return self.module.embeddings.patch_embedding.weight
-
-    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
-        """Patches with positions."""
-        return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
-
-    @property
-    def patch_embedding(self) -> nn.Module | None:
-        """A convolution."""
-        return self.module.embeddings.patch_embedding
-
-    def embed_grid(self, grid: Tensor) -> Tensor:
-        """Patches with positions."""
-        positions = self.module.embeddings.position_embedding.weight.unsqueeze(0)
-        positions = resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, prefix=0)
-        return grid.flatten(2).transpose(1, 2) + positions
-
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """`post_layernorm`."""
-        return self.module.post_layernorm(hidden)
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Final norm of all patches, and the pooling head where the model has one."""

@@ -7,6 +7,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...base_model import declare_mean_loss, restore_class
+from ...errors import UnsupportedModelError
+from ...towers import TOWERS, class_name, view
 from .classifier import ClassifierParts
 from .config import FineTuningConfig, TransferConfig
 from .layer import TransferLayer
@@ -172,5 +174,14 @@ class SideTuningModel(TransferModel):
 
     @classmethod
     def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
-        """A side network."""
+        """A side network.
+
+        Raises:
+            UnsupportedModelError: the encoder takes patches, of which no image can be made.
+        """
+        if class_name(base_layer) in TOWERS and view(base_layer).num_tokens is None:
+            raise UnsupportedModelError(
+                f"Expected an encoder that takes images, which the side network reads too. Received: "
+                f"{class_name(base_layer)}, which takes padded rows of patches. Choose another method."
+            )
         return SideNetwork(base_layer, config.side_widths)
