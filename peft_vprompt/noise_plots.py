@@ -75,9 +75,9 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
 
 
 def context_length(row: dict) -> int | None:
-    """Context tokens of a run of CoOp; None for other methods."""
+    """Context tokens of a run of CoOp that starts at random; None for others."""
     method, config = parse_method(row["method"])
-    return config.get("num_virtual_tokens", 16) if method == "coop" else None
+    return config.get("num_virtual_tokens", 16) if method == "coop" and "prompt_init" not in config else None
 
 
 def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str]) -> list[Path]:
