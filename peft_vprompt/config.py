@@ -69,6 +69,8 @@ class PromptConfig(PeftConfig):
         super().__post_init__()
         if self.class_names is not None:
             self.class_names = check_class_names(self.class_names)
+        if not isinstance(self.template, (str, list, tuple)) or not self.template:
+            raise ValueError(f"Expected a template or a list of them. Received: template={self.template!r}.")
         for template in self.templates:
             if not isinstance(template, str) or template.count("{}") != 1:
                 raise ValueError(
@@ -137,7 +139,8 @@ def check_class_names(names: Sequence[str]) -> list[str]:
         ClassNamesError: no names, an empty name, or something that is not a sequence of strings.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ClassNamesError(f"Expected a list of class names. Received: class_names={names!r}. Use ['{names}'].")
+        remedy = f" Use [{names!r}]." if isinstance(names, str) else ""
+        raise ClassNamesError(f"Expected a list of class names. Received: class_names={names!r}.{remedy}")
     if not names:
         raise ClassNamesError("Expected at least one class name. Received: class_names=[].")
     for index, name in enumerate(names):

@@ -45,6 +45,11 @@ class PeftModelForImageClassification(PeftModel):
         and so does `model(image_features=..., labels=...)` where no visual prompt is learned; a call with `input_ids`
         is `CLIPModel`'s own, prompted. Other base models get their own call.
         """
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "Expected one adapter for all images of a batch. Received: "
+                f"adapter_names={kwargs['adapter_names']!r}. Use set_adapter, or classify_with_adapters for several."
+            )
         tuner = self.base_model
         if image_features is not None:
             if args or pixel_values is not None or kwargs.get("input_ids") is not None:

@@ -41,7 +41,7 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError) as error:
-            failures.append(f"{name!r}: {str(error).splitlines()[0]}")
+            failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
             continue
         if failures:
             warnings.warn(
@@ -95,9 +95,14 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
+def fill(template: str, name: str) -> str:
+    """The template with a class name in the place of its `{}`; all other braces are text."""
+    return template.replace("{}", readable(name))
+
+
 def template_sequences(tokenizer: PreTrainedTokenizerBase, names: list[str], template: str) -> list[TokenSequence]:
     """Plain token ids of the template filled with each name."""
-    return [encode_text(tokenizer, template.format(readable(name))) for name in names]
+    return [encode_text(tokenizer, fill(template, name)) for name in names]
 
 
 def context_sequences(

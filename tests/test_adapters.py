@@ -172,13 +172,15 @@ def test_disable_gives_the_base_model_back(config, tokenizer_path):
     with torch.no_grad():
         expected = base(input_ids=ids, pixel_values=images())
     model = disturb(get_peft_model(base, config))
+    before = logits(model)
     with torch.no_grad(), model.disable_adapter():
         plain = model(input_ids=ids, pixel_values=images())
         zero_shot = model(pixel_values=images()).logits
     assert torch.equal(plain.logits_per_image, expected.logits_per_image)
     assert torch.equal(plain.vision_model_output.last_hidden_state, expected.vision_model_output.last_hidden_state)
     assert zero_shot.shape == (4, 5)
-    assert not torch.allclose(logits(model), zero_shot, atol=1e-4)
+    assert not torch.allclose(before, zero_shot, atol=1e-4)
+    assert torch.equal(logits(model), before)
 
 
 def test_unload_gives_the_untouched_base_back(config):
@@ -198,8 +200,11 @@ def test_unload_gives_the_untouched_base_back(config):
 
 
 def test_merging_is_refused(config):
+    model = get_peft_model(tiny_clip(), config)
     with pytest.raises(ValueError, match="cannot be merged.*unload"):
-        get_peft_model(tiny_clip(), config).merge_and_unload()
+        model.merge_and_unload()
+    with pytest.raises(ValueError, match="cannot be merged.*unload"):
+        model.merge_adapter()
 
 
 def test_new_class_names(config):
@@ -249,6 +254,22 @@ def test_several_adapters_of_different_methods(method, make, tmp_path):
     assert torch.equal(logits(again), expected[method])
 
 
+@pytest.mark.parametrize("active", ["default", "other"])
+def test_disabling_reaches_every_copy_of_the_text_encoder(active, make):
+    model = disturb(get_peft_model(tiny_clip(), make("context_opt", "end")))
+    model.add_adapter("other", make("text_encoder", "whole"))
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = logits(disturb(model))
+    model.set_adapter(active)
+    with model.disable_adapter():
+        logits(model)
+    for name, value in expected.items():
+        model.set_adapter(name)
+        assert torch.equal(logits(model), value)
+
+
 def test_classes_belong_to_the_adapter(make):
     model = get_peft_model(tiny_clip(), make("context_opt", "end")).eval()
     model.add_adapter("other", make("maple", "maple", class_names=NEW_NAMES))
@@ -279,6 +300,9 @@ def test_delete_adapter(make):
     assert not any(".other." in name for name, _ in model.named_parameters())
     with pytest.raises(ValueError, match="other"):
         model.delete_adapter("other")
+    with pytest.raises(ValueError, match="'default' is the only adapter.*unload"):
+        model.delete_adapter("default")
+    assert torch.equal(logits(model), expected)
 
 
 def test_a_foreign_method_keeps_pefts_error(make):

@@ -117,3 +117,5 @@ def test_the_frozen_pass_is_shared(many):
 def test_only_readers_share_a_pass(many, names, received):
     with pytest.raises(ValueError, match=rf"read-only adapters.*'rpo'.*Received: adapter_names=.*{received}"):
         many.classify_with_adapters(images(), names)
+    with pytest.raises(ValueError, match="adapters are disabled.*zero-shot"), many.disable_adapter():
+        many.classify_with_adapters(images(), names)

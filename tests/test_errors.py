@@ -57,6 +57,7 @@ def coop(tokenizer_path, base=None, **options):
     [
         ([], "at least one class name"),
         ("cat", r"Expected a list of class names.*\['cat'\]"),
+        ({"cat": 0}, r"Expected a list of class names. Received: class_names=\{'cat': 0\}\.$"),
         (["cat", ""], r"class_names\[1\]=''"),
         (["cat", " _ "], r"class_names\[1\]=' _ '"),
         (["cat", 3], r"class_names\[1\]=3"),
@@ -192,6 +193,8 @@ def test_a_tokenizer_without_end_token(tokenizer_path):
         (lambda: MaPLeConfig(vision_num_virtual_tokens=4), "2 text and 4 visual.*coupling='none'"),
         (lambda: MaPLeConfig(text_prompt_depth=1), "9 > 1.*coupling='none'"),
         (lambda: MaPLeConfig(template="a photo"), "exactly one '{}'.*'a photo'"),
+        (lambda: MaPLeConfig(template=[]), r"a template or a list of them.*template=\[\]"),
+        (lambda: MaPLeConfig(template=None), "a template or a list of them.*template=None"),
         (lambda: PromptConfig(task_type="SEQ_CLS"), "task_type='SEQ_CLS'.*Leave it out"),
     ],
 )
@@ -284,6 +287,38 @@ def test_images_of_another_size(base, tokenizer_path):
     with pytest.raises(ValueError, match=r"32x32 pixels.*\[2, 3, 48, 64\].*interpolate_pos_encoding=True"):
         model(pixel_values=large)
     assert model(pixel_values=large, interpolate_pos_encoding=True).logits.shape == (2, 5)
+
+
+def test_images_without_a_batch(tokenizer_path):
+    with pytest.raises(ValueError, match=r"\[batch, channels, height, width\].*Received.*\[3, 32, 32\]"):
+        coop(tokenizer_path)(pixel_values=images()[0])
+
+
+def test_one_adapter_for_a_batch(tokenizer_path):
+    with pytest.raises(ValueError, match="one adapter for all images.*'other'.*classify_with_adapters"):
+        coop(tokenizer_path)(pixel_values=images(2), adapter_names=["default", "other"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("logit_scale", "'logit_scale', which is no module"), ("post_layernorm", "'post_layernorm', which is inside")],
+)
+def test_modules_to_save_that_cannot_be(name, message, tokenizer_path):
+    base = tiny_clip()
+    with pytest.raises(ValueError, match=message):
+        coop(tokenizer_path, base, modules_to_save=[name])
+    assert type(base) is CLIPModel and not any("learner" in key for key, _ in base.named_modules())
+
+
+@pytest.mark.parametrize("template", ["a {", "{type} "])
+def test_other_braces_of_a_template_are_text(template, tokenizer_path):
+    config = VisualPromptConfig(template=f"{template}{{}}", class_names=["cat"], tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config)
+    sequences = model.base_model.class_sequences(config, ["cat"], tiny_tokenizer())
+    assert sequences == [[tiny_tokenizer()(f"{template}cat").input_ids]]
+    with model.disable_adapter():
+        zero_shot = model.encode_classes()
+    torch.testing.assert_close(model.encode_classes(), zero_shot, rtol=0, atol=1e-5)
 
 
 def test_labels_on_the_base_model_itself(tokenizer_path):

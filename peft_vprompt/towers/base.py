@@ -208,6 +208,11 @@ class VisionTower(Tower):
         Raises:
             ValueError: names both sizes and the two remedies.
         """
+        if self.num_tokens is not None and pixel_values.ndim != 4:
+            raise ValueError(
+                "Expected pixel_values [batch, channels, height, width]. "
+                f"Received: pixel_values of shape {list(pixel_values.shape)}."
+            )
         size = tuple(pixel_values.shape[-2:])
         if self.fixed_size and size != self.image_size and not interpolate_pos_encoding:
             raise ValueError(

@@ -21,7 +21,7 @@ from ..errors import ClassNamesError
 from ..padded_prompts import PaddedPrompts
 from ..prompts import ClassFeatures
 from ..text_cache import autocast_dtype, fingerprint
-from ..tokenization import TokenSequence, check_lengths, encode_text, find_tokenizer, readable
+from ..tokenization import TokenSequence, check_lengths, encode_text, fill, find_tokenizer
 from ..towers import BidirectionalTextTower
 
 
@@ -189,7 +189,7 @@ class ClassEncoder:
         """Text features [c, dim] by the base model's own call, with the template around each name."""
         tokenizer, features = self.tokenizer_for(config), []
         for template in config.templates:
-            texts = [template.format(readable(name)) for name in classes.names]
+            texts = [fill(template, name) for name in classes.names]
             check_lengths(
                 [encode_text(tokenizer, t) for t in texts], classes.names, self.text_tower.tower.max_positions
             )

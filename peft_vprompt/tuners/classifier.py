@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
@@ -117,9 +118,10 @@ class ClassNameClassifier(ClassEncoder):
         own classes, whose features are kept.
 
         Raises:
-            ValueError: no adapter, one that this model does not have, or one whose prompts other tokens read.
+            ValueError: no adapter, one that this model does not have or whose prompts other tokens read; or all are
+                disabled.
         """
-        names = list(dict.fromkeys(adapter_names))
+        names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_readers(names)
         results = {}
         for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
@@ -129,6 +131,8 @@ class ClassNameClassifier(ClassEncoder):
         return results
 
     def _check_readers(self, names: Sequence[str]) -> None:
+        if self.vision_tower.disable_adapters:
+            raise ValueError("The adapters are disabled. Enable them, or call model(pixel_values=...) for zero-shot.")
         readers = [name for name in self.peft_config if getattr(self.vision_tower.holder(name), "reads_only", False)]
         if not names or (refused := [name for name in names if name not in readers]) or self.text_tower is None:
             raise ValueError(
@@ -140,15 +144,19 @@ class ClassNameClassifier(ClassEncoder):
         """Make sure that nothing that is trained changes the image features.
 
         Raises:
-            UnsupportedModelError: the active adapter has visual prompts, or the image encoder is trained.
+            UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
+                trained.
         """
-        self.dual_encoder  # noqa: B018 - raises without a text tower
+        text_side = {id(m) for part in (self.text_tower, self.dual_encoder.text_projection) for m in part.modules()}
+        copies = (m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper) and id(m) not in text_side)
+        own_copy = any(copy.active_adapters and not copy.disable_adapters for copy in copies)
         vision = self.vision_tower
-        if vision.active_holder is not None or any(p.requires_grad for p in vision.base_layer.parameters()):
+        trained = any(p.requires_grad for p in vision.base_layer.parameters())
+        if vision.active_holder is not None or trained or own_copy:
             raise UnsupportedModelError(
                 "Expected image features that do not change in training. Received an adapter "
-                f"({self.active_config.peft_type.value}) that learns visual prompts, or an image encoder that is "
-                "trained. Pass pixel_values, and do not cache features."
+                f"({self.active_config.peft_type.value}) that learns visual prompts, or an image encoder or projection "
+                "that is trained. Pass pixel_values, and do not cache features."
             )
 
     def _compare(self, image_features: Tensor, labels: Tensor | None) -> ImageClassifierOutput:

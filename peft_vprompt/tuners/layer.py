@@ -37,10 +37,15 @@ class PromptedTower(Wrapper):
         self.install_attention(not self.disable_adapters)
 
     def install_attention(self, wanted: bool) -> None:
-        """Let the layers understand attention patterns where a prompt needs them."""
-        wanted = wanted and self.needs_patterns
-        for layer in self.tower.layers:
-            (attention.install if wanted else attention.uninstall)(self.tower.attention(layer))
+        """Let the layers understand attention patterns where a prompt needs them.
+
+        All copies of the layers, if adapters train some (`modules_to_save`): which copy is in use changes later.
+        """
+        change = attention.install if wanted and self.needs_patterns else attention.uninstall
+        kinds = tuple({type(self.tower.attention(layer)) for layer in self.tower.layers})
+        for module in self.base_layer.modules():
+            if isinstance(module, kinds):
+                change(module)
 
     @property
     def needs_patterns(self) -> bool:

@@ -126,6 +126,7 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             raise UnsupportedModelError(reason)
         vision, text = self._towers(model, backbone)
         method.check(config, vision.tower, text and text.tower)
+        check_modules_to_save(config, model, backbone)
         tokenizer = self.tokenizer_for(config) if method.needs_tokenizer(config) else None
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             text_holder = text and method.text_prompts(config, text.tower, tokenizer, feature_dim(model, backbone))
@@ -252,19 +253,27 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it was the active one, the first that is left becomes active."""
+        """Forget an adapter; if it was the active one, the first that is left becomes active.
+
+        Raises:
+            ValueError: there is no such adapter, or no other.
+        """
         if adapter_name not in self.peft_config:
             raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
+        if len(self.peft_config) == 1:
+            raise ValueError(
+                f"{adapter_name!r} is the only adapter of this model. Use unload() for the base model without it."
+            )
         del self.peft_config[adapter_name]
         self.class_lists.pop(adapter_name, None)
-        left = next(iter(self.peft_config), None)
+        left = next(iter(self.peft_config))
         active = left if adapter_name in self.active_adapters else self.active_adapter
         for module in self.model.modules():
             if isinstance(module, PromptedTower):
                 module.delete_adapter(adapter_name)
             elif isinstance(module, AuxiliaryTrainingWrapper):
-                module.delete_adapter(adapter_name, new_active_adapters=[left] if left else [])
-        self.set_adapter(active or [])
+                module.delete_adapter(adapter_name, new_active_adapters=[left])
+        self.set_adapter(active)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
@@ -279,12 +288,20 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             if isinstance(module, (PromptedTower, AuxiliaryTrainingWrapper)):
                 module.enable_adapters(enabled)
 
+    def merge_adapter(self, *args, **kwargs) -> None:
+        """Refuse: there are no weights to merge prompts into.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "Prompts are extra tokens and cannot be merged into the weights of the base model. Use unload() for "
+            "the base model without them, or keep the adapter and call save_pretrained()."
+        )
+
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         if merge:
-            raise ValueError(
-                "Prompts are extra tokens and cannot be merged into the weights of the base model. Use unload() for "
-                "the base model without them, or keep the adapter and call save_pretrained()."
-            )
+            self.merge_adapter()
         modules = list(self.model.named_modules())
         for name, module in modules:
             if isinstance(module, AuxiliaryTrainingWrapper):
@@ -308,6 +325,24 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
         """Keep this method's prompts only: the base model may carry tuner layers of its own."""
         return {key: value for key, value in state_dict.items() if f".{cls.prefix}learner.{adapter_name}." in key}
+
+
+def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
+    """Refuse modules that are not there, and modules of the encoders, of which PEFT cannot keep copies beside prompts.
+
+    Raises:
+        ValueError: names the module.
+    """
+    towers = [name for name in (backbone.vision, backbone.text) if name is not None]
+    modules = [name for name, _ in model.named_modules() if name]
+    inside = {name for name in modules for tower in towers if f"{name}.".startswith(tower and f"{tower}.")}
+    for wanted in config.modules_to_save or []:
+        found = {name for name in modules if name.endswith(wanted)}
+        if not found or found & inside:
+            raise ValueError(
+                "Expected modules_to_save to name modules outside the encoders, such as a projection or a head. "
+                f"Received: {wanted!r}, which is {'inside an encoder' if found else 'no module of this model'}."
+            )
 
 
 def feature_dim(model: nn.Module, backbone: Backbone) -> int:
