@@ -242,6 +242,12 @@ def test_errors(coop, tmp_path, tokenizer_path):
     maple = get_peft_model(tiny_clip(), MaPLeConfig(prompt_depth=2, tokenizer_name_or_path=tokenizer_path))
     with pytest.raises(UnsupportedModelError, match="MAPLE.*do not cache features"):
         cache_features(maple, pictures(), EVAL, cache_dir=tmp_path)
+    config = ContextOptConfig(tokenizer_name_or_path=tokenizer_path, modules_to_save=["visual_projection"])
+    projected = get_peft_model(tiny_clip(), config)
+    with pytest.raises(UnsupportedModelError, match="be it its projection"):
+        cache_features(projected, pictures(), EVAL, cache_dir=tmp_path)
+    with projected.disable_adapter():
+        projected.base_model.require_fixed_images()
     coop.base_model.vision_tower.base_layer.requires_grad_(True)
     with pytest.raises(UnsupportedModelError, match="image encoder that is trained"):
         coop(image_features=torch.eye(2, 16))

@@ -148,15 +148,17 @@ class ClassNameClassifier(ClassEncoder):
                 trained.
         """
         text_side = {id(m) for part in (self.text_tower, self.dual_encoder.text_projection) for m in part.modules()}
-        copies = (m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper) and id(m) not in text_side)
+        copies = (
+            m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper) and id(m) not in text_side
+        )
         own_copy = any(copy.active_adapters and not copy.disable_adapters for copy in copies)
         vision = self.vision_tower
         trained = any(p.requires_grad for p in vision.base_layer.parameters())
         if vision.active_holder is not None or trained or own_copy:
             raise UnsupportedModelError(
                 "Expected image features that do not change in training. Received an adapter "
-                f"({self.active_config.peft_type.value}) that learns visual prompts, or an image encoder or projection "
-                "that is trained. Pass pixel_values, and do not cache features."
+                f"({self.active_config.peft_type.value}) that learns visual prompts, or an image encoder that is "
+                "trained, be it its projection alone. Pass pixel_values, and do not cache features."
             )
 
     def _compare(self, image_features: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
