@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Prompt learning for CLIP and ViT: train a few thousand parameters, keep the model frozen.\n\n"
+    help="Prompt learning for vision and vision-language transformers: few parameters learn, the model stays frozen.\n\n"
     "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
 )
 console = Console()
