@@ -82,7 +82,9 @@ SUPERVISION_OPTIONS = {
         None,
     ),
 }
-Model = Annotated[str | None, option("Folder or Hub id of a CLIP or ViT; default: the embedded one.")]
+Model = Annotated[
+    str | None, option("Folder or Hub id of a base model, such as a CLIP or a ViT; default: the embedded one.")
+]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
