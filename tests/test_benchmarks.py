@@ -90,6 +90,18 @@ def test_unknown_experiment_is_refused(cli):
     assert result.exit_code == 2 and "text_side" in result.output
 
 
+def test_committed_pages_show_the_committed_results(cli):
+    from examples.benchmarks import render
+
+    files = render.load(render.RESULTS)
+    assert render.PAGE.read_text(encoding="utf-8") == render.page(files), "run python -m examples.benchmarks.render"
+    readme = render.README.read_text(encoding="utf-8")
+    assert readme == render.readme(readme, files), "run python -m examples.benchmarks.render"
+    for name in files:
+        if (path := render.plot_path(name)) is not None:
+            assert path.is_file()
+
+
 def test_a_missed_bar_is_reported():
     from examples.benchmarks.cases import Bar
     from examples.benchmarks.results import verdict

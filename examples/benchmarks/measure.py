@@ -25,6 +25,9 @@ MAX_REPEATS = 31
 #: How much larger than what is in use a heap that keeps freed memory may grow.
 HEAP_SLACK = 1.3
 
+#: How much of the memory that is free a process may take.
+SHARE = 0.8
+
 #: Metric -> which side's time is divided by which.
 RATIOS = {
     "ratio": ("plain", "ours"),
@@ -49,10 +52,12 @@ def keep_freed_memory() -> None:
 
 
 def prepare(inputs: Inputs, max_bytes: int) -> None:
-    """Set threads, and refuse memory far beyond the limit, so that a cell which is too large fails alone."""
+    """Set threads, and refuse memory far beyond the limit or that others need: what is too large fails alone."""
     torch.set_num_threads(inputs.threads)
     if inputs.device == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, (int(max_bytes * HEAP_SLACK), resource.RLIM_INFINITY))
+        available = read_memory("/proc/meminfo", "MemAvailable")
+        limit = int(min(max_bytes * HEAP_SLACK, available * SHARE))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
 def synchronize(inputs: Inputs) -> None:
@@ -216,15 +221,15 @@ def measure_memory(case: Case, inputs: Inputs, side: str) -> dict[str, int]:
         return {"peak_bytes": peak - before, "process_bytes": peak}
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the high-water mark anew
-    before, start = process_memory("VmRSS"), CLOCKS[inputs.clock]()
+    before, start = read_memory("/proc/self/status", "VmRSS"), CLOCKS[inputs.clock]()
     run_once(sides, side)
-    peak = process_memory("VmHWM")
+    peak = read_memory("/proc/self/status", "VmHWM")
     return {"peak_bytes": peak - before, "process_bytes": peak, "ms": (CLOCKS[inputs.clock]() - start) * 1e3}
 
 
-def process_memory(name: str) -> int:
-    """A field of `/proc/self/status` in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+def read_memory(path: str, name: str) -> int:
+    """A field of a file of the kernel that counts in kilobytes, in bytes."""
+    lines = Path(path).read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from fnmatch import fnmatch
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -65,8 +67,10 @@ class Runner:
             job = (function, self.inputs, self.limits.bytes, keep_memory, *arguments)
             try:
                 return pool.submit(_isolated, *job).result()
-            except (BrokenProcessPool, RuntimeError) as error:
-                if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
+            except BrokenProcessPool as error:
+                raise MemoryError("was ended by the system, most likely for want of memory") from error
+            except RuntimeError as error:
+                if "allocate memory" in str(error):
                     raise MemoryError(f"needs more than {self.limits.bytes / 1e9:.0f} GB") from error
                 raise
 
@@ -140,7 +144,7 @@ def run_experiment(experiment: Experiment, runner: Runner, results: Results, aga
 
 def main(
     experiment: Annotated[list[str] | None, typer.Option(help="Which; default: all. May be repeated.")] = None,
-    only: Annotated[str, typer.Option(help="Only cells whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help="Only cells whose name fits, e.g. 'coop/*/batch 4'.")] = "*",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int, typer.Option(help="Threads on the CPU.")] = 2,
@@ -169,12 +173,15 @@ def main(
     console = Console()
     inputs = Inputs("tiny" if quickly else "ViT-B/16", tokenizer, class_names, device, dtype, threads, clock)
     limits = Limits(max_seconds, int(max_gigabytes * 1e9), 0 if quickly else budget, repeats)
+    torch.set_num_threads(threads)  # so that the results name the number; each measurement sets it for itself
     runner = Runner(inputs, limits, isolated=not quickly)
     failures = []
     for name in experiment or EXPERIMENTS:
         chosen = quick(EXPERIMENTS[name]) if quickly else EXPERIMENTS[name]
         results = Results(chosen, inputs, output)
-        wanted = Experiment(name, chosen.title, tuple(case for case in chosen.cases if only in case.key), chosen.bars)
+        wanted = Experiment(
+            name, chosen.title, tuple(case for case in chosen.cases if fnmatch(case.key, only)), chosen.bars
+        )
         with Progress(console=console, transient=True) as progress:
             run_experiment(wanted, runner, results, again, progress)
         console.print(table(results))
