@@ -10,6 +10,7 @@ from models import tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and a console keeps the width it finds when it is made
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
 
 
