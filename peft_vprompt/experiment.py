@@ -124,6 +124,7 @@ def run_experiment(
         )
     facts = {
         "data": data_description,
+        "cached": cached,
         "classes": classes,
         "test_images": {name: len(test_set.rows) for name, test_set in test_sets.items()},
         "accuracy": evaluate(built.model, test_sets, zero_shot=recipe is None),

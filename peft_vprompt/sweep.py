@@ -171,6 +171,7 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     batch_size = settings.batch_size or recipe.batch_size
     output = Path(output)
     what = [changed_settings(asdict(settings)), options.get("data_description")]
+    what += ["cached"] if options.get("cached") else []
     trials = Path(output) / "trials" / _digest(what)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
     output.mkdir(parents=True, exist_ok=True)
@@ -233,6 +234,7 @@ def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> 
     if path.is_file():
         report = json.loads(path.read_text(encoding="utf-8"))
         same_data = report["data"] == _as_json(options.get("data_description"))
+        same_data &= report.get("cached", False) == options.get("cached", False)
         if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)):
             return report
     return run_experiment(settings, data, folder, **options)

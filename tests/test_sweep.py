@@ -101,6 +101,14 @@ def test_a_search_that_was_stopped_goes_on(settings, data, counted, tmp_path, mo
     assert len(counted) == 5
 
 
+def test_images_that_are_augmented_once_are_another_search(settings, data, counted, tmp_path):
+    grid = Grid((0.5,), (0.0,))
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,), cached=True)
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,), cached=True)
+    assert len(counted) == 4
+
+
 def test_an_extended_grid_keeps_what_is_done(settings, data, counted, tmp_path):
     sweep(settings, data, tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
     report = sweep(settings, data, tmp_path, grid=Grid((0.5, 1e-6), (0.0,)), seeds=(1,))
