@@ -295,3 +295,25 @@ def test_read_only_prompts_on_clip_equal_masked_attention(tokenizer_path):
     readers = masked_readers(vision.encoder.layers, hidden, prompts, False, "accumulate", vision.pre_layrnorm)
     expected = base.visual_projection(vision.post_layernorm(readers))
     torch.testing.assert_close(features, torch.nn.functional.normalize(expected, dim=-1), **CLOSE)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "config", [{"deep": True}, {"location": "add"}, {"deep": True, "num_deep_layers": 2}], ids=str
+)
+def test_a_head_that_reads_the_class_token_has_the_last_layer_compute_no_other(config):
+    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=3, **config)).train()
+    layer = list(model.base_model.vision_tower.tower.layers)[-1]
+    rows = []
+    norms = [module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)]
+    norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    results = []
+    for whole in (False, True):  # who asks for hidden states gets all of them
+        model.zero_grad()
+        output = model(pixel_values=images(), labels=labels() % NUM_LABELS, output_hidden_states=whole)
+        output.loss.backward()
+        results.append((output.logits.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+    if model.base_model.vision_tower.tower.head_rows is None:
+        pytest.skip("this release of transformers has layers of other parts, which run whole")
+    assert rows[0] == 1 and rows[1] >= 17

@@ -88,6 +88,7 @@ class VisionTower(Tower):
         embed_options: further keyword arguments that `embed` and `layer_options` understand.
         readout_rows: the rows that `pool` needs of the last layer, in a tower that computes `keys_values` and
             `read_layer` by themselves; None for all.
+        head_rows: likewise the rows that a classification head reads; None where all may be.
         gives_attentions: whether attention weights can be had from the layers when there are prompts.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
         no_readers: why prompts cannot read this encoder without being read; None where they can.
@@ -99,6 +100,7 @@ class VisionTower(Tower):
     fixed_size: bool = True
     embed_options: tuple[str, ...] = ()
     readout_rows: slice | None = None
+    head_rows: slice | None = None
     gives_attentions: bool = True
     pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
     pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD

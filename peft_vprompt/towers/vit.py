@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import VisionTower, resize_positions
+from .base import VisionTower, resize_positions, split_heads
 
 
 class ViTLikeTower(VisionTower):
@@ -102,6 +103,31 @@ class ViTTower(ViTLikeTower):
     """`ViTModel`. Its prompts stay in `last_hidden_state`, as in the code of VPT's authors; its head reads CLS."""
 
     keeps_prompts = True
+
+    @property
+    def head_rows(self) -> slice | None:
+        """CLS, in releases of transformers whose layers have the parts that `read_layer` names."""
+        return slice(0, 1) if hasattr(self.layers[0].attention, "o_proj") else None
+
+    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """By `k_proj` and `v_proj` alone."""
+        if self.head_rows is None:
+            return super().keys_values(layer, hidden)
+        attention, hidden = layer.attention, layer.layernorm_before(hidden)
+        return tuple(
+            split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
+        )
+
+    def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
+        """A `ViTLayer`'s parts in its order, without `k_proj` and `v_proj`."""
+        if self.head_rows is None:
+            return super().read_layer(layer, rows, pattern)
+        attention = layer.attention
+        query = split_heads(attention.q_proj(layer.layernorm_before(rows)), attention.head_dim)
+        dropout = attention.attention_dropout if attention.training else 0.0
+        read = pattern(query, None, None, attention.scaling, dropout)
+        rows = rows + layer.dropout(attention.o_proj(read.transpose(1, 2).flatten(2)))
+        return rows + layer.dropout(layer.mlp(layer.layernorm_after(rows)))
 
 
 class DeiTTower(ViTLikeTower):

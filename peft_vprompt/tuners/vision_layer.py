@@ -65,7 +65,8 @@ class PromptedVisionTower(PromptedTower):
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
         `base_model.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a
-        classification head reads it there, whether it takes the class token or the mean of the patches.
+        classification head reads it there, whether it takes the class token or the mean of the patches. And where a
+        head is known to read some rows only, these alone are computed in the last layer.
 
         RPO's readers change nothing here: what they have read is asked for with `read`.
 
@@ -89,11 +90,14 @@ class PromptedVisionTower(PromptedTower):
                 f"Attention weights of a prompted {type(self.base_layer).__name__} are not available: prompts stand in "
                 "every window. Received: output_attentions=True. Leave it out, or disable the adapter."
             )
+        only_head = for_head and holder.pooling == "original" and states is None and not output_attentions
+        readout = Readout(tower.head_rows, ReadAll) if only_head and tower.head_rows else None
         with attention_weights(tower, bool(output_attentions)) as weights:
             hidden, rows = self._encode(
-                pixel_values, states, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+                pixel_values, states, readout, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )
-        output = tower.finish(hidden if tower.keeps_prompts else remove(hidden, rows), **self._options(kwargs))
+        whole = readout is not None or tower.keeps_prompts
+        output = tower.finish(hidden if whole else remove(hidden, rows), **self._options(kwargs))
         output.hidden_states = None if states is None else tuple(states)
         output.attentions = tuple(weights) if output_attentions else None
         if holder.pooling != "original":
