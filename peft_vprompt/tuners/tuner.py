@@ -140,7 +140,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             text.add_prompts(method.prefix, adapter_name, text_holder)
         if vision_holder is not None:
             vision.add_prompts(method.prefix, adapter_name, vision_holder)
-            if backbone.head is not None and vision_holder.pooling != "original":
+            knows_head = vision_holder.pooling != "original" or vision.tower.head_rows is not None
+            if backbone.head is not None and knows_head:
                 ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
         self.class_lists[adapter_name] = config.class_names and ClassList(list(config.class_names))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
