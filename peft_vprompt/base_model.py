@@ -36,10 +36,17 @@ def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
     """A subclass of `base_class` of the same name whose `forward` names what `CALL` does."""
 
     class Labelled(base_class):
+        """`base_class` as the stock `Trainer` is to see it; it gets that class's own name and docstring below."""
+
         accepts_loss_kwargs = False
         unlabelled_class = base_class
 
         def forward(self, *args, labels: Tensor | None = None, image_features: Tensor | None = None, **kwargs):
+            """The base model's own call, which takes neither.
+
+            Raises:
+                ValueError: `labels` or `image_features`.
+            """
             if labels is not None or image_features is not None:
                 raise ValueError(
                     "labels and image_features belong to the classification call of the PEFT model: "

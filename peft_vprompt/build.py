@@ -42,6 +42,7 @@ class Depth(NamedTuple):
 
     @property
     def both(self) -> int:
+        """Layers that both towers have."""
         return min(self.text, self.vision)
 
 

@@ -39,10 +39,12 @@ class GradientProbe(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Measure before the first epoch; a run that was resumed has done so."""
         if not self.history:
             self._measure(model, 0.0)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        """Measure after every epoch."""
         self._measure(model, float(state.epoch))
 
     def _measure(self, model, epoch: float) -> None:

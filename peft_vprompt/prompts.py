@@ -9,6 +9,7 @@ attributes, so that PEFT finds the adapter's name at the same place in each key.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 CLIP_PROMPT_STD = 0.02
 
 
-class PromptHolder(nn.Module):
+class PromptHolder(nn.Module, ABC):
     """Base of all holders.
 
     Attributes:
@@ -47,9 +48,9 @@ class PromptHolder(nn.Module):
     first_layer: int = 0
     pooling: str = "original"
 
+    @abstractmethod
     def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor | None:
         """The prompts of each layer; see the module's docstring for shapes. None where images alone are changed."""
-        raise TypeError(f"{type(self).__name__} must define forward")
 
     def embed(self, tower: VisionTower, pixel_values: Tensor, **options) -> Tensor:
         """Image tokens [b, s, d] that the prompts are to meet; `options` are those of `VisionTower.embed`."""

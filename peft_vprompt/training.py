@@ -201,6 +201,7 @@ class RecipeTrainer(Trainer):
     """The stock Trainer, which however applies `dataloader_drop_last` to evaluation as well: there no image may go."""
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
         loader = DataLoader(
             self.eval_dataset if eval_dataset is None else eval_dataset,
             batch_size=self.args.eval_batch_size,
@@ -211,24 +212,35 @@ class RecipeTrainer(Trainer):
 
 
 class StepTimer(TrainerCallback):
-    """Wall time of every optimiser step."""
+    """Wall time of every optimiser step.
+
+    Attributes:
+        seconds: of each step made so far in this process.
+    """
 
     def __init__(self):
         self.seconds: list[float] = []
 
     def on_step_begin(self, args, state, control, **kwargs):
+        """Start the clock."""
         self._start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Note the time of the step."""
         self.seconds.append(time.perf_counter() - self._start)
 
     @property
     def median(self) -> float:
+        """Median in seconds; NaN without a step."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
 class ProgressBar(TrainerCallback):
-    """One rich progress bar over all steps, with the last loss."""
+    """One rich progress bar over all steps, with the last loss.
+
+    Args:
+        label: what stands in front of the bar.
+    """
 
     def __init__(self, label: str):
         self.bar = Progress(
@@ -241,17 +253,21 @@ class ProgressBar(TrainerCallback):
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Show the bar, in the first process alone; steps made before a resume count as done."""
         if state.is_world_process_zero:
             self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, loss="")
             self.bar.start()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar to the step that was made."""
         if self.bar.tasks:
             self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the loss of the epoch that was logged."""
         if self.bar.tasks and logs and "loss" in logs:
             self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Leave the bar as it stands and free the line."""
         self.bar.stop()

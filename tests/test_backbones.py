@@ -11,8 +11,10 @@ from models import CONFIGS, labels
 from peft import PeftModel, get_peft_model
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
+from peft_vprompt.attention import ReadAll
+from peft_vprompt.encode import Readout
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.towers import HEADS, TOWERS
+from peft_vprompt.towers import HEADS, TOWERS, view
 
 
 CLIP_LIKE = ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP", "Siglip")  # prompts follow the patches
@@ -243,6 +245,40 @@ def test_heads_find_a_feature_of_another_pooling(name):
             feature = tower.pooled_output(feature)
         head = model.get_base_model().classifier
         torch.testing.assert_close(output.logits, head(feature), atol=1e-5, rtol=1e-5)
+
+
+# ---- what is not computed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FLAT_MODELS)
+def test_rows_alone_get_what_they_get_in_a_whole_layer(name):
+    tower = view(encoder_of(tiny(name)))
+    layer, hidden = list(tower.layers)[-1], torch.randn(2, 9, tower.width, requires_grad=True)
+    if not tower.knows_parts(layer):
+        pytest.skip("its layers run whole, here or in this release of transformers")
+    with torch.no_grad():
+        whole = tower.run_layer(layer, hidden)
+    rows = Readout(slice(1, 4), ReadAll)(tower, layer, hidden)
+    torch.testing.assert_close(rows, whole[:, 1:4], atol=1e-6, rtol=1e-5)
+    rows.sum().backward()
+    assert hidden.grad.abs().sum(-1).gt(0).all()  # of all rows, keys and values are read
+
+
+@pytest.mark.parametrize("name", [name for name in FLAT_MODELS if name in HEADS])
+def test_a_head_has_the_last_layer_compute_no_other_rows(name):
+    model = get_peft_model(tiny(name), VisualPromptConfig(**DEEP)).train()
+    tower, rows, results = model.base_model.vision_tower.tower, [], []
+    norms = [module for module in list(tower.layers)[-1].modules() if isinstance(module, torch.nn.LayerNorm)]
+    norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    for whole in (False, True):  # who asks for hidden states gets all of them
+        model.zero_grad()
+        output = model(**inputs(name), labels=labels(), output_hidden_states=whole)
+        output.loss.backward()
+        results.append((output.logits.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+    assert (rows[0] < rows[1]) == (tower.head_rows is not None)
+    if tower.head_rows is not None:
+        assert rows[0] == tower.head_rows.stop
 
 
 # ---- what single models have of their own --------------------------------------------------------------------------

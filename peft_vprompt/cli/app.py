@@ -74,6 +74,7 @@ def main(
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ):
+    """Options that stand before the command, and how messages are shown while it runs."""
     _state["traceback"] = traceback
     warnings.filterwarnings("ignore", category=FutureWarning)  # of other libraries: nothing a user can act on
     warnings.showwarning = _show_warning

@@ -17,10 +17,17 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..encode import Place, Readout, encode, meet
+from .layer_parts import LayerParts
 
 
 class Tower(ABC):
-    """What the layer loop and the prompt holders need to know of an encoder."""
+    """What the layer loop and the prompt holders need to know of an encoder.
+
+    Attributes:
+        layer_parts: what the parts of its layers are called; None where layers are built in another way.
+    """
+
+    layer_parts: LayerParts | None = None
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -52,8 +59,10 @@ class Tower(ABC):
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
 
-        A tower that knows its layers' projections computes nothing else.
+        Where the layer's parts are known, nothing else is computed.
         """
+        if self.knows_parts(layer):
+            return self.layer_parts.keys_values(layer, hidden)
         record: list[tuple[Tensor, Tensor]] = []
         self.run_layer(layer, hidden, record=record)
         return record[0]
@@ -66,14 +75,15 @@ class Tower(ABC):
     def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
         """One layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
 
-        A tower that knows its layers' projections does not compute these.
+        Where the layer's parts are known, these are not computed.
         """
+        if self.knows_parts(layer):
+            return self.layer_parts.read(layer, rows, pattern)
         return self.run_layer(layer, rows, pattern=pattern)
 
-
-def split_heads(projected: Tensor, head_size: int) -> Tensor:
-    """[b, s, h * head size] as [b, h, s, head size]."""
-    return projected.unflatten(-1, (-1, head_size)).transpose(1, 2)
+    def knows_parts(self, layer: nn.Module) -> bool:
+        """Whether `layer_parts` are the parts of this layer."""
+        return self.layer_parts is not None and self.layer_parts.fit(layer)
 
 
 class VisionTower(Tower):
@@ -86,8 +96,7 @@ class VisionTower(Tower):
             pooling and head see the rows they were made for, and no mean over patches contains a prompt.
         fixed_size: whether images of another size need `interpolate_pos_encoding`.
         embed_options: further keyword arguments that `embed` and `layer_options` understand.
-        readout_rows: the rows that `pool` needs of the last layer, in a tower that computes `keys_values` and
-            `read_layer` by themselves; None for all.
+        readout_rows: the rows that `pool` needs of the last layer, in a tower with `layer_parts`; None for all.
         head_rows: likewise the rows that a classification head reads; None where all may be.
         gives_attentions: whether attention weights can be had from the layers when there are prompts.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
@@ -130,19 +139,19 @@ class VisionTower(Tower):
         return tuple(edge // self.patch_size for edge in self.image_size)
 
     @property
+    @abstractmethod
     def patch_embedding(self) -> nn.Module | None:
         """The convolution that makes patches into tokens, for prompts that are pixels.
 
-        None where this view has no `embed_grid`; such prompts are refused there.
+        None where `embed_grid` has no meaning; such prompts are refused there.
         """
-        return None
 
+    @abstractmethod
     def embed_grid(self, grid: Tensor) -> Tensor:
         """Class token and patches with positions [b, 1 + h * w, d], of embedded patches `grid` [b, d, h, w].
 
-        Positions are resized to the grid, see `resize_positions`. Needed where there is a `patch_embedding`.
+        Positions are resized to the grid, see `resize_positions`.
         """
-        raise NotImplementedError
 
     @property
     def num_tokens(self) -> int | None:

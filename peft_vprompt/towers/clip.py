@@ -6,38 +6,25 @@ The same views serve transformers releases that keep a `CLIPTextTransformer` / `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import CausalTextTower, Tower, VisionTower, resize_positions, split_heads
+from .base import CausalTextTower, Tower, VisionTower, resize_positions
+from .layer_parts import CLIP_PARTS
 
 
 class CLIPTower(Tower):
     """What both towers of `CLIPModel` have in common: their layers."""
 
+    layer_parts = CLIP_PARTS
+
     @property
     def layers(self) -> nn.ModuleList:
         """`CLIPEncoderLayer`s."""
         return self.module.encoder.layers
-
-    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """By `k_proj` and `v_proj` alone."""
-        attention, hidden = layer.self_attn, layer.layer_norm1(hidden)
-        return tuple(
-            split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
-        )
-
-    def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
-        """A `CLIPEncoderLayer`'s parts in its order, without `k_proj` and `v_proj`."""
-        attention = layer.self_attn
-        query = split_heads(attention.q_proj(layer.layer_norm1(rows)), attention.head_dim)
-        read = pattern(query, None, None, attention.scale, attention.dropout if attention.training else 0.0)
-        rows = rows + attention.out_proj(read.transpose(1, 2).flatten(2))
-        return rows + layer.mlp(layer.layer_norm2(rows))
 
 
 class CLIPTextTower(CLIPTower, CausalTextTower):

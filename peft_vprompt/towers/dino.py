@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..encode import insert
+from .layer_parts import DINO_PARTS
 from .vit import ViTLikeTower
 
 
@@ -16,6 +17,7 @@ class DINOTower(ViTLikeTower):
     """`[CLS, registers, prompts, patches]`; heads read CLS and the mean of the patches, which holds no prompt."""
 
     fixed_size = False
+    layer_parts = DINO_PARTS
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -44,6 +46,7 @@ class DINOv3Tower(DINOTower):
     """
 
     no_readers = "its attention rotates the rows of patches, which readers alone do not have"
+    layer_parts = None  # keys are rotated
     patch_embedding = None  # its positions are rotations, made for the image that was handed over
 
     @property

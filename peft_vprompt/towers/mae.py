@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .layer_parts import VIT_PARTS
 from .vit import ViTLikeTower
 
 
@@ -16,6 +17,7 @@ class MAETower(ViTLikeTower):
     adapter disabled the model drops patches as before.
     """
 
+    layer_parts = VIT_PARTS
     embed_options = ("noise",)
 
     def embed(

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
 from ..encode import Place, Readout, meet
-from .base import VisionTower, resize_positions, split_heads
+from .base import VisionTower, resize_positions
+from .layer_parts import split_heads
 
 
 class SwinTower(VisionTower):

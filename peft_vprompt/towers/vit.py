@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import VisionTower, resize_positions, split_heads
+from .base import VisionTower, resize_positions
+from .layer_parts import VIT_PARTS
 
 
 class ViTLikeTower(VisionTower):
@@ -102,36 +102,18 @@ class ViTLikeTower(VisionTower):
 class ViTTower(ViTLikeTower):
     """`ViTModel`. Its prompts stay in `last_hidden_state`, as in the code of VPT's authors; its head reads CLS."""
 
+    layer_parts = VIT_PARTS
     keeps_prompts = True
 
     @property
     def head_rows(self) -> slice | None:
-        """CLS, in releases of transformers whose layers have the parts that `read_layer` names."""
-        return slice(0, 1) if hasattr(self.layers[0].attention, "o_proj") else None
-
-    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """By `k_proj` and `v_proj` alone."""
-        if self.head_rows is None:
-            return super().keys_values(layer, hidden)
-        attention, hidden = layer.attention, layer.layernorm_before(hidden)
-        return tuple(
-            split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
-        )
-
-    def read_layer(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
-        """A `ViTLayer`'s parts in its order, without `k_proj` and `v_proj`."""
-        if self.head_rows is None:
-            return super().read_layer(layer, rows, pattern)
-        attention = layer.attention
-        query = split_heads(attention.q_proj(layer.layernorm_before(rows)), attention.head_dim)
-        dropout = attention.attention_dropout if attention.training else 0.0
-        read = pattern(query, None, None, attention.scaling, dropout)
-        rows = rows + layer.dropout(attention.o_proj(read.transpose(1, 2).flatten(2)))
-        return rows + layer.dropout(layer.mlp(layer.layernorm_after(rows)))
+        """The special tokens, which come first; None in releases of transformers that build the layers otherwise."""
+        return slice(0, self.num_prefix_tokens) if self.knows_parts(self.layers[0]) else None
 
 
-class DeiTTower(ViTLikeTower):
+class DeiTTower(ViTTower):
     """`DeiTModel`: `[CLS, distillation token, prompts, patches]`; its heads read the two special tokens."""
 
+    keeps_prompts = False
     num_prefix_tokens = 2
     positioned = ("cls_token", "distillation_token")

@@ -161,9 +161,7 @@ class ClassEncoder:
         text = self.text_tower
         if text.disable_adapters:
             return self.zero_shot_features(classes, self.active_config)
-        readers = (
-            text.active_holder().shape[1] if text.active_holder is not None and text.active_holder.reads_only else 0
-        )
+        readers = 0 if text.active_readers is None else text.active_readers().shape[1]
         templates = classes.pack(first, last or len(classes.names), readers, device)
         keep_record = sum(part.num_rows for parts in templates for part in parts) <= MAX_RECORD_ROWS
 

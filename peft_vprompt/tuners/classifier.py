@@ -79,7 +79,7 @@ class ClassNameClassifier(ClassEncoder):
         Without a text tower: of the pooled output, or of the class token where there is none.
         """
         vision, has_text = self.vision_tower, self.text_tower is not None
-        if has_text and vision.active_holder is not None and vision.active_holder.reads_only:
+        if has_text and vision.active_readers is not None:
             return self.dual_encoder.image_features(vision.read(pixel_values, **kwargs))
         if has_text:
             return self.dual_encoder.image_features(vision.pooled(pixel_values, **kwargs))

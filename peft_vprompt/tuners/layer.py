@@ -73,6 +73,12 @@ class PromptedTower(Wrapper):
             raise ValueError(f"Expected one active prompt adapter at a time. Received: {self.active_adapters}.")
         return self.holder(self.active_adapters[0])
 
+    @property
+    def active_readers(self) -> PromptHolder | None:
+        """The holder in use, if its prompts read the plain tokens and nobody reads them."""
+        holder = self.active_holder
+        return holder if holder is not None and holder.reads_only else None
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. Which adapter is active afterwards is decided by the tuner, for all layers alike."""
         for name in self.adapter_layer_names:

@@ -66,10 +66,10 @@ class PromptedTextTower(PromptedTower):
         """
         if isinstance(packed, PaddedPrompts):
             return self._encode_padded(packed, image_features)
-        tower, holder = self.tower, self.active_holder
-        if holder is not None and holder.reads_only:
+        tower, readers = self.tower, self.active_readers
+        if readers is not None:
             return self._read_packed(
-                packed, holder, self._kept_record(packed) if keep_record else self._record(packed)
+                packed, readers, self._kept_record(packed) if keep_record else self._record(packed)
             )
         prompts = self.prompts(image_features)
         learned = None if prompts is None else prompts[0]

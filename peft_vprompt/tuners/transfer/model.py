@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -24,14 +26,14 @@ class TransferModel(BaseTuner):
     trains_head: bool = True
 
     @classmethod
+    @abstractmethod
     def targets(cls, config: TransferConfig, parts: ClassifierParts) -> list[str]:
         """Names of the modules that get a part."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
         """The part for one module."""
-        raise NotImplementedError
 
     def _prepare_adapter_config(self, peft_config: TransferConfig, model_config: dict) -> TransferConfig:
         return peft_config  # targets depend on the modules, not on the model's config: see `_prepare_model`
