@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -212,13 +213,41 @@ def load_adapter(
         model_name_or_path: base model; default: the one the adapter names.
         class_names: classes of the head, for a base model with a classification head.
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
+
+    Raises:
+        OSError: there is no such adapter.
     """
-    config = PeftConfig.from_pretrained(str(adapter))
+    config = adapter_config(adapter)
     if model_name_or_path is None and not embedded:
         model_name_or_path = config.base_model_name_or_path
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     base = load_base(model_name_or_path, class_names, classifier)
     return Built(PeftModel.from_pretrained(base, str(adapter)).eval(), _image_processor(base), None)
+
+
+def adapter_config(adapter: str | Path) -> PeftConfig:
+    """The config of a saved adapter.
+
+    Args:
+        adapter: its folder or Hub id.
+
+    Raises:
+        OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
+            reach.
+    """
+    folder = Path(adapter)
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
+    try:
+        return PeftConfig.from_pretrained(str(adapter))
+    except ValueError as error:
+        if folder.is_dir():
+            raise
+        raise OSError(
+            f"Expected the folder or the Hub id of an adapter. Received: {str(adapter)!r}. There is no such folder, and "
+            f"no {CONFIG_NAME} of that id on the Hub or among the files downloaded before "
+            f"({type(error.__cause__ or error).__name__}). Check the spelling and the connection."
+        ) from error
 
 
 def load_base(

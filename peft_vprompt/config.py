@@ -6,6 +6,8 @@ documentation and the command line's help are generated from it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -58,6 +60,16 @@ class PromptConfig(PeftConfig):
         default=None,
         metadata={"help": "Further modules to train and save in full. A classification head is added by itself."},
     )
+    class_names_digest: str | None = field(
+        default=None,
+        metadata={
+            "help": "Set on saving where something was learned for each class: tells whether class_names still are the "
+            "names it was learned for."
+        },
+    )
+
+    #: Whether something is learned for each class, which means nothing for others.
+    belongs_to_classes = False
 
     def __post_init__(self):
         if self.task_type not in (None, TASK_TYPE):
@@ -76,6 +88,10 @@ class PromptConfig(PeftConfig):
                 raise ValueError(
                     f"Expected a template with exactly one '{{}}' for the class name. Received: template={template!r}."
                 )
+
+    def record_classes(self) -> None:
+        """Set `class_names_digest`, if something was learned for each class."""
+        self.class_names_digest = digest_names(self.class_names) if self.belongs_to_classes else None
 
     @property
     def templates(self) -> list[str]:
@@ -155,6 +171,12 @@ def check_class_names(names: Sequence[str]) -> list[str]:
             stacklevel=2,
         )
     return list(names)
+
+
+def digest_names(names: Sequence[str]) -> str:
+    """A short digest of class names in their order, as they are read: underscores are spaces."""
+    text = json.dumps([name.replace("_", " ") for name in names])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_choice(name: str, value, allowed: Sequence) -> None:

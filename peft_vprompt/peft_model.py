@@ -9,21 +9,32 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.utils import (
+    CONFIG_NAME,
+    SAFETENSORS_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from . import registry
+from .config import digest_names
 from .errors import AdapterMismatchError
 from .model_card import render_model_card
 from .tokenization import resolve_local_path
+from .tuners.checks import as_labels, drop_idle
 
 
 class PeftModelForImageClassification(PeftModel):
@@ -35,37 +46,48 @@ class PeftModelForImageClassification(PeftModel):
         self,
         *args,
         pixel_values: Tensor | None = None,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         image_features: Tensor | None = None,
         **kwargs,
     ):
         """Classify images, or make the base model's own call.
 
         On a dual encoder `model(pixel_values=..., labels=...)` gives an `ImageClassifierOutput` over the class names,
-        and so does `model(image_features=..., labels=...)` where no visual prompt is learned; a call with `input_ids`
-        is `CLIPModel`'s own, prompted. Other base models get their own call.
+        and so does `model(image_features=..., labels=...)` where no visual prompt is learned; with
+        `return_dict=False` (or so in the base model's config) a tuple of the same. `num_items_in_batch` changes
+        nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
+        base models get their own call. Labels may be a list.
         """
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "Expected one adapter for all images of a batch. Received: "
                 f"adapter_names={kwargs['adapter_names']!r}. Use set_adapter, or classify_with_adapters for several."
             )
-        tuner = self.base_model
+        tuner, given = self.base_model, image_features if pixel_values is None else pixel_values
+        labels = as_labels(labels, getattr(given, "device", None))
+        own_call = args or kwargs.get("input_ids") is not None or tuner.text_tower is None
         if image_features is not None:
             if args or pixel_values is not None or kwargs.get("input_ids") is not None:
                 raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")
-            return tuner.classify_features(image_features, labels)
-        own_call = args or kwargs.get("input_ids") is not None or tuner.text_tower is None
+            return self._as_asked(tuner.classify_features, image_features, labels, **kwargs)
         if not own_call and pixel_values is not None:
-            tuner.link_towers()
-            kwargs = {k: v for k, v in kwargs.items() if k not in self.special_peft_forward_args}
-            return tuner.classify(pixel_values, labels, **kwargs)
+            return self._as_asked(tuner.classify, pixel_values, labels, **kwargs)
         if pixel_values is not None:
             kwargs["pixel_values"] = pixel_values
         if labels is not None:
             kwargs["labels"] = labels
         tuner.link_towers()
         return super().forward(*args, **kwargs)
+
+    def _as_asked(self, classify: Callable, inputs: Tensor, labels: Tensor | None, return_dict=None, **kwargs):
+        """The classification call, as an output class or a tuple."""
+        self.base_model.link_towers()
+        for name in ("num_items_in_batch", *self.special_peft_forward_args):
+            kwargs.pop(name, None)
+        output = classify(inputs, labels, **drop_idle(kwargs))
+        if return_dict is None:
+            return_dict = getattr(self.get_base_model().config, "return_dict", True)
+        return output if return_dict else output.to_tuple()
 
     def set_class_names(self, names: list[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """See `PromptTuner.set_class_names`."""
@@ -147,6 +169,7 @@ class PeftModelForImageClassification(PeftModel):
 
     def _load_checked(self, model_id, adapter_name, *args, **kwargs):
         hub_options, _ = self._split_kwargs(kwargs)
+        self._require_weights(Path(model_id, hub_options.get("subfolder") or ""))
         try:
             weights = load_peft_weights(str(model_id), device="cpu", **hub_options)
         except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
@@ -157,6 +180,7 @@ class PeftModelForImageClassification(PeftModel):
             ) from error
         if adapter_name in self.peft_config:
             self._check_weights(weights, adapter_name, model_id)
+            self._check_classes(adapter_name, model_id, hub_options)
         try:
             result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
         except RuntimeError:  # of torch, when a shape differs: ours says which adapter and which model
@@ -164,7 +188,19 @@ class PeftModelForImageClassification(PeftModel):
                 self._check_weights(weights, adapter_name, model_id)
             raise
         self._check_weights(weights, adapter_name, model_id)
+        self._check_classes(adapter_name, model_id, hub_options)
         return result
+
+    @staticmethod
+    def _require_weights(folder: Path) -> None:
+        """Refuse a folder without a file of weights, which PEFT would look for on the Hub."""
+        expected = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+        if folder.is_dir() and not any((folder / name).is_file() for name in expected):
+            found = ", ".join(sorted(path.name for path in folder.iterdir()))
+            raise AdapterMismatchError(
+                f"Expected the weights of the adapter, {' or '.join(expected)}, in {str(folder)!r}. Received: {found}. "
+                "Save or download it again, whole."
+            )
 
     def _adapter_state(self, adapter_name: str) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
@@ -191,6 +227,25 @@ class PeftModelForImageClassification(PeftModel):
         bad = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise AdapterMismatchError(f"The adapter in {str(model_id)!r} has NaN or infinite values in {bad[:4]}.")
+
+    def _check_classes(self, adapter_name: str, model_id, hub_options: dict) -> None:
+        """Where something was learned for each class: are the adapter's classes those of the file?
+
+        An adapter that was saved before this was recorded passes.
+        """
+        config = self.peft_config[adapter_name]
+        if not config.belongs_to_classes:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the adapter was made
+            saved = PeftConfig.from_pretrained(str(model_id), **hub_options)
+        if saved.class_names_digest not in (None, digest_names(config.class_names)):
+            names = ", ".join(config.class_names[:5]) + (", ..." if len(config.class_names) > 5 else "")
+            raise AdapterMismatchError(
+                f"The adapter in {str(model_id)!r} learned something for each of its classes, and these are not the "
+                f"names it learned them for. Received: {len(config.class_names)} names ({names}). Put back the names, "
+                f"in their order, that {CONFIG_NAME} was saved with, or train an adapter for these."
+            )
 
     # ---- saving -----------------------------------------------------------------------------------------------
 
@@ -229,6 +284,7 @@ class PeftModelForImageClassification(PeftModel):
             if base.__class__.__module__ != "peft_vprompt.base_model"
             else type(base).unlabelled_class.__module__,
         }
+        config.record_classes()
         config.tokenizer_name_or_path = resolve_local_path(config.tokenizer_name_or_path)
         config.base_model_name_or_path = resolve_local_path(config.base_model_name_or_path)
 

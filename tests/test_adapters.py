@@ -231,9 +231,21 @@ def test_saved_names_are_those_of_training(make, tmp_path):
     model.save_pretrained(tmp_path / "evaluated")
     assert json.loads((tmp_path / "evaluated/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
     model.train()
-    model(pixel_values=images(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    loss = model(pixel_values=images(), labels=torch.tensor([0, 1, 2, 0])).loss
+    model.save_pretrained(tmp_path / "called")  # in training mode, but nothing has been learned
+    assert json.loads((tmp_path / "called/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
+    loss.backward()
     model.save_pretrained(tmp_path / "trained")
     assert json.loads((tmp_path / "trained/adapter_config.json").read_text())["class_names"] == NEW_NAMES
+
+
+def test_an_adapter_without_names_keeps_the_first(make, tmp_path):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end", class_names=None)).eval()
+    for names in (NEW_NAMES, CLASS_NAMES):
+        model.set_class_names(names)
+        logits(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["class_names"] == NEW_NAMES
 
 
 @pytest.mark.parametrize("method", METHODS)

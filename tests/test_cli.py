@@ -7,7 +7,7 @@ import pytest
 from saved_models import COLOURS, save_colours, save_tiny, save_tiny_clip, save_tiny_vit
 from typer.testing import CliRunner
 
-from peft_vprompt import build
+from peft_vprompt import ContextOptConfig, build
 from peft_vprompt.build import METHODS
 from peft_vprompt.cli import app, options
 from peft_vprompt.data import DataOptions, load_images
@@ -257,7 +257,15 @@ def test_data_options_need_data(tmp_path):
     assert "need --data. Received: label_column" in shown
 
 
-def test_evaluate_needs_data(clip_path, colours, tmp_path):
+def test_evaluate_needs_an_adapter(tmp_path):
+    for adapter in (tmp_path / "gone", "me/no-such-adapter"):
+        shown = vprompt("evaluate", "--adapter", adapter, code=2)
+        assert f"'{adapter}'. There is no such folder" in shown and "on the Hub" in shown
+    assert f"with adapter_config.json. Received: '{tmp_path}'" in vprompt("evaluate", "--adapter", tmp_path, code=2)
+
+
+def test_evaluate_needs_data(tmp_path):
+    ContextOptConfig().save_pretrained(tmp_path)
     assert "Give --data" in vprompt("evaluate", "--adapter", tmp_path, code=2)
 
 

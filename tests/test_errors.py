@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from models import (
@@ -294,6 +295,100 @@ def test_images_without_a_batch(tokenizer_path):
         coop(tokenizer_path)(pixel_values=images()[0])
 
 
+@pytest.mark.parametrize("base", [tiny_clip, tiny_vit])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (images()[:, 0], r"height, width\] with 3 channels.*shape \[4, 32, 32\].*make grey ones RGB"),
+        (images()[:, :1], r"with 3 channels.*shape \[4, 1, 32, 32\].*make grey ones RGB"),
+        (images()[:0], r"Expected at least one image. Received: pixel_values of shape \[0, 3, 32, 32\]"),
+    ],
+    ids=["no channels", "one channel", "no image"],
+)
+def test_grey_and_no_images(base, bad, message, tokenizer_path):
+    options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} if base is tiny_clip else {}
+    model = get_peft_model(base(), VisualPromptConfig(num_virtual_tokens=2, **options)).eval()
+    calls = [lambda: model(pixel_values=bad), lambda: model.encode_images(bad)]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    if base is tiny_clip:
+        with model.disable_adapter(), pytest.raises(ValueError, match=message):
+            model(pixel_values=bad)
+
+
+def test_images_that_are_no_tensor(tokenizer_path):
+    with pytest.raises(TypeError, match=r"pixel_values as a tensor.*return_tensors='pt'.*Received: list"):
+        coop(tokenizer_path)(pixel_values=images().tolist())
+
+
+def test_no_image_features(tokenizer_path):
+    with pytest.raises(ValueError, match=r"at least one image. Received: image_features of shape \[0, 16\]"):
+        coop(tokenizer_path)(image_features=torch.zeros(0, 16))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_labels_may_be_a_list(kind, tokenizer_path):
+    given, numbers = labels(), kind(labels().tolist())
+    for model in (coop(tokenizer_path), get_peft_model(tiny_vit(), VisualPromptConfig()).eval()):
+        assert torch.equal(
+            model(pixel_values=images(), labels=numbers).loss, model(pixel_values=images(), labels=given).loss
+        )
+    features = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
+    assert coop(tokenizer_path)(image_features=features, labels=numbers).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (["cat"] * 4, TypeError, r"list of integers.*place of its class in class_names.*\['cat', "),
+        ([0, 1], ValueError, r"one integer label per image, \[4\].*shape \[2\]"),
+        (torch.zeros(4, 1, dtype=torch.long), ValueError, r"\[4, 5\].*Received: labels of shape \[4, 1\]"),
+        ([0.0, 1.0, 2.0, 3.0], ValueError, r"or probabilities \[4, 5\].*dtype torch.float32"),
+    ],
+)
+def test_labels_that_are_none(bad, error, message, tokenizer_path):
+    with pytest.raises(error, match=message):
+        coop(tokenizer_path)(pixel_values=images(), labels=bad)
+
+
+def test_probabilities_as_labels(tokenizer_path):
+    one_hot = torch.nn.functional.one_hot(labels(), len(CLASS_NAMES)).float()
+    soft, hard = (coop(tokenizer_path)(pixel_values=images(), labels=y).loss for y in (one_hot, labels()))
+    torch.testing.assert_close(soft, hard)
+
+
+def test_unknown_keywords(tokenizer_path):
+    model = coop(tokenizer_path)
+    message = "unexpected keyword arguments: {}. .*takes interpolate_pos_encoding.*own call, with input_ids"
+    for call in (model, model.encode_images):
+        with pytest.raises(TypeError, match=message.format("interpolate_positions")):
+            call(pixel_values=images(), interpolate_positions=True)
+    with pytest.raises(TypeError, match=message.format("output_hidden_states")):
+        model(pixel_values=images(), output_hidden_states=True)
+    with pytest.raises(TypeError, match="classify_features.*unexpected keyword argument 'pixels'"):
+        model(image_features=torch.ones(1, 16) / 4, pixels=True)
+    readers = get_peft_model(tiny_clip(), ReadOnlyPromptConfig(class_names=CLASS_NAMES, num_virtual_tokens=2)).eval()
+    with pytest.raises(TypeError, match="arguments: patches"):
+        readers.classify_with_adapters(images(), ["default"], patches=1)
+
+
+def test_keywords_of_training_loops_and_pipelines(tokenizer_path):
+    model = coop(tokenizer_path)
+    expected = model(pixel_values=images(), labels=labels())
+    idle = {"input_ids": None, "attention_mask": None, "output_attentions": False, "return_loss": None}
+    call = {"pixel_values": images(), "labels": labels(), "num_items_in_batch": torch.tensor(8), **idle}
+    assert torch.equal(model(**call, return_dict=True).loss, expected.loss)
+    features = model.encode_images(images())
+    for inputs in ({"pixel_values": images()}, {"image_features": features}):
+        loss, logits = model(**inputs, labels=labels(), return_dict=False)
+        assert torch.equal(loss, expected.loss) and torch.equal(logits, expected.logits)
+        (logits,) = model(**inputs, return_dict=False)
+        assert torch.equal(logits, expected.logits)
+    model.get_base_model().config.return_dict = False
+    assert isinstance(model(pixel_values=images()), tuple)
+
+
 def test_one_adapter_for_a_batch(tokenizer_path):
     with pytest.raises(ValueError, match="one adapter for all images.*'other'.*classify_with_adapters"):
         coop(tokenizer_path)(pixel_values=images(2), adapter_names=["default", "other"])
@@ -368,6 +463,11 @@ def break_nan(path):
     return tiny_clip()
 
 
+def break_no_weights(path):
+    (path / "adapter_model.safetensors").unlink()
+    return tiny_clip()
+
+
 class RunsCode:
     def __reduce__(self):
         return os.system, ("touch ran-code",)
@@ -385,6 +485,7 @@ BROKEN = {
     break_renamed: "missing .*tokens; unexpected .*vectors",
     break_missing_tensor: "missing .*tokens; unexpected other",
     break_nan: "NaN or infinite values",
+    break_no_weights: "weights of the adapter, adapter_model.safetensors or .*Received: README.md, adapter_config.json. ",
     break_pickle: "Cannot read the adapter weights.*plain tensors",
 }
 
@@ -409,6 +510,42 @@ def test_broken_adapters_change_nothing(damage, saved, tokenizer_path, monkeypat
         assert list(model.peft_config) == ["default"]
         assert torch.equal(model(pixel_values=images()).logits, expected)
     assert not (tmp_path / "ran-code").exists()
+
+
+def class_by_class():
+    """Cases of `CONFIGS` that learn something for each class."""
+    cases = [(method, case) for method in CONFIGS for case in CONFIGS[method]]
+    return [(m, c) for m, c in cases if CONFIGS[m][c](class_names=CLASS_NAMES).belongs_to_classes]
+
+
+@pytest.mark.parametrize(("method", "case"), class_by_class())
+def test_names_that_were_edited_after_learning(method, case, tokenizer_path, tmp_path):
+    options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path}
+    model = get_peft_model(tiny_clip(), CONFIGS[method][case](**options)).eval()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    saved = json.loads(path.read_text())
+
+    def load(**changes):
+        path.write_text(json.dumps(saved | changes))
+        return PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+
+    edited = {"class_names": ["cow", *CLASS_NAMES[1:]]}  # as many tokens as before
+    message = "not the names it learned them for. Received: 5 names .cow, sea lion.*Put back the names"
+    for changes in (edited, {"class_names": CLASS_NAMES[::-1]}):
+        with pytest.raises(ValueError, match=message.replace("cow, sea lion", ", ".join(changes["class_names"][:2]))):
+            load(**changes)
+        path.write_text(json.dumps(saved))
+        other = get_peft_model(tiny_clip(), CONFIGS[method][case](**options | changes)).eval()
+        before = other(pixel_values=images()).logits
+        with pytest.raises(ValueError, match="not the names it learned them for|has shape"):
+            other.load_adapter(str(tmp_path), "default")
+        assert torch.equal(other(pixel_values=images()).logits, before)
+    expected = model(pixel_values=images()).logits
+    readable = [name.replace(" ", "_") for name in CLASS_NAMES]  # underscores are read as spaces
+    for loaded in (load(), load(class_names=readable)):
+        assert torch.equal(loaded(pixel_values=images()).logits, expected)
+    load(**edited, class_names_digest=None)  # of a version that did not record it
 
 
 def test_a_failed_save_leaves_the_old_files(saved, tokenizer_path, monkeypatch):

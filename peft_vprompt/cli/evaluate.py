@@ -5,7 +5,7 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from ..build import load_adapter
+from ..build import adapter_config, load_adapter
 from ..data import DataOptions, load_split
 from ..diagnostics import diagnose
 from ..evaluation import evaluate as evaluate_model
@@ -39,6 +39,7 @@ def evaluate(
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
     - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
     """
+    adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
     rows = load_split(data, split) if data else options.demo_task(split)

@@ -170,6 +170,7 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
 def _write(config: PeftConfig, weights: dict, output: Path) -> None:
     """Write config and weights through temporary names."""
     output.mkdir(parents=True, exist_ok=True)
+    config.record_classes()
     with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as staging:
         config.save_pretrained(staging)
         save_file(weights, Path(staging, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})

@@ -213,22 +213,32 @@ class VisionTower(Tower):
         """The pooled output for a feature [b, d] that is read out in the place of the class token."""
         return feature
 
-    def check_image_size(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
-        """Refuse images the position embeddings do not fit.
+    def check_images(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
+        """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:
-            ValueError: names both sizes and the two remedies.
+            TypeError: no tensor.
+            ValueError: names the shape received, the one expected and the remedies.
         """
-        if self.num_tokens is not None and pixel_values.ndim != 4:
-            raise ValueError(
-                "Expected pixel_values [batch, channels, height, width]. "
-                f"Received: pixel_values of shape {list(pixel_values.shape)}."
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(
+                "Expected pixel_values as a tensor, as the model's image processor gives it with "
+                f"return_tensors='pt'. Received: {type(pixel_values).__name__}."
             )
-        size = tuple(pixel_values.shape[-2:])
+        shape, channels = list(pixel_values.shape), self.module.config.num_channels
+        if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):
+            raise ValueError(
+                f"Expected pixel_values [batch, channels, height, width] with {channels} channels. Received: "
+                f"pixel_values of shape {shape}. Stack single images into a batch, and make grey ones RGB (Pillow's "
+                "image.convert('RGB'))."
+            )
+        if not shape[0]:
+            raise ValueError(f"Expected at least one image. Received: pixel_values of shape {shape}.")
+        size = tuple(shape[-2:])
         if self.fixed_size and size != self.image_size and not interpolate_pos_encoding:
             raise ValueError(
                 f"Expected images of {self.image_size[0]}x{self.image_size[1]} pixels. Received: pixel_values of shape "
-                f"{list(pixel_values.shape)}. Resize them with the model's image processor, or pass "
+                f"{shape}. Resize them with the model's image processor, or pass "
                 "interpolate_pos_encoding=True."
             )
 

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..config import check_class_names
 from ..errors import UnsupportedModelError
 from ..towers import DUAL_ENCODERS
+from .checks import check_inputs, check_options, check_unit_length
 from .class_features import ClassEncoder, ClassList
 
 
@@ -48,7 +49,7 @@ class ClassNameClassifier(ClassEncoder):
     def set_class_names(self, names: list[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Tell other classes apart with the active adapter's prompts.
 
-        The adapter keeps the names it was configured or trained with for saving.
+        The adapter keeps the names it was configured or trained with for saving; one without any takes these.
 
         Raises:
             ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
@@ -63,6 +64,7 @@ class ClassNameClassifier(ClassEncoder):
         classes = ClassList(names)
         self._tokenise(classes)
         self.class_lists[self.active_adapters[0]] = classes
+        self.active_config.class_names = self.active_config.class_names or names
         self.text_cache.clear()
 
     @property
@@ -77,7 +79,20 @@ class ClassNameClassifier(ClassEncoder):
         """L2-normalised image features [batch, dim]; [batch, pairs, dim] for read-only prompts.
 
         Without a text tower: of the pooled output, or of the class token where there is none.
+
+        Raises:
+            ValueError: images of another shape than the encoder takes, or none.
+            TypeError: keyword arguments that it does not take.
         """
+        self._check_images(pixel_values, kwargs)
+        return self._encode_images(pixel_values, **kwargs)
+
+    def _check_images(self, pixel_values: Tensor, options: dict) -> None:
+        tower = self.vision_tower.tower
+        check_options(options, ("interpolate_pos_encoding", *tower.embed_options))
+        tower.check_images(pixel_values, options.get("interpolate_pos_encoding"))
+
+    def _encode_images(self, pixel_values: Tensor, **kwargs) -> Tensor:
         vision, has_text = self.vision_tower, self.text_tower is not None
         if has_text and vision.active_readers is not None:
             return self.dual_encoder.image_features(vision.read(pixel_values, **kwargs))
@@ -91,11 +106,16 @@ class ClassNameClassifier(ClassEncoder):
     def classify(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> ImageClassifierOutput:
         """Cross-entropy loss (if `labels` are given) and logits [batch, classes] over the class names.
 
+        Labels are integers [batch] (-100: not counted) or probabilities [batch, classes].
+
         Raises:
-            ValueError: images with NaN, labels out of range (checked where the tensors are on the CPU).
+            ValueError: images of another shape than the encoder takes, or none; labels of another shape; images with
+                NaN, labels out of range (checked where the tensors are on the CPU).
+            TypeError: keyword arguments that the image encoder does not take.
         """
+        self._check_images(pixel_values, kwargs)
         check_inputs(pixel_values, labels, len(self._classes().names))
-        return self._compare(self.encode_images(pixel_values, **kwargs), labels)
+        return self._compare(self._encode_images(pixel_values, **kwargs), labels)
 
     def classify_features(self, image_features: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """The same from L2-normalised image features [batch, dim], such as `data.cache_features` keeps.
@@ -123,6 +143,7 @@ class ClassNameClassifier(ClassEncoder):
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_readers(names)
+        self._check_images(pixel_values, kwargs)
         results = {}
         for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
             with self.using(name):
@@ -162,40 +183,15 @@ class ClassNameClassifier(ClassEncoder):
             )
 
     def _compare(self, image_features: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
-        self._remember_classes()
         logits = self.dual_encoder.logits(image_features, self._text_features(image_features))
+        if self.training and logits.requires_grad and self.class_names != self.active_config.class_names:
+            self._remember_classes(logits)
         at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = None if labels is None else F.cross_entropy(at_least_float32, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
-    def _remember_classes(self) -> None:
-        """The names an adapter is trained with are the ones it is saved with."""
-        if self.training and torch.is_grad_enabled() and self.class_names is not None:
-            self.active_config.class_names = self.class_names
-
-
-def check_inputs(inputs: Tensor, labels: Tensor | None, num_classes: int, name: str = "pixel_values") -> None:
-    """Refuse NaN inputs and impossible labels while that costs no synchronisation with a device."""
-    if torch.compiler.is_compiling():
-        return
-    if inputs.device.type == "cpu" and not bool(torch.isfinite(inputs).all()):
-        raise ValueError(f"Expected finite {name}. Received NaN or infinity; check the image preprocessing.")
-    if labels is not None and labels.device.type == "cpu" and labels.numel():
-        valid = labels[labels != -100]
-        low, high = (int(valid.min()), int(valid.max())) if valid.numel() else (0, 0)
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"Expected labels from 0 to {num_classes - 1}, one per class name. Received labels from {low} to {high}."
-            )
-
-
-def check_unit_length(features: Tensor) -> None:
-    """Refuse features that were not L2-normalised, as `check_inputs` refuses NaN."""
-    if torch.compiler.is_compiling() or features.device.type != "cpu":
-        return
-    lengths = features.float().norm(dim=-1)
-    if not torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
-        raise ValueError(
-            "Expected L2-normalised image_features, as encode_images gives. "
-            f"Received lengths from {float(lengths.min()):.3g} to {float(lengths.max()):.3g}."
-        )
+    @torch.compiler.disable
+    def _remember_classes(self, logits: Tensor) -> None:
+        """The names an adapter is trained with are the ones it is saved with: from the first backward pass on."""
+        config, names = self.active_config, self.class_names
+        logits.register_hook(lambda gradient: setattr(config, "class_names", names))

@@ -123,7 +123,7 @@ class PromptedVisionTower(PromptedTower):
     def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
         """Image tokens, after checks."""
         tower, holder = self.tower, self.active_holder
-        tower.check_image_size(pixel_values, interpolate_pos_encoding)
+        tower.check_images(pixel_values, interpolate_pos_encoding)
         options = self._options(kwargs) | {"interpolate_pos_encoding": interpolate_pos_encoding}
         return tower.embed(pixel_values, **options) if holder is None else holder.embed(tower, pixel_values, **options)
 
@@ -139,7 +139,7 @@ class PromptedVisionTower(PromptedTower):
         tower, holder = self.tower, self.active_holder
         own_way = holder is not None and holder.pooling != "original"
         whole = self.disable_adapters or own_way or tower.readout_rows is None
-        if whole or kwargs.get("attention_mask") is not None:
+        if whole:
             return self(pixel_values, **kwargs).pooler_output
         readout = Readout(tower.readout_rows, ReadAll)
         return tower.pool(self._encode(pixel_values, readout=readout, **kwargs)[0])

@@ -35,7 +35,6 @@ class ClassHeadConfig(PromptConfig):
         if self.class_names is None:
             raise ClassNamesError("Expected class_names: the head has one row for each class.")
 
-    #: The head is learned for its own classes only.
     belongs_to_classes = True
 
 
