@@ -20,7 +20,7 @@ from ..distributed import gather_classes, share
 from ..errors import ClassNamesError
 from ..padded_prompts import PaddedPrompts
 from ..prompts import ClassFeatures
-from ..text_cache import autocast_dtype, fingerprint
+from ..text_cache import autocast_dtype, checksum, fingerprint
 from ..tokenization import TokenSequence, check_lengths, encode_text, fill, find_tokenizer
 from ..towers import BidirectionalTextTower
 
@@ -151,7 +151,8 @@ class ClassEncoder:
     def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
         """Features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
         text, projection = self.text_tower, self.dual_encoder.text_projection
-        key = (text.disable_adapters, autocast_dtype(device), fingerprint(text), fingerprint(projection))
+        weights = (fingerprint(text), fingerprint(projection), checksum(text.active_holder))
+        key = (text.disable_adapters, autocast_dtype(device), *weights)
         return self.text_cache.get(classes, key, lambda: self._encode_classes(classes, device))
 
     def _encode_classes(
