@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,27 +22,83 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION_NAME = "prompt_attention"
 
 
+#: Tails that fit into so many rows are computed together, because products of single tails are too small to be fast.
+#: Forward and backward of the attention of one layer of CLIP ViT-B/16 with 100 class names, on one core of an EPYC: a tail
+#: at a time 11.6 ms, in blocks of 16 rows 6.6 ms, of 48 rows 8.6 ms.
+BLOCK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows taken out of a packed sequence into blocks of equal size, and what may be read in them.
+
+    Shapes: k = blocks, r = rows of the largest, q = queries of a block, or 1 where all of them read alike.
+
+    Attributes:
+        rows: [k, r] row of the tails that each place shows (0 where there is none).
+        visible: [k, q, r] True where a query reads the row at that place.
+    """
+
+    rows: Tensor
+    visible: Tensor
+
+    @classmethod
+    def of_tails(cls, paths: list[list[int]]) -> Blocks:
+        """Each tail is a block, and all of it is visible."""
+        rows = _padded(paths)
+        return cls(rows.clamp(min=0), (rows >= 0)[:, None])
+
+    @classmethod
+    def of_groups(cls, paths: list[list[int]]) -> Blocks:
+        """As many tails in each block as fit; a row reads its own tail up to itself."""
+        size = max(BLOCK_ROWS, *map(len, paths))
+        groups: list[list[int]] = [[]]
+        for path in sorted(paths):  # tails that begin alike come together
+            more = [row for row in path if row not in groups[-1]]
+            if len(groups[-1]) + len(more) > size:
+                groups.append([])
+                more = path
+            groups[-1].extend(more)
+        reads = {row: path[: place + 1] for path in paths for place, row in enumerate(path)}
+        visible = torch.zeros(len(groups), max(map(len, groups)), max(map(len, groups)), dtype=torch.bool)
+        for block, group in zip(visible, groups, strict=True):
+            place = {row: index for index, row in enumerate(group)}
+            pairs = [(place[row], place[read]) for row in group for read in reads[row]]
+            block[tuple(torch.tensor(pairs).T)] = True
+        return cls(_padded(groups).clamp(min=0), visible)
+
+    def take(self, packed: Tensor) -> Tensor:
+        """The blocks [b, h, k, r, d] of the tails [b, h, t, d]."""
+        return packed.index_select(2, self.rows.flatten()).unflatten(2, self.rows.shape)
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same blocks on `device`."""
+        return Blocks(self.rows.to(device), self.visible.to(device))
+
+
+def _padded(lists: list[list[int]]) -> Tensor:
+    """Lists of rows as one tensor, -1 where a list is over."""
+    return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, lists)), batch_first=True, padding_value=-1)
+
+
 @dataclass(frozen=True)
 class SharedPrefix:
     """Causal attention over a packed sequence `[prefix, tails]`: a tail reads the prefix and itself.
 
-    Shapes: b = batch, h = heads, p = prefix rows, t = rows of all tails, c = tails, l = longest tail, d = head size.
-    Tails are padded to l for the two small matrix products here and nowhere else. The prefix is never copied per
-    tail: scores against it and against the tail itself meet in one softmax.
+    Shapes: b = batch, h = heads, p = prefix rows, t = rows of all tails, d = head size; k, r and q as in `Blocks`.
+    The prefix is never copied per tail: scores against it and against the tail itself meet in one softmax.
 
     Attributes:
         prefix: p, the number of rows that all tails read.
-        gather: [c * l] row of the tails that each padded place shows (0 where there is none).
-        scatter: [t] a padded place of each row of the tails.
-        real: [c, l] False where a padded place shows nothing.
-        causal: [l, l] whom a row of a tail reads in it. Padding follows the rows, so this hides it too.
+        groups: the tails, several in a block, where the rows themselves are the queries.
+        tails: the tails, one in a block, for queries from outside.
+        places: [t] the place in `groups`, counted through all blocks, of each row of the tails.
     """
 
     prefix: int
-    gather: Tensor
-    scatter: Tensor
-    real: Tensor
-    causal: Tensor
+    groups: Blocks
+    tails: Blocks
+    places: Tensor
 
     @classmethod
     def from_paths(cls, prefix: int, paths: list[list[int]]) -> SharedPrefix:
@@ -50,56 +106,53 @@ class SharedPrefix:
 
         Tails may begin with the same rows: what a row reads is the same in all of them.
         """
-        lengths = torch.tensor([len(path) for path in paths])
-        longest = int(lengths.max())
-        real = torch.arange(longest) < lengths[:, None]
-        gather = torch.zeros(real.shape, dtype=torch.long)
-        gather[real] = torch.tensor([row for path in paths for row in path])
-        places = real.flatten().nonzero().squeeze(1)
-        scatter = torch.empty(int(gather.max()) + 1, dtype=torch.long)
-        scatter[gather.flatten()[places].flip(0)] = places.flip(0)  # the first place of each row
-        return cls(
-            prefix=prefix,
-            gather=gather.flatten(),
-            scatter=scatter,
-            real=real,
-            causal=torch.ones(longest, longest, dtype=torch.bool).tril(),
-        )
+        groups = Blocks.of_groups(paths)
+        filled = groups.visible.any(-1).flatten().nonzero().squeeze(1)
+        rows = groups.rows.flatten()[filled]
+        places = torch.empty(int(rows.max()) + 1, dtype=torch.long)
+        places[rows] = filled  # a row that several blocks show is the same in each
+        return cls(prefix, groups, Blocks.of_tails(paths), places)
 
     def to(self, device: torch.device) -> SharedPrefix:
         """The same pattern on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prefix"}
-        return SharedPrefix(self.prefix, **moved)
+        return SharedPrefix(self.prefix, self.groups.to(device), self.tails.to(device), self.places.to(device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Attention of [b, h, p + t, d] query, key and value; returns the same shape."""
-        p = self.prefix
+        (query, tails), key, value = map(self.split, (query, key, value))
         head = F.scaled_dot_product_attention(
-            query[:, :, :p], key[:, :, :p], value[:, :, :p], dropout_p=dropout, is_causal=True, scale=scaling
+            query, key[0], value[0], dropout_p=dropout, is_causal=True, scale=scaling
         )
-        tails = self.read(self.pad(query), key, value, self.causal, scaling, dropout).flatten(2, 3)
-        return torch.cat([head, tails.index_select(2, self.scatter)], dim=2)
+        tails = self.read(self.groups.take(tails), key, value, self.groups, scaling, dropout)
+        return torch.cat([head, tails.flatten(2, 3).index_select(2, self.places)], dim=2)
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """The tails of [b, h, p + t, d], padded to [b, h, c, l, d]."""
-        tails = packed[:, :, self.prefix :].index_select(2, self.gather)
-        return tails.unflatten(2, self.real.shape)
+    def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix and the tails of [b, h, p + t, d]."""
+        return packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
 
     def read(
-        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, dropout: float
+        self,
+        query: Tensor,
+        key: tuple[Tensor, Tensor],
+        value: tuple[Tensor, Tensor],
+        blocks: Blocks,
+        scaling: float,
+        dropout: float,
     ) -> Tensor:
-        """Let q queries per tail, [b, h, c, q, d], read the prefix and what is `visible` ([..., q, l]) of their tail.
+        """Let queries [b, h, k, q, d] read the prefix and what they see of their block; returns the same shape.
 
-        Key and value are packed, [b, h, p + t, d]. Returns [b, h, c, q, d].
+        Key and value are those of the prefix, [b, h, p, d], and of the tails, [b, h, t, d].
         """
-        p, queries = self.prefix, query.shape[3]
-        to_prefix = torch.matmul(query.flatten(2, 3), key[:, :, :p].transpose(-1, -2)).unflatten(2, (-1, queries))
-        to_tail = torch.matmul(query, self.pad(key).transpose(-1, -2)).masked_fill(~visible, float("-inf"))
-        scores = torch.cat([to_prefix, to_tail], dim=-1) * scaling
+        queries = query.shape[3]
+        to_prefix = torch.matmul(query.flatten(2, 3), key[0].transpose(-1, -2)).unflatten(2, (-1, queries))
+        to_block = torch.matmul(query, blocks.take(key[1]).transpose(-1, -2))
+        to_block = to_block.masked_fill(~blocks.visible, float("-inf"))
+        scores = torch.cat([to_prefix, to_block], dim=-1) * scaling
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         weights = F.dropout(weights.to(query.dtype), dropout, training=dropout > 0)
-        from_prefix = torch.matmul(weights[..., :p].flatten(2, 3), value[:, :, :p]).unflatten(2, (-1, queries))
-        return from_prefix + torch.matmul(weights[..., p:], self.pad(value))
+        on_prefix, on_block = weights.split([self.prefix, weights.shape[-1] - self.prefix], dim=-1)
+        from_prefix = torch.matmul(on_prefix.flatten(2, 3), value[0]).unflatten(2, (-1, queries))
+        return from_prefix + torch.matmul(on_block, blocks.take(value[1]))
 
 
 @dataclass(frozen=True)
@@ -139,11 +192,9 @@ class ReadTails:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Attention of [1, h, c * readers, d] queries to the record; the readers' own key and value are not read."""
         sequence, dtype = self.sequence, query.dtype
-        per_tail = query.unflatten(2, (sequence.real.shape[0], -1))
-        visible = sequence.real[:, None]
-        return sequence.read(per_tail, self.key.to(dtype), self.value.to(dtype), visible, scaling, dropout).flatten(
-            2, 3
-        )
+        per_tail = query.unflatten(2, (len(sequence.tails.rows), -1))
+        key, value = sequence.split(self.key.to(dtype)), sequence.split(self.value.to(dtype))
+        return sequence.read(per_tail, key, value, sequence.tails, scaling, dropout).flatten(2, 3)
 
 
 @dataclass(frozen=True)

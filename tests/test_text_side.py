@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from peft_vprompt import ContextOptConfig, MaPLeConfig, VisualPromptConfig
-from peft_vprompt.attention import ATTENTION_NAME, Causal, SharedPrefix
+from peft_vprompt.attention import ATTENTION_NAME, BLOCK_ROWS, Causal, SharedPrefix
 from peft_vprompt.class_prompts import pack, shared_length
 from peft_vprompt.tokenization import context_sequences, learned
 
@@ -104,12 +104,22 @@ def test_rows_of_one_hundred_classes_with_sixteen_tokens():
     assert packed.token_ids.shape == (17 + 10 + 100 * 3,)
 
 
-@pytest.mark.parametrize("paths", [[[0, 1, 2], [3], [4, 5, 6, 7, 8]], [[0, 1, 2, 3], [0, 1, 4], [0, 5, 6, 7], [8]]])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [[0, 1, 2], [3], [4, 5, 6, 7, 8]],
+        [[0, 1, 2, 3], [0, 1, 4], [0, 5, 6, 7], [8]],
+        [list(range(BLOCK_ROWS + 2)), [BLOCK_ROWS + 2], [0, BLOCK_ROWS + 3]],
+        [[0, 1 + 2 * tail, 2 + 2 * tail] for tail in range(BLOCK_ROWS)],
+    ],
+    ids=["apart", "alike", "longer than a block", "one beginning in several blocks"],
+)
 def test_shared_prefix_attention_equals_a_masked_one(paths):
     torch.manual_seed(0)
     pattern = SharedPrefix.from_paths(4, paths)
-    query, key, value = (torch.randn(2, 2, 13, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    visible = torch.eye(13, dtype=torch.bool)
+    rows = 5 + max(map(max, paths))
+    query, key, value = (torch.randn(2, 2, rows, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    visible = torch.eye(rows, dtype=torch.bool)
     visible[:4, :4] = torch.ones(4, 4, dtype=torch.bool).tril()
     visible[4:, :4] = True
     for path in paths:
