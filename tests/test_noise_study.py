@@ -108,7 +108,8 @@ def test_a_method_with_fields():
         (("--methods", "lora-2"), "No method 'lora-2'"),
         (("--losses", "focal"), "No loss 'focal'"),
         (("--kinds", "flip"), "noise='flip'"),
-        (("--rates", "0,half"), "Expected numbers separated by commas. Received: '0,half'"),
+        (("--seeds", "1.5"), "--seeds takes whole numbers separated by commas. Received: '1.5'"),
+        (("--rates", "0,half"), "--rates takes numbers separated by commas. Received: '0,half'"),
     ],
 )
 def test_user_errors(more, match, clip_path, colours, tmp_path):  # noqa: F811

@@ -12,14 +12,16 @@ from ..noise_plots import plot_study, study_table
 from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
 from ..supervision import FALSE_POSITIVE
 from .app import command, console, say_saved
-from .options import BatchSize, Epochs, LearningRate, Model, Q, Shots, Views, option, read_data, split_list, takes_data
+from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
 
 
 @command
 @takes_data()
+@takes_recipe(without=("bf16", "config"), epochs=15, lr=0.02, batch_size=32)
 def noise_study(
     output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
     data: DataOptions | None,
+    recipe: dict,
     methods: Annotated[
         str, option(f"Separated by commas, or {LINEAR_PROBE}; coop:num_virtual_tokens=4 sets a field of the config.")
     ] = ",".join(METHODS),
@@ -36,9 +38,6 @@ def noise_study(
     ] = False,
     model: Model = None,
     shots: Shots = 16,
-    epochs: Epochs = 15,
-    lr: LearningRate = 0.02,
-    batch_size: BatchSize = 32,
     views: Views = 1,
 ):
     """Find out which method and loss stand wrong labels best on your data.
@@ -54,23 +53,14 @@ def noise_study(
     - `vprompt noise-study --output runs/length --methods coop:num_virtual_tokens=1,coop:num_virtual_tokens=16
       --losses ce`
     """
-    base = Settings(
-        "coop",
-        model=model,
-        shots=shots or None,
-        epochs=epochs,
-        learning_rate=lr,
-        batch_size=batch_size,
-        cache_features=True,
-        views=views,
-    )
+    base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
     study = Study(
         base,
         methods=tuple(split_list(methods)),
         kinds=tuple(split_list(kinds)),
-        rates=_numbers(rates, float),
+        rates=tuple(split_numbers("--rates", rates)),
         losses=tuple(split_list(losses)),
-        seeds=_numbers(seeds, int),
+        seeds=tuple(split_numbers("--seeds", seeds, int)),
         loss_options={} if q is None else {"gce": {"q": q}, "phuber-gce": {"q": q}},
         gradients=gradients,
         without_labels=without_labels,
@@ -79,10 +69,3 @@ def noise_study(
     plot_study(result, output)
     console.print(study_table(result))
     say_saved(output)
-
-
-def _numbers(items: str, kind: type) -> tuple:
-    try:
-        return tuple(kind(item) for item in split_list(items))
-    except ValueError as error:
-        raise ValueError(f"Expected numbers separated by commas. Received: {items!r}.") from error

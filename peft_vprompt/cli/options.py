@@ -95,6 +95,14 @@ Config = Annotated[
     list[str] | None,
     option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
 ]
+#: Changes to the authors' recipe and to the method's config: type and default of each option.
+RECIPE_OPTIONS = {
+    "epochs": (Epochs, None),
+    "lr": (LearningRate, None),
+    "batch_size": (BatchSize, None),
+    "bf16": (Bf16, False),
+    "config": (Config, None),
+}
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
 Workers = Annotated[int, option("Processes that load images.")]
@@ -145,13 +153,28 @@ def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()
     return bundle("data", {"data": (path, None)} | shown, read_data_options)
 
 
+def takes_recipe(without: tuple[str, ...] = (), **defaults) -> Callable:
+    """Give a command the options of a recipe, as `recipe`: fields of `Settings`.
+
+    Args:
+        without: options of `RECIPE_OPTIONS` that the command has no use for.
+        **defaults: other defaults than the authors' recipe.
+    """
+    shown = {n: (kind, defaults.get(n, default)) for n, (kind, default) in RECIPE_OPTIONS.items() if n not in without}
+    return bundle("recipe", shown, _read_recipe)
+
+
+def _read_recipe(lr: float | None = None, config: list[str] | None = None, **values) -> dict:
+    return values | {"learning_rate": lr, "config": parse_values(config)}
+
+
 def takes_loss(command: Callable) -> Callable:
-    """Give a command the options of a loss, as `loss`: a pair of its name (or None) and its parameters."""
+    """Give a command the options of a loss, as `loss`: fields of `Settings`."""
     return bundle("loss", {"loss": (Loss, None), "q": (Q, None), "loss_set": (LossOptions, None)}, _read_loss)(command)
 
 
-def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> tuple[str | None, dict]:
-    return loss, ({} if q is None else {"q": q}) | parse_values(loss_set, "--loss-set")
+def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> dict:
+    return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_values(loss_set, "--loss-set")}
 
 
 def takes_supervision(command: Callable) -> Callable:
@@ -200,6 +223,20 @@ def parse_values(items: list[str] | None, flag: str = "--set") -> dict:
 def split_list(items: str) -> list[str]:
     """The items of a list separated by commas."""
     return [item.strip() for item in items.split(",") if item.strip()]
+
+
+def split_numbers(flag: str, items: str, kind: type = float) -> list:
+    """The numbers of a list separated by commas.
+
+    Raises:
+        ValueError: something else; names the option.
+    """
+    try:
+        return [kind(item) for item in split_list(items)]
+    except ValueError as error:
+        raise ValueError(
+            f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas. Received: {items!r}."
+        ) from error
 
 
 def saved_run(adapter: str) -> dict | None:

@@ -13,27 +13,25 @@ from ..sweep import sweep as run_sweep
 from ..sweep_report import means_table, plot_sweep, sweep_table
 from .app import command, console, say_saved
 from .options import (
-    BatchSize,
-    Bf16,
     Cached,
-    Config,
-    Epochs,
     MethodName,
     Model,
     Workers,
     option,
-    parse_values,
     read_data,
-    split_list,
+    split_numbers,
     takes_data,
+    takes_recipe,
 )
 
 
 @command
 @takes_data()
+@takes_recipe(without=("lr",))
 def sweep(
     output: Annotated[Path, option("Folder for the journal, the runs, sweep.json and sweep.png.")],
     data: DataOptions | None,
+    recipe: dict,
     method: MethodName = "vpt-deep",
     model: Model = None,
     shots: Annotated[int, option("Training images per class; 0 for all.")] = 0,
@@ -44,10 +42,6 @@ def sweep(
         f"{decay:g}" for decay in WEIGHT_DECAYS
     ),
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    bf16: Bf16 = False,
-    config: Config = None,
     cached: Cached = False,
     workers: Workers = 0,
 ):
@@ -67,18 +61,9 @@ def sweep(
       --method vpt-deep --output runs/vtab`
     """
     get_method(method)
-    settings = Settings(
-        method=method,
-        model=model,
-        shots=shots or None,
-        base_novel=False,
-        epochs=epochs,
-        batch_size=batch_size,
-        config=parse_values(config),
-        bf16=bf16,
-    )
-    grid = Grid(_numbers("--rates", rates), _numbers("--weight-decays", weight_decays))
-    chosen_seeds = [int(seed) for seed in _numbers("--seeds", seeds)]
+    settings = Settings(method=method, model=model, shots=shots or None, base_novel=False, **recipe)
+    grid = Grid(split_numbers("--rates", rates), split_numbers("--weight-decays", weight_decays))
+    chosen_seeds = split_numbers("--seeds", seeds, int)
     tasks = find_tasks(data.benchmark) if data and data.benchmark else [None]
     reports = {}
     for task in tasks:
@@ -108,10 +93,3 @@ def _save_means(reports: dict[str, dict], output: Path) -> None:
     means = group_means(accuracies)
     write_json({"tasks": accuracies, "means": means, "environment": environment()}, output / "benchmark.json")
     console.print(means_table(means))
-
-
-def _numbers(flag: str, items: str) -> list[float]:
-    try:
-        return [float(item) for item in split_list(items)]
-    except ValueError as error:
-        raise ValueError(f"{flag} takes numbers separated by commas. Received: {items!r}.") from error

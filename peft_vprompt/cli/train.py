@@ -12,12 +12,7 @@ from ..supervision import Supervision
 from .app import command, console, say_saved
 from .options import (
     UNLABELLED,
-    BatchSize,
-    Bf16,
     Cached,
-    Config,
-    Epochs,
-    LearningRate,
     MethodName,
     Model,
     Seed,
@@ -25,48 +20,49 @@ from .options import (
     Views,
     Workers,
     option,
-    parse_values,
     read_data,
     takes_data,
     takes_loss,
+    takes_recipe,
     takes_supervision,
 )
 
 
+BaseNovel = Annotated[
+    bool,
+    option(
+        "Train on the first half of the classes and test on both halves, or use all.", "--base-novel/--all-classes"
+    ),
+]
+CacheFeatures = Annotated[
+    bool,
+    option(
+        "Keep image features on the disk and train the text side alone (methods without visual prompts).",
+        "--cache-features",
+    ),
+]
+
+
 @command
 @takes_data()
+@takes_recipe()
 @takes_loss
 @takes_supervision
 def train(
     output: Annotated[Path, option("Folder for the adapter and results.json.")],
     data: DataOptions | None,
-    loss: tuple[str | None, dict],
+    recipe: dict,
+    loss: dict,
     supervision: Supervision,
     method: MethodName = "maple",
     model: Model = None,
     shots: Shots = 16,
     seed: Seed = 1,
-    base_novel: Annotated[
-        bool,
-        option(
-            "Train on the first half of the classes and test on both halves, or use all.", "--base-novel/--all-classes"
-        ),
-    ] = True,
-    epochs: Epochs = None,
-    lr: LearningRate = None,
-    batch_size: BatchSize = None,
-    bf16: Bf16 = False,
-    config: Config = None,
+    base_novel: BaseNovel = True,
     ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel=UNLABELLED)] = 1,
     watch: Annotated[bool, option("Test after every epoch.", "--watch")] = False,
     cached: Cached = False,
-    cache_features: Annotated[
-        bool,
-        option(
-            "Keep image features on the disk and train the text side alone (methods without visual prompts).",
-            "--cache-features",
-        ),
-    ] = False,
+    cache_features: CacheFeatures = False,
     views: Views = 1,
     workers: Workers = 0,
 ):
@@ -94,27 +90,16 @@ def train(
         shots=shots or None,
         seed=seed,
         base_novel=base_novel,
-        epochs=epochs,
-        learning_rate=lr,
-        batch_size=batch_size,
-        config=parse_values(config),
-        bf16=bf16,
         cache_features=cache_features,
         views=views,
-        loss=loss[0],
-        loss_options=loss[1],
         supervision=supervision,
         ensemble=ensemble,
+        **recipe,
+        **loss,
     )
     get_method(method)
-    run = run_experiment(
-        settings,
-        read_data(data, unlabelled=not supervision.uses_labels),
-        output,
-        data_description=asdict(data) if data else None,
-        cached=cached,
-        watch=watch,
-        workers=workers,
-    )
+    images = read_data(data, unlabelled=not supervision.uses_labels)
+    about = asdict(data) if data else None
+    run = run_experiment(settings, images, output, data_description=about, cached=cached, watch=watch, workers=workers)
     console.print(results_table([run]))
     say_saved(output)
