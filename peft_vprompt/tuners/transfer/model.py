@@ -18,11 +18,18 @@ from .parts import Bias, Bottleneck, Copy, MLPHead, Part, SideNetwork
 
 
 class TransferModel(BaseTuner):
-    """Core of these tuners."""
+    """Core of these tuners. A method says which part it puts beside which modules.
+
+    Attributes:
+        part_class: the part.
+        part_options: fields of the config that the part takes.
+        trains_head: whether the model's own head is trained beside the parts.
+    """
 
     tuner_layer_cls = TransferLayer
     target_module_mapping: dict = {}
-    #: Whether the model's own head is trained.
+    part_class: type[Part]
+    part_options: tuple[str, ...] = ()
     trains_head: bool = True
 
     @classmethod
@@ -31,9 +38,9 @@ class TransferModel(BaseTuner):
         """Names of the modules that get a part."""
 
     @classmethod
-    @abstractmethod
     def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
         """The part for one module."""
+        return cls.part_class(base_layer, **{name: getattr(config, name) for name in cls.part_options})
 
     def _prepare_adapter_config(self, peft_config: TransferConfig, model_config: dict) -> TransferConfig:
         return peft_config  # targets depend on the modules, not on the model's config: see `_prepare_model`
@@ -85,6 +92,7 @@ class FineTuningModel(TransferModel):
     """Copies of whole modules are trained."""
 
     prefix = "fine_tuning_"
+    part_class = Copy
     trains_head = False  # it is one of the modules
 
     @classmethod
@@ -105,16 +113,12 @@ class FineTuningModel(TransferModel):
             )
         return [*parts.layers[-config.num_layers :], *parts.final_norms, parts.head]
 
-    @classmethod
-    def make_part(cls, config: FineTuningConfig, base_layer: nn.Module) -> Part:
-        """A copy."""
-        return Copy(base_layer)
-
 
 class BiasTuningModel(TransferModel):
     """A trained bias for every module of the encoder that has one. Source: KMnP/vpt `src/models/vit_models.py`."""
 
     prefix = "bias_tuning_"
+    part_class = Bias
 
     @classmethod
     def targets(cls, config: TransferConfig, parts: ClassifierParts) -> list[str]:
@@ -125,32 +129,24 @@ class BiasTuningModel(TransferModel):
             if isinstance(getattr(module, "bias", None), nn.Parameter) and name != parts.head
         ]
 
-    @classmethod
-    def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
-        """A bias."""
-        return Bias(base_layer)
-
 
 class BottleneckAdapterModel(TransferModel):
     """A Pfeiffer adapter after the feed-forward part of every layer, before its residual connection."""
 
     prefix = "bottleneck_adapter_"
+    part_class, part_options = Bottleneck, ("reduction_factor", "init_weights")
 
     @classmethod
     def targets(cls, config: TransferConfig, parts: ClassifierParts) -> list[str]:
         """The last linear layer of every layer."""
         return [parts.last_linear(layer) for layer in parts.layers]
 
-    @classmethod
-    def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
-        """A bottleneck."""
-        return Bottleneck(base_layer, config.reduction_factor, config.init_weights)
-
 
 class MLPHeadModel(TransferModel):
     """A perceptron in the place of the head."""
 
     prefix = "mlp_head_"
+    part_class, part_options = MLPHead, ("num_layers", "dropout")
     trains_head = False
 
     @classmethod
@@ -158,16 +154,12 @@ class MLPHeadModel(TransferModel):
         """The head."""
         return [parts.head]
 
-    @classmethod
-    def make_part(cls, config: TransferConfig, base_layer: nn.Module) -> Part:
-        """A perceptron."""
-        return MLPHead(base_layer, config.num_layers, config.dropout)
-
 
 class SideTuningModel(TransferModel):
     """A convolutional network beside the encoder."""
 
     prefix = "side_tuning_"
+    part_class, part_options = SideNetwork, ("side_widths",)
 
     @classmethod
     def targets(cls, config: TransferConfig, parts: ClassifierParts) -> list[str]:
@@ -186,4 +178,4 @@ class SideTuningModel(TransferModel):
                 f"Expected an encoder that takes images, which the side network reads too. Received: "
                 f"{class_name(base_layer)}, which takes padded rows of patches. Choose another method."
             )
-        return SideNetwork(base_layer, config.side_widths)
+        return super().make_part(config, base_layer)
