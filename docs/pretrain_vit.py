@@ -138,6 +138,7 @@ def pretrain(folder: Path, steps: int = 1800, batch_size: int = 64, learning_rat
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "environment": environment(),
     }
+    vit.config.problem_type = None  # whoever gives it new classes gives it one label for each image
     for part in (vit, processor):
         part.save_pretrained(folder)
     write_json(record, folder / "training.json")  # last: with it the folder is complete

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 
 from peft import PeftConfig, PeftModel
-from peft.auto import _BaseAutoPeftModel
+from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 
-from .config import TASK_TYPE
 from .peft_model import PeftModelForImageClassification
 
 
@@ -45,7 +44,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
         target = getattr(importlib.import_module(library), recorded["base_model_class"])
-        peft_class = cls._target_peft_class if config.task_type == TASK_TYPE else PeftModel
+        peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
         # PEFT's method reads the classes from attributes; a subclass keeps concurrent calls apart.
         loader = type(cls.__name__, (cls,), {"_target_class": target, "_target_peft_class": peft_class})
         return super(AutoPeftModelForImageClassification, loader).from_pretrained(

@@ -281,8 +281,9 @@ def load_base(
 
 
 def is_dual_encoder(config) -> bool:
-    """Whether a model compares images with texts."""
-    return hasattr(config, "text_config") and hasattr(config, "vision_config")
+    """Whether a model compares images with texts; a saved classifier of its image encoder has the same config."""
+    classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
+    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
 
 
 def _image_processor(base: PreTrainedModel):
@@ -300,4 +301,4 @@ def _check_options(method: Method, options: dict) -> None:
 def _depth(config) -> Depth:
     if is_dual_encoder(config):
         return Depth(config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers)
-    return Depth(0, config.num_hidden_layers)
+    return Depth(0, getattr(config, "vision_config", config).num_hidden_layers)

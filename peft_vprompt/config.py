@@ -20,6 +20,8 @@ from .errors import ClassNamesError
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
 TASK_TYPE = "IMAGE_CLS"
+#: The task type of the ways to transfer that are no prompt learning, under which PEFT finds `SavedPeftModel`.
+TRANSFER_TASK_TYPE = "IMAGE_TRANSFER"
 
 
 @dataclass

@@ -7,25 +7,30 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from .registry import METHODS, find_method
+from .towers import HEADS, class_name
+
 
 if TYPE_CHECKING:
-    from .peft_model import PeftModelForImageClassification
+    from .saved_model import SavedPeftModel
 
 
-def render_model_card(model: PeftModelForImageClassification) -> str:
+def render_model_card(model: SavedPeftModel) -> str:
     """Text of the README.md that is saved with the active adapter."""
-    from .registry import METHODS
-
     config = model.active_peft_config
     base = model.get_base_model()
     template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, keep_trailing_newline=True
     )
+    num_labels = base.config.num_labels if class_name(base) in HEADS else None
     return environment.from_string(template).render(
-        method=METHODS[config.peft_type.value.lower()],
-        base_class=type(getattr(base, "base_layer", base)).__name__,
+        method=find_method(config.peft_type),
+        kind="prompt-learning" if config.peft_type.value.lower() in METHODS else "transfer-learning",
+        base_class=class_name(base),
         base_model=config.base_model_name_or_path,
-        class_names=config.class_names,
+        # The head has other classes than the base model's own, perhaps.
+        head=f", num_labels={num_labels}, ignore_mismatched_sizes=True" if num_labels else "",
+        class_names=getattr(config, "class_names", None),
         trainable=sum(v.numel() for v in model._adapter_state(model.active_adapter).values()),
     )

@@ -118,7 +118,7 @@ def _encode(clip: Built, images, class_names: Sequence[str], batch_size: int) ->
 
 
 class _Pixels(torch.utils.data.Dataset):
-    """The pixels of each row's image; no other entry of a row is touched."""
+    """What the image processor makes of each row's image; no other entry of a row is touched."""
 
     def __init__(self, images, transform: EvalTransform):
         self.images = images.select_columns("image") if isinstance(images, Dataset) else images
@@ -127,8 +127,9 @@ class _Pixels(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.as_tensor(self.transform({"image": [self.images[index]["image"]]})["pixel_values"][0])
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        inputs = self.transform({"image": [self.images[index]["image"]]})
+        return {name: torch.as_tensor(values[0]) for name, values in inputs.items()}
 
 
 # ---- selection --------------------------------------------------------------------------------------------------------

@@ -13,16 +13,13 @@ from peft import auto, mapping
 from peft.utils import PeftType, register_peft_method
 from peft.utils.peft_types import TaskType
 
-from .config import TASK_TYPE
+from .config import TASK_TYPE, TRANSFER_TASK_TYPE
 from .towers import DUAL_ENCODERS, UNSUPPORTED
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
-
-    from .config import PromptConfig
-    from .tuners.tuner import PromptTuner
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class Method:
     title: str
     paper: str
     learns: str
-    config_class: type[PromptConfig]
-    model_class: type[PromptTuner]
+    config_class: type[PeftConfig]
+    model_class: type[BaseTuner]
 
 
 #: Every registered method by its PEFT name. Tests and tables run over this.
@@ -84,37 +81,47 @@ def extend_enum(enum_class: type[enum.Enum], name: str) -> None:
 
 def register(method: Method) -> None:
     """Enter a method into PEFT's tables and ours."""
-    extend_enum(TaskType, TASK_TYPE)
-    _tell_peft(method.name, method.config_class, method.model_class)
+    _tell_peft(method, TASK_TYPE)
     METHODS[method.name] = method
 
 
-#: What prompts are compared with: configs of ours that are no prompt learning, by their PEFT name.
-TRANSFER: dict[str, type[PeftConfig]] = {}
+#: What prompts are compared with: methods of ours that are no prompt learning, by their PEFT name.
+TRANSFER: dict[str, Method] = {}
 
 
-def register_transfer(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
-    """Enter a method that is no prompt learning into PEFT's tables."""
-    _tell_peft(name, config_class, model_class)
-    TRANSFER[name] = config_class
+def register_transfer(method: Method) -> None:
+    """Enter a method that is no prompt learning into PEFT's tables and ours."""
+    _tell_peft(method, TRANSFER_TASK_TYPE)
+    TRANSFER[method.name] = method
 
 
-def _tell_peft(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
+def find_method(peft_type: PeftType | str) -> Method:
+    """The method, prompt learning or not, of one of our PEFT types."""
+    return (METHODS | TRANSFER)[PeftType(peft_type).value.lower()]
+
+
+def _tell_peft(method: Method, task_type: str) -> None:
     """Register by PEFT's own function, replacing what an earlier import of us left there."""
-    extend_enum(PeftType, name.upper())
-    peft_type = PeftType(name.upper())
+    extend_enum(TaskType, task_type)
+    extend_enum(PeftType, method.name.upper())
+    peft_type = PeftType(method.name.upper())
     for table in (
         mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     ):
         table.pop(peft_type, None)
-    register_peft_method(name=name, config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
+    register_peft_method(
+        name=method.name,
+        config_cls=method.config_class,
+        model_cls=method.model_class,
+        prefix=method.model_class.prefix,
+    )
 
 
-def register_model_class(model_class: type) -> None:
-    """Tell PEFT which `PeftModel` class serves our task type."""
-    auto.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[TASK_TYPE] = model_class
+def register_model_class(task_type: str, model_class: type) -> None:
+    """Tell PEFT which `PeftModel` class serves one of our task types."""
+    auto.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task_type] = model_class
 
 
 def is_ours(peft_type: PeftType | str) -> bool:

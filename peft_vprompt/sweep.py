@@ -196,10 +196,11 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
 
     if not sampler.is_exhausted(study):
         study.optimize(objective)  # the sampler stops it when the grid is done
-    if failed := [pair for pair in grid.pairs if pair not in _accuracies(study)]:  # the sampler does not repeat them
-        for base_rate, weight_decay in failed:
+    # The sampler does not repeat pairs that failed, and a search that failed again and again left some waiting already.
+    while missing := [pair for pair in grid.pairs if pair not in _accuracies(study)]:
+        for base_rate, weight_decay in missing:
             study.enqueue_trial({"base_rate": base_rate, "weight_decay": weight_decay})
-        study.optimize(objective, n_trials=len(failed))
+        study.optimize(objective, n_trials=len(missing))
     accuracies = _accuracies(study)
     return [
         Trial(rate, rate * batch_size / REFERENCE_BATCH, decay, accuracies[rate, decay]) for rate, decay in grid.pairs

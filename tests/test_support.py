@@ -71,10 +71,10 @@ def test_other_ways_to_transfer(method, model):
     before = str(base)
     if (method, model) == ("side_tuning", "Siglip2ForImageClassification"):
         with pytest.raises(UnsupportedModelError, match="takes images.*padded rows of patches"):
-            get_peft_model(base, TRANSFER[method]())
+            get_peft_model(base, TRANSFER[method].config_class())
         assert str(base) == before
         return
-    prompted = get_peft_model(base, TRANSFER[method]())
+    prompted = get_peft_model(base, TRANSFER[method].config_class())
     prompted(**inputs(model), labels=labels()).loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in prompted.parameters())
 

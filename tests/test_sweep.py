@@ -101,6 +101,21 @@ def test_a_search_that_was_stopped_goes_on(settings, data, counted, tmp_path, mo
     assert len(counted) == 5
 
 
+def test_a_search_that_failed_again_and_again_goes_on(settings, data, counted, tmp_path, monkeypatch):
+    counting = module.run_experiment
+
+    def failing(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "run_experiment", failing)
+    for _ in range(6):
+        with pytest.raises(MemoryError):
+            sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    monkeypatch.setattr(module, "run_experiment", counting)
+    report = sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    assert len(report["trials"]) == len(GRID.pairs) and len(set(counted)) == len(counted) == 5
+
+
 def test_images_that_are_augmented_once_are_another_search(settings, data, counted, tmp_path):
     grid = Grid((0.5,), (0.0,))
     sweep(settings, data, tmp_path, grid=grid, seeds=(1,))

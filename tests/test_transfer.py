@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import NUM_LABELS, images, labels, tiny_clip, tiny_vit
+from models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
 from peft import PeftModel, get_peft_model
 from transformers import CLIPForImageClassification, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -15,7 +15,7 @@ from peft_vprompt import (
     SideTuningConfig,
 )
 from peft_vprompt.build import METHODS, get_method
-from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
 from peft_vprompt.registry import TRANSFER
 from peft_vprompt.transfer import TRANSFERS, find_transfer
 
@@ -113,6 +113,67 @@ def test_the_adapters_folder_is_enough(name, tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
 
 
+def own(names=TRANSFERS):
+    """Ways to transfer that are not PEFT's own."""
+    return [name for name in names if name != "lora"]
+
+
+@pytest.mark.parametrize("name", own())
+def test_a_save_that_breaks_off_leaves_the_old_adapter(name, tmp_path, monkeypatch):
+    model = learn(made(name))
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    expected = logits(model)
+    learn(model)
+
+    def breaks(*args, **kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.peft_model.safe_save_file", breaks)
+        with pytest.raises(OSError, match="no space left"):
+            model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", own())
+def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(name, tmp_path):
+    made(name).save_pretrained(tmp_path)
+    with pytest.raises(AdapterMismatchError, match="does not fit this ViTForImageClassification.*shape"):
+        PeftModel.from_pretrained(ViTForImageClassification(ViTConfig(**VISION, num_labels=3)), str(tmp_path))
+    model = learn(made(name))
+    expected = logits(model)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(AdapterMismatchError, match="Cannot read the adapter weights"):
+        model.load_adapter(str(tmp_path), "other")
+    assert list(model.peft_config) == ["default"]
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", own())
+def test_the_card_has_a_snippet_that_runs(name, tmp_path, monkeypatch):
+    """Also where the base model was made for other classes."""
+    ViTForImageClassification(ViTConfig(**VISION, num_labels=2)).save_pretrained(tmp_path / "base")
+    base = ViTForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=NUM_LABELS, ignore_mismatched_sizes=True
+    )
+    model = learn(made(name, base))
+    model.save_pretrained(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "Jia et al." in card
+    snippet = card.split("```python\n")[1].split("```")[0]
+    scope = {}
+    exec(snippet.replace("path/or/hub-id-of-this-adapter", str(tmp_path / "adapter")), scope)
+    torch.testing.assert_close(logits(scope["model"].eval()), logits(model), rtol=0, atol=0)
+
+
+def test_a_task_type_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="task_type='IMAGE_TRANSFER' or None. Received: task_type='CAUSAL_LM'"):
+        BiasTuningConfig(task_type="CAUSAL_LM")
+
+
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_every_trained_parameter_learns_and_no_other(name):
     model = made(name)
@@ -206,7 +267,7 @@ def test_side_tuning_blends_the_feature_of_the_head():
 
 def test_every_registered_config_is_reachable_and_explains_itself():
     configs = {type(TRANSFERS[name].config(tiny_vit())) for name in TRANSFERS}
-    assert set(OURS) == set(TRANSFER.values()) <= configs
+    assert set(OURS) == {method.config_class for method in TRANSFER.values()} <= configs
     for config in OURS:
         own = vars(config).get("__annotations__", {})
         assert all(config.__dataclass_fields__[name].metadata.get("help") for name in own)

@@ -102,17 +102,20 @@ def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: 
         torch.manual_seed(seed)
         for _ in range(views):
             for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=workers):
-                writer.write_batch({FEATURES: encode_frozen(model, batch["pixel_values"]).numpy()})
+                writer.write_batch({FEATURES: encode_frozen(model, batch).numpy()})
         writer.finalize()
 
 
 @torch.no_grad()
-def encode_frozen(model, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in."""
+def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in.
+
+    `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
+    """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     with torch.autocast(device.type, enabled=False):
-        features = model.encode_images(pixel_values.to(device))
+        features = model.encode_images(**{name: tensor.to(device) for name, tensor in batch.items()})
     model.train(was_training)
     return features.float().cpu()
 

@@ -1,8 +1,9 @@
 """From images to `pixel_values`, without torchvision.
 
 Both transforms are made for `datasets.Dataset.with_transform`: they take a batch of rows with `image` (PIL) and, if
-they are labelled, `label`, and give `pixel_values` [batch, 3, height, width] and `labels`. Sizes, means and standard deviations come from
-the model's own image processor. Randomness comes from torch's global generator, which `Trainer` seeds and restores.
+they are labelled, `label`, and give `labels` and what the model's own image processor does: `pixel_values` [batch, 3,
+height, width], or SigLIP 2's padded rows of patches with their mask and shapes. Sizes, means and standard deviations are
+the processor's. Randomness comes from torch's global generator, which `Trainer` seeds and restores.
 """
 
 import math
@@ -22,8 +23,7 @@ class EvalTransform:
 
     def __call__(self, batch: dict) -> dict:
         images = [image.convert("RGB") for image in batch["image"]]
-        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values} | _labels(batch)
+        return dict(self.image_processor(images, return_tensors="pt")) | _labels(batch)
 
     def settings(self) -> dict:
         """What decides the pixels, for the key of a cache."""
@@ -32,6 +32,8 @@ class EvalTransform:
 
 class TrainTransform:
     """The authors' augmentation: a random crop resized (bicubic) to the model's size, flipped half of the time.
+
+    For a model that takes images of any shape in patches, its processor does the resizing.
 
     Args:
         image_processor: image processor of the model.
@@ -55,15 +57,15 @@ class TrainTransform:
         self.image_processor = image_processor
         self.crop_name, self.crop = crop, crops[crop]
         self.scale = scale
-        self.size = image_size(image_processor)
+        self.size = None if takes_any_shape(image_processor) else image_size(image_processor)
 
     def __call__(self, batch: dict) -> dict:
         if self.crop is None:
             return EvalTransform(self.image_processor)(batch)
         images = [self._augment(image.convert("RGB")) for image in batch["image"]]
-        # Already of the right size: a centre crop, where the processor does one, changes nothing.
-        pixel_values = self.image_processor(images, do_resize=False, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values} | _labels(batch)
+        # Of the right size already, if there is one: a centre crop, where the processor does one, changes nothing.
+        inputs = self.image_processor(images, do_resize=self.size is None, return_tensors="pt")
+        return dict(inputs) | _labels(batch)
 
     def settings(self) -> dict:
         """What decides the pixels beside the random numbers, for the key of a cache."""
@@ -75,12 +77,16 @@ class TrainTransform:
 
     def _random_resized_crop(self, image: Image.Image) -> Image.Image:
         box = random_crop_box(image.width, image.height, self.scale)
-        return image.crop(box).resize(self.size, Image.Resampling.BICUBIC)
+        return image.crop(box) if self.size is None else image.crop(box).resize(self.size, Image.Resampling.BICUBIC)
 
     def _random_crop(self, image: Image.Image) -> Image.Image:
-        width, height = self.size
-        ratio = max(width / image.width, height / image.height) * 8 / 7
-        image = image.resize((round(image.width * ratio), round(image.height * ratio)), self.image_processor.resample)
+        if self.size is None:
+            width, height = (max(1, round(edge * 7 / 8)) for edge in image.size)
+        else:
+            width, height = self.size
+            ratio = max(width / image.width, height / image.height) * 8 / 7
+            size = (round(image.width * ratio), round(image.height * ratio))
+            image = image.resize(size, self.image_processor.resample)
         left, top = _integer(image.width - width), _integer(image.height - height)
         return image.crop((left, top, left + width, top + height))
 
@@ -104,6 +110,11 @@ def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tupl
     crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
+
+
+def takes_any_shape(image_processor) -> bool:
+    """Whether a processor gives padded rows of patches of images that keep their shape, as SigLIP 2's."""
+    return hasattr(image_processor, "max_num_patches")
 
 
 def image_size(image_processor) -> tuple[int, int]:

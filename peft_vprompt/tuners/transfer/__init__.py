@@ -1,6 +1,6 @@
 """The other ways to transfer a vision model that visual prompts are compared with, where PEFT has none of its own."""
 
-from ...registry import register_transfer
+from ...registry import Method, register_transfer
 from .config import (
     BiasTuningConfig,
     BottleneckAdapterConfig,
@@ -26,8 +26,48 @@ __all__ = [
     "TransferConfig",
 ]
 
-register_transfer("bias_tuning", BiasTuningConfig, BiasTuningModel)
-register_transfer("bottleneck_adapter", BottleneckAdapterConfig, BottleneckAdapterModel)
-register_transfer("fine_tuning", FineTuningConfig, FineTuningModel)
-register_transfer("mlp_head", MLPHeadConfig, MLPHeadModel)
-register_transfer("side_tuning", SideTuningConfig, SideTuningModel)
+VPT_BASELINES = "a baseline of Jia et al., Visual Prompt Tuning, ECCV 2022"
+
+for name, title, paper, learns, config_class, model_class in (
+    (
+        "bias_tuning",
+        "Bias tuning",
+        f"Ben Zaken et al., BitFit, ACL 2022; {VPT_BASELINES}",
+        "every bias and the head",
+        BiasTuningConfig,
+        BiasTuningModel,
+    ),
+    (
+        "bottleneck_adapter",
+        "Pfeiffer",
+        f"Pfeiffer et al., AdapterFusion, EACL 2021; {VPT_BASELINES}",
+        "a bottleneck after every feed-forward part and the head",
+        BottleneckAdapterConfig,
+        BottleneckAdapterModel,
+    ),
+    (
+        "fine_tuning",
+        "Fine-tuning",
+        f"Full, partial or linear: {VPT_BASELINES}",
+        "copies of whole modules",
+        FineTuningConfig,
+        FineTuningModel,
+    ),
+    (
+        "mlp_head",
+        "MLP head",
+        f"Mlp-k: {VPT_BASELINES}",
+        "a perceptron in the place of the head",
+        MLPHeadConfig,
+        MLPHeadModel,
+    ),
+    (
+        "side_tuning",
+        "Side tuning",
+        f"Zhang et al., Side-Tuning, ECCV 2020; {VPT_BASELINES}",
+        "a small network beside the encoder and the head",
+        SideTuningConfig,
+        SideTuningModel,
+    ),
+):
+    register_transfer(Method(name, title, paper, learns, config_class, model_class))

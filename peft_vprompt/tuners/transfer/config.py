@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from ...config import require_choice, require_int
+from ...config import TRANSFER_TASK_TYPE, require_choice, require_int
 
 
 @dataclass
@@ -22,6 +22,15 @@ class TransferConfig(PeftConfig):
         default=None,
         metadata={"help": "Further modules to train and save in full. The classification head is added by itself."},
     )
+
+    def __post_init__(self):
+        if self.task_type not in (None, TRANSFER_TASK_TYPE):
+            raise ValueError(
+                f"Expected task_type={TRANSFER_TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. Leave it "
+                "out: these adapters classify images and set it themselves."
+            )
+        self.task_type = TRANSFER_TASK_TYPE
+        super().__post_init__()
 
 
 @dataclass
