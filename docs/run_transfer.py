@@ -52,11 +52,13 @@ ROWS = (
     ("mlp-3", {}, None),
     ("sidetune", {}, None),
 )
-BASE = Settings(method="", base_novel=False, epochs=40, batch_size=16, weight_decay=1e-4)
+BASE = Settings(method="", base_novel=False, batch_size=16, weight_decay=1e-4)
 #: Base rates; the search begins with those between the two indices and goes on while the best is the first or last.
 RATES, BEGIN = (10.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01), (2, 6)
 #: The first is the one to choose the rate with; sizes that there was no time for are left out of the results.
 SHOTS, SEEDS = (4, 16, 8, 1), (1, 2, 3)
+#: More images, fewer passes: from four shots on every run has the same number of steps as the search.
+EPOCHS = {1: 40, 4: 40, 8: 20, 16: 10}
 
 
 def compare(folder: Path, deadline: float) -> dict:
@@ -80,7 +82,7 @@ def compare(folder: Path, deadline: float) -> dict:
         row["shots"] = {shots: row["shots"][shots] for shots in sizes}
     return {
         "pretraining": {key: value for key, value in pretraining.items() if key != "environment"},
-        "epochs": BASE.epochs,
+        "epochs": {str(shots): EPOCHS[shots] for shots in sorted(SHOTS)},
         "batch_size": BASE.batch_size,
         "weight_decay": BASE.weight_decay,
         "tuned_with": SHOTS[0],
@@ -103,11 +105,11 @@ def run_row(row: dict, shots: int, base: Settings, task: dict, folder: Path, dea
     final = DatasetDict(train=task["train"], test=task["test"])
     options = {"cached": True, "checkpoints": False}
     place = folder / row["title"].replace(", ", "-").replace(" ", "-").lower()
-    settings = replace(base, method=row["method"], config=row["config"], shots=SHOTS[0])
+    settings = replace(base, method=row["method"], config=row["config"], shots=SHOTS[0], epochs=EPOCHS[SHOTS[0]])
     check_time(deadline)
     trials = search_on(settings, choice, place, options)
     best = best_trial(trials)
-    chosen = replace(settings, shots=shots, learning_rate=best.learning_rate)
+    chosen = replace(settings, shots=shots, epochs=EPOCHS[shots], learning_rate=best.learning_rate)
     check_time(deadline)
     part = summary(final_runs(chosen, final, place / f"shots-{shots}", SEEDS, **options))
     row["trainable_parameters"] = part.pop("trainable_parameters")
