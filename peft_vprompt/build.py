@@ -291,11 +291,10 @@ def _image_processor(base: PreTrainedModel):
 
 
 def _check_options(method: Method, options: dict) -> None:
-    own = [field.name for field in fields(method.config) if field.name not in PeftConfig.__dataclass_fields__]
-    if unknown := [name for name in options if name not in own or name == "class_names"]:
-        raise ValueError(
-            f"{method.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(set(own) - {'class_names'}))}."
-        )
+    own = {field.name for field in fields(method.config)} - set(PeftConfig.__dataclass_fields__)
+    own -= {"class_names", "class_names_digest"}
+    if unknown := [name for name in options if name not in own]:
+        raise ValueError(f"{method.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(own))}.")
 
 
 def _depth(config) -> Depth:

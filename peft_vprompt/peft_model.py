@@ -72,7 +72,7 @@ class PeftModelForImageClassification(SavedPeftModel):
             kwargs.pop(name, None)
         output = classify(inputs, labels, **drop_idle(kwargs))
         if return_dict is None:
-            return_dict = getattr(self.get_base_model().config, "return_dict", True)
+            return_dict = getattr(self.base_model.dual_encoder.module.config, "return_dict", True)
         return output if return_dict else output.to_tuple()
 
     def set_class_names(self, names: list[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:

@@ -14,9 +14,10 @@ from peft import get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, set_seed
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
+from peft_vprompt.data import TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.evaluation import EvalSet, evaluate
+from peft_vprompt.evaluation import evaluate
+from peft_vprompt.experiment import eval_sets
 from peft_vprompt.recipes import RECIPES
 from peft_vprompt.training import train
 
@@ -48,10 +49,7 @@ def main(
     train(peft_model, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress="VPT")
     peft_model.save_pretrained(output)
 
-    test_sets = {}
-    for split, names in (("base", base), ("novel", novel)):
-        rows = select_classes(demo_task("test"), names).with_transform(EvalTransform(processor))
-        test_sets[split] = EvalSet(rows, names)
+    test_sets = eval_sets(demo_task("test"), {"base": base, "novel": novel}, processor)
     for title, zero_shot in (("zero-shot", True), ("VPT", False)):
         accuracies = evaluate(peft_model, test_sets, zero_shot=zero_shot)
         print(title, {split: round(accuracy, 1) for split, accuracy in accuracies.items()})

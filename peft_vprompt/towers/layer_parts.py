@@ -33,12 +33,7 @@ class LayerParts:
 
     def fit(self, layer: nn.Module) -> bool:
         """Whether the layer has parts of these names; older transformers releases build some otherwise."""
-        attention = getattr(layer, self.attention, None)
-        of_attention = ("q_proj", "k_proj", "v_proj", "head_dim", self.output, self.scale, self.dropout)
-        of_layer = (*self.norms, "mlp", *self.after[0], *self.after[1])
-        return all(hasattr(attention, name) for name in of_attention) and all(
-            hasattr(layer, name) for name in of_layer
-        )
+        return hasattr(getattr(layer, self.attention), self.output)
 
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, h, s, head size] from the layer's input [b, s, d], and nothing else."""
