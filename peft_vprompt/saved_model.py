@@ -96,7 +96,11 @@ class SavedPeftModel(PeftModel):
         return {key: value.detach().clone() for key, value in state.items()}
 
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
-        """Compare names and shapes of an adapter's file with what this model needs."""
+        """Refuse a saved adapter that is not for this model."""
+        self._check_weights(weights, adapter_name, model_id)
+
+    def _check_weights(self, weights: dict[str, Tensor], adapter_name: str, model_id) -> None:
+        """Compare names and shapes of an adapter's tensors with what this model needs."""
         state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
         expected = {key: tuple(value.shape) for key, value in state.items()}
         problems = [f"missing {key}" for key in expected.keys() - weights.keys()]

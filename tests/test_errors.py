@@ -546,6 +546,9 @@ def test_names_that_were_edited_after_learning(method, case, tokenizer_path, tmp
     for loaded in (load(), load(class_names=readable)):
         assert torch.equal(loaded(pixel_values=images()).logits, expected)
     load(**edited, class_names_digest=None)  # of a version that did not record it
+    path.unlink()
+    model.load_adapter(str(tmp_path), "default")  # weights alone, into an adapter that is there
+    assert torch.equal(model(pixel_values=images()).logits, expected)
 
 
 def test_a_failed_save_leaves_the_old_files(saved, tokenizer_path, monkeypatch):
