@@ -142,8 +142,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "cached_features",
-            "CoOp with cached image features",
-            grid(Case("coop", "cached"), classes=(100, 10, 1000), batch=(4, 32)),
+            "CoOp and CoCoOp with cached image features",
+            grid(Case("coop", "cached"), method=("coop", "cocoop"), classes=(100, 10, 1000), batch=(4, 32)),
             (Bar("coop/cached/100 classes/batch 4", "ratio", 15, "CoOp with cached image features, 15x"),),
         ),
         Experiment(
@@ -201,6 +201,15 @@ EXPERIMENTS = {
                     25,
                     "100 RPO adapters (K=4), 25x faster than one by one",
                 ),
+            ),
+        ),
+        Experiment(
+            "compile",
+            "A training step compiled by torch.compile against the same step as it stands",
+            (
+                Case("coop", sides=("compiled",)),
+                Case("maple", sides=("compiled",)),
+                Case("vpt-deep", tokens=50, sides=("compiled",)),
             ),
         ),
         Experiment(

@@ -41,6 +41,11 @@ def layer_products(
     return products
 
 
+def flops(products: list[Product]) -> int:
+    """Floating point operations."""
+    return sum(2 * p.rows * p.weight.numel() * (1 + p.backward) for p in products)
+
+
 class Products:
     """Runs matrix products, forwards in order, then backwards; buffers are made once."""
 
@@ -51,11 +56,6 @@ class Products:
                 shape = (product.rows, size)
                 if shape not in self.buffers:
                     self.buffers[shape] = torch.randn(shape, dtype=product.weight.dtype, device=device)
-
-    @property
-    def flops(self) -> int:
-        """Floating point operations."""
-        return sum(2 * p.rows * p.weight.numel() * (1 + p.backward) for p in self.products)
 
     @torch.no_grad()
     def __call__(self) -> None:

@@ -71,6 +71,11 @@ class Inputs:
     clock: str = "wall"
 
     @property
+    def compiler(self) -> str:
+        """Backend of `torch.compile`; generating code for tiny shapes would take longer than all else."""
+        return "eager" if self.shape == "tiny" else "inductor"
+
+    @property
     def tokenizer_path(self) -> str:
         """Where the tokenizer is."""
         return self.tokenizer or str(demo_model_path())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .cases import Case
+from .floor import flops
 from .inputs import Inputs
 from .sides import Sides, build
 
@@ -34,6 +35,7 @@ RATIOS = {
     "bare_ratio": ("ours", "bare"),
     "floor_ratio": ("ours", "floor"),
     "one_ratio": ("ours", "one"),
+    "compiled_ratio": ("ours", "compiled"),
 }
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -105,6 +107,8 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     for metric, (upper, lower) in RATIOS.items():
         if upper in names and lower in names:
             cell[metric] = paired(samples[upper], samples[lower])
+    if {"ours", "plain"} <= sides.products.keys() and sides.products["ours"]:
+        cell["products_ratio"] = flops(sides.products["plain"]) / flops(sides.products["ours"])
     if "one_ratio" in cell:
         cell["one_by_one_ratio"] = case.adapters / cell["one_ratio"]  # switching between adapters not counted
     return cell
@@ -125,8 +129,12 @@ def too_large(sides: Sides, name: str, limits: Limits, rates: dict) -> dict:
 def warm_up(sides: Sides, names: list[str], results: dict, inputs: Inputs) -> dict:
     """Run every side once: its outputs are returned, its rows and duration go to `results`."""
     outputs, clock = {}, CLOCKS[inputs.clock]
-    if "ours" in names:
-        run_once(sides, "ours")  # what is computed once for a whole training is not part of a step
+    for name in {"ours", "compiled"}.intersection(
+        names
+    ):  # what is done once for a whole training is not part of a step
+        start = clock()
+        run_once(sides, name)
+        results[name]["warm_up_seconds"] = clock() - start
     for name in names:
         start = clock()
         with counted_rows(sides.layers.get(name, {})) as rows:

@@ -121,9 +121,13 @@ class PlainCLIP:
         """Logits [b, c] of features."""
         return self.clip.logit_scale.exp() * images @ texts.t()
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits [b, c] of image features."""
+        return self.compare(images, self.text_features())
+
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Logits [b, c]."""
-        return self.compare(self.image_features(pixel_values), self.text_features())
+        return self.classify(self.image_features(pixel_values))
 
 
 class PlainCoOp(PlainCLIP):
@@ -144,9 +148,8 @@ class PlainCoCoOp(PlainCLIP):
 
     per_image = True
 
-    def logits(self, pixel_values: Tensor) -> Tensor:
-        """Logits [b, c]."""
-        images = self.image_features(pixel_values)
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits [b, c] of image features."""
         hidden = F.relu(F.linear(images, self.get("text.hidden_weight"), self.get("text.hidden_bias")))
         shifts = F.linear(hidden, self.get("text.output_weight"), self.get("text.output_bias"))
         rows = []

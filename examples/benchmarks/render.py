@@ -48,6 +48,8 @@ python -m examples.benchmarks.render
 * **Rows** are token rows per layer that pass the feed-forward maps: text + image.
 * **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
   computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs.
+* **Fewer products** is how many times fewer multiplications our matrix products take than the plain side's: about what a
+  ratio could be if both sides did nothing else.
 * "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
 * Classes shared out over processes are measured [apart](results/benchmarks/sharding_cpu_float32.json), by
   `python -m examples.benchmarks.sharding`.
@@ -123,7 +125,7 @@ def worst_agreement(files: dict[str, dict]) -> float:
 def cell_row(cell: dict) -> list[str]:
     """One line of an experiment's table."""
     case, sides = cell["case"], cell["sides"]
-    ours, plain, bare, one = (sides.get(name) for name in ("ours", "plain", "bare", "one"))
+    ours, plain, bare, one, compiled = (sides.get(name) for name in ("ours", "plain", "bare", "one", "compiled"))
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
     return [
         many + TITLES[case["method"]] + (f", {case['tokens']} tokens" if case["tokens"] else ""),
@@ -136,8 +138,12 @@ def cell_row(cell: dict) -> list[str]:
         number(cell.get("bare_ratio"), ".3f"),
         time_of(one),
         number(cell.get("one_ratio"), ".2f"),
+        time_of(compiled),
+        number(cell.get("compiled_ratio"), ".2f"),
+        number(compiled.get("warm_up_seconds"), ".0f") if compiled else DASH,
         memory_of(ours),
         memory_of(plain),
+        number(cell.get("products_ratio"), ".1f"),
         rows_of(ours),
         rows_of(plain),
         number(cell.get("floor_ratio"), ".2f"),
@@ -156,8 +162,12 @@ HEADINGS = (
     "Ours / bare",
     "One, ms",
     "Ours / one",
+    "Compiled, ms",
+    "Ours / compiled",
+    "Compiling, s",
     "Ours, MB",
     "Plain, MB",
+    "Fewer products",
     "Rows",
     "Plain rows",
     "x floor",

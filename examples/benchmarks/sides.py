@@ -22,7 +22,7 @@ from peft_vprompt import (
 )
 
 from .cases import VIT_METHODS, Case
-from .floor import Products, layer_products
+from .floor import Product, Products, layer_products
 from .inputs import Inputs, twin
 from .plain import PLAIN, PlainCLIP, PlainMRPO, PlainViT
 
@@ -36,13 +36,15 @@ class Sides:
             logits or features. "floor" does the matrix products alone.
         trained: the tensors whose gradients are compared.
         layers: side -> tower -> its Hugging Face layers, to count rows in.
-        rows: what the plain side takes, for an estimate: rows of text, rows of images, and whether the latter learn.
+        rows: what a side takes, for an estimate: rows of text, rows of images, and whether the latter learn.
+        products: matrix products that a side takes.
     """
 
     run: dict[str, Callable[[], Tensor]]
     trained: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, nn.ModuleList]] = field(default_factory=dict)
     rows: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+    products: dict[str, list[Product]] = field(default_factory=dict)
 
 
 def config_of(case: Case) -> PeftConfig:
@@ -95,15 +97,17 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
         return Sides(_adapters(model, case, pixel_values), layers={"ours": clip_layers(model.get_base_model())})
     make = {"step": _steps, "text": _text_sides, "cached": _cached_steps, "inference": _inference}[case.part]
     run = make(model, plain, pixel_values, labels)
-    products = clip_products(case, plain, config)
-    if products:
-        run["floor"] = Products(products, inputs.device)
+    run |= _compiled(model, inputs, pixel_values, labels)
+    products = {"ours": clip_products(case, plain, config), "plain": plain_products(case, plain)}
+    if products["ours"]:
+        run["floor"] = Products(products["ours"], inputs.device)
     text_rows, vision_rows = plain_rows(case, plain)
     return Sides(
         run,
         {} if case.part == "inference" else trained,
         {"ours": clip_layers(model.get_base_model()), "plain": clip_layers(bare), "bare": clip_layers(bare)},
         {"plain": (text_rows, vision_rows, plain.learns_vision), "ours": our_rows(case, plain)},
+        products,
     )
 
 
@@ -113,12 +117,22 @@ def _learn(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _steps(model, plain, pixel_values, labels):
-    def ours():
-        output = model(pixel_values=pixel_values, labels=labels)
-        output.loss.backward()
-        return output.logits.detach()
+    return {
+        "ours": lambda: _step(model, pixel_values, labels),
+        "plain": lambda: _learn(plain.logits(pixel_values), labels),
+    }
 
-    return {"ours": ours, "plain": lambda: _learn(plain.logits(pixel_values), labels)}
+
+def _step(model, pixel_values, labels):
+    output = model(pixel_values=pixel_values, labels=labels)
+    output.loss.backward()
+    return output.logits.detach()
+
+
+def _compiled(model, inputs, pixel_values, labels):
+    """Compiled at the first call."""
+    compiled = torch.compile(model, backend=inputs.compiler)
+    return {"compiled": lambda: _step(compiled, pixel_values, labels)}
 
 
 def _text_sides(model, plain, pixel_values, labels):
@@ -143,7 +157,7 @@ def _cached_steps(model, plain, pixel_values, labels):
         output.loss.backward()
         return output.logits.detach()
 
-    return {"ours": ours, "plain": lambda: _learn(plain.compare(images, plain.text_features()), labels)}
+    return {"ours": ours, "plain": lambda: _learn(plain.classify(images), labels)}
 
 
 def _inference(model, plain, pixel_values, labels):
@@ -193,7 +207,19 @@ def our_rows(case: Case, plain: PlainCLIP) -> tuple[int, int, bool]:
     return text * bool(plain_rows(case, plain)[0]), vision, plain.learns_vision and case.method not in ("rpo", "mrpo")
 
 
-def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list:
+def plain_products(case: Case, plain: PlainCLIP) -> list[Product]:
+    """The matrix products of all rows that the plain side computes."""
+    rows = plain_rows(case, plain)
+    learns = (True, plain.learns_vision)
+    towers = clip_layers(plain.clip).values()
+    return [
+        product
+        for layers, count, backward in zip(towers, rows, learns, strict=True)
+        for product in layer_products(layers, count, count, count, backward and case.part != "inference")
+    ]
+
+
+def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list[Product]:
     """The matrix products that the tokens which must be computed take, both towers, forward and backward."""
     text, vision = clip_layers(plain.clip).values()
     has_text, has_images = (bool(rows) for rows in plain_rows(case, plain))
@@ -243,6 +269,7 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
     products = layer_products(bare.vit.layers, case.batch * rows, case.batch * rows, case.batch, backward=True)
     run = _steps(model, plain, pixel_values, labels)
     run |= {"bare": run_bare, "floor": Products(products, inputs.device)}
+    run |= _compiled(model, inputs, pixel_values, labels)
     layers = {"vision": model.get_base_model().vit.layers}
     plain_layers = {"vision": bare.vit.layers}
     count = (0, case.batch * rows, True)
