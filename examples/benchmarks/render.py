@@ -43,7 +43,9 @@ python -m examples.benchmarks.run --tokenizer openai/clip-vit-base-patch16 --cla
 python -m examples.benchmarks.render
 ```
 
-* **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats. {clock}
+* **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats. **Timed** is how
+  many threads a cell had and which clock: *processor* is the processor's time, which other work on a shared machine hardly
+  moves.
 * **Memory** is the peak of one run above the built model, each side in a process of its own.
 * **Rows** are token rows per layer that pass the feed-forward maps: text + image.
 * **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
@@ -65,13 +67,6 @@ What the package is meant to reach in float32, at 100 classes and four images un
 
 {sections}
 """
-
-
-CLOCK_TEXTS = {
-    "wall": "Times are by the clock.",
-    "processor": "Times are the\n  processor's, on one thread: the machine was shared with other work, which moves the "
-    "clock but hardly the processor's time.",
-}
 
 
 def load(folder: Path) -> dict[str, dict]:
@@ -148,6 +143,7 @@ def cell_row(cell: dict) -> list[str]:
         rows_of(plain),
         number(cell.get("floor_ratio"), ".2f"),
         number(cell.get("repeats"), "d"),
+        f"{cell['threads']}, {cell['clock']}",
     ]
 
 
@@ -172,6 +168,7 @@ HEADINGS = (
     "Plain rows",
     "x floor",
     "Repeats",
+    "Timed",
 )
 
 
@@ -300,7 +297,6 @@ def page(files: dict[str, dict]) -> str:
     return PAGE_TEXT.format(
         tolerance=next(iter(files.values()))["tolerance"],
         worst=worst_agreement(files),
-        clock=" ".join(sorted({CLOCK_TEXTS[file["inputs"]["clock"]] for file in files.values()})),
         machine=machine_text(files),
         bars=bars_table(files),
         sections="\n\n".join(section(name, files[name]) for name in files),

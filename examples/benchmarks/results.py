@@ -60,7 +60,14 @@ class Results:
 
     def add(self, case: Case, cell: dict) -> None:
         """Keep one cell and write the file."""
-        self.cells[case.key] = {"case": asdict(case), **cell, "commit": self.commit, "environment": self.machine}
+        how = {"clock": self.inputs.clock, "threads": self.inputs.threads}
+        self.cells[case.key] = {
+            "case": asdict(case),
+            **cell,
+            **how,
+            "commit": self.commit,
+            "environment": self.machine,
+        }
         self.environments[self.machine] = self.environment
         self.save()
 
@@ -68,7 +75,7 @@ class Results:
         """Write the file: cells in the experiment's order, machines that are still referred to, verdicts on the bars."""
         cells = {case.key: self.cells[case.key] for case in self.experiment.cases if case.key in self.cells}
         used = {cell["environment"] for cell in cells.values()}
-        inputs = {name: getattr(self.inputs, name) for name in ("shape", "device", "dtype", "threads", "clock")}
+        inputs = {name: getattr(self.inputs, name) for name in ("shape", "device", "dtype")}
         data = {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
