@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import transformers
 from backbones import frame, tiny
 from datasets import Dataset
 from models import IMAGE_SIZE, tiny_clip, tiny_tokenizer, tiny_vit
@@ -35,7 +36,10 @@ def save_tiny_vit(path: Path) -> str:
 def save_tiny(path: Path, name: str) -> str:
     """A folder with a tiny model of the class `name`, a processor that gives its images, and its tokenizer."""
     tiny(name).save_pretrained(path)
-    ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(path)
+    if name.startswith("Siglip2"):
+        transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(path)
+    else:
+        ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(path)
     if name in DUAL_ENCODERS:
         tiny_tokenizer(frame(name)).save_pretrained(path)
     return str(path)

@@ -138,6 +138,9 @@ def test_classifier(vit_path, colours, tmp_path):
         ("SiglipModel", "coop"),
         ("SiglipModel", "vpt"),
         ("MetaClip2Model", "maple"),
+        ("Siglip2Model", "maple"),
+        ("Siglip2ForImageClassification", "vpt"),
+        ("CLIPForImageClassification", "vpt"),
     ],
 )
 def test_train_and_evaluate_other_backbones(name, method, colours, tmp_path):

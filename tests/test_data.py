@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
-from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, ViTImageProcessorPil
 
 from peft_vprompt.data import (
     DataOptions,
@@ -321,6 +321,20 @@ class TestTransforms:
             processor.image_std
         )
         torch.testing.assert_close(pixels, expected.view(1, 3, 1, 1).expand_as(pixels), atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("crop", ["random_resized_crop", "random_crop", "none"])
+    def test_images_of_any_shape_keep_theirs(self, crop):
+        processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=12)
+        transform = TrainTransform(processor, crop, scale=(0.5, 1.0))
+        rows = {"image": [picture((250, 100, 7), (40, 10)), picture((1, 2, 3), (8, 30))], "label": [0, 1]}
+        inputs = transform(rows)
+        assert inputs["labels"] == [0, 1]
+        assert inputs["pixel_values"].shape == (2, 12, 3 * 4 * 4)
+        assert inputs["pixel_attention_mask"].sum(1).tolist() == inputs["spatial_shapes"].prod(1).tolist()
+        (height, width), (other_height, other_width) = inputs["spatial_shapes"].tolist()
+        assert height < width and other_height > other_width
+        real = inputs["pixel_values"][0][inputs["pixel_attention_mask"][0].bool()]
+        torch.testing.assert_close(real, torch.tensor([250, 100, 7]).repeat(16).expand_as(real) / 127.5 - 1)
 
     def test_training_is_random_and_seeded(self, clip_processor):
         noise = PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))

@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
+from backbones import tiny
 from models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
 from peft import PeftModel, get_peft_model
 from plain import masked_readers
 from plain_visual import plain_readers, plain_vit
+from scipy import stats
 from transformers import ViTConfig, ViTForImageClassification
 
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.prompts import vpt_bound
+from peft_vprompt.tuners.visual_prompt.config import PIXEL_LOCATIONS, TOKEN_LOCATIONS
 
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -176,39 +180,93 @@ def test_autocast_and_half_precision(options, base, tokenizer_path):
 
 
 BOUND = math.sqrt(6 / (3 * 8**2 + 24))  # patches of 8 pixels, tokens of 24 numbers
+VPT_UNIFORM = stats.uniform(-BOUND, 2 * BOUND)
+NORMAL, UNIT = stats.norm(), stats.uniform()
+
+#: Location -> its tensors with 50 prompts on a ViT for images of 32 x 32: shape, and how they start.
+STARTS = {
+    "prepend": {"tokens": ((1, 50, 24), VPT_UNIFORM)},
+    "add": {"tokens": ((1, 17, 24), VPT_UNIFORM)},
+    "add-1": {"tokens": ((1, 1, 24), VPT_UNIFORM)},
+    "prepend-pixel": {"pixels": ((1, 3, 8, 400), VPT_UNIFORM)},
+    "prepend-pixel-gaussian": {"pixels": ((1, 3, 8, 400), NORMAL)},
+    "prepend-pixel-imgnettransform": {"pixels": ((1, 3, 8, 400), UNIT)},
+    "pad": {"left_right": ((1, 3, 32, 100), UNIT), "top_bottom": ((1, 3, 100, 132), UNIT)},
+    "below": {
+        "pixels": ((1, 50, 32, 32), VPT_UNIFORM),
+        "patch_weight": ((24, 53, 8, 8), None),
+        "patch_bias": ((24,), None),
+    },
+}
+
+
+def assert_drawn_from(values, distribution):
+    """A Kolmogorov-Smirnov test; the values are the same in every run."""
+    low, high = distribution.support()
+    assert low <= values.min() and values.max() <= high
+    assert stats.kstest(values.flatten().numpy(), distribution.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("location", [*TOKEN_LOCATIONS, *PIXEL_LOCATIONS])
+def test_prompts_start_as_the_authors(location):
+    base = tiny_vit()
+    tensors = learned(get_peft_model(base, VisualPromptConfig(num_virtual_tokens=50, location=location)))
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: shape for name, (shape, _) in STARTS[location].items()
+    }
+    assert all(tensor.requires_grad for tensor in tensors.values())
+    for name, (_, distribution) in STARTS[location].items():
+        if distribution is not None:
+            assert_drawn_from(tensors[name].detach(), distribution)
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "shape", "low", "high"),
-    [
-        ({}, "tokens", (1, 50, 24), -BOUND, BOUND),
-        ({"projection_dim": 6}, "tokens", (1, 50, 6), -math.sqrt(6 / 198), math.sqrt(6 / 198)),
-        ({"location": "add", "deep": True}, "tokens", (3, 17, 24), -BOUND, BOUND),
-        ({"location": "add-1", "deep": True}, "tokens", (3, 1, 24), -BOUND, BOUND),
-        ({"location": "prepend-pixel"}, "pixels", (1, 3, 8, 400), -BOUND, BOUND),
-        ({"location": "prepend-pixel-imgnettransform"}, "pixels", (1, 3, 8, 400), 0, 1),
-        ({"location": "pad"}, "left_right", (1, 3, 32, 100), 0, 1),
-        ({"location": "pad"}, "top_bottom", (1, 3, 100, 132), 0, 1),
-        ({"location": "below"}, "pixels", (1, 50, 32, 32), -BOUND, BOUND),
-    ],
+    ("options", "shape"), [({}, (3, 50, 24)), ({"location": "add"}, (3, 17, 24)), ({"location": "add-1"}, (3, 1, 24))]
 )
-def test_prompts_start_uniform(options, name, shape, low, high):
-    values = learned(get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=50, **options)))[name].detach()
-    assert values.shape == shape
-    assert low <= values.min() and values.max() <= high
-    assert values.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.15)
+def test_deep_prompts_start_alike_in_every_layer(options, shape):
+    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=50, deep=True, **options))
+    tokens = learned(model)["tokens"].detach()
+    assert tokens.shape == shape
+    for layer in tokens:
+        assert_drawn_from(layer, VPT_UNIFORM)
 
 
-def test_gaussian_pixels_and_the_patch_embedding_of_channels():
-    gaussian = VisualPromptConfig(num_virtual_tokens=50, location="prepend-pixel-gaussian")
-    assert learned(get_peft_model(tiny_vit(), gaussian))["pixels"].std().item() == pytest.approx(1, rel=0.05)
+def test_projected_prompts_start_by_the_size_of_the_projection():
+    tensors = learned(get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=50, projection_dim=6)))
+    bound = math.sqrt(6 / (3 * 8**2 + 6))
+    assert_drawn_from(tensors["tokens"].detach(), stats.uniform(-bound, 2 * bound))
+    assert_drawn_from(
+        tensors["projection_weight"].detach(), stats.norm(scale=math.sqrt(2 / 24))
+    )  # kaiming, fan-out 24
+
+
+def test_vit_b16_has_the_published_bound():
+    with torch.device("meta"):
+        vit = ViTForImageClassification(ViTConfig())
+    assert vpt_bound(vit.config.patch_size, vit.config.hidden_size) == pytest.approx(0.0625)
+
+
+def test_prompts_of_all_stages_start_by_the_width_of_the_first():
+    model = get_peft_model(tiny("SwinForImageClassification"), VisualPromptConfig(num_virtual_tokens=50, deep=True))
+    tensors = learned(model)
+    assert [tuple(tensor.shape) for tensor in tensors.values()] == [(1, 50, 24), (1, 50, 48)]
+    for tensor in tensors.values():
+        assert_drawn_from(tensor.detach(), VPT_UNIFORM)
+
+
+def test_tokens_on_a_clip_start_as_in_the_clip_methods(tokenizer_path):
+    options = {"class_names": ["cat", "dog"], "tokenizer_name_or_path": tokenizer_path}
+    model = get_peft_model(tiny_clip(), VisualPromptConfig(num_virtual_tokens=50, **options))
+    assert_drawn_from(learned(model)["tokens"].detach(), stats.norm(scale=0.02))
+
+
+def test_the_patch_embedding_of_channels_starts_from_the_models():
     base = tiny_vit()
-    weight = base.vit.embeddings.patch_embeddings.projection.weight.detach().clone()
+    convolution = base.vit.embeddings.patch_embeddings.projection
+    weight, bias = convolution.weight.detach().clone(), convolution.bias.detach().clone()
     tensors = learned(get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2, location="below")))
-    assert torch.equal(tensors["patch_weight"][:, :3], weight)
-    assert tensors["patch_weight"].shape == (24, 5, 8, 8)
-    assert tensors["patch_weight"][:, 3:].abs().max() <= BOUND
-    assert all(tensor.requires_grad for tensor in tensors.values())
+    assert torch.equal(tensors["patch_weight"][:, :3], weight) and torch.equal(tensors["patch_bias"], bias)
+    assert_drawn_from(tensors["patch_weight"][:, 3:].detach(), VPT_UNIFORM)
 
 
 def test_dropout_has_a_mask_of_its_own_for_each_image():

@@ -60,7 +60,6 @@ def check_stages(config: VisualPromptConfig, model_name: str) -> None:
         reasons |= {"deep": one_width, "first_layer": one_width}
     for name, reason in reasons.items():
         if value := getattr(config, name):
-            raise UnsupportedModelError(
-                f"{model_name} cannot take {name}={value!r} with location={config.location!r}: {reason}. Use the "
-                "prompts without it."
-            )
+            place = "" if name == "location" else f" with location={config.location!r}"
+            remedy = "location='prepend'" if name == "location" else "the prompts without it"
+            raise UnsupportedModelError(f"{model_name} cannot take {name}={value!r}{place}: {reason}. Use {remedy}.")
