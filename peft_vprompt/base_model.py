@@ -23,6 +23,7 @@ MEAN_LOSS = (
     "MetaClip2ForImageClassification",
     "Siglip2ForImageClassification",
     "SiglipForImageClassification",
+    "SwinForImageClassification",  # in early releases of transformers 5
     "Swinv2ForImageClassification",
 )
 
