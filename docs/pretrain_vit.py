@@ -110,8 +110,14 @@ def accuracy(vit: ViTForImageClassification, pictures: Attributes) -> dict[str, 
     return hits
 
 
-def pretrain(folder: Path, steps: int = 1800, batch_size: int = 64, learning_rate: float = 1e-3) -> dict:
-    """Train the ViT and save it, with its image processor and `training.json`, into `folder`; gives the record."""
+def pretrain(
+    folder: Path, steps: int = 1800, batch_size: int = 64, learning_rate: float = 1e-3, pictures: int = 2000
+) -> dict:
+    """Train the ViT and save it, with its image processor and `training.json`, into `folder`.
+
+    Returns:
+        The record: options, losses along the way, and the accuracy on new pictures of the world.
+    """
     set_seed(0)
     processor = ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     vit = build()
@@ -134,7 +140,7 @@ def pretrain(folder: Path, steps: int = 1800, batch_size: int = 64, learning_rat
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "parameters": vit.num_parameters(),
-        "accuracy": accuracy(vit.eval(), Attributes(2000, EVALUATION_SEED, processor)),
+        "accuracy": accuracy(vit.eval(), Attributes(pictures, EVALUATION_SEED, processor)),
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "environment": environment(),
     }

@@ -6,18 +6,43 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from test_transfer import COUNTS
+from transformers import CLIPVisionModel
+
+from peft_vprompt.build import load_base
+from peft_vprompt.demo import demo_model_path
 
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-@pytest.fixture(scope="module")
-def page():
-    spec = importlib.util.spec_from_file_location("render_transfer", DOCS / "render_transfer.py")
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def page():
+    return script("render_transfer")
+
+
+def test_the_vit_starts_from_the_embedded_clip_and_takes_new_classes(tmp_path):
+    pretraining = script("pretrain_vit")
+    clip, vit = CLIPVisionModel.from_pretrained(demo_model_path()), pretraining.build()
+    last, ours = clip.encoder.layers[-1], vit.vit.layers[-1]
+    hidden = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(hidden), last(hidden, None), rtol=0, atol=1e-5)
+    assert torch.equal(vit.vit.layernorm.weight, clip.post_layernorm.weight)
+    assert torch.equal(vit.vit.embeddings.position_embeddings[0], clip.embeddings.position_embedding.weight)
+    record = pretraining.pretrain(tmp_path, steps=2, batch_size=4, pictures=8)
+    assert set(record["accuracy"]) == {"shape", "fill", "colour"} and len(record["loss"]) == 2
+    model = load_base(str(tmp_path), ["red", "green", "blue"])
+    output = model(torch.zeros(2, 3, 48, 48), labels=torch.tensor([0, 2]))
+    assert output.logits.shape == (2, 3) and output.loss > 0
 
 
 @pytest.fixture
@@ -62,8 +87,20 @@ def test_verdicts_follow_from_the_numbers(page, results):
                 run["accuracy"] = level
             part["accuracy"]["mean"] = level
     text = page.render(changed)
-    assert "VPT-deep against VPT-shallow: **holds**: +10.0 at 1 (3 of 3)" in text
-    assert "VPT-deep against Full: **does not hold**" in text
-    for run in next(row for row in changed["rows"] if row["title"] == "Full")["shots"]["4"]["runs"]:
+    first, *others = changed["rows"][0]["shots"]
+    assert f"(VPT-deep against VPT-shallow): **holds**. +10.0 at {first} (3 of 3)" in text
+    assert "(VPT-deep against Full): **does not hold**" in text
+    for run in next(row for row in changed["rows"] if row["title"] == "Full")["shots"][others[0]]["runs"]:
         run["accuracy"] = 10.0
-    assert "VPT-deep against Full: **holds at 4 shots only**" in page.render(changed)
+    assert f"(VPT-deep against Full): **holds at {others[0]} shots only**" in page.render(changed)
+
+
+def test_the_rate_was_chosen_inside_the_grid_and_the_lengths_are_those_of_the_runs(page, results):
+    rates = sorted({trial["base_rate"] for row in results["rows"] for trial in row["trials"]})
+    for row in results["rows"]:
+        tried = sorted(trial["base_rate"] for trial in row["trials"])
+        best = row["best"]["base_rate"]
+        assert tried[0] < best or best == rates[0]
+        assert best < tried[-1] or best == rates[-1]
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert f"40 epochs ({40 * 4 * results['classes'] // results['batch_size']} steps) at 4 shots per class" in text
