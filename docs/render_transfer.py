@@ -258,6 +258,7 @@ def draw(results: dict, path: Path) -> None:
                 capsize=2,
                 label=row["title"],
             )
+        show_the_others(panel, results["rows"], count)
         panel.set_xscale("log")
         panel.set_title(f"{count} shot{'s' if count != '1' else ''} per class")
         panel.set_xlabel("trained parameters")
@@ -266,6 +267,19 @@ def draw(results: dict, path: Path) -> None:
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
+
+
+def show_the_others(panel, rows: list[dict], shots: str) -> None:
+    """Where a row is far below all others, leave it out of the scale and write its mean at the lower edge."""
+    below = {row["title"]: row["shots"][shots]["accuracy"] for row in rows}
+    lowest = min(below, key=lambda title: below[title]["mean"])
+    others = [accuracy for title, accuracy in below.items() if title != lowest]
+    ends = [a["mean"] - a["std"] for a in others], [a["mean"] + a["std"] for a in others]
+    bottom, top = min(ends[0]), max(ends[1])
+    if below[lowest]["mean"] < bottom - (top - bottom):
+        panel.set_ylim(bottom - 0.15 * (top - bottom), top + 0.05 * (top - bottom))
+        text = f"{lowest} {below[lowest]['mean']:.1f} ± {below[lowest]['std']:.1f}, not shown"
+        panel.text(0.02, 0.02, text, transform=panel.transAxes, fontsize=8)
 
 
 def main() -> None:
