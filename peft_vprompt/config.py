@@ -162,7 +162,7 @@ def check_class_names(names: Sequence[str]) -> list[str]:
     if not names:
         raise ClassNamesError("Expected at least one class name. Received: class_names=[].")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip(" _\t\n"):
+        if not isinstance(name, str) or not name.replace("_", " ").strip():
             raise ClassNamesError(
                 f"Expected every class name to be a non-empty string. Received: class_names[{index}]={name!r}."
             )

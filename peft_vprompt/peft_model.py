@@ -58,6 +58,12 @@ class PeftModelForImageClassification(SavedPeftModel):
             return self._as_asked(tuner.classify_features, image_features, labels, **kwargs)
         if not own_call and pixel_values is not None:
             return self._as_asked(tuner.classify, pixel_values, labels, **kwargs)
+        if tuner.text_tower is not None and pixel_values is None and len(args) < 2:
+            raise ValueError(
+                "Expected images by name: model(pixel_values=...), or model(input_ids=..., pixel_values=...) for the "
+                f"base model's own call. Received: {len(args)} inputs by position and {', '.join(kwargs) or 'none'} by "
+                "name."
+            )
         if pixel_values is not None:
             kwargs["pixel_values"] = pixel_values
         if labels is not None:

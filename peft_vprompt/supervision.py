@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,14 @@ class Supervision:
 
     Attributes:
         noise: kind of label noise: one of `noise.KINDS`, or "false-positive"; None for the labels as they are.
-        noise_rate: share of wrong labels in every class.
+        noise_rate: share of wrong labels in every class, above 0 where there is a kind of noise.
         unlabelled: how to choose among images labelled by zero-shot: one of `pseudo_labels.SELECTORS`; the number of
             images per class is that of the shots. None trains on labels.
         pseudo_labels: file of labels that `vprompt pseudo-label` made for the training images.
 
     Raises:
-        ValueError: an unknown kind or selector, or noise on pseudo-labels, which are noisy already.
+        ValueError: an unknown kind or selector, a kind of noise without a rate or a rate out of range, or noise on
+            pseudo-labels, which are noisy already.
     """
 
     noise: str | None = None
@@ -54,6 +56,11 @@ class Supervision:
             )
         if sum(x is not None for x in (self.noise, self.unlabelled, self.pseudo_labels)) > 1:
             raise ValueError(f"Labels come from one source: noise, zero-shot or a file. Received: {self}.")
+        if self.noise is not None and not 0 < self.noise_rate <= 1:
+            raise ValueError(
+                f"Expected a noise rate above 0 and up to 1 with noise={self.noise!r}. "
+                f"Received: noise_rate={self.noise_rate}. Leave the noise out for the labels as they are."
+            )
 
     @property
     def uses_labels(self) -> bool:
@@ -95,7 +102,7 @@ def training_images(
     if shots is not None:
         images = few_shot(images, shots, seed, class_names=class_names)
     images = select_classes(images, class_names)
-    if supervision.noise is None or not supervision.noise_rate:
+    if supervision.noise is None:
         return images, {}
     table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
     images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
@@ -132,7 +139,12 @@ def _false_positives(supervision, images, class_names, shots, seed) -> tuple[Dat
     if shots is None:
         raise ValueError("Expected a number of shots with noise='false-positive'. Received: all images.")
     images = select_classes(images, class_names)
-    num_false = round(supervision.noise_rate * shots)
+    num_false = math.floor(supervision.noise_rate * shots + 0.5)
+    if not num_false:
+        raise ValueError(
+            f"{shots} shots are too few for a noise rate of {supervision.noise_rate:g}, which would make none of them a "
+            "false positive. Use more shots or a higher rate."
+        )
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
     rows = images.select(chosen).remove_columns("label")
     rows = rows.add_column("label", noise.labels, feature=ClassLabel(names=class_names))

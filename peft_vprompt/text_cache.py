@@ -7,6 +7,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
@@ -16,11 +17,20 @@ T = TypeVar("T")
 def fingerprint(module: nn.Module) -> Hashable:
     """A value that changes with every weight load, optimiser step, dtype change and device move of `module`.
 
-    Reads each tensor's address and version counter, not its contents (some microseconds for a text tower).
+    And with every switch of an adapter that the base model carries, such as a LoRA. Reads each tensor's address and
+    version counter, not its contents (less than a millisecond for a text tower of twelve layers).
     """
-    return tuple(
-        (p.data_ptr(), p.dtype, p.device, -1 if p.is_inference() else p._version) for p in module.parameters()
-    )
+    modules = list(module.modules())
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]  # twice as fast as parameters()
+    tensors = [(p.data_ptr(), p.dtype, p.device, -1 if p.is_inference() else p._version) for p in parameters]
+    return *tensors, *(_switches(m) for m in modules if isinstance(m, BaseTunerLayer))
+
+
+def _switches(layer: BaseTunerLayer) -> Hashable:
+    """What of a tuner layer decides its answer beside its tensors."""
+    scaling = getattr(layer, "scaling", None)
+    scales = tuple(scaling.items()) if isinstance(scaling, dict) else scaling
+    return layer.disable_adapters, tuple(layer.active_adapters), tuple(layer.merged_adapters), scales
 
 
 def checksum(module: nn.Module | None) -> Hashable:

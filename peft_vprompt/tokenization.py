@@ -164,3 +164,15 @@ def check_lengths(sequences: list[TokenSequence], names: list[str], max_position
                 f"The prompt of class {name!r} has {len(sequence)} tokens, start, context and end included; the text "
                 f"tower has {max_positions} positions. Shorten the name, or learn fewer context tokens."
             )
+
+
+def warn_alike(sequences: list[TokenSequence], names: list[str]) -> None:
+    """Warn of different names that the tokenizer reads alike ("Cat" and "cat", or letters that it does not know)."""
+    first: dict[tuple[int, ...], str] = {}
+    pairs = [(first.setdefault(tuple(s), name), name) for s, name in zip(sequences, names, strict=True)]
+    if alike := [f"{one!r} and {other!r}" for one, other in pairs if one != other]:
+        warnings.warn(
+            f"The tokenizer reads class names alike: {'; '.join(alike[:3])}. These classes get the same text features and "
+            "cannot be told apart; write their names in other words.",
+            stacklevel=2,
+        )

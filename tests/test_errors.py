@@ -61,6 +61,7 @@ def coop(tokenizer_path, base=None, **options):
         ({"cat": 0}, r"Expected a list of class names. Received: class_names=\{'cat': 0\}\.$"),
         (["cat", ""], r"class_names\[1\]=''"),
         (["cat", " _ "], r"class_names\[1\]=' _ '"),
+        (["cat", "\u00a0"], r"class_names\[1\]='\\xa0'"),
         (["cat", 3], r"class_names\[1\]=3"),
     ],
 )
@@ -80,6 +81,14 @@ def test_repeated_class_names_only_warn(tokenizer_path):
         model = coop(tokenizer_path, class_names=["dog", "cat", "dog"])
     features = model.encode_classes()
     assert torch.equal(features[0], features[2])
+
+
+def test_names_that_a_tokenizer_reads_alike_warn(tokenizer_path):
+    with pytest.warns(UserWarning, match="alike: 'Dog' and 'dog'; 'sea lion' and 'sea_lion'.*cannot be told apart"):
+        coop(tokenizer_path).set_class_names(["Dog", "sea lion", "dog", "sea_lion"])
+    names = ["Dog", "dog"]
+    model = coop(tokenizer_path, class_names=names, class_specific=True)  # each learns a context of its own
+    assert not torch.equal(*model.encode_classes())
 
 
 def test_names_longer_than_the_text_tower(tokenizer_path):
@@ -322,12 +331,29 @@ def test_images_that_are_no_tensor(tokenizer_path):
         coop(tokenizer_path)(pixel_values=images().tolist())
 
 
+@pytest.mark.parametrize("base", [tiny_clip, tiny_vit])
+def test_images_of_whole_numbers(base, tokenizer_path):
+    options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} if base is tiny_clip else {}
+    model = get_peft_model(base(), VisualPromptConfig(num_virtual_tokens=2, **options)).eval()
+    with pytest.raises(TypeError, match="normalised pixels, as the model's image processor.*Received: torch.uint8"):
+        model(pixel_values=images().to(torch.uint8))
+    torch.testing.assert_close(model(pixel_values=images().double()).logits, model(pixel_values=images()).logits)
+
+
+def test_images_by_position(tokenizer_path):
+    model = coop(tokenizer_path)
+    with pytest.raises(ValueError, match=r"by name: model\(pixel_values=...\).*Received: 1 inputs by position"):
+        model(images())
+    with pytest.raises(ValueError, match="Received: 0 inputs by position and return_loss by name"):
+        model(return_loss=True)
+
+
 def test_no_image_features(tokenizer_path):
     with pytest.raises(ValueError, match=r"at least one image. Received: image_features of shape \[0, 16\]"):
         coop(tokenizer_path)(image_features=torch.zeros(0, 16))
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, np.uint8, np.int32, lambda y: torch.tensor(y).int()])
 def test_labels_may_be_a_list(kind, tokenizer_path):
     given, numbers = labels(), kind(labels().tolist())
     for model in (coop(tokenizer_path), get_peft_model(tiny_vit(), VisualPromptConfig()).eval()):
@@ -344,6 +370,7 @@ def test_labels_may_be_a_list(kind, tokenizer_path):
         (["cat"] * 4, TypeError, r"list of integers.*place of its class in class_names.*\['cat', "),
         ([0, 1], ValueError, r"one integer label per image, \[4\].*shape \[2\]"),
         (torch.zeros(4, 1, dtype=torch.long), ValueError, r"\[4, 5\].*Received: labels of shape \[4, 1\]"),
+        ([True, False, True, True], ValueError, "one integer label per image.*dtype torch.bool"),
         ([0.0, 1.0, 2.0, 3.0], ValueError, r"or probabilities \[4, 5\].*dtype torch.float32"),
     ],
 )
@@ -354,8 +381,10 @@ def test_labels_that_are_none(bad, error, message, tokenizer_path):
 
 def test_probabilities_as_labels(tokenizer_path):
     one_hot = torch.nn.functional.one_hot(labels(), len(CLASS_NAMES)).float()
-    soft, hard = (coop(tokenizer_path)(pixel_values=images(), labels=y).loss for y in (one_hot, labels()))
-    torch.testing.assert_close(soft, hard)
+    given = (one_hot, one_hot.double(), one_hot.half(), labels())
+    *soft, hard = (coop(tokenizer_path)(pixel_values=images(), labels=y).loss for y in given)
+    for loss in soft:
+        torch.testing.assert_close(loss, hard)
 
 
 def test_unknown_keywords(tokenizer_path):

@@ -145,7 +145,9 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
         (("--ensemble", 2, "--method", "maple"), "An ensemble is of contexts.*MaPLe"),
         (("--noise", "false-positive", "--noise-rate", 0.5, "--shots", 0), "Expected a number of shots"),
         (("--noise", "pair", "--noise-rate", 0.05), "too small for a noise rate"),
-        (("--noise", "pair", "--noise-rate", 2), "from 0 to 1"),
+        (("--noise", "pair", "--noise-rate", 2), "noise rate above 0 and up to 1 with noise='pair'.*noise_rate=2"),
+        (("--noise", "pair"), "noise_rate=0.*Leave the noise out"),
+        (("--noise", "false-positive", "--noise-rate", 0.05), "shots are too few for a noise rate of 0.05"),
     ],
 )
 def test_user_errors(more, match, clip_path, colours, tmp_path):

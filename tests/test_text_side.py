@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import CLASS_NAMES, CONFIGS, NEW_NAMES, TEXT, images, labels, tiny_clip, tiny_tokenizer
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from plain import plain_text_features
 from torch.nn import functional as F
 from transformers import CLIPModel
@@ -403,6 +404,29 @@ def test_a_lora_in_the_base_is_seen_by_the_text_side(tokenizer_path):
         )
     (packed, _), (plain, _) = both_ways(model.eval())
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "case"), [("context_opt", "end"), ("read_only_prompt", "rpo")])
+def test_switching_a_lora_in_the_base_drops_what_is_kept(method, case, tokenizer_path):
+    """Class features, and the record of the plain tokens that readers read."""
+    base = tiny_clip()
+    for name in ("other", "default"):
+        inject_adapter_in_model(LoraConfig(target_modules=["v_proj"], init_lora_weights=False), base, name)
+    config = CONFIGS[method][case](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    with pytest.warns(UserWarning, match="second time"):
+        model = get_peft_model(base, config).eval()
+    lora = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    seen = [encode_again(model)]
+    for switch in (
+        lambda layer: layer.set_adapter("other"),
+        lambda layer: layer.set_scale("other", 3.0),
+        lambda layer: layer.enable_adapters(False),
+    ):
+        for layer in lora:
+            switch(layer)
+        seen.append(encode_again(model))
+        assert torch.equal(encode_again(copy.deepcopy(model)), seen[-1])  # a copy keeps nothing
+        assert not torch.allclose(seen[-1], seen[-2], atol=1e-4)
 
 
 def test_bfloat16_base(tokenizer_path):

@@ -217,13 +217,14 @@ class VisionTower(Tower):
         """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:
-            TypeError: no tensor.
+            TypeError: no tensor, or one of whole numbers, which are pixels that nobody has normalised.
             ValueError: names the shape received, the one expected and the remedies.
         """
-        if not isinstance(pixel_values, Tensor):
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            received = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
             raise TypeError(
-                "Expected pixel_values as a tensor, as the model's image processor gives it with "
-                f"return_tensors='pt'. Received: {type(pixel_values).__name__}."
+                "Expected pixel_values as a tensor of normalised pixels, as the model's image processor gives it with "
+                f"return_tensors='pt'. Received: {received}."
             )
         shape, channels = list(pixel_values.shape), self.module.config.num_channels
         if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):

@@ -18,6 +18,9 @@ OWN_CALL = (
     "output_hidden_states",
 )
 
+#: Integers that torch's losses do not take as class numbers.
+SMALL_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8)
+
 
 def drop_idle(options: dict) -> dict:
     """Keyword arguments of a call, without those of `OWN_CALL` that are None or False."""
@@ -39,15 +42,16 @@ def check_options(given: Iterable[str], allowed: Sequence[str]) -> None:
 
 
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None) -> Tensor | None:
-    """Labels as a tensor, also where a list or an array is given.
+    """Labels as a tensor, also where a list or an array is given; class numbers in the type that torch's losses take.
 
     Raises:
         TypeError: something that is not numbers, such as names.
     """
-    if labels is None or isinstance(labels, Tensor):
-        return labels
+    if labels is None:
+        return None
     try:
-        return torch.as_tensor(labels, device=device)
+        labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device=device)
+        return labels.long() if labels.ndim == 1 and labels.dtype in SMALL_INTEGERS else labels
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"Expected labels as a tensor or list of integers, each the place of its class in class_names. "
@@ -75,7 +79,7 @@ def check_inputs(inputs: Tensor, labels: Tensor | None, num_classes: int, name: 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
     probabilities = labels.is_floating_point()
-    if labels.shape != ((num_images, num_classes) if probabilities else (num_images,)):
+    if labels.dtype == torch.bool or labels.shape != ((num_images, num_classes) if probabilities else (num_images,)):
         raise ValueError(
             f"Expected one integer label per image, [{num_images}], or probabilities [{num_images}, {num_classes}]. "
             f"Received: labels of shape {list(labels.shape)} and dtype {labels.dtype}."

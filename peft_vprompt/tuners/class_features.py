@@ -21,7 +21,7 @@ from ..errors import ClassNamesError
 from ..padded_prompts import PaddedPrompts
 from ..prompts import ClassFeatures
 from ..text_cache import autocast_dtype, checksum, fingerprint
-from ..tokenization import TokenSequence, check_lengths, encode_text, fill, find_tokenizer
+from ..tokenization import TokenSequence, check_lengths, encode_text, fill, find_tokenizer, warn_alike
 from ..towers import BidirectionalTextTower
 
 
@@ -57,12 +57,12 @@ class ClassList:
         self, first: int, last: int, readers: int, device: torch.device
     ) -> list[list[PackedPrompts | PaddedPrompts]]:
         """The classes first ... last - 1 in parts of bounded size, made once; `readers` per class come on top."""
-        if (first, last) not in self.packed:
-            self.packed[first, last] = [
-                self.layout(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
-            ]
-        self.packed[first, last] = [[part.to(device) for part in parts] for parts in self.packed[first, last]]
-        return self.packed[first, last]
+        packed = self.packed.get((first, last)) or [
+            self.layout(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
+        ]
+        # Replicas of a data-parallel model share this list: each answers with what it has moved to its own device.
+        packed = self.packed[first, last] = [[part.to(device) for part in parts] for parts in packed]
+        return packed
 
 
 class ClassEncoder:
@@ -103,6 +103,8 @@ class ClassEncoder:
         templates = self.method.class_sequences(config, classes.names, tokenizer)
         for sequences in templates:
             check_lengths(sequences, classes.names, text.tower.max_positions)
+        if not config.belongs_to_classes:
+            warn_alike(templates[0], classes.names)
         classes.sequences, classes.layout = templates, text.layout(tokenizer, templates[0][0])
 
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:

@@ -187,6 +187,8 @@ class ClassNameClassifier(ClassEncoder):
         if self.training and logits.requires_grad and self.class_names != self.active_config.class_names:
             self._remember_classes(logits)
         at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if labels is not None and labels.is_floating_point():
+            labels = labels.to(at_least_float32.dtype)
         loss = None if labels is None else F.cross_entropy(at_least_float32, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
