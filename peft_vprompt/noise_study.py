@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 
 from .build import build_model, get_method
 from .data import EvalTransform, cache_features
-from .experiment import Settings, class_names_of, run_experiment
+from .experiment import Settings, as_published, class_names_of, run_experiment
 from .losses import make_loss
 from .reports import environment, write_json
 from .supervision import Supervision, training_images
@@ -28,6 +28,9 @@ from .supervision import Supervision, training_images
 #: The six ways to tune of the PTNL paper (section 3), and a logistic regression on the image features.
 LINEAR_PROBE = "linear-probe"
 METHODS = ("coop", "full-prompt", "class-name", "classifier-c", "classifier-r", "tenc-ft", LINEAR_PROBE)
+
+#: Parts of the training images in the cross-validation of the logistic regression.
+FOLDS = 3
 
 #: Runs without labels: zero-shot, UPL, and robust UPL with its two parts apart.
 WITHOUT_LABELS = (("zero-shot", None, None), ("coop", "top-k", None), ("coop", "top-k", "gce"),
@@ -64,7 +67,7 @@ class Study:
         """Every run: the method as it was asked for, and its settings. Seeds come last: all of seed 1 comes first.
 
         Raises:
-            ValueError: an unknown method, loss or kind of noise.
+            ValueError: an unknown method, loss or kind of noise, a rate out of range, or too few shots.
         """
         for seed in self.seeds:
             for spec in self.methods:
@@ -85,6 +88,11 @@ class Study:
             make_loss(loss, **options)
         if method != LINEAR_PROBE:
             get_method(method)
+        elif self.base.shots is not None and self.base.shots < FOLDS:
+            raise ValueError(
+                f"Expected at least {FOLDS} shots with {LINEAR_PROBE!r}, which is cross-validated. "
+                f"Received: shots={self.base.shots}. Use more shots, or leave {LINEAR_PROBE!r} out of the methods."
+            )
         changes = {"method": method, "seed": seed, "loss": loss, "loss_options": options, "supervision": supervision}
         return replace(self.base, config=self.base.config | config, base_novel=False, **changes)
 
@@ -153,7 +161,7 @@ def _saved(folder: Path, probe: bool) -> dict | None:
 
 def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: dict | None, probe: bool) -> dict:
     if settings.method == LINEAR_PROBE:
-        return linear_probe(settings, data, folder)
+        return linear_probe(settings, data, folder, data_description)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
     return run_experiment(
@@ -161,13 +169,16 @@ def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: 
     )
 
 
-def linear_probe(settings: Settings, data: DatasetDict, output: str | Path) -> dict:
+def linear_probe(
+    settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
+) -> dict:
     """A logistic regression on the frozen image features, its strength of regularisation chosen by cross-validation.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
     """
     names = class_names_of(data)
-    clip = build_model(settings.model, "zero-shot", names)
+    benchmark = (data_description or {}).get("benchmark")
+    clip = as_published(build_model(settings.model, "zero-shot", names), benchmark)
     images, facts = training_images(
         settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True
     )
@@ -178,7 +189,7 @@ def linear_probe(settings: Settings, data: DatasetDict, output: str | Path) -> d
             features.append((np.stack(cached["image_features"][:]), np.asarray(cached["label"][:])))
     (x, y), (x_test, y_test) = features
     strengths = {"C": np.logspace(-2, 4, 7)}
-    probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=3, scoring="accuracy").fit(x, y)
+    probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
     accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **facts}
     write_json(report, Path(output) / "results.json")

@@ -1,6 +1,7 @@
 """The study of label noise: what it runs, that it goes on where it was, what it shows."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from models import CLASS_NAMES, images, tiny_clip
 from peft import get_peft_model
 from test_cli import clip_path, colours, vprompt  # noqa: F401 - fixtures
+from test_transfer_tasks import write_vtab
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from peft_vprompt import ContextOptConfig, noise_study
+from peft_vprompt import ContextOptConfig, noise_study, pseudo_labels
+from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiment import Settings
 from peft_vprompt.gradients import GradientProbe
 from peft_vprompt.losses import GeneralizedCrossEntropy
@@ -109,12 +113,40 @@ def test_a_method_with_fields():
         (("--losses", "focal"), "No loss 'focal'"),
         (("--kinds", "flip"), "noise='flip'"),
         (("--seeds", "1.5"), "--seeds takes whole numbers separated by commas. Received: '1.5'"),
+        (("--rates", "0,1.5"), "noise rate above 0 and up to 1"),
+        (("--shots", 2), "at least 3 shots with 'linear-probe'"),
         (("--rates", "0,half"), "--rates takes numbers separated by commas. Received: '0,half'"),
     ],
 )
 def test_user_errors(more, match, clip_path, colours, tmp_path):  # noqa: F811
     assert match in study(clip_path, colours, tmp_path / "out", *more, code=2)
     assert not (tmp_path / "out").exists()
+
+
+class TestPublishedTask:
+    """Its preprocessing is the published one, as in every other run."""
+
+    def options(self, tmp_path):
+        return DataOptions(str(write_vtab(tmp_path)), "vtab-1k/patch_camelyon", class_names=("no", "yes"))
+
+    def test_linear_probe(self, clip_path, tmp_path, monkeypatch):  # noqa: F811
+        options, transforms, cache = self.options(tmp_path), [], noise_study.cache_features
+        monkeypatch.setattr(noise_study, "cache_features", lambda *args: transforms.append(args[-1]) or cache(*args))
+        settings = Settings("linear-probe", model=clip_path, shots=3)
+        noise_study.linear_probe(settings, load_images(options), tmp_path / "probe", asdict(options))
+        assert [list(t.image_processor.image_mean) for t in transforms] == [list(IMAGENET_DEFAULT_MEAN)] * 2
+
+    def test_pseudo_labels(self, clip_path, tmp_path, monkeypatch):  # noqa: F811
+        options, batches, encode = self.options(tmp_path), [], pseudo_labels.encode_frozen
+        monkeypatch.setattr(
+            pseudo_labels, "encode_frozen", lambda model, batch: batches.append(batch) or encode(model, batch)
+        )
+        (tmp_path / "names.txt").write_text("no\nyes")
+        data = ("--data", options.path, "--benchmark", options.benchmark, "--class-names", tmp_path / "names.txt")
+        shown = vprompt("pseudo-label", *data, "--model", clip_path, "--output", tmp_path / "labels.safetensors")
+        assert "of 6 images" in shown
+        black = -np.array(IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD  # images of label 0 are of value 0
+        np.testing.assert_allclose(batches[0]["pixel_values"][0, :, 3, 4], black, rtol=1e-5)
 
 
 class TestGradients:

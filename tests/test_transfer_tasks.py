@@ -21,6 +21,7 @@ from peft_vprompt.data import (
     load_images,
     load_split,
     load_task,
+    load_unlabelled,
 )
 
 
@@ -118,6 +119,12 @@ def test_the_splits_as_images_to_train_and_test_on(tmp_path):
     both = DataOptions(str(tmp_path), benchmark="vtab-1k/patch_camelyon", train_split="trainval")
     assert {name: len(rows) for name, rows in load_images(both).items()} == {"train": 8, "test": 4}
     assert load_split(options, "validation").features["label"].names == ["no", "yes"]
+    unlabelled = load_unlabelled(options)
+    assert {name: rows.column_names for name, rows in unlabelled.items()} == {
+        "train": ["image"],
+        "test": ["image", "label"],
+    }
+    assert len(load_unlabelled(both)["train"]) == 8
     assert len(load_split(options, "train")) == 6
     with pytest.raises(ValueError, match="No split 'dev'"):
         load_split(options, "dev")

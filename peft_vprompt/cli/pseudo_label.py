@@ -9,6 +9,7 @@ from rich.markup import escape
 from ..build import build_model
 from ..data import DataOptions, load_images
 from ..diagnostics import calibration, plot_reliability, pseudo_label_report
+from ..experiment import as_published
 from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
 from ..reports import environment, write_json
 from . import options
@@ -51,7 +52,8 @@ def pseudo_label(
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
     fields = {} if not template else {"template": template}
-    clips = [build_model(name, "zero-shot", names, **fields) for name in model or [None]]
+    benchmark = data and data.benchmark
+    clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
     table = zero_shot(clips, images["train"], names, combine=combine)
     chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
     chosen.save(output)
