@@ -23,10 +23,10 @@ def fingerprint(module: nn.Module) -> Hashable:
     modules = list(module.modules())
     parameters = [p for m in modules for p in m._parameters.values() if p is not None]  # twice as fast as parameters()
     tensors = [(p.data_ptr(), p.dtype, p.device, -1 if p.is_inference() else p._version) for p in parameters]
-    return *tensors, *(_switches(m) for m in modules if isinstance(m, BaseTunerLayer))
+    return *tensors, *(switches(m) for m in modules if isinstance(m, BaseTunerLayer))
 
 
-def _switches(layer: BaseTunerLayer) -> Hashable:
+def switches(layer: BaseTunerLayer) -> Hashable:
     """What of a tuner layer decides its answer beside its tensors."""
     scaling = getattr(layer, "scaling", None)
     scales = tuple(scaling.items()) if isinstance(scaling, dict) else scaling

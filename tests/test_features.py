@@ -10,7 +10,8 @@ import torch
 from backbones import DUAL_MODELS, frame, inputs, tiny
 from datasets import ClassLabel, Dataset, Image
 from models import CLASS_NAMES, CONFIGS, IMAGE_SIZE, images, labels, tiny_clip, tiny_tokenizer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
@@ -154,6 +155,17 @@ def test_anything_that_matters_makes_another_file(change, tmp_path, tokenizer_pa
         options |= {change: 2}
     run()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_scaled_lora_of_the_base_makes_another_file(tmp_path, tokenizer_path):
+    base = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), tiny_clip())
+    with pytest.warns(UserWarning, match="second time"):
+        model = get_peft_model(base, coop_config(tokenizer_path))
+    features = [cache_features(model, pictures(), TRAIN, cache_dir=tmp_path)["image_features"][:]]
+    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        layer.set_scale("default", 3.0)
+    features.append(cache_features(model, pictures(), TRAIN, cache_dir=tmp_path)["image_features"][:])
+    assert features[0] != features[1] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_interrupted_run_leaves_nothing_behind(coop, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from transformers import default_data_collator
 
 from ..config import require_int
 from ..reports import atomic_path
+from ..text_cache import switches
 from ..tuners.layer import PromptedTower
 
 
@@ -165,7 +166,7 @@ def model_fingerprint(model) -> str:
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     for name, module in base.named_modules():  # a LoRA that the base model carries, say
         if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptedTower):
-            digest.update(f"{name}{module.active_adapters}{module.disable_adapters}".encode())
+            digest.update(f"{name}{switches(module)}".encode())
     return digest.hexdigest()
 
 

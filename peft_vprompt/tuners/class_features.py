@@ -214,7 +214,7 @@ class ClassEncoder:
 
     @contextmanager
     def using(self, adapter_name: str):
-        """Answer for another adapter in the block, without touching what is trained."""
+        """Answer for another adapter in the block, without touching what is trained; in all threads, so call from one."""
         switched = [self, *filter(None, [self.vision_tower, self.text_tower])]
         names = ["active_adapter"] + ["_active_adapter"] * (len(switched) - 1)
         before = [getattr(module, name) for module, name in zip(switched, names, strict=True)]

@@ -135,7 +135,7 @@ class ClassNameClassifier(ClassEncoder):
         """Classify the same images by several read-only adapters at about the cost of one: logits of each, by name.
 
         The frozen image encoder runs once; all readers then read its record together. Each adapter compares with its
-        own classes, whose features are kept.
+        own classes, whose features are kept. While it runs, no other thread may call this model.
 
         Raises:
             ValueError: no adapter, one that this model does not have or whose prompts other tokens read; or all are
