@@ -99,8 +99,8 @@ The task: {classes} classes, each a shape, a fill and a colour, in a style that 
 batch {batch_size}, weight decay {weight_decay:g}, a tenth of the epochs as warm-up, cosine, every training image augmented once, for
 all methods alike: {lengths}. The paper trains longer (100 epochs of 800 to 1,000 images in its shortest tasks).
 
-The base rate is the best of {rates} on {validation} validation images with {tuned_with} shots per class, the grid extended until the
-best was not at its end; with that rate every method is trained with {seeds} seeds (which draw the shots, the first values and
+The base rate is the best of {rates} on {validation} validation images, chosen anew at each number of shots, the grid extended until
+the best was not at its end; with that rate every method is trained with {seeds} seeds (which draw the shots, the first values and
 the order) and tested on {test} images that chose nothing. Accuracy in percent, mean and standard deviation. Measured on
 {cpu}, by `docs/run_transfer.py`.
 
@@ -139,7 +139,6 @@ def render(results: dict) -> str:
         rates=", ".join(f"{rate:g}" for rate in results["rates"]),
         validation=results["images"]["validation"],
         test=results["images"]["test"],
-        tuned_with=results["tuned_with"],
         seeds=len(results["rows"][0]["shots"][shots[0]]["runs"]),
         cpu=results["environment"]["machine"]["cpu"],
         columns=" | ".join(f"{count} shot{'s' if count != '1' else ''}" for count in shots),
@@ -186,7 +185,8 @@ def _by_title(results: dict, title: str) -> dict:
 def _row(row: dict, results: dict) -> str:
     accuracies = [part["accuracy"] for part in row["shots"].values()]
     cells = [row["title"], f"{row['trainable_parameters']:,}", f"{share(row, results):.2f} %"]
-    cells += [f"{row['best']['base_rate']:g}", *(f"{a['mean']:.1f} ± {a['std']:.1f}" for a in accuracies)]
+    rates = ", ".join(f"{part['best']['base_rate']:g}" for part in row["shots"].values())
+    cells += [rates, *(f"{a['mean']:.1f} ± {a['std']:.1f}" for a in accuracies)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -5,9 +5,8 @@ python docs/run_transfer.py runs/transfer --minutes 9   # starts no new run afte
 python docs/render_transfer.py                          # the page from the JSON
 
 The ViT is the one that pretrain_vit.py trains, in runs/transfer/vit; it is made if it is not there. Every method gets the
-same images, schedule and report. Its learning rate is the best on the validation images with four shots per class, from a
-grid that is extended until the best is inside; with that rate it is trained on 1, 4, 8 and 16 shots with three seeds and
-tested.
+same images, schedule and report. At 1, 4, 8 and 16 shots per class its learning rate is the best on the validation images,
+from a grid that is extended until the best is inside; with that rate it is trained with three seeds and tested.
 """
 
 import json
@@ -55,9 +54,9 @@ ROWS = (
 BASE = Settings(method="", base_novel=False, batch_size=16, weight_decay=1e-4)
 #: Base rates; the search begins with those between the two indices and goes on while the best is the first or last.
 RATES, BEGIN = (10.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01), (2, 6)
-#: The first is the one to choose the rate with; sizes that there was no time for are left out of the results.
+#: In the order in which they are run; sizes that there was no time for are left out of the results.
 SHOTS, SEEDS = (4, 16, 8, 1), (1, 2, 3)
-#: More images, fewer passes: from four shots on every run has the same number of steps as the search.
+#: More images, fewer passes: from four shots on every run has the same number of steps.
 EPOCHS = {1: 40, 4: 40, 8: 20, 16: 10}
 
 
@@ -85,7 +84,6 @@ def compare(folder: Path, deadline: float) -> dict:
         "epochs": {str(shots): EPOCHS[shots] for shots in sorted(SHOTS)},
         "batch_size": BASE.batch_size,
         "weight_decay": BASE.weight_decay,
-        "tuned_with": SHOTS[0],
         "rates": list(RATES[slice(*BEGIN)]),
         "classes": len(task["test"].features["label"].names),
         "images": {split: len(images) for split, images in task.items()},
@@ -96,7 +94,7 @@ def compare(folder: Path, deadline: float) -> dict:
 
 
 def run_row(row: dict, shots: int, base: Settings, task: dict, folder: Path, deadline: float) -> None:
-    """Choose the rate of one row, if that is not done, train at one size, and enter both into the row.
+    """Choose the rate of one row at one size, train with it, and enter both into the row.
 
     Raises:
         TimeoutError: the time is over.
@@ -104,17 +102,16 @@ def run_row(row: dict, shots: int, base: Settings, task: dict, folder: Path, dea
     choice = DatasetDict(train=task["train"], test=task["validation"])
     final = DatasetDict(train=task["train"], test=task["test"])
     options = {"cached": True, "checkpoints": False}
+    settings = replace(base, method=row["method"], config=row["config"], shots=shots, epochs=EPOCHS[shots])
     place = folder / row["title"].replace(", ", "-").replace(" ", "-").lower()
-    settings = replace(base, method=row["method"], config=row["config"], shots=SHOTS[0], epochs=EPOCHS[SHOTS[0]])
     check_time(deadline)
     trials = search_on(settings, choice, place, options)
     best = best_trial(trials)
-    chosen = replace(settings, shots=shots, epochs=EPOCHS[shots], learning_rate=best.learning_rate)
+    chosen = replace(settings, learning_rate=best.learning_rate)
     check_time(deadline)
     part = summary(final_runs(chosen, final, place / f"shots-{shots}", SEEDS, **options))
     row["trainable_parameters"] = part.pop("trainable_parameters")
-    row["trials"], row["best"] = [asdict(trial) for trial in trials], asdict(best)
-    row["shots"][str(shots)] = part
+    row["shots"][str(shots)] = {"trials": [asdict(trial) for trial in trials], "best": asdict(best), **part}
 
 
 def search_on(settings: Settings, data: DatasetDict, place: Path, options: dict) -> list[Trial]:

@@ -61,14 +61,19 @@ def test_results_name_machine_and_versions_and_no_path(page, results):
     assert not any(place in text for place in ("/work", "/tmp", "/home"))
 
 
+def parts(results):
+    """Every method at every number of shots."""
+    return [part for row in results["rows"] for part in row["shots"].values()]
+
+
 def test_every_row_has_every_run(results):
     numbers = {
         (tuple(row["shots"]), *(len(part["runs"]) for part in row["shots"].values())) for row in results["rows"]
     }
     assert len(numbers) == 1 and set(next(iter(numbers))[1:]) == {3}
-    for row in results["rows"]:
-        assert row["best"] in row["trials"]
-        assert row["best"]["accuracy"] == max(trial["accuracy"] for trial in row["trials"])
+    for part in parts(results):
+        assert part["best"] in part["trials"]
+        assert part["best"]["accuracy"] == max(trial["accuracy"] for trial in part["trials"])
 
 
 def test_counts_are_the_published_ones(results):
@@ -96,10 +101,10 @@ def test_verdicts_follow_from_the_numbers(page, results):
 
 
 def test_the_rate_was_chosen_inside_the_grid_and_the_lengths_are_those_of_the_runs(page, results):
-    rates = sorted({trial["base_rate"] for row in results["rows"] for trial in row["trials"]})
-    for row in results["rows"]:
-        tried = sorted(trial["base_rate"] for trial in row["trials"])
-        best = row["best"]["base_rate"]
+    rates = sorted({trial["base_rate"] for part in parts(results) for trial in part["trials"]})
+    for part in parts(results):
+        tried = sorted(trial["base_rate"] for trial in part["trials"])
+        best = part["best"]["base_rate"]
         assert tried[0] < best or best == rates[0]
         assert best < tried[-1] or best == rates[-1]
     text = page.PAGE.read_text(encoding="utf-8")
