@@ -29,8 +29,7 @@ it. With one shot VPT-deep leads, but there the draw of the shots moves others b
 shallow, are clearly above the linear head; with four and eight they are level with it. Which location is best changes with
 the number of shots. One run is known to about 1.5 points (320 images), so most differences between single rows are within
 what chance does. The rate was chosen with the shots of one seed: with eight shots one of LoRA's three runs diverges at the
-rate that was best there. One small encoder, one drawn task, few steps and three seeds: this shows a fair comparison at work,
-not how large models behave."""
+rate that was best there."""
 
 PAGE_TEXT = """# Other ways to transfer a vision model
 
