@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from .data import shorten
+from .eval_mode import eval_mode
 
 
 class EvalSet(NamedTuple):
@@ -50,14 +51,12 @@ def predict_logits(
         Logits, float32 [images, classes], and true labels, int [images].
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     logits, labels = [], []
-    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
-        labels.append(batch.pop("labels").numpy())
-        output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        logits.append(output.logits.float().cpu().numpy())
-    model.train(was_training)
+    with eval_mode(model):
+        for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
+            labels.append(batch.pop("labels").numpy())
+            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+            logits.append(output.logits.float().cpu().numpy())
     return np.concatenate(logits), np.concatenate(labels)
 
 

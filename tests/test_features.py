@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
 from peft_vprompt import CoCoOpConfig, ContextOptConfig, MaPLeConfig
 from peft_vprompt.data import EvalTransform, RandomViews, TrainTransform, cache_features, feature_rows
-from peft_vprompt.data.features import default_cache_dir, model_fingerprint
+from peft_vprompt.data.features import default_cache_dir, encode_frozen, model_fingerprint
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.registry import METHODS
 
@@ -207,6 +207,13 @@ def test_the_callers_random_numbers_go_on(coop, tmp_path):
     torch.manual_seed(5)
     cache_features(coop, pictures(), TRAIN, cache_dir=tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_module_gets_its_own_mode_back(coop):
+    model, *parts = coop.train(), coop.get_base_model().vision_model.eval()
+    with pytest.raises(ValueError, match="pixel_values"):
+        encode_frozen(model, {"pixel_values": torch.zeros(0, 3, 32, 32)})
+    assert model.training and not any(part.training for part in parts)
 
 
 def test_views_are_drawn_anew(coop, tmp_path):

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..config import require_int
+from ..eval_mode import eval_mode
 from ..reports import atomic_path
 from ..text_cache import switches
 from ..tuners.layer import PromptedTower
@@ -113,11 +114,9 @@ def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
     `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    with torch.autocast(device.type, enabled=False):
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.autocast(device.type, enabled=False):
         features = model.encode_images(**{name: tensor.to(device) for name, tensor in batch.items()})
-    model.train(was_training)
     return features.float().cpu()
 
 
