@@ -108,10 +108,9 @@ class SharedPrefix:
         """
         groups = Blocks.of_groups(paths)
         filled = groups.visible.any(-1).flatten().nonzero().squeeze(1)
-        rows = groups.rows.flatten()[filled]
-        places = torch.empty(int(rows.max()) + 1, dtype=torch.long)
-        places[rows] = filled  # a row that several blocks show is the same in each
-        return cls(prefix, groups, Blocks.of_tails(paths), places)
+        # A row that several blocks show is the same in each; the last is taken.
+        places = dict(zip(groups.rows.flatten()[filled].tolist(), filled.tolist(), strict=True))
+        return cls(prefix, groups, Blocks.of_tails(paths), torch.tensor([places[row] for row in range(len(places))]))
 
     def to(self, device: torch.device) -> SharedPrefix:
         """The same pattern on `device`."""

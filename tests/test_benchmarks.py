@@ -95,8 +95,9 @@ def test_committed_pages_show_the_committed_results(cli):
 
     files = render.load(render.RESULTS)
     assert render.PAGE.read_text(encoding="utf-8") == render.page(files), "run python -m examples.benchmarks.render"
-    readme = render.README.read_text(encoding="utf-8")
-    assert readme == render.readme(readme, files), "run python -m examples.benchmarks.render"
+    for path in render.WITH_TABLE:
+        text = path.read_text(encoding="utf-8")
+        assert text == render.with_table(text, files), "run python -m examples.benchmarks.render"
     for name in files:
         if (path := render.plot_path(name)) is not None:
             assert path.is_file()

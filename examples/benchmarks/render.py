@@ -1,4 +1,4 @@
-"""Write `docs/benchmarks.md`, its plots and the README's speed table from the committed JSON files.
+"""Write `docs/benchmarks.md`, its plots and the speed tables of other pages from the committed JSON files.
 
 python -m examples.benchmarks.render            # --check only compares
 """
@@ -24,7 +24,8 @@ from matplotlib import pyplot as plt  # noqa: E402 - after the choice of the bac
 
 
 RESULTS = ROOT / "docs/results/benchmarks"
-PAGE, IMAGES, README = ROOT / "docs/benchmarks.md", ROOT / "docs/images", ROOT / "README.md"
+PAGE, IMAGES = ROOT / "docs/benchmarks.md", ROOT / "docs/images"
+WITH_TABLE = (ROOT / "README.md", ROOT / "docs/how_it_works.md")
 REFERENCE = "cpu_float32"
 DASH = "–"
 
@@ -303,8 +304,8 @@ def page(files: dict[str, dict]) -> str:
     )
 
 
-def readme(text: str, files: dict[str, dict]) -> str:
-    """The README with a fresh table of ratios."""
+def with_table(text: str, files: dict[str, dict]) -> str:
+    """A page with a fresh table of ratios between its marks."""
     rows = []
     for key, cell in files[f"methods_{REFERENCE}"]["cells"].items():
         if key.endswith("/step/100 classes/batch 4") and "ratio" in cell:
@@ -323,7 +324,7 @@ def main(
     files = load(RESULTS)
     if not check:
         draw(files)
-    pages = {PAGE: page(files), README: readme(README.read_text(encoding="utf-8"), files)}
+    pages = {PAGE: page(files)} | {path: with_table(path.read_text(encoding="utf-8"), files) for path in WITH_TABLE}
     if check:
         raise typer.Exit(int(any(path.read_text(encoding="utf-8") != text for path, text in pages.items())))
     for path, text in pages.items():
