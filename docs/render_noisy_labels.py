@@ -233,35 +233,45 @@ def claims(result: dict) -> list[str]:
     return [line for check in checks for line in check(mean, top, result)]
 
 
+LOSS_NAMES = {"ce": "cross-entropy", "gce": "GCE"}
+
+
 def _verdict(holds: bool) -> str:
     return "**Holds here.**" if holds else "**Does not hold here.**"
 
 
 def _degrades_least(mean: dict, top: float, result: dict) -> list[str]:
     titles = {row["method"]: row["title"] for row in result["summary"] if ":" not in row["method"]}
-    lost = {
-        m: mean[m, "ce", 0.0] - mean[m, "ce", top] for m in titles if (m, "ce", 0.0) in mean and (m, "ce", top) in mean
-    }
-    order = sorted(lost, key=lost.get)
-    if "coop" not in lost:
-        return []
-    listed = ", ".join(f"{titles[m]} {lost[m]:.1f}" for m in order)
-    return [
-        f"*Prompt tuning degrades least* (points lost with cross-entropy from 0 to {100 * top:g} % wrong labels): "
-        f"{listed}. {_verdict(order[0] == 'coop')}"
-    ]
+    lines = []
+    for loss in ("ce", "gce"):
+        ends = {m: (mean.get((m, loss, 0.0)), mean.get((m, loss, top))) for m in titles}
+        lost = {m: clean - noisy for m, (clean, noisy) in ends.items() if None not in (clean, noisy)}
+        if loss == "gce":  # what has learned nothing has nothing to lose
+            lost = {m: points for m, points in lost.items() if ends[m][0] > zero_shot(mean)}
+        order = sorted(lost, key=lost.get)
+        if "coop" in lost and len(lost) > 1:
+            listed = ", ".join(f"{titles[m]} {lost[m]:.1f}" for m in order)
+            lines.append(
+                f"*Prompt tuning degrades least* (points lost with {LOSS_NAMES[loss]} from 0 to {100 * top:g} % wrong "
+                f"labels{'; methods above zero-shot' * (loss == 'gce')}): {listed}. {_verdict(order[0] == 'coop')}"
+            )
+    return lines
+
+
+def zero_shot(mean: dict) -> float:
+    """Accuracy of zero-shot classification; 0 if it was not measured."""
+    return mean.get(("zero-shot", "ce", "zero-shot"), 0.0)
 
 
 def _untrained(mean: dict, top: float, result: dict) -> list[str]:
     """Methods that have learned too little for noise to take anything away."""
-    zero_shot = mean.get(("zero-shot", "ce", "zero-shot"))
     clean = {name_of(row): row["mean"] for row in result["summary"] if (row["loss"], row["rate"]) == ("ce", 0.0)
              and not row["unlabelled"]}  # fmt: skip
-    weak = [f"{name} {value:.1f}" for name, value in clean.items() if zero_shot is not None and value <= zero_shot]
+    weak = [f"{name} {value:.1f}" for name, value in clean.items() if value <= zero_shot(mean)]
     if not weak:
         return []
     return [
-        f"Below zero-shot ({zero_shot:.1f}) with clean labels, so trained too little, or at too high a rate, for their loss "
+        f"Below zero-shot ({zero_shot(mean):.1f}) with clean labels, so trained too little, or at too high a rate, for their loss "
         f"of points to mean much: {', '.join(weak)}."
     ]
 
@@ -296,10 +306,11 @@ def _gce_helps(mean: dict, top: float, result: dict) -> list[str]:
         if gain:
             listed = ", ".join(f"{methods[m]} {gain[m]:+.1f}" for m in sorted(gain, key=gain.get, reverse=True))
             good = sum(g > (0 if rate else -2) for g in gain.values())
-            lines.append(
-                f"*{words}* (GCE minus cross-entropy): {listed}. {_verdict(good == len(gain))}"
-                f" ({good} of {len(gain)} methods{'' if rate else ', within 2 points'})"
+            verdict = (
+                _verdict(good > 0) if good in (0, len(gain)) else f"**Holds for {good} of {len(gain)} methods here.**"
             )
+            within = "" if rate else ", within 2 points"
+            lines.append(f"*{words}* (GCE minus cross-entropy{within}): {listed}. {verdict}")
     return lines  # fmt: skip
 
 

@@ -61,7 +61,8 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
     rows = [row for row in with_clean(result["summary"]) if row["noise"]]
     files = []
     for kind in dict.fromkeys(row["noise"] for row in rows):
-        of_kind = [row for row in rows if row["noise"] == kind]
+        tried = {(row["method"], row["loss"]) for row in rows if row["noise"] == kind and row["rate"]}
+        of_kind = [row for row in rows if row["noise"] == kind and (row["method"], row["loss"]) in tried]
         methods = [row for row in of_kind if ":" not in row["method"]]
         files += _lines(Path(folder) / f"methods_{kind}.png", methods, "loss", name_of)
         several = {row["title"] for row in methods if row["loss"] != methods[0]["loss"]}

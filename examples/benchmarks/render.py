@@ -62,7 +62,9 @@ python -m examples.benchmarks.render
 
 ## Bars
 
-What the package is meant to reach in float32, at 100 classes and four images unless said otherwise.
+What the package is meant to reach in float32, at 100 classes and four images unless said otherwise. Nothing is
+approximated, so a ratio far above the number of times fewer products is out of reach: RPO's 2,400 readers and CoCoOp's
+rows for every image have to be computed, and the frozen image pass is the same on both sides.
 
 {bars}
 
@@ -205,8 +207,10 @@ def bars_table(files: dict[str, dict]) -> str:
                 DASH if one is None else f"{one / 1e9:.2f} GB" if is_bytes else f"{one:.2f}x"
                 for one in (bar["limit"], bar["value"])
             )
-            rows.append([bar["text"], ("≥ " if bar["at_least"] else "≤ ") + limit, value, verdict])
-    return markdown(("Bar", "Limit", "Measured", ""), rows) if rows else "None measured."
+            fewer = file["cells"].get(bar["case"], {}).get("products_ratio") if bar["metric"] == "ratio" else None
+            at_least = ("≥ " if bar["at_least"] else "≤ ") + limit
+            rows.append([bar["text"], at_least, value, number(fewer, ".2f") + ("x" if fewer else ""), verdict])
+    return markdown(("Bar", "Limit", "Measured", "Fewer products", ""), rows) if rows else "None measured."
 
 
 def machine_text(files: dict[str, dict]) -> str:
