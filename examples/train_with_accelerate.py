@@ -75,6 +75,8 @@ def main(
         test_set = select_classes(demo_task("test"), names).with_transform(plain)
         accelerator.print(f"{split}: {accuracy(accelerator, coop, test_set):.1f} %")
     accelerator.unwrap_model(coop).save_pretrained(output, is_main_process=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    coop, optimizer = accelerator.free_memory(coop, optimizer)  # or gloo may wait for a process that has gone
     accelerator.end_training()
 
 
