@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 
@@ -23,9 +25,8 @@ MEAN_LOSS = (
     "MetaClip2ForImageClassification",
     "Siglip2ForImageClassification",
     "SiglipForImageClassification",
-    "SwinForImageClassification",  # in early releases of transformers 5
     "Swinv2ForImageClassification",
-)
+) + (("SwinForImageClassification",) if Version(transformers.__version__) < Version("5.9") else ())
 
 
 #: What the classification call of the PEFT model takes beside the base model's own inputs.

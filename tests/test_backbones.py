@@ -320,7 +320,7 @@ def test_heads_normalise_their_loss_by_the_batch_or_say_that_they_do_not(name):
     half = model(**inputs(name), labels=labels(), num_items_in_batch=torch.tensor(8)).loss
     if getattr(model.get_base_model(), "accepts_loss_kwargs", True):
         torch.testing.assert_close(half, mean / 2)
-    elif name != "SwinForImageClassification":  # some releases of transformers heed the number; the Trainer sends none
+    else:
         torch.testing.assert_close(half, mean)
 
 
