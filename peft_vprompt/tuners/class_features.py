@@ -26,7 +26,7 @@ from ..towers import BidirectionalTextTower
 
 
 #: Most token rows that are encoded at once; more are computed again in the backward pass piece by piece. At ViT-B/16's
-#: text width a row keeps about a third of a megabyte for that pass.
+#: text width a row keeps about three tenths of a megabyte for that pass.
 MAX_TOKEN_ROWS = 8192
 
 #: Most plain token rows whose keys and values are kept for read-only prompts over a whole training: 1.6 GB in float32

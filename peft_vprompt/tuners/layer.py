@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .. import attention
+from .. import activation, attention
 from ..prompts import PromptHolder
 from ..towers import Tower, view
 from .wrapper import Wrapper
@@ -34,18 +34,20 @@ class PromptedTower(Wrapper):
             self.add_module(name, nn.ModuleDict())
             self.adapter_layer_names = (*self.adapter_layer_names, name)
         getattr(self, name)[adapter_name] = holder
-        self.install_attention(not self.disable_adapters)
+        self.equip_layers(not self.disable_adapters)
 
-    def install_attention(self, wanted: bool) -> None:
-        """Let the layers understand attention patterns where a prompt needs them.
+    def equip_layers(self, wanted: bool) -> None:
+        """Let the layers understand attention patterns where a prompt needs them, and activate in less memory.
 
         All copies of the layers, if adapters train some (`modules_to_save`): which copy is in use changes later.
         """
-        change = attention.install if wanted and self.needs_patterns else attention.uninstall
+        change_activation = activation.install if wanted else activation.uninstall
+        change_attention = attention.install if wanted and self.needs_patterns else attention.uninstall
         kinds = tuple({type(self.tower.attention(layer)) for layer in self.tower.layers})
         for module in self.base_layer.modules():
+            change_activation(module)
             if isinstance(module, kinds):
-                change(module)
+                change_attention(module)
 
     @property
     def needs_patterns(self) -> bool:
@@ -53,9 +55,9 @@ class PromptedTower(Wrapper):
         return any(holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switch all adapters on or off; off also gives the user's own attention implementation back."""
+        """Switch all adapters on or off; off also gives the layers back as they were, the user's own attention included."""
         super().enable_adapters(enabled)
-        self.install_attention(enabled)
+        self.equip_layers(enabled)
 
     def holder(self, adapter_name: str) -> PromptHolder | None:
         """The holder of an adapter; None if the adapter has no prompts on this tower."""
@@ -87,5 +89,5 @@ class PromptedTower(Wrapper):
 
     def restore(self) -> nn.Module:
         """The wrapped tower as it was."""
-        self.install_attention(False)
+        self.equip_layers(False)
         return self.base_layer

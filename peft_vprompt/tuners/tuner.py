@@ -191,9 +191,10 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             self.model = vision
         else:
             model.set_submodule(backbone.vision, vision)
+        vision.equip_layers(not vision.disable_adapters)
         if text is not None:
             model.set_submodule(backbone.text, text)
-            text.install_attention(not text.disable_adapters)
+            text.equip_layers(not text.disable_adapters)
             take_labels(model.get_submodule(backbone.dual))
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))

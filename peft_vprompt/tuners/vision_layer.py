@@ -27,9 +27,9 @@ class PromptedVisionTower(PromptedTower):
     #: The text tower whose prompts are mapped to visual ones. A tuple keeps it out of this module's own children.
     text_partner: tuple[PromptedTextTower, ...] = ()
 
-    def install_attention(self, wanted: bool) -> None:
+    def equip_layers(self, wanted: bool) -> None:
         """Also let the layers take more rows than the model itself has."""
-        super().install_attention(wanted)
+        super().equip_layers(wanted)
         (self.tower.attach if wanted else self.tower.detach)()
 
     @property
