@@ -59,7 +59,9 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
         ) from error
 
 
-def check_inputs(inputs: Tensor, labels: Tensor | None, num_classes: int, name: str = "pixel_values") -> None:
+def check_inputs(
+    inputs: Tensor, labels: Tensor | None = None, num_classes: int = 0, name: str = "pixel_values"
+) -> None:
     """Refuse NaN inputs and impossible labels.
 
     Labels are integers [batch] or, for a soft target, probabilities [batch, classes].

@@ -144,10 +144,10 @@ class ClassNameClassifier(ClassEncoder):
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_readers(names)
         self._check_images(pixel_values, kwargs)
+        check_inputs(pixel_values)
         results = {}
         for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
             with self.using(name):
-                check_inputs(pixel_values, None, len(self._classes().names))
                 results[name] = self._compare(self.dual_encoder.image_features(read), None)
         return results
 
