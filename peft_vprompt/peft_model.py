@@ -127,8 +127,8 @@ class PeftModelForImageClassification(SavedPeftModel):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
         super().delete_adapter(adapter_name)
-        if self.peft_config:
-            self.active_adapter = self.base_model.active_adapters[0]
+        self.active_adapter = self.base_model.active_adapters[0]
+        self.peft_type = self.peft_config[self.active_adapter].peft_type
 
     # ---- loading and saving -----------------------------------------------------------------------------------
 

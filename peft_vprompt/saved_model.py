@@ -27,8 +27,14 @@ from .model_card import render_model_card
 from .tokenization import resolve_local_path
 
 
+#: What `PeftModel.from_pretrained` says, all of it, when it loads the weights of the model it has just made.
+FROM_PRETRAINED = {"is_trainable", "autocast_adapter_dtype", "low_cpu_mem_usage", "key_mapping"}
+
+
 class SavedPeftModel(PeftModel):
     """A base model with adapters of ours. Made by `get_peft_model` and `PeftModel.from_pretrained`."""
+
+    _has_loaded = False
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
@@ -40,18 +46,19 @@ class SavedPeftModel(PeftModel):
                 the ones this model needs. The model is left as it was.
         """
         is_new = adapter_name not in self.peft_config
-        config = kwargs.get("config") or (None if is_new else self.peft_config[adapter_name])
+        made_to_load = not (is_new or self._has_loaded) and kwargs.keys() >= FROM_PRETRAINED
         before = None if is_new else self._adapter_state(adapter_name)
         try:
             result = self._load_checked(model_id, adapter_name, *args, **kwargs)
         except BaseException:
             if is_new and adapter_name in self.peft_config:
                 self.delete_adapter(adapter_name)
-            elif before is not None and len(self.peft_config) == 1 and config.inference_mode:
-                self.base_model.unload()  # from_pretrained made this model only to load into it
+            elif made_to_load:
+                self.base_model.unload()  # nobody but from_pretrained holds this model
             elif before is not None:
                 set_peft_model_state_dict(self, before, adapter_name)
             raise
+        self._has_loaded = True
         # Assigned weights (low_cpu_mem_usage) are views into the file, whose alignment changes the last bits of sums.
         for key, parameter in self.named_parameters():
             if f"learner.{adapter_name}." in key or f"_parts.{adapter_name}." in key:

@@ -103,6 +103,16 @@ def test_committed_pages_show_the_committed_results(cli):
             assert path.is_file()
 
 
+def test_classes_shared_out_over_processes(cli, tmp_path):
+    from examples.benchmarks import sharding
+
+    sharding.main(output=tmp_path, shape="tiny", classes=6)
+    (path,) = tmp_path.iterdir()
+    sides = json.loads(path.read_text())["sides"]
+    assert list(sides) == ["every process encodes all", "shard_classes"]
+    assert all(side["gradient_error"] < 1e-5 and side["peak_bytes"] > 0 for side in sides.values())
+
+
 def test_a_missed_bar_is_reported():
     from examples.benchmarks.cases import Bar
     from examples.benchmarks.results import verdict

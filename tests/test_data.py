@@ -24,6 +24,7 @@ from peft_vprompt.data import (
     select_classes,
     stratified_split,
 )
+from peft_vprompt.data.sources import load_unlabelled
 from peft_vprompt.data.transforms import random_crop_box
 
 
@@ -225,6 +226,14 @@ class TestSources:
         Dataset.from_dict(table).to_parquet(tmp_path / "d.parquet")
         data = load_images(DataOptions(str(tmp_path / "d.parquet"), label_column="kind", min_images=3))
         assert data["train"].features["label"].names == ["blue dark", "green light"]
+
+    def test_min_images_needs_the_labels_of_all_splits(self, tmp_path):
+        table = rows(4)
+        table["part"] = ["train", "train", "train", "test"] * 3
+        Dataset.from_dict(table).to_parquet(tmp_path / "d.parquet")
+        options = DataOptions(str(tmp_path / "d.parquet"), label_column="kind", split_column="part", min_images=2)
+        with pytest.raises(ValueError, match="min_images=2.*labels of the training images are not read"):
+            load_unlabelled(options)
 
     def test_raw_names(self, parquet):
         data = load_images(DataOptions(parquet, label_column="kind", clean_names=False))

@@ -526,10 +526,11 @@ def test_broken_adapters_change_nothing(damage, saved, tokenizer_path, monkeypat
     shutil.copytree(saved, good)
     base = damage(saved)
     before = str(base), {k: v.clone() for k, v in base.state_dict().items()}
-    with pytest.raises(ValueError, match=BROKEN[damage]):
-        PeftModel.from_pretrained(base, str(saved))
-    assert str(base) == before[0] and type(base) is CLIPModel
-    assert all(torch.equal(before[1][key], value) for key, value in base.state_dict().items())
+    for is_trainable in (False, True):
+        with pytest.raises(ValueError, match=BROKEN[damage]):
+            PeftModel.from_pretrained(base, str(saved), is_trainable=is_trainable)
+        assert str(base) == before[0] and type(base) is CLIPModel
+        assert all(torch.equal(before[1][key], value) for key, value in base.state_dict().items())
 
     model = coop(tokenizer_path, base)
     expected = model(pixel_values=images()).logits
@@ -538,6 +539,13 @@ def test_broken_adapters_change_nothing(damage, saved, tokenizer_path, monkeypat
             model.load_adapter(str(saved), name)
         assert list(model.peft_config) == ["default"]
         assert torch.equal(model(pixel_values=images()).logits, expected)
+
+    if damage is not break_other_model:  # whose adapter is a good one, for this model
+        loaded = PeftModel.from_pretrained(tiny_clip(), str(good)).eval()
+        expected = loaded(pixel_values=images()).logits
+        with pytest.raises(ValueError, match=BROKEN[damage]):
+            loaded.load_adapter(str(saved), "default")
+        assert torch.equal(loaded(pixel_values=images()).logits, expected)
     assert not (tmp_path / "ran-code").exists()
 
 

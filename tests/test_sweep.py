@@ -220,3 +220,10 @@ def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
     assert shown == [task.full_name for task in find_tasks("fgvc")]
     means = json.loads((tmp_path / "out" / "benchmark.json").read_text())["means"]
     assert means == {"fgvc/fgvc": 50.0}
+
+
+def test_the_command_without_optuna_is_one_line(vit_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    arguments = ("--model", vit_path, "--data", colours, "--label-column", "colour", "--method", "linear")
+    shown = vprompt("sweep", "--output", tmp_path / "out", *arguments, *QUICK, code=2)
+    assert "pip install 'peft_vprompt[sweep]'" in shown and len(shown.strip().splitlines()) == 1

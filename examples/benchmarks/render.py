@@ -36,8 +36,8 @@ PAGE_TEXT = """# Benchmarks
 `examples/benchmarks` times this package against the *plain path*: what the authors' code computes (class prompts padded
 to 77 tokens, the context repeated for each class, prompts and images in one masked sequence, CoCoOp one image after
 another), written directly on Hugging Face's layers. Both run in one process on the same weights (ViT-B/16 shapes,
-random values), and every cell first checks that outputs and gradients agree to {tolerance:.0e} of their largest value;
-the largest difference of any cell was {worst:.0e}.
+random values). Wherever the plain path is timed, outputs and gradients are compared first and have to agree to
+{tolerance:.0e} of their largest value; the largest difference of any cell was {worst:.0e}.
 
 ```bash
 python -m examples.benchmarks.run --tokenizer openai/clip-vit-base-patch16 --class-names names.json
@@ -125,8 +125,11 @@ def cell_row(cell: dict) -> list[str]:
     case, sides = cell["case"], cell["sides"]
     ours, plain, bare, one, compiled = (sides.get(name) for name in ("ours", "plain", "bare", "one", "compiled"))
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
+    title, tokens = TITLES[case["method"]], case["tokens"]
+    if tokens:
+        title = f"{title.partition(' (')[0]}, {tokens} token{'s' * (tokens > 1)}"
     return [
-        many + TITLES[case["method"]] + (f", {case['tokens']} tokens" if case["tokens"] else ""),
+        many + title,
         str(case["classes"]),
         str(case["batch"]),
         time_of(ours),

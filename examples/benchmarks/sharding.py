@@ -22,7 +22,7 @@ from peft_vprompt import ContextOptConfig
 from peft_vprompt.reports import environment, write_json
 
 from .inputs import Inputs
-from .measure import process_memory
+from .measure import read_memory
 from .results import ROOT, commit
 
 
@@ -45,13 +45,13 @@ def process(rank: int, port: int, inputs: Inputs, classes: int, shard: bool, res
     )
     labels = inputs.labels(4 * PROCESSES, classes)
     mine = slice(4 * rank, 4 * rank + 4)
-    before, seconds = process_memory("VmRSS"), []
+    before, seconds = read_memory("/proc/self/status", "VmRSS"), []
     for _ in range(STEPS):
         start = time.perf_counter()
         model.zero_grad()
         wrapped(image_features=features[mine], labels=labels[mine]).loss.backward()
         seconds.append(time.perf_counter() - start)
-    peak = process_memory("VmHWM") - before
+    peak = read_memory("/proc/self/status", "VmHWM") - before
     (gradient,) = (p.grad.clone() for p in model.parameters() if p.requires_grad)
     if rank == 0:
         model.active_peft_config.shard_classes = False

@@ -38,7 +38,7 @@ def command(function: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except (ValueError, TypeError, OSError, DatasetsError) as error:
+        except (ValueError, TypeError, OSError, ImportError, DatasetsError) as error:
             if _state["traceback"]:
                 raise
             _say("[bold red]Error:[/]", str(error) or type(error).__name__)

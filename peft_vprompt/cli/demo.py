@@ -20,7 +20,7 @@ def demo(
     shots: Annotated[int, option("Training images per class.")] = 16,
     seed: Seed = 1,
 ):
-    """Train every method on an embedded tiny CLIP and compare base, novel and their harmonic mean.
+    """Train the prompt methods on an embedded tiny CLIP and compare base, novel and their harmonic mean.
 
     Needs no network and takes a few minutes on two cores. The model and the images are drawn and trained by this
     package itself. To be quick, every training image is augmented once (not anew in each epoch), and batch size,

@@ -23,7 +23,11 @@ def noise_study(
     data: DataOptions | None,
     recipe: dict,
     methods: Annotated[
-        str, option(f"Separated by commas, or {LINEAR_PROBE}; coop:num_virtual_tokens=4 sets a field of the config.")
+        str,
+        option(
+            f"Methods of `vprompt train`, and {LINEAR_PROBE}, separated by commas. Fields of the config follow a colon: "
+            "coop:num_virtual_tokens=4."
+        ),
     ] = ",".join(METHODS),
     kinds: Annotated[str, option(f"Kinds of noise: {', '.join(KINDS)}, {FALSE_POSITIVE}.")] = "symmetric",
     rates: Annotated[str, option("Shares of wrong labels.")] = "0,0.125,0.25,0.5",

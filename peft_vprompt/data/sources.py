@@ -112,6 +112,11 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
     if "train" not in splits:
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
     train = splits["train"]
+    if "test" in splits and options.min_images > 1:
+        raise ValueError(
+            f"`min_images={options.min_images}` counts the images of a class in all splits, and the labels of the "
+            "training images are not read here. Leave it out, and name the classes by `class_names`."
+        )
     if "test" not in splits and options.label_column in train.column_names:
         labelled = load_images(options)
         return DatasetDict(train=labelled["train"].select_columns("image"), test=labelled["test"])

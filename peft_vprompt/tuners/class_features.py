@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +21,10 @@ from ..distributed import gather_classes, share
 from ..errors import ClassNamesError
 from ..padded_prompts import PaddedPrompts
 from ..prompts import ClassFeatures
-from ..text_cache import autocast_dtype, checksum, fingerprint
+from ..text_cache import autocast_dtype, checksum, fingerprint, may_keep
 from ..tokenization import TokenSequence, check_lengths, encode_text, fill, find_tokenizer, warn_alike
 from ..towers import BidirectionalTextTower
+from .layer import PromptedTower
 
 
 #: Most token rows that are encoded at once; more are computed again in the backward pass piece by piece. At ViT-B/16's
@@ -137,11 +139,9 @@ class ClassEncoder:
             return text.active_holder().to(dual.dtype)
         if self._conditional:
             return self._conditional_features(classes, image_features, device)
-        learning = torch.is_grad_enabled() and any(
-            p.requires_grad for module in (text, projection) for p in module.parameters()
-        )
-        dropping_out = text.training and any(m.p for m in text.modules() if isinstance(m, nn.Dropout))
-        if not learning and not dropping_out:
+        parts = [part for part in (text.base_layer, text.active_holder, projection) if part is not None]
+        learning = torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters())
+        if not learning and may_keep(text):
             return self._kept_features(classes, device)
         self.text_cache.clear()
         mine = share(len(classes.names)) if learning and self.active_config.shard_classes else None
@@ -213,18 +213,26 @@ class ClassEncoder:
         return dual.text_features(output.pooler_output)
 
     @contextmanager
-    def using(self, adapter_name: str):
-        """Answer for another adapter in the block, without touching what is trained; in all threads, so call from one."""
-        switched = [self, *filter(None, [self.vision_tower, self.text_tower])]
-        names = ["active_adapter"] + ["_active_adapter"] * (len(switched) - 1)
-        before = [getattr(module, name) for module, name in zip(switched, names, strict=True)]
+    def switching(self):
+        """Gives a function that lets the model answer for another adapter until the block ends.
+
+        What is trained stays as it is. The switch is seen by all threads, so call from one.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, (PromptedTower, AuxiliaryTrainingWrapper))]
+        before = self.active_adapter, [layer._active_adapter for layer in layers]
+
+        def answer_for(adapter_name: str) -> None:
+            self.active_adapter = [adapter_name]
+            for layer in layers:
+                has_copy = isinstance(layer, PromptedTower) or adapter_name in layer.modules_to_save
+                layer._active_adapter = [adapter_name] if has_copy else []
+
         try:
-            for module, name in zip(switched, names, strict=True):
-                setattr(module, name, [adapter_name])
-            yield
+            yield answer_for
         finally:
-            for module, name, value in zip(switched, names, before, strict=True):
-                setattr(module, name, value)
+            self.active_adapter = before[0]
+            for layer, active in zip(layers, before[1], strict=True):
+                layer._active_adapter = active
 
 
 def average(features: list[Tensor]) -> Tensor:

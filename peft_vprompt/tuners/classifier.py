@@ -146,19 +146,26 @@ class ClassNameClassifier(ClassEncoder):
         self._check_images(pixel_values, kwargs)
         check_inputs(pixel_values)
         results = {}
-        for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
-            with self.using(name):
+        with self.switching() as answer_for:
+            for name, read in zip(names, self.vision_tower.read_together(pixel_values, names, **kwargs), strict=True):
+                answer_for(name)
                 results[name] = self._compare(self.dual_encoder.image_features(read), None)
         return results
 
     def _check_readers(self, names: Sequence[str]) -> None:
         if self.vision_tower.disable_adapters:
             raise ValueError("The adapters are disabled. Enable them, or call model(pixel_values=...) for zero-shot.")
+        if self.text_tower is None:
+            raise ValueError(
+                f"Expected a base model that compares images with class names. Received: {type(self.model).__name__}, "
+                "whose adapters have heads of their own. Use set_adapter, one by one."
+            )
         readers = [name for name in self.peft_config if getattr(self.vision_tower.holder(name), "reads_only", False)]
-        if not names or (refused := [name for name in names if name not in readers]) or self.text_tower is None:
+        refused = [name for name in names if name not in readers]
+        if refused or not names:
             raise ValueError(
                 f"Expected names of read-only adapters (RPO, MRPO), which share one pass: {readers}. "
-                f"Received: adapter_names={refused if names else []}. Use set_adapter for others, one by one."
+                f"Received: adapter_names={refused}. Use set_adapter for others, one by one."
             )
 
     def require_fixed_images(self) -> None:

@@ -51,7 +51,7 @@ class PromptedTower(Wrapper):
 
     @property
     def needs_patterns(self) -> bool:
-        """Whether any adapter here has prompts that not every token reads, or not every row is read out."""
+        """Whether any adapter here has prompts that not every token reads."""
         return any(holder.reads_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
 
     def enable_adapters(self, enabled: bool) -> None:

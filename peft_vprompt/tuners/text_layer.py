@@ -16,7 +16,7 @@ from ..encode import Readout, Rows, encode, insert, read, record, replace
 from ..errors import PromptTooLongError
 from ..padded_prompts import PaddedPrompts, pad_bounded
 from ..prompts import PromptHolder
-from ..text_cache import TextCache, autocast_dtype, fingerprint
+from ..text_cache import TextCache, autocast_dtype, fingerprint, may_keep
 from ..tokenization import TokenSequence, num_start_tokens
 from ..towers import CausalTextTower, TextTower, view
 from .layer import PromptedTower
@@ -68,9 +68,8 @@ class PromptedTextTower(PromptedTower):
             return self._encode_padded(packed, image_features)
         tower, readers = self.tower, self.active_readers
         if readers is not None:
-            return self._read_packed(
-                packed, readers, self._kept_record(packed) if keep_record else self._record(packed)
-            )
+            kept = self._kept_record(packed) if keep_record and may_keep(self) else self._record(packed)
+            return self._read_packed(packed, readers, kept)
         prompts = self.prompts(image_features)
         learned = None if prompts is None else prompts[0]
         hidden = packed.embed(tower.token_embedding, tower.position_embedding, learned)
@@ -183,11 +182,11 @@ class PromptedTextTower(PromptedTower):
                 "This adapter has to know where the class name is, or reads out elsewhere, so it cannot take "
                 "input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
             )
-        if bool((input_ids[:, 0] != input_ids[0, 0]).any()):
+        is_end = input_ids == self.tower.end_token_id
+        if bool((input_ids[:, 0] != input_ids[0, 0]).any()) or bool(is_end[:, 0].any()):
             raise ValueError(
                 "Expected texts that begin with the start token. Received padding on the left; pad right."
             )
-        is_end = input_ids == self.tower.end_token_id
         if not bool(is_end.any(dim=1).all()):
             row = int((~is_end.any(dim=1)).nonzero()[0])
             raise PromptTooLongError(

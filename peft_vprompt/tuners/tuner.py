@@ -135,6 +135,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             head = backbone.head.rpartition(".")[2]
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
 
+        # A further adapter changes nothing of what is trained, as in PEFT; the first one freezes the base model.
+        trained = {p: p.requires_grad for p in model.parameters()} if self.class_lists else {}
         self._install(model, backbone, vision, text)
         if text_holder is not None:
             text.add_prompts(method.prefix, adapter_name, text_holder)
@@ -150,6 +152,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         if method.trains_text:
             parts = dataclasses.replace(config, modules_to_save=list(text.tower.parts))
             self._wrap_whole_modules(text.base_layer, parts, adapter_name)
+        for parameter, wanted in trained.items():
+            parameter.requires_grad = wanted
         method.start(self, adapter_name)
 
     def _wrap_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
@@ -269,13 +273,13 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         del self.peft_config[adapter_name]
         self.class_lists.pop(adapter_name, None)
         left = next(iter(self.peft_config))
-        active = left if adapter_name in self.active_adapters else self.active_adapter
+        active = left if adapter_name in self.active_adapters else self.active_adapters[0]
         for module in self.model.modules():
             if isinstance(module, PromptedTower):
                 module.delete_adapter(adapter_name)
             elif isinstance(module, AuxiliaryTrainingWrapper):
-                module.delete_adapter(adapter_name, new_active_adapters=[left])
-        self.set_adapter(active)
+                module.delete_adapter(adapter_name, new_active_adapters=[active])
+        self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..attention import ReadAll
 from ..encode import Readout, attention_weights, read, record, remove
-from ..prompts import LinearCoupling
+from ..prompts import LinearCoupling, PromptHolder
 from ..readout import pool
 from ..towers import VisionTower, view
 from .layer import PromptedTower
@@ -108,7 +108,7 @@ class PromptedVisionTower(PromptedTower):
     def _encode(self, pixel_values: Tensor, states=None, readout=None, **embed_options) -> tuple[Tensor, slice]:
         """Image tokens and prompts after the last layer [b, s, d], and which rows are prompts; see `encode.encode`."""
         tower, holder, prompts = self.tower, self.active_holder, None
-        hidden = self._embed(pixel_values, **embed_options)
+        hidden = self._embed(pixel_values, holder, **embed_options)
         layer_options = tower.layer_options(pixel_values, **self._options(embed_options))
         if holder is None or holder.reads_only:
             return tower.encode(hidden, None, None, 0, states, readout, **layer_options), slice(0, 0)
@@ -120,12 +120,19 @@ class PromptedVisionTower(PromptedTower):
         """Those of a call's keyword arguments that the tower understands."""
         return {name: kwargs[name] for name in self.tower.embed_options if kwargs.get(name) is not None}
 
-    def _embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
-        """Image tokens, after checks."""
-        tower, holder = self.tower, self.active_holder
-        tower.check_images(pixel_values, interpolate_pos_encoding)
+    def _embed(
+        self,
+        pixel_values: Tensor,
+        holder: PromptHolder | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Image tokens, with what `holder` puts into the images, after checks."""
+        self.tower.check_images(pixel_values, interpolate_pos_encoding)
         options = self._options(kwargs) | {"interpolate_pos_encoding": interpolate_pos_encoding}
-        return tower.embed(pixel_values, **options) if holder is None else holder.embed(tower, pixel_values, **options)
+        if holder is None:
+            return self.tower.embed(pixel_values, **options)
+        return holder.embed(self.tower, pixel_values, **options)
 
     def _put_feature(self, output: BaseModelOutputWithPooling, feature: Tensor, for_head: bool) -> None:
         """Put a feature [b, d] of our own where callers of the tower read one."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import ClassNamesError, UnsupportedModelError
 from ...prompts import ClassFeatures, PromptHolder
+from ...tokenization import check_lengths
 from ...towers import TextTower, VisionTower
 from ..tuner import PromptTuner
 from .config import ClassHeadConfig, TextEncoderConfig
@@ -28,8 +29,15 @@ class ClassHeadModel(PromptTuner):
     def text_prompts(
         cls, config: ClassHeadConfig, tower: TextTower, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptHolder:
-        """The head, at random."""
+        """The head, at random.
+
+        Raises:
+            PromptTooLongError: a class name that the head is to start from is too long for the text encoder.
+        """
         weight = tower.reference_weight
+        if tokenizer is not None:
+            for sequences in cls.class_sequences(config, config.class_names, tokenizer):
+                check_lengths(sequences, config.class_names, tower.max_positions)
         return ClassFeatures(len(config.class_names), feature_dim, dtype=weight.dtype, device=weight.device)
 
     @classmethod
@@ -38,11 +46,12 @@ class ClassHeadModel(PromptTuner):
         return config.head_init == "text" and not config.inference_mode
 
     def start(self, adapter_name: str) -> None:
-        """Classifier-C: copy the text features of the classes into the head."""
+        """Classifier-C: copy the frozen model's text features of the classes into the head."""
         config = self.peft_config[adapter_name]
         head = self.text_tower.holder(adapter_name).weight
         if config.head_init == "text" and not config.inference_mode and not head.is_meta:
-            with torch.no_grad():
+            with torch.no_grad(), self.switching() as answer_for:
+                answer_for(adapter_name)
                 head.copy_(self.zero_shot_features(self.class_lists[adapter_name], config))
 
     @classmethod

@@ -1,0 +1,236 @@
+"""What one adapter, one mode or one replica does stays out of the answers of another."""
+
+import copy
+
+import pytest
+import torch
+from models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_vit
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from torch import nn
+
+from peft_vprompt.registry import METHODS
+
+
+pytestmark = pytest.mark.core
+
+CASES = [(method, case) for method in METHODS for case in CONFIGS[method]]
+
+
+@pytest.fixture
+def make(tokenizer_path):
+    """Build a config of a method's case by name."""
+
+    def build(method, case, **options):
+        return CONFIGS[method][case](
+            **{"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} | options
+        )
+
+    return build
+
+
+def shake(parameters, seed=1):
+    """Move parameters away from where they are, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def trained(model):
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(pixel_values=images()).logits
+
+
+# ---- replicas -----------------------------------------------------------------------------------------------------------
+
+
+def replica_of(model: nn.Module) -> nn.Module:
+    """What `nn.DataParallel` makes of a model for one device: tensors in the place of parameters, connected to them."""
+    copies = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    tensors = {parameter: parameter * 1 for parameter in model.parameters()}
+    for module, replica in copies.items():
+        replica._former_parameters = {}
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else copies[child]
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, tensors[parameter])
+                replica._former_parameters[name] = tensors[parameter]
+    return copies[model]
+
+
+@pytest.mark.parametrize(("method", "case"), CASES)
+def test_a_replica_learns_and_answers_as_the_model_does(method, case, make):
+    model = get_peft_model(tiny_clip(), make(method, case)).eval()
+    shake(trained(model).values())
+    logits(model)  # fills the caches that replicas share
+    shake(trained(model).values(), seed=2)
+    expected = model(pixel_values=images(), labels=labels())
+    expected.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in trained(model).items()}
+    model.zero_grad()
+    output = replica_of(model)(pixel_values=images(), labels=labels())
+    output.loss.backward()
+    torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=1e-6)
+    for name, parameter in trained(model).items():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        again = replica_of(model)(pixel_values=images()).logits
+    torch.testing.assert_close(again, expected.logits, rtol=0, atol=1e-6)
+
+
+# ---- dropout ------------------------------------------------------------------------------------------------------------
+
+
+def with_dropout(where):
+    """A CLIP whose text encoder drops out attention weights, or the input of a LoRA."""
+    clip = tiny_clip()
+    if where == "attention":
+        for layer in clip.text_model.encoder.layers:
+            layer.self_attn.dropout = 0.5
+        return clip
+    config = LoraConfig(target_modules=r"text_model.*q_proj", lora_dropout=0.5, init_lora_weights=False)
+    return inject_adapter_in_model(config, clip).requires_grad_(False)
+
+
+@pytest.mark.parametrize("where", ("attention", "lora"))
+@pytest.mark.parametrize(("method", "case"), (("visual_prompt", "shallow"), ("read_only_prompt", "rpo")))
+def test_what_dropout_has_changed_is_not_kept(where, method, case, make):
+    torch.manual_seed(0)
+    model = get_peft_model(with_dropout(where), make(method, case))
+    expected = logits(copy.deepcopy(model).eval())
+    model.train()
+    first, second = logits(model), logits(model)
+    assert not torch.equal(first, second)
+    assert torch.equal(logits(model.eval()), expected)
+
+
+# ---- several adapters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ("border", "channels", "added"))
+def test_readers_see_images_without_the_prompts_of_the_active_adapter(case, make):
+    model = get_peft_model(tiny_clip(), make("read_only_prompt", "rpo"), adapter_name="rpo").eval()
+    expected = logits(model)
+    model.add_adapter("visual", make("visual_prompt", case))
+    model.set_adapter("visual")
+    shake(trained(model).values())
+    with torch.no_grad():
+        results = model.classify_with_adapters(images(), ["rpo"])
+    assert torch.equal(results["rpo"].logits, expected)
+
+
+@pytest.mark.parametrize("projection", ("visual_projection", "text_projection"))
+def test_every_adapter_answers_with_its_own_copies_of_whole_modules(projection, make):
+    config = lambda: make("read_only_prompt", "rpo", modules_to_save=[projection])  # noqa: E731
+    model = get_peft_model(tiny_clip(), config(), adapter_name="a").eval()
+    model.add_adapter("b", config())
+    model.add_adapter("plain", make("read_only_prompt", "rpo"))
+    expected = {}
+    for seed, name in enumerate(("a", "b", "plain")):
+        model.set_adapter(name)
+        shake(trained(model).values(), seed)
+        expected[name] = logits(model)
+    model.set_adapter("a")
+    with torch.no_grad():
+        results = model.classify_with_adapters(images(), ["b", "plain", "a"])
+    for name, output in results.items():
+        torch.testing.assert_close(output.logits, expected[name], rtol=0, atol=1e-6)
+    for name, value in expected.items():
+        model.set_adapter(name)
+        assert torch.equal(logits(model), value)
+
+
+def test_features_of_other_adapters_are_kept_while_one_learns(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end")).eval()
+    for name in ("a", "b"):
+        model.add_adapter(name, make("read_only_prompt", "rpo"))
+    with torch.no_grad():
+        expected = model.classify_with_adapters(images(), ["a", "b"])
+    passes = []
+    layer = model.base_model.text_tower.tower.layers[0]
+    handle = layer.mlp.register_forward_hook(lambda *args: passes.append(args))
+    results = model.classify_with_adapters(images(), ["a", "b"])
+    handle.remove()
+    assert not passes
+    for name, output in results.items():
+        assert torch.equal(output.logits, expected[name].logits)
+
+
+@pytest.mark.parametrize("method", ("context_opt", "text_encoder"))
+def test_a_further_adapter_changes_nothing_of_what_is_trained(method, make, tmp_path):
+    case = next(iter(CONFIGS[method]))
+    get_peft_model(tiny_clip(), make("maple", "maple")).save_pretrained(tmp_path / "other")
+    model = get_peft_model(tiny_clip(), make(method, case))
+    before = trained(model).keys()
+    model.load_adapter(str(tmp_path / "other"), "loaded")
+    model.add_adapter("added", make("text_encoder", "whole"))
+    assert before and trained(model).keys() == before
+    model.train()(pixel_values=images(), labels=labels()).loss.backward()
+    model.save_pretrained(tmp_path / "one")
+
+    frozen = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / "one"))
+    frozen.add_adapter("new", make("maple", "maple"))
+    assert not trained(frozen)
+    frozen.set_adapter("new")
+    assert trained(frozen)
+    frozen.delete_adapter("new")
+    assert not trained(frozen)
+
+
+@pytest.mark.parametrize("options", ({}, {"modules_to_save": ["visual_projection"]}))
+def test_deleting_an_idle_adapter_leaves_the_active_one(options, make):
+    first = ("text_encoder", "whole") if not options else ("context_opt", "end")
+    model = get_peft_model(tiny_clip(), make(*first, **options), adapter_name="b")
+    model.add_adapter("c", make(*first, **options))
+    model.add_adapter("a", make("context_opt", "end"))
+    model.set_adapter("a")
+    expected = logits(model.eval())
+    model.delete_adapter("c")
+    assert list(model.peft_config) == ["b", "a"] and model.active_adapter == "a"
+    assert torch.equal(logits(model), expected)
+    model.delete_adapter("a")
+    assert model.active_adapter == "b" and model.peft_type == model.peft_config["b"].peft_type
+    logits(model)
+
+
+def test_a_head_starts_from_the_frozen_encoder_whatever_is_active(make):
+    expected = get_peft_model(tiny_clip(), make("class_head", "text")).eval()
+    model = get_peft_model(tiny_clip(), make("text_encoder", "whole")).eval()
+    shake(trained(model).values())
+    tuned = logits(model)
+    model.add_adapter("head", make("class_head", "text"))
+    assert torch.equal(logits(model), tuned)
+    model.set_adapter("head")
+    torch.testing.assert_close(logits(model), logits(expected), rtol=0, atol=1e-6)
+
+
+# ---- failures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_too_long_for_the_head_leaves_the_model_alone(make):
+    clip = tiny_clip()
+    before = str(clip)
+    with pytest.raises(ValueError, match="tokens"):
+        get_peft_model(clip, make("class_head", "text", class_names=[*NEW_NAMES, "long " * 80]))
+    assert str(clip) == before
+
+
+def test_adapters_with_heads_do_not_share_a_pass(make):
+    model = get_peft_model(tiny_vit(), CONFIGS["visual_prompt"]["read-only"]())
+    with pytest.raises(ValueError, match="compares images with class names. Received: ViTForImageClassification"):
+        model.classify_with_adapters(images(), ["default"])
+
+
+def test_texts_all_padded_on_the_left_are_named_as_such(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"))
+    end = model.config.text_config.eos_token_id
+    input_ids = torch.tensor([[end, end, end - 1, 3, 4, end]] * 2)
+    with pytest.raises(ValueError, match="padding on the left"):
+        model(input_ids=input_ids, pixel_values=images(2))
