@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny_tokenizer
+from models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +20,18 @@ def tokenizer_path(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer().save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture
+def make(tokenizer_path):
+    """Build a config of a method's case by name."""
+
+    def build(method, case, **options):
+        return CONFIGS[method][case](
+            **{"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} | options
+        )
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -185,3 +185,19 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
 def labels(count: int = 4, seed: int = 0) -> torch.Tensor:
     """Random labels [count]."""
     return torch.randint(NUM_LABELS, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def disturb(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """Move every trainable parameter away from its start, as training would; in evaluation mode then."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """What a model says of the random images."""
+    return model(pixel_values=images()).logits

@@ -7,7 +7,18 @@ import pickle
 import peft
 import pytest
 import torch
-from models import BACKBONES, CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_vit
+from models import (
+    BACKBONES,
+    CLASS_NAMES,
+    CONFIGS,
+    NEW_NAMES,
+    disturb,
+    images,
+    labels,
+    logits,
+    tiny_clip,
+    tiny_vit,
+)
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -32,33 +43,6 @@ def test_every_registered_method_is_tested():
 def config(request, tokenizer_path):
     method, case = request.param
     return CONFIGS[method][case](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
-
-
-@pytest.fixture
-def make(tokenizer_path):
-    """Build a config of a method's case by name."""
-
-    def build(method, case, **options):
-        return CONFIGS[method][case](
-            **{"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} | options
-        )
-
-    return build
-
-
-def disturb(model):
-    """Move every trainable parameter away from its start, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return model(pixel_values=images()).logits
 
 
 def test_only_prompts_learn_and_all_of_them(config):

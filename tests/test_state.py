@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_vit
+from models import CONFIGS, NEW_NAMES, disturb, images, labels, logits, tiny_clip, tiny_vit
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
@@ -16,33 +16,8 @@ pytestmark = pytest.mark.core
 CASES = [(method, case) for method in METHODS for case in CONFIGS[method]]
 
 
-@pytest.fixture
-def make(tokenizer_path):
-    """Build a config of a method's case by name."""
-
-    def build(method, case, **options):
-        return CONFIGS[method][case](
-            **{"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path} | options
-        )
-
-    return build
-
-
-def shake(parameters, seed=1):
-    """Move parameters away from where they are, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
 def trained(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@torch.no_grad()
-def logits(model):
-    return model(pixel_values=images()).logits
 
 
 # ---- replicas -----------------------------------------------------------------------------------------------------------
@@ -68,9 +43,9 @@ def replica_of(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("method", "case"), CASES)
 def test_a_replica_learns_and_answers_as_the_model_does(method, case, make):
     model = get_peft_model(tiny_clip(), make(method, case)).eval()
-    shake(trained(model).values())
+    disturb(model)
     logits(model)  # fills the caches that replicas share
-    shake(trained(model).values(), seed=2)
+    disturb(model, seed=2)
     expected = model(pixel_values=images(), labels=labels())
     expected.loss.backward()
     gradients = {name: parameter.grad for name, parameter in trained(model).items()}
@@ -120,7 +95,7 @@ def test_readers_see_images_without_the_prompts_of_the_active_adapter(case, make
     expected = logits(model)
     model.add_adapter("visual", make("visual_prompt", case))
     model.set_adapter("visual")
-    shake(trained(model).values())
+    disturb(model)
     with torch.no_grad():
         results = model.classify_with_adapters(images(), ["rpo"])
     assert torch.equal(results["rpo"].logits, expected)
@@ -135,7 +110,7 @@ def test_every_adapter_answers_with_its_own_copies_of_whole_modules(projection, 
     expected = {}
     for seed, name in enumerate(("a", "b", "plain")):
         model.set_adapter(name)
-        shake(trained(model).values(), seed)
+        disturb(model, seed=seed)
         expected[name] = logits(model)
     model.set_adapter("a")
     with torch.no_grad():
@@ -203,7 +178,7 @@ def test_deleting_an_idle_adapter_leaves_the_active_one(options, make):
 def test_a_head_starts_from_the_frozen_encoder_whatever_is_active(make):
     expected = get_peft_model(tiny_clip(), make("class_head", "text")).eval()
     model = get_peft_model(tiny_clip(), make("text_encoder", "whole")).eval()
-    shake(trained(model).values())
+    disturb(model)
     tuned = logits(model)
     model.add_adapter("head", make("class_head", "text"))
     assert torch.equal(logits(model), tuned)

@@ -34,7 +34,6 @@ class PromptedTower(Wrapper):
             self.add_module(name, nn.ModuleDict())
             self.adapter_layer_names = (*self.adapter_layer_names, name)
         getattr(self, name)[adapter_name] = holder
-        self.equip_layers(not self.disable_adapters)
 
     def equip_layers(self, wanted: bool) -> None:
         """Let the layers understand attention patterns where a prompt needs them, and activate in less memory.

@@ -145,6 +145,9 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             knows_head = vision_holder.pooling != "original" or vision.tower.head_rows is not None
             if backbone.head is not None and knows_head:
                 ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
+        for tower in (vision, text):
+            if tower is not None:
+                tower.equip_layers(not tower.disable_adapters)
         self.class_lists[adapter_name] = config.class_names and ClassList(list(config.class_names))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
@@ -195,10 +198,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
             self.model = vision
         else:
             model.set_submodule(backbone.vision, vision)
-        vision.equip_layers(not vision.disable_adapters)
         if text is not None:
             model.set_submodule(backbone.text, text)
-            text.equip_layers(not text.disable_adapters)
             take_labels(model.get_submodule(backbone.dual))
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
