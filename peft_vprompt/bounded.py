@@ -1,8 +1,9 @@
-"""Large computations in bounded memory: piece by piece, each computed again in the backward pass."""
+"""Large computations in bounded memory: piece by piece, most of them computed again in the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -13,14 +14,15 @@ from torch.utils.checkpoint import checkpoint
 T = TypeVar("T")
 
 
-def piecewise(function: Callable[[T], Tensor], pieces: Sequence[T], dim: int = 0) -> Tensor:
-    """The results of `function` for all pieces, joined along `dim`.
+def piecewise(function: Callable[[T], Tensor], pieces: Sequence[T], sizes: Sequence[int], limit: int) -> list[Tensor]:
+    """The results of `function` for all pieces.
 
-    One piece is simply computed. Of several, only the results are kept for the backward pass, which computes the
-    pieces again one by one: the memory is that of the largest piece.
+    For the backward pass, the last pieces are kept as far as they fit into `limit` together (`sizes` says what each
+    takes; one is always kept). Of the others only the results are, and the backward pass computes them again one by
+    one. It begins with the last pieces, so these are gone by then, and the memory is that of `limit` or of one piece.
     """
-    if len(pieces) == 1:
-        return function(pieces[0])
     if not torch.is_grad_enabled():
-        return torch.cat([function(piece) for piece in pieces], dim)
-    return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in pieces], dim)
+        return [function(piece) for piece in pieces]
+    kept = max(1, sum(together <= limit for together in accumulate(reversed(sizes))))
+    again = [checkpoint(function, piece, use_reentrant=False) for piece in pieces[:-kept]]
+    return again + [function(piece) for piece in pieces[-kept:]]

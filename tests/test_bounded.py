@@ -7,6 +7,7 @@ from peft import get_peft_model
 from training_cases import CASES, Case, gradients
 
 from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
+from peft_vprompt.bounded import piecewise
 from peft_vprompt.class_prompts import pack_bounded
 from peft_vprompt.tokenization import context_sequences
 from peft_vprompt.tuners import class_features
@@ -40,7 +41,7 @@ def test_pieces_are_bounded_and_complete(max_rows, count):
     assert ends == [len(sequence) - 1 for sequence in sequences]
 
 
-def test_of_pieces_only_the_features_are_kept(tokenizer_path, monkeypatch):
+def test_of_pieces_only_one_is_kept(tokenizer_path, monkeypatch):
     names = [f"{word} {index}" for index, word in enumerate(["cat", "dog"] * 20)]
     kept = {}
     for max_rows in (10_000, 40):
@@ -50,7 +51,40 @@ def test_of_pieces_only_the_features_are_kept(tokenizer_path, monkeypatch):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
             model(pixel_values=images(), labels=labels())
         kept[max_rows] = sum(saved)
-    assert 0 < kept[40] < kept[10_000] / 50
+    assert 0 < kept[40] < kept[10_000] / 3
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 1), (1, 1), (4, 1), (5, 2), (100, 3)])
+def test_pieces_computed_again_come_after_those_that_were_kept(limit, kept):
+    weight, events = torch.ones(2, requires_grad=True), []
+
+    def function(piece):
+        events.append(f"compute {piece}")
+        scaled = weight * piece
+        scaled.register_hook(lambda gradient: events.append(f"backward {piece}"))
+        return scaled.exp()
+
+    torch.cat(piecewise(function, [0, 1, 2], sizes=[1, 3, 2], limit=limit)).sum().backward()
+    again = [f"compute {piece}" for piece in range(3 - kept)]
+    backward = [event for piece in (2, 1, 0) for event in (f"compute {piece}", f"backward {piece}")]
+    assert events[:3] == ["compute 0", "compute 1", "compute 2"]
+    assert events[3:] == [event for event in backward if event.startswith("backward") or event in again]
+    torch.testing.assert_close(weight.grad, sum(piece * torch.ones(2).exp() ** piece for piece in range(3)))
+
+
+def test_templates_share_one_bound(tokenizer_path, monkeypatch):
+    """Of several lists of texts that each fit, only as much is kept as fits together."""
+    kept = {}
+    for max_rows in (10_000, 80):
+        monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", max_rows)
+        case = Case("CLIPModel", "context_opt", "end")
+        model = case.build(tokenizer_path, class_names=[f"cat {index}" for index in range(20)], num_contexts=6).train()
+        assert all(len(parts) == 1 for parts in model.base_model._classes().pack(0, 20, 0, torch.device("cpu")))
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            model(pixel_values=images(), labels=labels())
+        kept[max_rows] = sum(saved)
+    assert 0 < kept[80] < kept[10_000] / 4
 
 
 def test_zero_shot_in_pieces(tokenizer_path, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -27,8 +29,8 @@ from ..towers import BidirectionalTextTower
 from .layer import PromptedTower
 
 
-#: Most token rows that are encoded at once; more are computed again in the backward pass piece by piece. At ViT-B/16's
-#: text width a row keeps about three tenths of a megabyte for that pass.
+#: Most token rows that are encoded at once and kept for the backward pass; where there are more, most are computed again
+#: in it. At ViT-B/16's text width a row keeps about three tenths of a megabyte.
 MAX_TOKEN_ROWS = 8192
 
 #: Most plain token rows whose keys and values are kept for read-only prompts over a whole training: 1.6 GB in float32
@@ -171,7 +173,10 @@ class ClassEncoder:
         def encode(part: PackedPrompts | PaddedPrompts) -> Tensor:
             return self.dual_encoder.text_features(text.encode_packed(part, keep_record=keep_record))
 
-        return self.method.combine([piecewise(encode, parts) for parts in templates])
+        parts = [part for template in templates for part in template]
+        sizes = [part.num_rows + readers * part.num_classes for part in parts]
+        features = iter(piecewise(encode, parts, sizes, MAX_TOKEN_ROWS))
+        return self.method.combine([torch.cat(list(islice(features, len(template)))) for template in templates])
 
     def _conditional_features(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
         """Class features of each image, [b, c, dim]: all images and classes in one batch, or in bounded pieces."""
@@ -180,11 +185,12 @@ class ClassEncoder:
         def encode(piece: tuple[PackedPrompts | PaddedPrompts, Tensor]) -> Tensor:
             return self.dual_encoder.text_features(self.text_tower.encode_packed(*piece))
 
-        images = image_features.split(max(1, MAX_TOKEN_ROWS // sum(part.num_rows for part in parts)))
-        pieces = [[(part, some) for part in parts] for some in images]
-        if len(parts) == 1:
-            return piecewise(encode, [piece for (piece,) in pieces])
-        return torch.cat([piecewise(encode, row, dim=1) for row in pieces])
+        together = max(1, MAX_TOKEN_ROWS // sum(part.num_rows for part in parts))
+        images = image_features.tensor_split(math.ceil(len(image_features) / together))
+        pieces = [(part, some) for some in images for part in parts]
+        sizes = [part.num_rows * len(some) for part, some in pieces]
+        features = iter(piecewise(encode, pieces, sizes, MAX_TOKEN_ROWS))
+        return torch.cat([torch.cat(list(islice(features, len(parts))), dim=1) for _ in images])
 
     def zero_shot_features(self, classes: ClassList, config: PromptConfig) -> Tensor:
         """Text features [c, dim] by the base model's own call, with the template around each name."""
@@ -196,7 +202,8 @@ class ClassEncoder:
             )
             starts = range(0, len(texts), ZERO_SHOT_BATCH)
             batches = [texts[start : start + ZERO_SHOT_BATCH] for start in starts]
-            features.append(piecewise(functools.partial(self._plain_features, tokenizer), batches))
+            plain_features = functools.partial(self._plain_features, tokenizer)
+            features.append(torch.cat(piecewise(plain_features, batches, list(map(len, batches)), ZERO_SHOT_BATCH)))
         return average(features)
 
     def _plain_features(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
