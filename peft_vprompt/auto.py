@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
@@ -23,15 +24,27 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
     _target_peft_class = PeftModelForImageClassification
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, import_allowlist=None, **kwargs):
-        """As `PeftModel.from_pretrained`, without a base model.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        revision: str | None = None,
+        import_allowlist: Sequence[str] | None = None,
+        **kwargs,
+    ):
+        """As `PeftModel.from_pretrained`, without a base model; `kwargs` go to both models.
+
+        A tokenizer that lies beside the adapter changes nothing: PEFT's own method would resize the token embedding to
+        it, and `CLIPModel` has none to give.
 
         Raises:
             ValueError: the adapter's config does not say which class its base model has, or names a library that is
                 not allowed to be imported.
         """
-        config = PeftConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        recorded = config.auto_mapping or {}
+        saved = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+        recorded = saved.auto_mapping or {}
         if not {"base_model_class", "parent_library"} <= recorded.keys():
             raise ValueError(
                 f"The config of {pretrained_model_name_or_path!r} does not name its base model's class. Load the base "
@@ -44,9 +57,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
         target = getattr(importlib.import_module(library), recorded["base_model_class"])
-        peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
-        # PEFT's method reads the classes from attributes; a subclass keeps concurrent calls apart.
-        loader = type(cls.__name__, (cls,), {"_target_class": target, "_target_peft_class": peft_class})
-        return super(AutoPeftModelForImageClassification, loader).from_pretrained(
-            pretrained_model_name_or_path, *args, **kwargs
-        )
+        base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **kwargs)
+        peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
+        options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
+        return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)

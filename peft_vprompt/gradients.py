@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, default_data_collator
 
+from .eval_mode import eval_mode
 from .losses import CrossEntropy
 
 
@@ -57,7 +58,8 @@ class GradientProbe(TrainerCallback):
         """Gradient of the mean loss of a batch by everything that is trained, in one vector."""
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        loss = self.loss(model(**inputs), batch["labels"].to(device))
+        with eval_mode(model):  # dropout would draw from the run's random numbers
+            loss = self.loss(model(**inputs), batch["labels"].to(device))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])

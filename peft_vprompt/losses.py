@@ -50,8 +50,8 @@ class ClassificationLoss(nn.Module):
         Args:
             logits: a tensor, or a model's output that has `logits`.
             labels: class numbers [n], or a distribution over the classes for each sample [n, c].
-            num_items_in_batch: what "mean" divides by instead of the number of samples: `Trainer` gives that of all
-                accumulated batches.
+            num_items_in_batch: what "mean" divides by instead, as `Trainer` counts it over all accumulated batches: the
+                labels, which are c for each sample where they are distributions. Class weights do not change it.
 
         Raises:
             ValueError: shapes that do not fit, or labels out of range (checked where they are on the CPU).
@@ -62,6 +62,8 @@ class ClassificationLoss(nn.Module):
             log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
             if labels.is_floating_point():
                 losses, total = self._soft(log_p, labels.to(log_p)), logits.shape[0]
+                if num_items_in_batch is not None:
+                    num_items_in_batch = num_items_in_batch / labels.shape[1]
             else:
                 losses, total = self._hard(log_p, labels)
             if self.reduction == "none":

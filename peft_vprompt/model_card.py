@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,24 @@ from .towers import HEADS, class_name
 
 if TYPE_CHECKING:
     from .saved_model import SavedPeftModel
+
+
+#: How the line begins by which a card is known that nobody has edited.
+SEAL = "\n<!-- Written by peft_vprompt, which writes it anew while this line fits the text above: "
+
+
+def seal(card: str) -> str:
+    """The card with a last line that tells whether it was edited since."""
+    return f"{card}{SEAL}{_digest(card)} -->\n"
+
+
+def is_untouched(card: str) -> bool:
+    """Whether a card is as `seal` left it."""
+    return card == seal(card.rpartition(SEAL)[0])
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()[:16]
 
 
 def render_model_card(model: SavedPeftModel) -> str:

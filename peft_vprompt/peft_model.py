@@ -119,9 +119,9 @@ class PeftModelForImageClassification(SavedPeftModel):
         finally:
             self.peft_type = own
 
-    def set_adapter(self, adapter_name: str, **kwargs) -> None:
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter the active one; prompts, class names and head switch together."""
-        super().set_adapter(adapter_name, **kwargs)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.peft_type = self.peft_config[adapter_name].peft_type
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from peft.utils import (
     SAFETENSORS_WEIGHTS_NAME,
@@ -23,7 +24,7 @@ from torch import Tensor
 from . import registry
 from .config import TRANSFER_TASK_TYPE
 from .errors import AdapterMismatchError
-from .model_card import render_model_card
+from .model_card import is_untouched, render_model_card, seal
 from .tokenization import resolve_local_path
 
 
@@ -168,11 +169,18 @@ class SavedPeftModel(PeftModel):
         config.base_model_name_or_path = resolve_local_path(config.base_model_name_or_path)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Write a model card with a snippet that runs as it stands; an existing card is only updated."""
+        """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated."""
         path = Path(output_dir) / "README.md"
-        if not path.is_file():
+        ours = not path.is_file() or is_untouched(path.read_text(encoding="utf-8"))
+        if ours:
             path.write_text(render_model_card(self), encoding="utf-8")
+        tags = set(ModelCard.load(path).data.tags or ())
         super().create_or_update_model_card(output_dir)
+        card = ModelCard.load(path)
+        card.data.tags = sorted({*tags, *(card.data.tags or ())})  # PEFT puts its own in their place
+        card.save(path)
+        if ours:
+            path.write_text(seal(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 registry.register_model_class(TRANSFER_TASK_TYPE, SavedPeftModel)

@@ -39,7 +39,7 @@ def switches(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> Hashable:
 
 
 def checksum(module: nn.Module | None) -> Hashable:
-    """A value that changes with every write into `parameter.data` of a few small tensors, which no version counter sees.
+    """A value that changes when other numbers are written into `parameter.data`, which no version counter sees.
 
     Sum and norm of each: some microseconds for the prompts of an adapter. Nothing on an accelerator, where reading
     them would make every call wait for the device.

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from models import CLASS_NAMES, CONFIGS, images, tiny_clip, tiny_tokenizer, tiny_vit
+from models import CLASS_NAMES, CONFIGS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
 from peft import PeftModel, get_peft_model
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPProcessor, pipeline
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, pipeline
 
-from peft_vprompt import MaPLeConfig, VisualPromptConfig
+from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig, MaPLeConfig, VisualPromptConfig
 from peft_vprompt.registry import METHODS
 
 
@@ -146,3 +146,25 @@ def test_a_second_adapter_knows_the_tokenizer_that_was_handed_over():
     model.set_adapter("other")
     assert model(pixel_values=images()).logits.shape == (4, 5)
     assert isinstance(model, PeftModel)
+
+
+def test_a_tokenizer_beside_the_adapter(tokenizer_path, tmp_path):
+    tiny_clip().save_pretrained(tmp_path / "base")
+    config = ContextOptConfig(num_virtual_tokens=4, class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(CLIPModel.from_pretrained(tmp_path / "base"), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")  # as Trainer(processing_class=...) does
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter"))
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_card_is_of_the_adapter_that_lies_there(tokenizer_path, tmp_path):
+    names = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer_path}
+    for config in (ContextOptConfig(**names), MaPLeConfig(prompt_depth=2, **names)):
+        get_peft_model(tiny_clip(), config).save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    assert "IVLP adapter" in card.read_text() and "CoOp" not in card.read_text()
+    assert {"peft_vprompt", "prompt-learning"} <= set(ModelCard.load(card).data.tags)
+    card.write_text(card.read_text().replace("IVLP adapter", "My adapter"))
+    get_peft_model(tiny_clip(), ContextOptConfig(**names)).save_pretrained(tmp_path)
+    assert "My adapter" in card.read_text() and "CoOp" not in card.read_text()

@@ -219,3 +219,29 @@ def test_the_stock_trainer_takes_every_way_of_accumulating(tokenizer_path, tmp_p
 def test_errors(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+def test_the_stock_trainer_takes_distributions(accumulate, tokenizer_path, tmp_path):
+    config = ContextOptConfig(num_virtual_tokens=4, class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    shares = torch.rand(8, len(CLASS_NAMES), generator=torch.Generator().manual_seed(0)).softmax(-1)
+    rows = [{"pixel_values": x, "labels": share} for x, share in zip(images(8), shares, strict=True)]
+    model = get_peft_model(tiny_clip(), config).eval()
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model(pixel_values=images(8)).logits, shares))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        per_device_train_batch_size=8 // accumulate,
+        gradient_accumulation_steps=accumulate,
+        max_steps=1,
+        learning_rate=0.0,
+        logging_steps=1,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, compute_loss_func=CrossEntropy())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    trainer.train()
+    logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert float(logged) == pytest.approx(expected, rel=1e-3)

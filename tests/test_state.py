@@ -4,10 +4,23 @@ import copy
 
 import pytest
 import torch
-from models import CONFIGS, NEW_NAMES, disturb, images, labels, logits, tiny_clip, tiny_vit
+from backbones import tiny
+from models import (
+    CLASS_NAMES,
+    CONFIGS,
+    NEW_NAMES,
+    disturb,
+    images,
+    labels,
+    logits,
+    tiny_clip,
+    tiny_tokenizer,
+    tiny_vit,
+)
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
+from peft_vprompt import VisualPromptConfig
 from peft_vprompt.registry import METHODS
 
 
@@ -209,3 +222,115 @@ def test_texts_all_padded_on_the_left_are_named_as_such(make):
     input_ids = torch.tensor([[end, end, end - 1, 3, 4, end]] * 2)
     with pytest.raises(ValueError, match="padding on the left"):
         model(input_ids=input_ids, pixel_values=images(2))
+
+
+def test_deleting_an_idle_adapter_keeps_what_is_trained(make, tmp_path):
+    get_peft_model(tiny_clip(), make("context_opt", "end")).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny_clip(), str(tmp_path))  # for inference
+    model.add_adapter("idle", make("context_opt", "end"))
+    model.set_adapter("default")  # and now it is trained after all
+    before = trained(model).keys()
+    model.delete_adapter("idle")
+    assert before and trained(model).keys() == before
+
+    model.add_adapter("idle", make("context_opt", "end"))
+    model.set_requires_grad("default", requires_grad=False)
+    model.delete_adapter("idle")
+    assert not trained(model)
+
+
+def test_set_adapter_takes_peft_s_second_argument(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"))
+    model.set_adapter("default", True)
+    assert not trained(model)
+
+
+def test_class_features_are_the_callers_own(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end")).eval()
+    expected = logits(model)
+    with torch.no_grad():
+        model.encode_classes().zero_()
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(("method", "case"), CASES)
+def test_a_call_in_inference_mode_does_not_hinder_training(method, case, make):
+    model = get_peft_model(tiny_clip(), make(method, case)).eval()
+    with torch.inference_mode():
+        model(pixel_values=images())
+    model.train()(pixel_values=images(), labels=labels()).loss.backward()
+    assert all(parameter.grad is not None for parameter in trained(model).values() if parameter.numel())
+
+
+@pytest.mark.parametrize("adapter", ("default", "new"))
+def test_a_base_model_with_copies_of_whole_modules_is_refused(adapter):
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+    base = get_peft_model(tiny_vit(), lora)
+    expected = logits(base)
+    with pytest.raises(ValueError, match="trained copies of whole modules.*merge_and_unload"):
+        get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2), adapter_name=adapter)
+    assert torch.equal(logits(base), expected)
+    get_peft_model(base.merge_and_unload(), VisualPromptConfig(num_virtual_tokens=2))
+
+
+# ---- gradients through what readers read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "case"), [(m, c) for m, c in CASES if m in ("read_only_prompt", "mrpo")])
+def test_readers_pass_gradients_on_to_images_and_towers_that_want_some(method, case, make):
+    model = get_peft_model(tiny_clip().double(), make(method, case)).double().eval()
+    disturb(model)
+    pixels = images().double().requires_grad_()
+    towers = (model.base_model.vision_tower, model.base_model.text_tower)
+    weights = [tower.base_layer.encoder.layers[0].mlp.fc1.weight.requires_grad_() for tower in towers]
+    loss = lambda: model(pixel_values=pixels, labels=labels()).loss  # noqa: E731
+    for tensor, gradient in zip([pixels, *weights], torch.autograd.grad(loss(), [pixels, *weights]), strict=True):
+        direction = torch.randn_like(tensor)
+        with torch.no_grad():
+            tensor.add_(direction, alpha=1e-5)
+            ahead = loss()
+            tensor.add_(direction, alpha=-2e-5)
+            slope = (ahead - loss()) / 2e-5
+            tensor.add_(direction, alpha=1e-5)
+        assert slope.abs() > 1e-7
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-8)
+
+
+# ---- precision and device -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", (tiny_clip, tiny_vit))
+def test_weights_loaded_without_a_copy_go_where_the_base_model_is(build, make, tmp_path):
+    config = make("maple", "maple") if build is tiny_clip else VisualPromptConfig(num_virtual_tokens=2)
+    get_peft_model(build(), config).save_pretrained(tmp_path)
+    base = build().to("meta")
+    model = PeftModel.from_pretrained(base, str(tmp_path), low_cpu_mem_usage=True, torch_device="cpu")
+    prompts = [p for name, p in model.named_parameters() if ".default" in name and "modules_to_save" not in name]
+    assert prompts and {p.device.type for p in prompts} == {"meta"}
+
+
+class Int8(nn.Module):
+    """A linear layer whose weight is stored in eight bits, as bitsandbytes does: floats in and out."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.scale = linear.weight.abs().max().item() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, hidden):
+        return nn.functional.linear(hidden, self.weight.to(hidden.dtype) * self.scale, self.bias)
+
+
+@pytest.mark.parametrize(("backbone", "name"), [("SiglipModel", "text_model.head"), ("CLIPModel", "text_projection")])
+def test_a_text_head_in_eight_bits(backbone, name):
+    def answer(quantised: bool):
+        base = tiny(backbone)
+        if quantised:
+            base.set_submodule(name, Int8(base.get_submodule(name)))
+        torch.manual_seed(0)
+        model = get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2)).eval()
+        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer("siglip" if "Siglip" in backbone else "clip"))
+        return logits(model)
+
+    torch.testing.assert_close(answer(True), answer(False), rtol=0.1, atol=0.3)

@@ -286,7 +286,7 @@ def encode_again(model):
 
 def test_features_are_kept(cached):
     model, passes, first = cached
-    assert encode_again(model) is first
+    assert torch.equal(encode_again(model), first) and len(passes) == 1
     model(pixel_values=images())  # a gradient could flow: computed anew
     assert len(passes) == 2
     with torch.inference_mode():

@@ -308,3 +308,28 @@ def test_values_that_are_refused(make, match):
 def test_models_without_a_head_are_refused(config, base):
     with pytest.raises(UnsupportedModelError, match="AutoModelForImageClassification"):
         get_peft_model(base(), config())
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("config", OURS, ids=lambda config: config.__name__)
+def test_a_base_model_in_half_precision(config, dtype):
+    model = get_peft_model(tiny_vit().to(dtype), config())
+    reference = get_peft_model(tiny_vit(), config())
+    reference.load_state_dict(model.state_dict())
+    output, expected = model.eval()(pixel_values=images().to(dtype)), reference.eval()(images())
+    assert output.logits.dtype == dtype
+    torch.testing.assert_close(output.logits.float(), expected.logits, rtol=0.05, atol=0.05)
+    model.train()(pixel_values=images().to(dtype), labels=labels()).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained(model).values())
+
+
+def test_copies_of_different_extent_are_for_models_of_their_own(tmp_path):
+    for first, second, match in ((1, None, "copies single layers"), (None, 1, "replaces the whole encoder")):
+        model = get_peft_model(tiny_vit(), FineTuningConfig(num_layers=first))
+        expected = model.eval()(images()).logits
+        with pytest.raises(UnsupportedModelError, match=f"{match}.*models of their own"):
+            model.add_adapter("other", FineTuningConfig(num_layers=second))
+        assert torch.equal(model(images()).logits, expected)
+        model.save_pretrained(tmp_path)
+        again = PeftModel.from_pretrained(tiny_vit(), str(tmp_path)).eval()
+        assert torch.equal(again(images()).logits, expected)

@@ -30,8 +30,8 @@ class DualEncoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the joint space."""
-        return self.text_projection.weight.dtype
+        """Precision of the joint space: that of the scale, which stays a float where weights are quantised."""
+        return self.module.logit_scale.dtype
 
     @property
     def feature_dim(self) -> int:
@@ -76,11 +76,6 @@ class SiglipDualEncoder(DualEncoder):
     def text_projection(self) -> nn.Module:
         """None of its own: the text tower ends with it."""
         return nn.Identity()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the text tower's head."""
-        return self.module.get_submodule(self.text).head.weight.dtype
 
     @property
     def feature_dim(self) -> int:

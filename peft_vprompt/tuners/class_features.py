@@ -61,11 +61,12 @@ class ClassList:
         self, first: int, last: int, readers: int, device: torch.device
     ) -> list[list[PackedPrompts | PaddedPrompts]]:
         """The classes first ... last - 1 in parts of bounded size, made once; `readers` per class come on top."""
-        packed = self.packed.get((first, last)) or [
-            self.layout(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
-        ]
-        # Replicas of a data-parallel model share this list: each answers with what it has moved to its own device.
-        packed = self.packed[first, last] = [[part.to(device) for part in parts] for parts in packed]
+        with torch.inference_mode(False):  # tensors made under it could not be used in a later backward pass
+            packed = self.packed.get((first, last)) or [
+                self.layout(sequences[first:last], MAX_TOKEN_ROWS, readers) for sequences in self.sequences
+            ]
+            # Replicas of a data-parallel model share this list: each answers with what it has moved to its own device.
+            packed = self.packed[first, last] = [[part.to(device) for part in parts] for parts in packed]
         return packed
 
 
@@ -117,14 +118,14 @@ class ClassEncoder:
         [classes, dim], for several contexts the mean of their features, whose cosines are the mean of the contexts'
         cosines; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the
         images `pixel_values`. They are kept while nothing they depend on changes, unless a gradient has to flow
-        through them.
+        through them; what is returned is a copy.
 
         Raises:
             ValueError: the features depend on images, and there are none.
         """
         self.dual_encoder  # noqa: B018 - raises where classes have no meaning
         if not self._conditional:
-            return self._text_features()
+            return self._text_features().clone()
         if pixel_values is None:
             raise ValueError("This adapter's class features depend on the image. Pass encode_classes(pixel_values).")
         return self._text_features(self.encode_images(pixel_values))

@@ -75,6 +75,11 @@ class PromptedTower(Wrapper):
         return self.holder(self.active_adapters[0])
 
     @property
+    def is_trained(self) -> bool:
+        """Whether a part of the wrapped tower is to learn, which the user has to ask for."""
+        return any(parameter.requires_grad for parameter in self.base_layer.parameters())
+
+    @property
     def active_readers(self) -> PromptHolder | None:
         """The holder in use, if its prompts read the plain tokens and nobody reads them."""
         holder = self.active_holder

@@ -68,7 +68,10 @@ class PromptedTextTower(PromptedTower):
             return self._encode_padded(packed, image_features)
         tower, readers = self.tower, self.active_readers
         if readers is not None:
-            kept = self._kept_record(packed) if keep_record and may_keep(self) else self._record(packed)
+            learning = torch.is_grad_enabled() and self.is_trained
+            may_be_kept = keep_record and may_keep(self) and not learning
+            with torch.set_grad_enabled(learning):
+                kept = self._kept_record(packed) if may_be_kept else self._record(packed)
             return self._read_packed(packed, readers, kept)
         prompts = self.prompts(image_features)
         learned = None if prompts is None else prompts[0]
@@ -94,7 +97,6 @@ class PromptedTextTower(PromptedTower):
         readers = read(tower, readers, holder.first_layer, patterns, batch_size=1)
         return tower.final_norm(readers[0].unflatten(0, (packed.num_classes, -1)))
 
-    @torch.no_grad()
     def _record(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the plain tokens in each layer."""
         hidden = packed.embed(self.tower.token_embedding, self.tower.position_embedding, None)

@@ -175,6 +175,12 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
                 "This base model carries prompt adapters already. Call .unload() on the PEFT model that holds them, "
                 "or add the new adapter to it with add_adapter / load_adapter."
             )
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in model.modules()):
+            raise ValueError(
+                "This base model carries another adapter's trained copies of whole modules (its modules_to_save), which "
+                "would be mixed with those of the new adapter. Call .merge_and_unload() on the PEFT model that holds "
+                "them, and put the new adapter on the result."
+            )
         self.class_lists: dict[str, ClassList | None] = {}
         self.text_cache = TextCache()
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -280,7 +286,8 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
                 module.delete_adapter(adapter_name)
             elif isinstance(module, AuxiliaryTrainingWrapper):
                 module.delete_adapter(adapter_name, new_active_adapters=[active])
-        self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)
+        if active not in self.active_adapters:
+            self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""

@@ -158,12 +158,12 @@ class PromptedVisionTower(PromptedTower):
     def read_together(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
         """What the read-only prompts of each adapter have read, after the final norm: [b, n, d].
 
-        The plain tokens run once for all adapters, without gradients and exactly as in the frozen tower, and leave a
-        record of their keys and values. The prompts then run alone over the record: as they read no prompt either,
-        those of all adapters that start at the same layers run together.
+        The plain tokens run once for all adapters, exactly as in the tower itself, and leave a record of their keys and
+        values; without gradients, unless the images or the tower want some. The prompts then run alone over the record:
+        as they read no prompt either, those of all adapters that start at the same layers run together.
         """
         tower = self.tower
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.is_trained)):
             hidden = tower.prepare(self._embed(pixel_values, **embed_options))
             patterns = [ReadAll(key, value) for key, value in record(tower, hidden)]
         groups: dict[tuple[int, int], dict[str, Tensor]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -16,6 +17,11 @@ class Wrapper(nn.Module, BaseTunerLayer):
         self._active_adapter = []
         self._disable_adapters = False
         self.merged_adapters = []
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
+        """Where PEFT moves an adapter's weights to. A whole encoder has no `weight` of its own that could say it."""
+        weight = next(base_layer.parameters(), None)
+        return None if weight is None else weight.device, None
 
     def __getattr__(self, name: str):
         """Whatever is not ours is the wrapped module's."""

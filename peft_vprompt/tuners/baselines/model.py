@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase
 
+from ...config import digest_names
 from ...errors import ClassNamesError, UnsupportedModelError
 from ...prompts import ClassFeatures, PromptHolder
 from ...tokenization import check_lengths
@@ -57,7 +58,7 @@ class ClassHeadModel(PromptTuner):
     @classmethod
     def check_new_classes(cls, config: ClassHeadConfig, names: list[str]) -> None:
         """A head knows its own classes only."""
-        if list(names) != list(config.class_names):
+        if digest_names(names) != digest_names(config.class_names):
             raise ClassNamesError(
                 f"This adapter learned a head with one row for each of its {len(config.class_names)} classes "
                 f"({', '.join(config.class_names[:3])}, ...); they mean nothing for other names. Train an adapter "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 from peft.utils import PeftType
@@ -62,6 +63,12 @@ class ContextOptConfig(ContextConfig):
         require_choice("tune", self.tune, ("context", "class_name", "full"))
         if self.tune == "class_name":
             self.prompt_init, self.prompt_init_text = "text", self.prompt_init_text or "a photo of a"
+        if self.prompt_init == "random" and self.prompt_init_text is not None:
+            warnings.warn(
+                f"prompt_init_text={self.prompt_init_text!r} is ignored with prompt_init='random'. Pass "
+                "prompt_init='text' to start from these words.",
+                stacklevel=3,
+            )
         require_choice("class_token_position", self.class_token_position, ("end", "middle", "front"))
         self.set_length(default=DEFAULT_CONTEXT_LENGTH)
         if self.belongs_to_classes and self.class_names is None:

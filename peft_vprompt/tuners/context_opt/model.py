@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ...config import digest_names
 from ...errors import ClassNamesError
 from ...prompts import ClassPrompts, NamedPrompts, PromptHolder, TokenPrompts, start_from_words
 from ...tokenization import TokenSequence, context_sequences, name_tokens
@@ -70,7 +71,7 @@ class ContextOptModel(PromptTuner):
     @classmethod
     def check_new_classes(cls, config: ContextOptConfig, names: list[str]) -> None:
         """What is learned for each class belongs to those classes."""
-        if config.belongs_to_classes and list(names) != list(config.class_names):
+        if config.belongs_to_classes and digest_names(names) != digest_names(config.class_names):
             raise ClassNamesError(
                 f"This adapter learned {'one context' if config.class_specific else 'name tokens'} for each of its "
                 f"{len(config.class_names)} classes ({', '.join(config.class_names[:3])}, ...); they mean nothing for "

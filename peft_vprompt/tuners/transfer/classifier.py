@@ -58,6 +58,11 @@ class ClassifierParts:
             if isinstance(module, nn.ModuleList) and _has_attention(module)
         }
         inner = [n for n in lists if not any(other.startswith(f"{n}.") for other in lists)]
+        if not inner and isinstance(self.own_modules[self.encoder], BaseTunerLayer):
+            raise UnsupportedModelError(
+                f"Expected an encoder whose layers can be reached. Received: {type(self.model).__name__}, of which another "
+                "adapter replaces the whole encoder. Put the adapters on models of their own."
+            )
         if not inner:
             raise UnsupportedModelError(
                 f"Expected an encoder with a list of transformer layers. Received: {type(self.model).__name__}. "

@@ -95,14 +95,23 @@ class FineTuningModel(TransferModel):
     part_class = Copy
     trains_head = False  # it is one of the modules
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Copies keep the model's precision, as PEFT's `modules_to_save`: they meet its other modules' results."""
+
     @classmethod
     def targets(cls, config: FineTuningConfig, parts: ClassifierParts) -> list[str]:
         """The encoder, or its last layers and final norm; and the head.
 
         Raises:
-            ValueError: more layers than there are.
+            ValueError: more layers than there are, or an encoder of which another adapter copies layers.
         """
         if config.num_layers is None:
+            inside = [m for name, m in parts.own_modules.items() if name.startswith(f"{parts.encoder}.")]
+            if any(isinstance(module, TransferLayer) for module in inside):
+                raise UnsupportedModelError(
+                    "Expected an encoder that can be copied whole. Received: one of which another adapter copies single "
+                    "layers. Put the adapters on models of their own."
+                )
             return [parts.encoder, parts.head]
         if config.num_layers == 0:
             return [parts.head]

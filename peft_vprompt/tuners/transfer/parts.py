@@ -1,5 +1,6 @@
 """What an adapter puts beside one module of the model: a part is called with that module and with its arguments.
 
+Parts are trained in float32 also beside a model in half precision, to which they give their results in its own.
 Shapes: b = batch, s = tokens, d = width, k = bottleneck, c = classes.
 """
 
@@ -38,7 +39,7 @@ class Part(nn.Module):
 
 
 class Copy(Part):
-    """A copy of the module, trained in its place."""
+    """A copy of the module, trained in its place and in its precision."""
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
@@ -62,11 +63,11 @@ class Bias(Part):
 
     def forward(self, base_layer: nn.Module, *args, **kwargs) -> Tensor:
         """The module's own computation with this bias."""
-        return functional_call(base_layer, {"bias": self.bias}, args, kwargs)
+        return functional_call(base_layer, {"bias": self.bias.to(base_layer.bias.dtype)}, args, kwargs)
 
     def merged(self, base_layer: nn.Module) -> nn.Module:
         """The module, with this bias."""
-        base_layer.bias.data = self.bias.data.clone()
+        base_layer.bias.data = self.bias.detach().to(base_layer.bias.dtype, copy=True)
         return base_layer
 
 
@@ -98,7 +99,8 @@ class Bottleneck(Part):
     def forward(self, base_layer: nn.Module, *args, **kwargs) -> Tensor:
         """[b, s, d]."""
         hidden = base_layer(*args, **kwargs)
-        return hidden + self.up(nn.functional.gelu(self.down(hidden)))
+        change = self.up(nn.functional.gelu(self.down(hidden.to(self.down.weight.dtype))))
+        return hidden + change.to(hidden.dtype)
 
 
 class MLPHead(Part):
@@ -110,7 +112,7 @@ class MLPHead(Part):
     def __init__(self, base_layer: nn.Linear, num_layers: int, dropout: float):
         super().__init__()
         width = base_layer.in_features
-        factory = {"dtype": base_layer.weight.dtype, "device": base_layer.weight.device}
+        factory = {"dtype": full_precision(base_layer.weight.dtype), "device": base_layer.weight.device}
         layers = []
         for _ in range(num_layers - 1):
             layers += [nn.Linear(width, width, **factory), nn.BatchNorm1d(width, **factory)]
@@ -122,11 +124,11 @@ class MLPHead(Part):
 
     def forward(self, base_layer: nn.Module, features: Tensor) -> Tensor:
         """Features [b, d] -> logits [b, c]; the base model's head is not used."""
-        return self.layers(features)
+        return self.layers(features.to(self.layers[-1].weight.dtype)).to(features.dtype)
 
     def merged(self, base_layer: nn.Module) -> nn.Module:
         """The perceptron itself."""
-        return self.layers
+        return self.layers.to(base_layer.weight.dtype)
 
 
 class SideNetwork(Part):
@@ -151,7 +153,7 @@ class SideNetwork(Part):
         )
         self.projection = nn.Linear(side_widths[-1], config.hidden_size, bias=False)
         self.alpha = nn.Parameter(torch.zeros(()))
-        self.to(dtype=weight.dtype)
+        self.to(dtype=full_precision(weight.dtype))
         if not self.alpha.is_meta:
             self.to(device=weight.device)
 
@@ -159,11 +161,16 @@ class SideNetwork(Part):
         """The encoder's output, every token blended with the side feature."""
         output = base_layer(pixel_values, *args, **kwargs)
         side = self.projection(self.network(pixel_values.to(self.alpha.dtype)).pooler_output.flatten(1))
-        share = self.alpha.sigmoid()
+        side, share = (part.to(output.last_hidden_state.dtype) for part in (side, self.alpha.sigmoid()))
         output.last_hidden_state = share * output.last_hidden_state + (1 - share) * side[:, None]
         if getattr(output, "pooler_output", None) is not None:
             output.pooler_output = share * output.pooler_output + (1 - share) * side
         return output
+
+
+def full_precision(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precisions, in which batch normalisation would keep its running statistics too."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _join_names(part: Part, state_dict: dict[str, Tensor], prefix: str, metadata: dict) -> None:
