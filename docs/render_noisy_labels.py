@@ -47,8 +47,9 @@ PAGE_TEXT = """# Noisy labels and no labels
 
 Three seeds; mean ± standard deviation of the accuracy in percent. The seed draws the shots, the wrong labels, the first
 prompts and the order of images. The recipe is PTNL's and the same for all methods; nothing was tuned. Image features are
-cached: every training image is augmented once. The linear probe is a logistic regression whose strength of regularisation
-is chosen by cross-validation. Both CLIPs are tiny, and a large one may differ.
+cached: every training image is augmented once (one random crop, perhaps of a small part). The linear probe is a logistic
+regression on whole images, whose strength of regularisation is chosen by cross-validation; that it sees no crops may be
+part of its lead. Both CLIPs are tiny, and a large one may differ.
 {machine}
 
 {sections}"""
@@ -311,7 +312,7 @@ def _gce_helps(mean: dict, top: float, result: dict) -> list[str]:
             )
             within = "" if rate else ", within 2 points"
             lines.append(f"*{words}* (GCE minus cross-entropy{within}): {listed}. {verdict}")
-    return lines  # fmt: skip
+    return lines
 
 
 def _names_regularise(mean: dict, top: float, result: dict) -> list[str]:

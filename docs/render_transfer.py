@@ -98,7 +98,7 @@ batch {batch_size}, weight decay {weight_decay:g}, a tenth of the epochs as warm
 all methods alike: {lengths}. The paper trains longer (100 epochs of 800 to 1,000 images in its shortest tasks).
 
 The base rate is the best of {rates} on {validation} validation images, chosen anew at each number of shots, the grid extended until
-the best was not at its end; with that rate every method is trained with {seeds} seeds (which draw the shots, the first values and
+the best was not at its end (or at the end of all rates, 10); with that rate every method is trained with {seeds} seeds (which draw the shots, the first values and
 the order) and tested on {test} images that chose nothing. Accuracy in percent, mean and standard deviation. Measured on
 {cpu}, by `docs/run_transfer.py`.
 
@@ -129,7 +129,6 @@ def render(results: dict) -> str:
         ),
         encoder=encoder_size(results),
         classes=results["classes"],
-        chance=100 / results["classes"],
         **_pretraining(results["pretraining"]),
         lengths=_lengths(results, shots),
         batch_size=results["batch_size"],

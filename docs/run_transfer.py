@@ -6,7 +6,8 @@ python docs/render_transfer.py                          # the page from the JSON
 
 The ViT is the one that pretrain_vit.py trains, in runs/transfer/vit; it is made if it is not there. Every method gets the
 same images, schedule and report. At 1, 4, 8 and 16 shots per class its learning rate is the best on the validation images,
-from a grid that is extended until the best is inside; with that rate it is trained with three seeds and tested.
+from a grid that is extended until the best is inside or no rate is left; with that rate it is trained with three seeds and
+tested.
 """
 
 import json

@@ -10,6 +10,7 @@ Usage:
     torchrun --nproc_per_node 2 examples/train_with_accelerate.py --batch-size 16 --cpu      # two processes, no GPU
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -55,8 +56,9 @@ def main(
     order = torch.Generator().manual_seed(seed)
     train_loader = DataLoader(train_set, batch_size, shuffle=True, generator=order, collate_fn=default_data_collator)
     optimizer = torch.optim.SGD([p for p in coop.parameters() if p.requires_grad], lr=learning_rate, momentum=0.9)
-    steps = epochs * len(train_loader) // accumulate
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    processes = accelerator.num_processes
+    steps = epochs * math.ceil(math.ceil(len(train_loader) / processes) / accumulate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * processes)  # each process counts
     coop, optimizer, train_loader, scheduler = accelerator.prepare(coop, optimizer, train_loader, scheduler)
 
     for epoch in range(epochs):

@@ -187,6 +187,24 @@ def require_choice(name: str, value, allowed: Sequence) -> None:
         raise ValueError(f"Expected {name} to be one of {list(allowed)}. Received: {name}={value!r}.")
 
 
+def parse_fields(items: Sequence[str], where: str) -> dict:
+    """Fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
+
+    Raises:
+        ValueError: an item of another form; names `where` it was given.
+    """
+    fields = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{where} takes NAME=VALUE. Received: {item!r}.")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
+
+
 def require_int(name: str, value, minimum: int) -> None:
     """Raise a ValueError unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -89,7 +89,12 @@ def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_s
 
     Returns:
         Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
+
+    Raises:
+        ValueError: `zero_shot` of a model with a classification head, or no image.
     """
+    if zero_shot and not hasattr(model.get_base_model(), "text_model"):
+        raise ValueError("Zero-shot takes a model with a text tower. Received: a model with a classification head.")
     results = {}
     with model.disable_adapter() if zero_shot else nullcontext():
         for name, (rows, class_names) in test_sets.items():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .build import Built, Method, build_model, get_method
 from .config import require_int
@@ -24,10 +25,10 @@ from .data import (
 from .ensemble import context_tokens, set_contexts
 from .evaluation import EvalSet, evaluate, set_class_names
 from .gradients import GradientProbe
-from .losses import ClassificationLoss, make_loss
-from .recipes import Recipe
+from .losses import LOSSES, ClassificationLoss, make_loss
+from .recipes import RECIPES, Recipe
 from .reports import environment, write_json
-from .supervision import Supervision, labels_digest, training_images
+from .supervision import Supervision, digest, training_images
 from .training import TrainResult, train
 from .tuners.context_opt import ContextOptConfig
 
@@ -42,7 +43,8 @@ class Settings:
         shots: training images per class; None for all.
         seed: seed of the shots, of the prompts' first values and of the order of images.
         base_novel: train on the base classes and test on base and novel; else train and test on all.
-        epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it.
+        epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it. CoOp's is PTNL's
+            where labels are noisy or not read.
         config: changes to the method's default config, by field.
         bf16: autocast to bfloat16 while training.
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
@@ -113,7 +115,8 @@ def run_experiment(
     trained = next(iter(classes.values()))
     built = _build(settings, [*classes.values(), trained], (data_description or {}).get("benchmark"))
     recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
-    test_sets = eval_sets(data["test"], classes, built.image_processor, keep)
+    keep_tests = keep if settings.cache_features else Dataset.with_transform  # pixels of all of them may not fit
+    test_sets = eval_sets(data["test"], classes, built.image_processor, keep_tests)
     results, about_labels = [], {}
     if recipe is not None:
         how = {"checkpoints": checkpoints, "progress": None if quiet else method.title, "workers": workers}
@@ -137,6 +140,8 @@ def _build(settings: Settings, class_lists: list[list[str]], benchmark: str | No
     """The model, with the last list of classes; what cannot be evaluated later is refused before training."""
     config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
     built = build_model(settings.model, settings.method, class_lists[-1], settings.seed, **config)
+    if built.recipe == RECIPES["coop"] and not settings.supervision.is_plain:
+        built = replace(built, recipe=RECIPES["ptnl"])  # as PTNL and UPL train the same prompts
     built = as_published(built, benchmark)
     for names in class_lists:
         set_class_names(built.model, names)
@@ -165,13 +170,14 @@ def _learn(
         settings.cache_features,
     )
     rows, loss = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views), _loss(settings)
+    chosen = about.get("pseudo_labels", {}).get("digest")
     probes = [GradientProbe(rows, about.get("noise", {}).get("wrong", []), loss)] if gradients else []
     options = how | {
         "train_set": rows,
         "recipe": recipe,
         "epochs": recipe.epochs_for(settings.shots),
         "loss": loss,
-        "settings": {"settings": asdict(settings), "labels": labels_digest(images)} | identity,
+        "settings": {"settings": asdict(settings), "labels": digest(images["label"][:]), "chosen": chosen} | identity,
         "bf16": settings.bf16,
         "callbacks": probes,
     }
@@ -188,8 +194,23 @@ def _check(settings: Settings, method: Method) -> None:
         raise ValueError(
             f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
         )
+    needs_clip = {
+        "cached features": settings.cache_features,
+        "training without labels": not settings.supervision.uses_labels,
+        "confusion noise": settings.supervision.noise == "confusion",
+    }
+    if method.transfer is not None and (asked := [what for what, wanted in needs_clip.items() if wanted]):
+        raise ValueError(
+            f"{method.title} trains an image classifier, and {' and '.join(asked)} take a CLIP. Use a method that "
+            "learns prompts or a head of class features on one, such as coop or classifier-c."
+        )
     if settings.base_novel and not settings.supervision.uses_labels:
         raise ValueError("Without labels nobody knows which images are of the base classes: use all classes.")
+    if settings.loss_options and settings.loss is None:
+        raise ValueError(
+            f"Parameters of a loss need a loss. Received: {settings.loss_options} and no loss. Name one of: "
+            f"{', '.join(LOSSES)}."
+        )
     _loss(settings)
     require_int("ensemble", settings.ensemble, 1)
     if settings.ensemble > 1 and method.config is not ContextOptConfig:
@@ -286,7 +307,7 @@ def _save(
     adapter_bytes = None
     if results:
         built.model.save_pretrained(output)
-        adapter_bytes = sum(file.stat().st_size for file in output.glob("*.safetensors"))
+        adapter_bytes = (output / SAFETENSORS_WEIGHTS_NAME).stat().st_size
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from .build import build_model, get_method
+from .config import parse_fields
 from .data import EvalTransform, cache_features
 from .experiment import Settings, as_published, class_names_of, run_experiment
 from .losses import make_loss
@@ -71,7 +72,7 @@ class Study:
         """
         for seed in self.seeds:
             for spec in self.methods:
-                for loss in self.losses if spec != LINEAR_PROBE else self.losses[:1]:
+                for loss in self.losses if spec != LINEAR_PROBE else (None,):
                     for noise, rate in self._noises():
                         yield spec, self._settings(spec, loss, seed, Supervision(noise, rate))
             for method, selector, loss in WITHOUT_LABELS if self.without_labels else ():
@@ -100,16 +101,7 @@ class Study:
 def parse_method(spec: str) -> tuple[str, dict]:
     """`coop:num_virtual_tokens=4:class_token_position=front` as the method's name and the fields of its config."""
     method, *fields = spec.split(":")
-    config = {}
-    for item in fields:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"A method reads NAME or NAME:FIELD=VALUE. Received: {spec!r}.")
-        try:
-            config[name] = json.loads(value)
-        except json.JSONDecodeError:
-            config[name] = value
-    return method, config
+    return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
 
 def run_study(study: Study, data: DatasetDict, output: str | Path, data_description: dict | None = None) -> dict:
@@ -173,6 +165,8 @@ def linear_probe(
     settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
 ) -> dict:
     """A logistic regression on the frozen image features, its strength of regularisation chosen by cross-validation.
+
+    The features are those of the images as they are: nothing is augmented, as in the paper.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
     """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -185,12 +185,17 @@ class PseudoLabels:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds something else.
+            ValueError: the file cannot be read or holds something else.
         """
-        with safe_open(path, "numpy") as file:
+        remedy = "Write them with `vprompt pseudo-label`."
+        try:
+            file = safe_open(path, "numpy")
+        except SafetensorError as error:
+            raise ValueError(f"Cannot read {str(path)!r} as pseudo-labels: {error}. {remedy}") from error
+        with file:
             about, names = file.metadata() or {}, ("indices", "labels", "confidences", "probabilities")
             if "class_names" not in about or set(names) != set(file.keys()):
-                raise ValueError(f"{path} holds no pseudo-labels. Write them with `vprompt pseudo-label`.")
+                raise ValueError(f"{path} holds no pseudo-labels. {remedy}")
             arrays = {name: file.get_tensor(name) for name in names}
         return cls(**arrays, class_names=tuple(json.loads(about["class_names"])), source=json.loads(about["source"]))
 

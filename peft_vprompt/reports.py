@@ -1,6 +1,7 @@
 """Results on disk and on screen: JSON that names its machine and versions, a table, a plot. Never half-written."""
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(data: dict, path: str | Path) -> None:
-    """Write `data` as readable JSON. Not-a-number becomes null, which other JSON readers accept."""
+    """Write `data` as readable JSON. Infinity and not-a-number become null, which other JSON readers accept."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -130,4 +131,4 @@ def _finite(value):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

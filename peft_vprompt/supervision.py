@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +68,11 @@ class Supervision:
         """Whether the true labels of the training images are read."""
         return self.unlabelled is None and self.pseudo_labels is None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the labels are taken as they are."""
+        return self.uses_labels and self.noise is None
+
 
 def training_images(
     supervision: Supervision,
@@ -96,7 +102,8 @@ def training_images(
     """
     if not supervision.uses_labels:
         chosen = _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached)
-        return chosen.label(images), {"pseudo_labels": {"source": chosen.source, "images": len(chosen)}}
+        about = {"source": chosen.source, "images": len(chosen), "digest": digest(chosen.indices, chosen.labels)}
+        return chosen.label(images), {"pseudo_labels": about}
     if supervision.noise == FALSE_POSITIVE:
         return _false_positives(supervision, images, class_names, shots, seed)
     if shots is not None:
@@ -109,9 +116,10 @@ def training_images(
     return images, _noise_facts(supervision, noise)
 
 
-def labels_digest(images: Dataset) -> str:
-    """Tells apart runs that differ in their labels alone."""
-    return hashlib.sha256(np.asarray(images["label"][:]).tobytes()).hexdigest()[:16]
+def digest(*numbers: np.ndarray | list[int]) -> str:
+    """Tells apart runs that differ in these numbers alone: labels, or which images have them."""
+    content = b"".join(np.asarray(each, dtype=np.int64).tobytes() for each in numbers)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
@@ -120,9 +128,11 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) 
         return SELECTORS[supervision.unlabelled](table, class_names, shots, seed)
     chosen = PseudoLabels.load(supervision.pseudo_labels)
     if list(chosen.class_names) != list(class_names):
+        pairs = enumerate(zip_longest(chosen.class_names, class_names))
+        label, (theirs, ours) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
         raise ValueError(
-            f"{supervision.pseudo_labels} labels {len(chosen.class_names)} other classes than the "
-            f"{len(class_names)} to train on ({chosen.class_names[0]}, ... against {class_names[0]}, ...)."
+            f"{supervision.pseudo_labels} is for {len(chosen.class_names)} classes that are not the {len(class_names)} to "
+            f"train on: label {label} is {theirs!r} there and {ours!r} here. Make the labels for these classes anew."
         )
     return chosen
 

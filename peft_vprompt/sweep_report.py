@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .reports import atomic_path
+from .reports import saved_figure
 
 
 def sweep_table(report: dict, title: str | None = None) -> Table:
@@ -42,27 +42,19 @@ def means_table(means: Mapping[str, float]) -> Table:
 
 def plot_sweep(report: dict, path: str | Path) -> None:
     """Draw the validation accuracies of the grid as a heat map and write it as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rates, decays, accuracy = _grid(report)
     values = [[accuracy[rate, decay] for decay in decays] for rate in rates]
-    figure, axes = plt.subplots(figsize=(1.2 * len(decays) + 3, 0.5 * len(rates) + 2), layout="constrained")
-    image = axes.imshow(values, aspect="auto")
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white", fontsize=8)
-    axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-    axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set_xlabel("weight decay")
-    axes.set_ylabel("learning rate for a batch of 256")
-    axes.set_title(report["title"])
-    figure.colorbar(image, label="validation accuracy (%)")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
-    plt.close(figure)
+    with saved_figure(path, size=(1.2 * len(decays) + 3, 0.5 * len(rates) + 2)) as (axes,):
+        image = axes.imshow(values, aspect="auto")
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white", fontsize=8)
+        axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axes.set_xlabel("weight decay")
+        axes.set_ylabel("learning rate for a batch of 256")
+        axes.set_title(report["title"])
+        axes.figure.colorbar(image, label="validation accuracy (%)")
 
 
 def _grid(report: dict) -> tuple[list[float], list[float], dict[tuple[float, float], float]]:

@@ -90,14 +90,19 @@ def train(
     identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
     folder = checkpoint_folder(output_dir, identity)
     arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
-    # Full batches only, as the authors' loader.
-    arguments.dataloader_drop_last = len(train_set) >= recipe.batch_size
+    _keep_batch(arguments, recipe, len(train_set))
     timer = StepTimer()
     bars = [ProgressBar(progress)] if progress is not None else []
-    trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, [timer, *callbacks, *bars])
+    trainer = _trainer(
+        model, arguments, train_set, eval_set, recipe, loss, [timer, *callbacks, StopIfDiverged(), *bars]
+    )
     checkpoint = last_checkpoint(folder) if checkpoints else None
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        for bar in bars:
+            bar.bar.stop()
     return TrainResult(
         steps=trainer.state.global_step,
         seconds_per_step=timer.median,
@@ -158,12 +163,34 @@ def _arguments(
         save_total_limit=1,
         eval_strategy="epoch" if watch else "no",
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # the Trainer would log a loss of NaN as 0
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> None:
+    """Let one step see the recipe's batch, however many processes and devices there are.
+
+    One process takes one device: `nn.DataParallel`, which the Trainer starts wherever it sees several, would multiply
+    the batch. Several processes (`accelerate launch`) share it.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    processes = arguments.world_size
+    if recipe.batch_size % processes:
+        raise ValueError(
+            f"Expected a batch that {processes} processes can share. Received: batch_size={recipe.batch_size}. Give "
+            "another batch size, or use another number of processes."
+        )
+    arguments.per_device_train_batch_size = recipe.batch_size // processes
+    arguments.dataloader_drop_last = images >= recipe.batch_size  # full batches only, as the authors' loader
 
 
 def _optimizer_and_scheduler(
@@ -209,6 +236,19 @@ class RecipeTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
         )
         return self.accelerator.prepare(loader)
+
+
+class StopIfDiverged(TrainerCallback):
+    """Stops, with a warning, when a trained value is not finite any more; nothing could mend it, nor load it again."""
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        """Look at what is trained, before a checkpoint is made of it."""
+        if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+            control.should_save, control.should_training_stop = False, True
+            warnings.warn(
+                f"Training diverged in epoch {round(state.epoch)}: values are not finite. Use a lower learning rate.",
+                stacklevel=2,
+            )
 
 
 class StepTimer(TrainerCallback):
@@ -267,7 +307,3 @@ class ProgressBar(TrainerCallback):
         """Show the loss of the epoch that was logged."""
         if self.bar.tasks and logs and "loss" in logs:
             self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Leave the bar as it stands and free the line."""
-        self.bar.stop()

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+#: A path of the machine that something was measured on.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+")
 
 
 def load_page(name: str) -> ModuleType:
@@ -23,5 +26,5 @@ def check_page(page: ModuleType) -> dict:
     results = json.loads(text)
     assert shown == page.render(results)
     assert results["environment"]["machine"]["cpu"] and results["environment"]["versions"]["torch"]
-    assert not any(place in text + shown for place in ("/work", "/tmp", "/home"))
+    assert not ABSOLUTE_PATH.search(text + shown)
     return results

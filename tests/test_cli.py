@@ -128,6 +128,7 @@ def test_classifier(vit_path, colours, tmp_path):
     assert set(results["accuracy"]) == {"all"}
     vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == results["accuracy"]
+    assert "model with a text tower" in vprompt("evaluate", "--adapter", tmp_path, "--zero-shot", code=2)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,59 @@ class TestSources:
         for split in ("train", "test"):
             assert load_split(options, split)["label"][:] == data[split]["label"][:]
 
+    def test_load_split_has_the_classes_of_training(self, tmp_path):
+        counts = {"red": (6, 2, 2), "blue-dark": (3, 1, 3), "green_light": (6, 2, 2)}
+        names = ("train", "val", "test")
+        table = {"image": [], "kind": [], "part": []}
+        for kind, sizes in counts.items():
+            for part, size in zip(names, sizes, strict=True):
+                for column, value in (("image", png(picture(COLOURS[kind]))), ("kind", kind), ("part", part)):
+                    table[column] += [value] * size
+        path = tmp_path / "d.parquet"
+        Dataset.from_dict(table).to_parquet(path)
+        options = DataOptions(str(path), label_column="kind", split_column="part", min_images=5)
+        trained = load_images(options)["train"].features["label"].names
+        assert load_split(options, "val").features["label"].names == trained == ["blue dark", "green light", "red"]
+        table["kind"][table["part"].index("val")] = "owl"
+        Dataset.from_dict(table).to_parquet(path)
+        with pytest.raises(ValueError, match="not among the classes of train and test: owl"):
+            load_split(options, "val")
+
+    def test_numbered_columns_filter_and_split_by_their_names(self, tmp_path):
+        features = Features(
+            image=Value("binary"), kind=Value("string"), artist=ClassLabel(names=["bob", "ann"]), number=Value("int64")
+        )
+        table = rows(6)
+        table["artist"] = [features["artist"].str2int(name) for name in table["artist"]]
+        path = tmp_path / "d.parquet"
+        Dataset.from_dict(table, features).to_parquet(path)
+        for condition in ("artist=ann", "artist!=bob"):
+            data = load_images(DataOptions(str(path), label_column="kind", where=(condition,)))
+            assert {image.getpixel((0, 0))[0] for split in data.values() for image in split["image"]} == {1, 3, 5}
+        with pytest.raises(ValueError, match="No row is left.*Values of 'artist': ann, bob"):
+            load_images(DataOptions(str(path), label_column="kind", where=("artist=eve",)))
+        options = DataOptions(
+            str(path), label_column="kind", split_column="artist", train_split="ann", test_split="bob"
+        )
+        assert len(load_images(options)["train"]) == 9
+
+    @pytest.mark.parametrize("load", (load_images, load_unlabelled))
+    def test_rows_without_an_image(self, load, tmp_path):
+        table = rows(6)
+        table["image"][4] = None
+        for split in ("train", "test"):
+            Dataset.from_dict(table, Features(image=Value("binary"), kind=Value("string"), artist=Value("string"),
+                                              number=Value("int64"))).to_parquet(tmp_path / f"{split}.parquet")  # fmt: skip
+        options = DataOptions(str(tmp_path), label_column="kind")
+        with pytest.raises(ValueError, match="1 of 18 rows of the split 't.*' have no image, the first is number 4"):
+            load(options)
+        options = DataOptions(str(tmp_path), label_column="kind", where=("kind!=blue-dark", "artist=ann"))
+        assert len(load(options)["train"]) == 6
+
+    def test_a_name_file_with_a_byte_order_mark(self, tmp_path):
+        (tmp_path / "names.txt").write_text("cat\ndog", encoding="utf-8-sig")
+        assert read_class_names(tmp_path / "names.txt") == ("cat", "dog")
+
     def test_where(self, parquet):
         data = load_images(DataOptions(parquet, label_column="kind", where=("artist=ann", "kind!=red")))
         assert data["train"].features["label"].names == ["blue dark", "green light"]

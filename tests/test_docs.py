@@ -1,6 +1,8 @@
 """What the documentation says is what the code does."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -158,3 +160,22 @@ def test_published_parameter_counts_of_vpt(options, count):
     with torch.device("meta"):
         vit = ViTForImageClassification(ViTConfig(num_labels=100))
     assert trained(get_peft_model(vit, VisualPromptConfig(**options), low_cpu_mem_usage=True)) == count
+
+
+def test_a_failed_installation_does_not_count_as_done(tmp_path):
+    for name in ("dev", "constraints.txt", "pyproject.toml"):
+        shutil.copy2(ROOT / name, tmp_path)
+    pip = "#!/bin/sh\\necho no network >&2\\nexit 1\\n"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nmkdir -p "$3/bin"\nprintf \'{pip}\' > "$3/bin/python"\nchmod +x "$3/bin/python"\n')
+    python.chmod(0o755)
+    for command in ("demo", "test", "lint", "test-oldest"):
+        run = subprocess.run(
+            ["sh", "dev", command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHON": str(python)},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 1 and "no network" in run.stderr
+    assert not list(tmp_path.glob(".venv*/.installed*"))

@@ -38,6 +38,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.convert import convert_checkpoint
+from peft_vprompt.errors import AdapterMismatchError
 from peft_vprompt.registry import METHODS
 
 
@@ -696,3 +697,28 @@ def test_conversion_from_a_folder(tmp_path, tokenizer_path):
     saved = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tmp_path / "base")
     assert saved["auto_mapping"]["base_model_class"] == "CLIPModel"
+
+
+@pytest.mark.parametrize("options", ({"class_specific": True}, {"tune": "class_name"}, None))
+def test_names_that_are_read_alike_are_the_same_classes(options, tokenizer_path):
+    names = {"class_names": ["sea_lion", "cat"], "tokenizer_name_or_path": tokenizer_path}
+    config = ClassHeadConfig(**names) if options is None else ContextOptConfig(**names, **options)
+    model = get_peft_model(tiny_clip(), config).eval()
+    expected = model(pixel_values=images()).logits
+    model.set_class_names(["sea lion", "cat"])
+    assert torch.equal(model(pixel_values=images()).logits, expected)
+
+
+def test_words_that_nothing_starts_from_warn():
+    with pytest.warns(UserWarning, match="'a photo of a' is ignored with prompt_init='random'"):
+        ContextOptConfig(prompt_init_text="a photo of a")
+
+
+@pytest.mark.parametrize("content", ([torch.ones(2)], torch.ones(2), {0: torch.ones(2)}))
+def test_a_checkpoint_that_names_no_tensors(content, tmp_path):
+    torch.save(content, tmp_path / "model.pth.tar-50")
+    with pytest.raises(
+        AdapterMismatchError, match="Expected a checkpoint that names its tensors.*Save model.state_dict"
+    ):
+        convert_checkpoint(tmp_path / "model.pth.tar-50", "coop", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

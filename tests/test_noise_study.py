@@ -6,20 +6,22 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from models import CLASS_NAMES, images, tiny_clip
+from models import CLASS_NAMES, images, tiny_clip, tiny_vit
 from peft import get_peft_model
 from test_cli import clip_path, colours, vprompt  # noqa: F401 - fixtures
 from test_transfer_tasks import write_vtab
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from typer.testing import CliRunner
 
-from peft_vprompt import ContextOptConfig, noise_study, pseudo_labels
+from peft_vprompt import ContextOptConfig, VisualPromptConfig, noise_study, pseudo_labels
+from peft_vprompt.cli import app
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiment import Settings
 from peft_vprompt.gradients import GradientProbe
 from peft_vprompt.losses import GeneralizedCrossEntropy
 from peft_vprompt.noise_plots import show, with_clean
 from peft_vprompt.noise_study import METHODS, Study, parse_method, summarise
-from peft_vprompt.recipes import Recipe
+from peft_vprompt.recipes import RECIPES, Recipe
 from peft_vprompt.training import train
 
 
@@ -102,7 +104,7 @@ def test_a_method_with_fields():
     assert parse_method("coop:num_virtual_tokens=4:prompt_init=text") == (
         "coop", {"num_virtual_tokens": 4, "prompt_init": "text"},
     )  # fmt: skip
-    with pytest.raises(ValueError, match="NAME:FIELD=VALUE. Received: 'coop:4'"):
+    with pytest.raises(ValueError, match="colon in 'coop:4' takes NAME=VALUE. Received: '4'"):
         parse_method("coop:4")
 
 
@@ -168,6 +170,12 @@ class TestGradients:
         assert torch.equal(*results)
         assert [entry["epoch"] for entry in callbacks[0].history] == [0, 1, 2, 3]
 
+    def test_probe_draws_no_random_number(self):
+        model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2, prompt_dropout=0.3)).train()
+        before = torch.get_rng_state()
+        GradientProbe(self.ROWS, [1, 2]).on_train_begin(None, None, None, model=model)
+        assert torch.equal(torch.get_rng_state(), before) and model.training
+
     def test_values(self, tokenizer_path):
         model, probe = self.model(tokenizer_path), GradientProbe(self.ROWS, [1, 2, 7])
         probe.on_train_begin(None, None, None, model=model)
@@ -186,3 +194,23 @@ class TestGradients:
     def test_nothing_to_compare(self):
         with pytest.raises(ValueError, match="0 wrong of 10 labels"):
             GradientProbe(self.ROWS, [])
+
+
+@pytest.mark.parametrize("embedded", (True, False))
+def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip_path, tmp_path, monkeypatch):  # noqa: F811
+    studies = []
+    monkeypatch.setattr("peft_vprompt.cli.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0)
+    model = () if embedded else ("--model", clip_path)
+    with pytest.raises(ZeroDivisionError):
+        result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])
+        raise result.exception
+    base, published = studies[0].base, RECIPES["ptnl"]
+    expected = (0.02, 32) if embedded else (published.learning_rate, published.batch_size)
+    assert (base.learning_rate, base.batch_size, base.epochs) == (*expected, 7)
+
+
+def test_the_probe_has_no_loss_to_vary():
+    runs = list(
+        Study(Settings("coop"), methods=("linear-probe",), losses=("gce", "ce"), rates=(0,), seeds=(1,)).runs()
+    )
+    assert [settings.loss for _, settings in runs] == [None]

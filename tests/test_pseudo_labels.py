@@ -221,3 +221,8 @@ def test_a_file_of_something_else(tmp_path):
     save_file({"x": np.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="holds no pseudo-labels"):
         PseudoLabels.load(tmp_path / "x.safetensors")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="Cannot read .*x.json' as pseudo-labels.*vprompt pseudo-label"):
+        PseudoLabels.load(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError):
+        PseudoLabels.load(tmp_path / "none.safetensors")

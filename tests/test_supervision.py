@@ -12,7 +12,8 @@ from test_pseudo_labels import SecretRows
 from peft_vprompt.build import build_model
 from peft_vprompt.data import DataOptions, load_images, load_unlabelled
 from peft_vprompt.experiment import Settings, run_experiment
-from peft_vprompt.pseudo_labels import PseudoLabels, threshold, zero_shot
+from peft_vprompt.pseudo_labels import PseudoLabels, threshold, top_k, zero_shot
+from peft_vprompt.recipes import RECIPES
 from peft_vprompt.supervision import Supervision, training_images
 
 
@@ -105,7 +106,8 @@ def test_labels_from_a_file(clip_path, clip, colours, data, tmp_path):
     assert len(PseudoLabels.load(tmp_path / "labels.safetensors")) == 28
     other = ("--method", "coop", "--all-classes", "--pseudo-labels", tmp_path / "other.safetensors", *QUICK)
     threshold(table[:, :2], NAMES[:2], 0.0).save(tmp_path / "other.safetensors")
-    assert "labels 2 other classes" in train(tmp_path / "b", clip_path, colours, *other, code=2)
+    shown = train(tmp_path / "b", clip_path, colours, *other, code=2)
+    assert f"for 2 classes that are not the 4 to train on: label 2 is None there and '{NAMES[2]}' here" in shown
 
 
 def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path):
@@ -139,6 +141,8 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
         (("--noise-rate", 0.5), "needs a kind of noise"),
         (("--loss", "focal"), "No loss 'focal'"),
         (("--loss", "ce", "--q", 0.7), "The loss ce has no option q"),
+        (("--q", 0.7), "need a loss. Received: {'q': 0.7} and no loss"),
+        (("--selector", "random-k"), "A selector needs --unlabelled. Received: --selector random-k"),
         (("--unlabelled",), "use all classes"),
         (("--unlabelled", "--all-classes", "--selector", "best"), "unlabelled='best'"),
         (("--unlabelled", "--all-classes", "--noise", "pair"), "Labels come from one source"),
@@ -155,3 +159,68 @@ def test_user_errors(more, match, clip_path, colours, tmp_path):
 
     shown = train(tmp_path / "out", clip_path, colours, "--method", "coop", *QUICK, *more, code=2)
     assert re.search(match, shown) and len(shown.strip().splitlines()) == 1
+
+
+def table_of(data, rank) -> np.ndarray:
+    """Probabilities by which the images of a class are its own, the more certain the higher their rank."""
+    labels = np.asarray(data["train"]["label"][:])
+    places = np.array([np.sum(labels[:row] == label) for row, label in enumerate(labels)])
+    certain = 0.5 + 0.05 * rank(places)
+    table = np.repeat(((1 - certain) / 3)[:, None], len(NAMES), axis=1).astype(np.float32)
+    table[np.arange(len(labels)), labels] = certain
+    return table
+
+
+def test_other_images_with_the_same_labels_are_another_run(clip_path, data, tmp_path):
+    path, resumed, kept = tmp_path / "labels.safetensors", [], []
+    supervision = Supervision(pseudo_labels=str(path))
+    settings = Settings("coop", clip_path, 2, base_novel=False, epochs=2, batch_size=4, supervision=supervision)
+    for rank in (lambda place: place, lambda place: place, lambda place: 6 - place):
+        chosen = top_k(table_of(data, rank), NAMES, 2)
+        chosen.save(path)
+        kept.append(chosen)
+        unlabelled = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
+        results = run_experiment(settings, unlabelled, tmp_path / "out", quiet=True)
+        resumed.append(results["resumed_step"])
+        assert results["adapter_bytes"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    assert np.array_equal(kept[0].labels, kept[2].labels) and not np.array_equal(kept[0].indices, kept[2].indices)
+    assert resumed == [0, results["steps"], 0]
+
+
+@pytest.mark.parametrize(
+    ("supervision", "recipe"),
+    [(Supervision(), "coop"), (Supervision("pair", 0.25), "ptnl"), (Supervision(unlabelled="top-k"), "ptnl")],
+)
+def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(
+    supervision, recipe, clip_path, data, monkeypatch, tmp_path
+):
+    seen = []
+    monkeypatch.setattr("peft_vprompt.experiment.train", lambda *args, **how: seen.append(how) or 1 / 0)
+    settings = Settings("coop", clip_path, 4, base_novel=False, supervision=supervision)
+    with pytest.raises(ZeroDivisionError):
+        run_experiment(settings, data, tmp_path)
+    assert seen[0]["recipe"] == RECIPES[recipe] and seen[0]["epochs"] == RECIPES[recipe].epochs_for(4)
+
+
+@pytest.mark.parametrize("more", (("--cache-features",), ("--unlabelled",), ("--noise", "confusion")))
+@pytest.mark.parametrize("method", ("linear", "lora", "vpt-deep"))
+def test_image_classifiers_take_no_options_of_clips(method, more, clip_path, colours, tmp_path):
+    more = (*more, "--noise-rate", 0.5) if "--noise" in more else more
+    shown = train(tmp_path / "out", clip_path, colours, "--method", method, "--all-classes", *QUICK, *more, code=2)
+    assert "trains an image classifier" in shown and "take a CLIP" in shown and not (tmp_path / "out").exists()
+
+
+def test_pixels_of_test_images_are_not_kept(clip_path, data, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("peft_vprompt.experiment.cache_pixels", lambda rows: kept.append(len(rows)) or list(rows))
+    settings = Settings("coop", clip_path, 2, base_novel=False, epochs=2, batch_size=4)
+    run_experiment(settings, data, tmp_path, cached=True, quiet=True)
+    assert kept == [2 * len(NAMES)]
+
+
+def test_checking_labels_when_no_image_was_chosen(clip_path, colours, tmp_path):
+    data = ("--data", colours, "--label-column", "colour", "--model", clip_path)
+    shown = vprompt(
+        "pseudo-label", *data, "--output", tmp_path / "l.safetensors", "--min-confidence", 0.9999999, "--check"
+    )
+    assert "0 of 28 images" in shown and "Right: none of the chosen" in shown

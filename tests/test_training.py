@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import rich
 import torch
 from models import CLASS_NAMES, NEW_NAMES, images
 from saved_models import save_tiny_clip, save_tiny_vit
@@ -47,6 +48,19 @@ def prompts(model):
 
 def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Diverge(TrainerCallback):
+    """Stands for a rate that is too high: from one step on, what is trained is not a number."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data.fill_(float("nan"))
 
 
 class Kill(TrainerCallback):
@@ -161,6 +175,50 @@ class TestTrain:
         assert np.isnan(result.seconds_per_step)
         assert same(prompts(first), prompts(second))
 
+    def test_a_diverged_run_stops_and_can_be_started_again(self, clip_path, rows, tmp_path):
+        def run(*callbacks):
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            return train(model, rows, QUICK, tmp_path, epochs=4, callbacks=callbacks)
+
+        with pytest.warns(UserWarning, match="Training diverged in epoch 2.*lower learning rate"):
+            result = run(Diverge(6))
+        losses = [entry["loss"] for entry in result.history if "loss" in entry]
+        assert result.steps == 8 and losses[0] > 0 and np.isnan(losses[1])
+        again = run()
+        assert (again.resumed_step, again.steps) == (4, 16)  # of the diverged epoch no checkpoint was made
+
+    def test_the_batch_is_the_recipes_whatever_the_machine(self, clip_path, rows, tmp_path, monkeypatch):
+        batches = []
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: batches.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+        plain = training._arguments
+
+        def with_two_gpus(*args):
+            arguments = plain(*args)
+            arguments.n_gpu  # noqa: B018 - finds the devices
+            arguments._n_gpu = 2
+            return arguments
+
+        monkeypatch.setattr(training, "_arguments", with_two_gpus)
+        assert train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False).steps == 8
+        assert set(batches) == {QUICK.batch_size}
+
+    def test_processes_share_the_batch(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 2))
+        arguments = training._arguments(QUICK, tmp_path, 1, 1, False, False, 0, False)
+        training._keep_batch(arguments, QUICK, images=4)
+        assert arguments.per_device_train_batch_size == 2 and arguments.dataloader_drop_last
+        with pytest.raises(ValueError, match="batch that 2 processes can share. Received: batch_size=3"):
+            training._keep_batch(arguments, replace(QUICK, batch_size=3), images=4)
+
+    def test_an_interrupted_run_leaves_no_bar(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with pytest.raises(KeyboardInterrupt):
+            train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False, progress="CoOp", callbacks=[Kill(2)])
+        assert not rich.get_console()._live_stack
+
     def test_other_settings_start_afresh(self, clip_path, rows, tmp_path):
         for recipe in (QUICK, replace(QUICK, learning_rate=0.01)):
             model = build_model(clip_path, "coop", CLASS_NAMES).model
@@ -250,8 +308,8 @@ class TestReports:
 
     def test_json_is_whole_or_absent(self, tmp_path):
         path = tmp_path / "deep" / "results.json"
-        reports.write_json({"nan": float("nan"), "list": [1, {"x": 0.5}]}, path)
-        assert json.loads(path.read_text()) == {"nan": None, "list": [1, {"x": 0.5}]}
+        reports.write_json({"nan": float("nan"), "high": float("inf"), "list": [1, {"x": 0.5}]}, path)
+        assert json.loads(path.read_text()) == {"nan": None, "high": None, "list": [1, {"x": 0.5}]}
         with pytest.raises(TypeError):
             reports.write_json({"bad": object()}, path)
         with pytest.raises(RuntimeError, match="disk"), reports.atomic_path(path) as partial:

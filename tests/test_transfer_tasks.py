@@ -117,6 +117,7 @@ def test_the_splits_as_images_to_train_and_test_on(tmp_path):
     options = DataOptions(str(tmp_path), benchmark="vtab-1k/patch_camelyon", class_names=("no", "yes"))
     assert {name: len(rows) for name, rows in load_images(options).items()} == {"train": 6, "validation": 2, "test": 4}
     both = DataOptions(str(tmp_path), benchmark="vtab-1k/patch_camelyon", train_split="trainval")
+    assert len(load_split(both, "trainval")) == len(load_images(both)["train"])
     assert {name: len(rows) for name, rows in load_images(both).items()} == {"train": 8, "test": 4}
     assert load_split(options, "validation").features["label"].names == ["no", "yes"]
     unlabelled = load_unlabelled(options)

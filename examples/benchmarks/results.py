@@ -54,7 +54,7 @@ class Results:
         self.environments, self.cells = old.get("environments", {}), old.get("cells", {})
 
     def has(self, case: Case) -> bool:
-        """Whether the cell was measured at this commit, on this machine, with these versions and inputs."""
+        """Whether the cell was measured at this commit, on this machine, with these versions."""
         cell = self.cells.get(case.key, {})
         return (cell.get("commit"), cell.get("environment")) == (self.commit, self.machine)
 

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from ..config import parse_fields
 from ..convert import LAYOUTS, convert_checkpoint
 from ..data import read_class_names
 from .app import command, console
-from .options import ClassNames, option, parse_values
+from .options import ClassNames, option
 
 
 @command
@@ -34,6 +35,6 @@ def convert(
     """
     names = read_class_names(class_names) if class_names else None
     converted = convert_checkpoint(
-        checkpoint, method, output, base_model=model, class_names=names, **parse_values(config)
+        checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config or (), "--set")
     )
     console.print(f"Saved a {type(converted).__name__} adapter in {escape(str(output))}.", soft_wrap=True)

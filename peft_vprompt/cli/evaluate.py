@@ -61,6 +61,10 @@ def evaluate(
         "accuracy": accuracy,
         "environment": environment(),
     }
+    console.print(
+        f"Accuracy on {subset} ({len(classes[subset])} classes, {result['images']} images): "
+        f"[bold]{accuracy[subset]:.2f} %[/]"
+    )
     if output is not None:
         write_json(result, output)
     if diagnosis is not None:
@@ -70,10 +74,6 @@ def evaluate(
             f"{100 * report['estimated_noise']['rate']:.1f} %. Details: {escape(str(diagnosis))}.",
             soft_wrap=True,
         )
-    console.print(
-        f"Accuracy on {subset} ({len(classes[subset])} classes, {result['images']} images): "
-        f"[bold]{accuracy[subset]:.2f} %[/]"
-    )
 
 
 def _data_of_the_training(adapter: str, saved: dict | None) -> DataOptions | None:

@@ -10,6 +10,7 @@ from ..losses import LOSSES
 from ..noise import KINDS
 from ..noise_plots import plot_study, study_table
 from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
+from ..recipes import DEMO_CHANGES, RECIPES
 from ..supervision import FALSE_POSITIVE
 from .app import command, console, say_saved
 from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
@@ -17,7 +18,7 @@ from .options import Model, Q, Shots, Views, option, read_data, split_list, spli
 
 @command
 @takes_data()
-@takes_recipe(without=("bf16", "config"), epochs=15, lr=0.02, batch_size=32)
+@takes_recipe(without=("bf16", "config"))
 def noise_study(
     output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
     data: DataOptions | None,
@@ -47,7 +48,8 @@ def noise_study(
     """Find out which method and loss stand wrong labels best on your data.
 
     Trains methods x kinds of noise x rates x losses x seeds on cached image features and writes `study.json` and
-    plots. Runs that are done are not repeated: started again, a study goes on where it was stopped.
+    plots. Runs that are done are not repeated: started again, a study goes on where it was stopped. The recipe is PTNL's
+    for all methods (on the embedded model: the demo's, which is shorter) unless you change it.
 
     **Examples**
 
@@ -57,6 +59,10 @@ def noise_study(
     - `vprompt noise-study --output runs/length --methods coop:num_virtual_tokens=1,coop:num_virtual_tokens=16
       --losses ce`
     """
+    defaults = DEMO_CHANGES["coop"]
+    if model is not None:
+        defaults = {name: getattr(RECIPES["ptnl"], name) for name in defaults}
+    recipe |= {name: value for name, value in defaults.items() if recipe[name] is None}
     base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
     study = Study(
         base,

@@ -12,6 +12,7 @@ import typer
 from datasets import DatasetDict
 
 from ..build import METHODS
+from ..config import parse_fields
 from ..data import DataOptions, load_images, load_unlabelled, read_class_names
 from ..demo import demo_task
 from ..losses import LOSSES
@@ -59,9 +60,7 @@ LossOptions = Annotated[
     list[str] | None,
     option("Parameter of the loss, as NAME=VALUE. May be repeated.", "--loss-set", panel=NOISY),
 ]
-Selector = Annotated[
-    str, option(f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}.", panel=UNLABELLED)
-]
+SELECTOR_HELP = f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}."
 #: Whose labels to train on: type and default of each option.
 SUPERVISION_OPTIONS = {
     "noise": (
@@ -76,7 +75,7 @@ SUPERVISION_OPTIONS = {
         ],
         False,
     ),
-    "selector": (Selector, "top-k"),
+    "selector": (Annotated[str | None, option(f"{SELECTOR_HELP} Default: top-k.", panel=UNLABELLED)], None),
     "pseudo_labels": (
         Annotated[Path | None, option("Labels that `vprompt pseudo-label` made for these images.", panel=UNLABELLED)],
         None,
@@ -153,19 +152,17 @@ def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()
     return bundle("data", {"data": (path, None)} | shown, read_data_options)
 
 
-def takes_recipe(without: tuple[str, ...] = (), **defaults) -> Callable:
+def takes_recipe(without: tuple[str, ...] = ()) -> Callable:
     """Give a command the options of a recipe, as `recipe`: fields of `Settings`.
 
     Args:
         without: options of `RECIPE_OPTIONS` that the command has no use for.
-        **defaults: other defaults than the authors' recipe.
     """
-    shown = {n: (kind, defaults.get(n, default)) for n, (kind, default) in RECIPE_OPTIONS.items() if n not in without}
-    return bundle("recipe", shown, _read_recipe)
+    return bundle("recipe", {name: row for name, row in RECIPE_OPTIONS.items() if name not in without}, _read_recipe)
 
 
 def _read_recipe(lr: float | None = None, config: list[str] | None = None, **values) -> dict:
-    return values | {"learning_rate": lr, "config": parse_values(config)}
+    return values | {"learning_rate": lr, "config": parse_fields(config or (), "--set")}
 
 
 def takes_loss(command: Callable) -> Callable:
@@ -174,7 +171,7 @@ def takes_loss(command: Callable) -> Callable:
 
 
 def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> dict:
-    return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_values(loss_set, "--loss-set")}
+    return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_fields(loss_set or (), "--loss-set")}
 
 
 def takes_supervision(command: Callable) -> Callable:
@@ -182,9 +179,11 @@ def takes_supervision(command: Callable) -> Callable:
     return bundle("supervision", SUPERVISION_OPTIONS, _read_supervision)(command)
 
 
-def _read_supervision(unlabelled: bool, selector: str, pseudo_labels: Path | None, **noise) -> Supervision:
+def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Path | None, **noise) -> Supervision:
+    if selector is not None and not unlabelled:
+        raise ValueError(f"A selector needs --unlabelled. Received: --selector {selector} without it.")
     path = None if pseudo_labels is None else str(pseudo_labels)
-    return Supervision(**noise, unlabelled=selector if unlabelled else None, pseudo_labels=path)
+    return Supervision(**noise, unlabelled=(selector or "top-k") if unlabelled else None, pseudo_labels=path)
 
 
 def read_data_options(
@@ -204,20 +203,6 @@ def read_data(options: DataOptions | None, unlabelled: bool = False) -> DatasetD
         return load_unlabelled(options) if unlabelled else load_images(options)
     train = demo_task("train")
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
-
-
-def parse_values(items: list[str] | None, flag: str = "--set") -> dict:
-    """Read NAME=VALUE items; values are JSON where they can be, else text."""
-    config = {}
-    for item in items or []:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{flag} takes NAME=VALUE. Received: {item!r}.")
-        try:
-            config[name] = json.loads(value)
-        except json.JSONDecodeError:
-            config[name] = value
-    return config
 
 
 def split_list(items: str) -> list[str]:

@@ -14,7 +14,7 @@ from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
 from ..reports import environment, write_json
 from . import options
 from .app import command, console, say_saved
-from .options import UNLABELLED, Selector, option, read_data, takes_data
+from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data
 
 
 @command
@@ -29,7 +29,7 @@ def pseudo_label(
     combine: Annotated[
         str, option("What several CLIPs average: probabilities, logits or features.")
     ] = "probabilities",
-    selector: Selector = "top-k",
+    selector: Annotated[str, option(SELECTOR_HELP, panel=UNLABELLED)] = "top-k",
     per_class: Annotated[int, option("Images per class; 0 for all.", panel=UNLABELLED)] = 16,
     min_confidence: Annotated[
         float | None, option("Take every image above this confidence instead.", panel=UNLABELLED)
@@ -65,8 +65,9 @@ def pseudo_label(
         write_json(report | {"environment": environment()}, output.with_suffix(".json"))
         reliability = calibration(table, _true_labels(data))
         plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
+        of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
         console.print(
-            f"Right: {100 * report['accuracy']:.1f} % of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
+            f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
             f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
             soft_wrap=True,
         )

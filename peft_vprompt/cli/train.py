@@ -68,8 +68,9 @@ def train(
 ):
     """Train one method on your images and evaluate it.
 
-    The recipe is the authors' (SGD, cosine per epoch, first epoch as warm-up) unless you change it. Saves the
-    adapter and `results.json`. A run that was stopped goes on from its last epoch when started again in the same way.
+    The recipe is the authors' (SGD, cosine per epoch after a warm-up) unless you change it; CoOp on noisy labels or
+    without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
+    epoch when started again in the same way.
 
     **Examples**
 

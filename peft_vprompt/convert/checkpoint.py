@@ -89,7 +89,7 @@ def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[s
     """The tensors of a checkpoint, in float32, without the wrapping that trainers add.
 
     Raises:
-        AdapterMismatchError: the file is broken, or holds objects that only code could rebuild.
+        AdapterMismatchError: the file is broken, holds objects that only code could rebuild, or is no state dict.
     """
     if not isinstance(checkpoint, dict):
         try:
@@ -101,8 +101,13 @@ def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[s
                 "torch.save(model.state_dict(), path)."
             ) from error
     for wrapper in ("state_dict", "model"):
-        if isinstance(checkpoint.get(wrapper), dict):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
             checkpoint = checkpoint[wrapper]
+    if not isinstance(checkpoint, dict) or not all(isinstance(name, str) for name in checkpoint):
+        raise AdapterMismatchError(
+            f"Expected a checkpoint that names its tensors (a state dict). Received: {type(checkpoint).__name__}"
+            f"{' with keys that are no names' if isinstance(checkpoint, dict) else ''}. Save model.state_dict()."
+        )
     tensors = {name.removeprefix("module."): value for name, value in checkpoint.items() if torch.is_tensor(value)}
     return {n: v.detach().float() if v.is_floating_point() else v.detach() for n, v in tensors.items()}
 

@@ -90,17 +90,17 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
 
 
 def stratified_split(dataset: Dataset, test_fraction: float, seed: int, label_column: str = "label"):
-    """Split off the same share of every class as a test set.
+    """Split off the same share of every class, to test on or to validate with.
 
     Args:
         dataset: data set whose `label_column` is a `ClassLabel`.
-        test_fraction: share of each class that goes to the test set, between 0 and 1; every class gives at least
-            one image and keeps at least one.
+        test_fraction: share of each class that is split off, between 0 and 1; every class gives at least one image
+            and keeps at least one.
         seed: seed of the split.
         label_column: name of the label column.
 
     Returns:
-        A pair (train, test).
+        A pair: what stays, and what is split off.
 
     Raises:
         ValueError: if `test_fraction` is not between 0 and 1 or a class has fewer than two images.
@@ -109,7 +109,7 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int, label_co
         raise ValueError(f"`test_fraction` must lie between 0 and 1. Received: test_fraction={test_fraction}.")
     names, counts = _class_names(dataset, label_column), class_counts(dataset, label_column)
     if small := [name for name, count in zip(names, counts, strict=True) if count < 2]:
-        raise ValueError(f"Too few images to split off a test set (2 are needed): {shorten(small)}.")
+        raise ValueError(f"Too few images to split some off (2 are needed): {shorten(small)}.")
     labels = _labels(dataset, label_column)
     in_test = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(counts):

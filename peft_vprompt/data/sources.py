@@ -1,14 +1,13 @@
 """Reading labelled images: an image folder, parquet files or a data set of the Hub, always with the same two columns.
 
 Whatever the source, `load_images` returns a `datasets.DatasetDict` with `image` (decoded to RGB when it is read) and
-`label` (`ClassLabel`, all splits with the same names). Rows are never copied: labels are a new column beside the
-memory-mapped images and filters are index lists.
+`label` (`ClassLabel`, all splits with the same names). Images stay encoded until they are read.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,8 @@ class DataOptions:
     label_column: str = field(default="label", metadata={"help": "Column of the classes (names or numbers)."})
     train_split: str = field(default="train", metadata={"help": "Split to learn from."})
     test_split: str = field(
-        default=DEFAULT_TEST_SPLIT, metadata={"help": "Split to test on; made from the first if missing."}
+        default=DEFAULT_TEST_SPLIT,
+        metadata={"help": "Split to test on; without a split `test`, cut off the training split."},
     )
     split_column: str | None = field(default=None, metadata={"help": "Column that says which split a row is in."})
     where: tuple[str, ...] = field(default=(), metadata={"help": "Keep the rows with COLUMN=VALUE or COLUMN!=VALUE."})
@@ -88,12 +88,22 @@ def load_split(options: DataOptions, split: str) -> Dataset:
     """
     if options.benchmark is not None:
         splits = with_trainval(load_task(options.benchmark, options.path, options.class_names))
-        return _choose_splits(splits, replace(options, train_split=TRAINVAL, test_split=split))["test"]
+        return _split_named(splits, split)
     if split == options.train_split:
         return load_images(options)["train"]
-    options = replace(options, test_split=split)
-    splits = _choose_splits(_read(options), options)
-    return _label(splits, options)["test"] if "test" in splits else load_images(options)["test"]
+    splits = _read(options)
+    if split not in splits and split == DEFAULT_TEST_SPLIT:
+        return load_images(options)["test"]
+    wanted = {"wanted": _split_named(splits, split)}
+    known = {name: splits[name] for name in (options.train_split, options.test_split) if name in splits}
+    counted = known if options.train_split in known else wanted
+    return _label(wanted | counted, options, counted)["wanted"]
+
+
+def _split_named(splits: dict[str, Dataset], name: str) -> Dataset:
+    if name not in splits:
+        raise ValueError(f"No split {name!r}. The data has: {', '.join(splits)}.")
+    return splits[name]
 
 
 def load_unlabelled(options: DataOptions) -> DatasetDict:
@@ -122,8 +132,9 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
         return DatasetDict(train=labelled["train"].select_columns("image"), test=labelled["test"])
     tests = _label({"test": splits["test"]}, options) if "test" in splits else {}
     _check_column(train, options.image_column)
-    train = train.select(np.flatnonzero(_where_mask(train, options.where)))
-    return DatasetDict(train=_image_column(train, options), **tests)
+    train = _image_column(train.select(np.flatnonzero(_where_mask(train, options.where))), options)
+    _require_images(options.train_split, train)
+    return DatasetDict(train=train, **tests)
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
@@ -133,7 +144,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is empty, or is JSON but not a list of strings.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")
     if Path(path).suffix == ".json":
         names = json.loads(text)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -175,8 +186,16 @@ def _split_by_column(splits: dict[str, Dataset], column: str) -> dict[str, Datas
         raise ValueError(f"`split_column` needs data in one split. Received the splits: {', '.join(splits)}.")
     (rows,) = splits.values()
     _check_column(rows, column)
-    values = np.asarray(rows[column][:]).astype(str)
+    values = _texts(rows, column)
     return {str(value): rows.select(np.flatnonzero(values == value)) for value in np.unique(values)}
+
+
+def _texts(rows: Dataset, column: str) -> np.ndarray:
+    """The values of a column as text, those of a `ClassLabel` by their names: array [rows]."""
+    feature, values = rows.features[column], rows[column][:]
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
+    return np.asarray([str(value) for value in values])
 
 
 def _choose_splits(splits: dict[str, Dataset], options: DataOptions) -> dict[str, Dataset]:
@@ -190,14 +209,22 @@ def _choose_splits(splits: dict[str, Dataset], options: DataOptions) -> dict[str
     return chosen
 
 
-def _label(splits: dict[str, Dataset], options: DataOptions) -> dict[str, Dataset]:
-    """Filter rows and classes and give all splits the columns `image` and `label`."""
+def _label(
+    splits: dict[str, Dataset], options: DataOptions, counted: Iterable[str] | None = None
+) -> dict[str, Dataset]:
+    """Filter rows and classes and give all splits the columns `image` and `label`.
+
+    The classes are those of the splits `counted`, which decide about `min_images` too; default: of all.
+    """
     for column in (options.image_column, options.label_column):
         _check_column(next(iter(splits.values())), column)
     masks = {name: _where_mask(split, options.where) for name, split in splits.items()}
-    labels, names = _number_labels(splits, masks, options)
+    labels, names = _number_labels(splits, masks, options, list(splits if counted is None else counted))
     labelled = {name: _two_columns(split, labels[name], names, options) for name, split in splits.items()}
-    return {name: split.select(np.flatnonzero(labels[name] >= 0)) for name, split in labelled.items()}
+    chosen = {name: split.select(np.flatnonzero(labels[name] >= 0)) for name, split in labelled.items()}
+    for name, split in chosen.items():
+        _require_images(name, split)
+    return chosen
 
 
 def _check_column(dataset: Dataset, column: str) -> None:
@@ -215,7 +242,7 @@ def _where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
         negated = column.endswith("!")
         column = column.removesuffix("!").strip()
         _check_column(dataset, column)
-        values = np.asarray([str(item) for item in dataset[column][:]])
+        values = _texts(dataset, column)
         mask &= (values == value.strip()) != negated
         if not mask.any():
             raise ValueError(
@@ -226,12 +253,15 @@ def _where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
 
 
 def _number_labels(
-    splits: dict[str, Dataset], masks: dict[str, np.ndarray], options: DataOptions
+    splits: dict[str, Dataset], masks: dict[str, np.ndarray], options: DataOptions, counted: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Labels 0..classes-1 of every row (-1: left out) and the class names."""
     raw = {name: _raw_names(split, masks[name], options) for name, split in splits.items()}
-    counts = Counter(value for name in splits for value in raw[name][masks[name]])
+    counts = Counter(value for name in counted for value in raw[name][masks[name]])
     order = _class_order(next(iter(splits.values())), counts, options)
+    if unknown := sorted({value for name in splits for value in raw[name][masks[name]]} - set(order)):
+        known = "class names given" if options.class_names is not None else f"classes of {' and '.join(counted)}"
+        raise ValueError(f"Classes of the data that are not among the {known}: {shorten(unknown)}.")
     kept = [name for name in order if counts[name] >= options.min_images]
     if empty := [name for name in kept if not counts[name]]:
         raise ValueError(f"Classes without an image: {shorten(empty)}. Set `min_images=1` to leave them out.")
@@ -283,8 +313,6 @@ def _class_order(dataset: Dataset, counts: Counter, options: DataOptions) -> lis
     """Class names in label order: as given, as the data set has them, or sorted."""
     feature = dataset.features[options.label_column]
     if options.class_names is not None:
-        if unknown := sorted(set(counts) - set(options.class_names)):
-            raise ValueError(f"Classes of the data that are not among the class names given: {shorten(unknown)}.")
         return list(options.class_names)
     return feature.names if isinstance(feature, ClassLabel) else sorted(counts)
 
@@ -295,6 +323,17 @@ def _clean(name: str) -> str:
 
 def _two_columns(dataset: Dataset, labels: np.ndarray, names: list[str], options: DataOptions) -> Dataset:
     return _image_column(dataset, options).add_column("label", labels, feature=ClassLabel(names=names))
+
+
+def _require_images(name: str, rows: Dataset) -> None:
+    """Refuse rows whose image is null, before a training meets them in its midst."""
+    if rows.data.column("image").null_count:
+        missing = np.flatnonzero(rows.with_format("arrow")["image"][:].is_null().to_numpy())
+        if len(missing):
+            raise ValueError(
+                f"{len(missing)} of {len(rows)} rows of the split {name!r} have no image, the first is number "
+                f"{missing[0]}. Leave such rows out of the data."
+            )
 
 
 def _image_column(dataset: Dataset, options: DataOptions) -> Dataset:

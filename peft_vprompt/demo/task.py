@@ -73,28 +73,19 @@ def _split(split: Split) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": images, "label": [label for label, _ in rows]}, features=features)
 
 
-def demo_task(split: Split, shots: int | None = None, seed: int = 1) -> datasets.Dataset:
+def demo_task(split: Split) -> datasets.Dataset:
     """A split of the embedded task, ordered by class. The pictures are the same in every call and process.
 
     Args:
         split: `"train"` (32 images per class), `"validation"` (8) or `"test"` (20).
-        shots: Images per class to draw from the split; None for all.
-        seed: Seed of that draw.
 
     Returns:
         A data set of its own with the columns `image` (PIL, RGB, 48x48) and `label` (`ClassLabel` of the 32 names).
 
     Raises:
-        ValueError: If the split is unknown, or `shots` is below 1 or above the images per class.
+        ValueError: If the split is unknown.
     """
     if split not in PER_CLASS:
         raise ValueError(f"Expected split to be one of {list(PER_CLASS)}. Received: split={split!r}.")
     rows = _split(split)
-    count = PER_CLASS[split]
-    if shots is None:
-        return rows.select(range(len(rows)))  # a copy: the caller may set a transform on it
-    if not 1 <= shots <= count:
-        raise ValueError(f"Expected shots from 1 to {count}, the images per class. Received: shots={shots!r}.")
-    rng = np.random.default_rng(seed)
-    chosen = [label * count + i for label in range(len(_PARTS)) for i in sorted(rng.permutation(count)[:shots])]
-    return rows.select(chosen)
+    return rows.select(range(len(rows)))  # a copy: the caller may set a transform on it
