@@ -264,7 +264,7 @@ def test_a_call_in_inference_mode_does_not_hinder_training(method, case, make):
 
 @pytest.mark.parametrize("adapter", ("default", "new"))
 def test_a_base_model_with_copies_of_whole_modules_is_refused(adapter):
-    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+    lora = LoraConfig(target_modules=r".*\.(q_proj|query)", modules_to_save=["classifier"])
     base = get_peft_model(tiny_vit(), lora)
     expected = logits(base)
     with pytest.raises(ValueError, match="trained copies of whole modules.*merge_and_unload"):
