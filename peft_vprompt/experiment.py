@@ -170,14 +170,14 @@ def _learn(
         settings.cache_features,
     )
     rows, loss = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views), _loss(settings)
-    chosen = about.get("pseudo_labels", {}).get("digest")
+    chosen = {"chosen": about["pseudo_labels"]["digest"]} if "pseudo_labels" in about else {}
     probes = [GradientProbe(rows, about.get("noise", {}).get("wrong", []), loss)] if gradients else []
     options = how | {
         "train_set": rows,
         "recipe": recipe,
         "epochs": recipe.epochs_for(settings.shots),
         "loss": loss,
-        "settings": {"settings": asdict(settings), "labels": digest(images["label"][:]), "chosen": chosen} | identity,
+        "settings": {"settings": asdict(settings), "labels": digest(images["label"][:])} | chosen | identity,
         "bf16": settings.bf16,
         "callbacks": probes,
     }

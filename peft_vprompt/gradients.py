@@ -60,6 +60,6 @@ class GradientProbe(TrainerCallback):
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         with eval_mode(model):  # dropout would draw from the run's random numbers
             loss = self.loss(model(**inputs), batch["labels"].to(device))
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])

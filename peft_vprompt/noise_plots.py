@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .noise_study import parse_method
+from .noise_study import LINEAR_PROBE, parse_method
 from .reports import saved_figure
 
 
@@ -63,9 +63,12 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
     for kind in dict.fromkeys(row["noise"] for row in rows):
         tried = {(row["method"], row["loss"]) for row in rows if row["noise"] == kind and row["rate"]}
         of_kind = [row for row in rows if row["noise"] == kind and (row["method"], row["loss"]) in tried]
-        methods = [row for row in of_kind if ":" not in row["method"]]
-        files += _lines(Path(folder) / f"methods_{kind}.png", methods, "loss", name_of)
-        several = {row["title"] for row in methods if row["loss"] != methods[0]["loss"]}
+        probe = [row for row in of_kind if row["method"] == LINEAR_PROBE]  # has no loss, and a place in every panel
+        methods = [row for row in of_kind if ":" not in row["method"] and row not in probe]
+        losses = list(dict.fromkeys(row["loss"] for row in methods)) or ["ce"]
+        beside = [row | {"loss": loss} for loss in losses for row in probe]
+        files += _lines(Path(folder) / f"methods_{kind}.png", methods + beside, "loss", name_of)
+        several = {row["title"] for row in methods if row["loss"] != losses[0]}
         compared = [row for row in methods if row["title"] in several]
         files += _lines(Path(folder) / f"losses_{kind}.png", compared, "title", lambda row: row["loss"])
         lengths = [row for row in of_kind if context_length(row) is not None]

@@ -22,6 +22,7 @@ from .config import parse_fields
 from .data import EvalTransform, cache_features
 from .experiment import Settings, as_published, class_names_of, run_experiment
 from .losses import make_loss
+from .recipes import RECIPES
 from .reports import environment, write_json
 from .supervision import Supervision, training_images
 
@@ -43,7 +44,7 @@ class Study:
     """What to run.
 
     Attributes:
-        base: settings that all runs share: model, shots, recipe.
+        base: settings that all runs share: model, shots, recipe; what it leaves open of the recipe is PTNL's.
         methods: method names; `coop:num_virtual_tokens=4` sets fields of the method's config.
         kinds: kinds of noise.
         rates: noise rates; at rate 0 the kinds are one and the same run.
@@ -95,6 +96,9 @@ class Study:
                 f"Received: shots={self.base.shots}. Use more shots, or leave {LINEAR_PROBE!r} out of the methods."
             )
         changes = {"method": method, "seed": seed, "loss": loss, "loss_options": options, "supervision": supervision}
+        for name in ("learning_rate", "batch_size", "epochs"):
+            if getattr(self.base, name) is None:
+                changes[name] = getattr(RECIPES["ptnl"], name)
         return replace(self.base, config=self.base.config | config, base_novel=False, **changes)
 
 

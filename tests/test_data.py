@@ -233,6 +233,27 @@ class TestSources:
         with pytest.raises(ValueError, match="not among the classes of train and test: owl"):
             load_split(options, "val")
 
+    @pytest.mark.parametrize("hidden", ("test", "train"))
+    def test_load_split_reads_no_labels_that_it_does_not_need(self, hidden, tmp_path):
+        for split in ("train", "validation", "test"):
+            table = rows(3)
+            if split == hidden:
+                table["kind"] = [None] * len(table["kind"])
+            features = Features(
+                image=Value("binary"), kind=Value("string"), number=Value("int64"), artist=Value("string")
+            )
+            Dataset.from_dict(table, features).to_parquet(tmp_path / f"{split}.parquet")
+        options = DataOptions(str(tmp_path), label_column="kind")
+        assert load_split(options, "validation").features["label"].names == ["blue dark", "green light", "red"]
+        with pytest.raises(ValueError, match="Rows without a label"):
+            load_split(options, hidden)
+
+    def test_a_test_split_of_another_name_is_not_made_up(self, tmp_path):
+        for split in ("train", "validation"):
+            Dataset.from_dict(rows(3)).to_parquet(tmp_path / f"{split}.parquet")
+        with pytest.raises(ValueError, match="No split 'test'. The data has: .*validation"):
+            load_split(DataOptions(str(tmp_path), label_column="kind", test_split="validation"), "test")
+
     def test_numbered_columns_filter_and_split_by_their_names(self, tmp_path):
         features = Features(
             image=Value("binary"), kind=Value("string"), artist=ClassLabel(names=["bob", "ann"]), number=Value("int64")

@@ -204,7 +204,8 @@ def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip
     with pytest.raises(ZeroDivisionError):
         result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])
         raise result.exception
-    base, published = studies[0].base, RECIPES["ptnl"]
+    published = RECIPES["ptnl"]
+    base = next(settings for _, settings in studies[0].runs())
     expected = (0.02, 32) if embedded else (published.learning_rate, published.batch_size)
     assert (base.learning_rate, base.batch_size, base.epochs) == (*expected, 7)
 

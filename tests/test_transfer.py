@@ -324,7 +324,7 @@ def test_a_base_model_in_half_precision(config, dtype):
 
 
 def test_copies_of_different_extent_are_for_models_of_their_own(tmp_path):
-    for first, second, match in ((1, None, "copies single layers"), (None, 1, "replaces the whole encoder")):
+    for first, second, match in ((1, None, "replaces single modules"), (None, 1, "replaces the whole encoder")):
         model = get_peft_model(tiny_vit(), FineTuningConfig(num_layers=first))
         expected = model.eval()(images()).logits
         with pytest.raises(UnsupportedModelError, match=f"{match}.*models of their own"):

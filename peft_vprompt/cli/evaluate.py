@@ -22,7 +22,9 @@ def evaluate(
     adapter: Annotated[str, option("Folder or Hub id of a trained adapter.")],
     data: DataOptions | None,
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
-    split: Annotated[str, option("Split to evaluate on.", panel="Data")] = "test",
+    split: Annotated[
+        str | None, option("Split to evaluate on; default: the one that the training tested on.", panel="Data")
+    ] = None,
     subset: Annotated[str, option("Classes: base, novel or all.")] = "all",
     zero_shot: Annotated[bool, option("Switch the adapter off.", "--zero-shot")] = False,
     output: Annotated[Path | None, option("JSON file for the result.")] = None,
@@ -42,7 +44,7 @@ def evaluate(
     adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
-    rows = load_split(data, split) if data else options.demo_task(split)
+    rows = load_split(data, split or data.test_split) if data else options.demo_task(split or "test")
     names = rows.features["label"].names
     classes = split_classes(names, subset != "all") | {"all": names}
     if subset not in classes:

@@ -10,7 +10,7 @@ from ..losses import LOSSES
 from ..noise import KINDS
 from ..noise_plots import plot_study, study_table
 from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
-from ..recipes import DEMO_CHANGES, RECIPES
+from ..recipes import DEMO_CHANGES
 from ..supervision import FALSE_POSITIVE
 from .app import command, console, say_saved
 from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
@@ -59,10 +59,8 @@ def noise_study(
     - `vprompt noise-study --output runs/length --methods coop:num_virtual_tokens=1,coop:num_virtual_tokens=16
       --losses ce`
     """
-    defaults = DEMO_CHANGES["coop"]
-    if model is not None:
-        defaults = {name: getattr(RECIPES["ptnl"], name) for name in defaults}
-    recipe |= {name: value for name, value in defaults.items() if recipe[name] is None}
+    if model is None:
+        recipe |= {name: value for name, value in DEMO_CHANGES["coop"].items() if recipe[name] is None}
     base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
     study = Study(
         base,

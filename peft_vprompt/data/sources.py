@@ -92,12 +92,19 @@ def load_split(options: DataOptions, split: str) -> Dataset:
     if split == options.train_split:
         return load_images(options)["train"]
     splits = _read(options)
-    if split not in splits and split == DEFAULT_TEST_SPLIT:
+    if split not in splits and split == options.test_split == DEFAULT_TEST_SPLIT:
         return load_images(options)["test"]
     wanted = {"wanted": _split_named(splits, split)}
-    known = {name: splits[name] for name in (options.train_split, options.test_split) if name in splits}
+    # Every class has a training image; those of the test split count for `min_images` alone.
+    names = [options.train_split, options.test_split] if options.min_images > 1 else [options.train_split]
+    known = {name: splits[name] for name in names if name in splits and _is_labelled(splits[name], options)}
     counted = known if options.train_split in known else wanted
     return _label(wanted | counted, options, counted)["wanted"]
+
+
+def _is_labelled(rows: Dataset, options: DataOptions) -> bool:
+    column = options.label_column
+    return column in rows.column_names and any(label not in (None, -1) for label in rows[column][:])
 
 
 def _split_named(splits: dict[str, Dataset], name: str) -> Dataset:
@@ -216,8 +223,9 @@ def _label(
 
     The classes are those of the splits `counted`, which decide about `min_images` too; default: of all.
     """
-    for column in (options.image_column, options.label_column):
-        _check_column(next(iter(splits.values())), column)
+    for split in splits.values():
+        for column in (options.image_column, options.label_column):
+            _check_column(split, column)
     masks = {name: _where_mask(split, options.where) for name, split in splits.items()}
     labels, names = _number_labels(splits, masks, options, list(splits if counted is None else counted))
     labelled = {name: _two_columns(split, labels[name], names, options) for name, split in splits.items()}

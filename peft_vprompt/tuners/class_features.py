@@ -187,7 +187,7 @@ class ClassEncoder:
             return self.dual_encoder.text_features(self.text_tower.encode_packed(*piece))
 
         together = max(1, MAX_TOKEN_ROWS // sum(part.num_rows for part in parts))
-        images = image_features.tensor_split(math.ceil(len(image_features) / together))
+        images = image_features.tensor_split(max(1, math.ceil(len(image_features) / together)))
         pieces = [(part, some) for some in images for part in parts]
         sizes = [part.num_rows * len(some) for part, some in pieces]
         features = iter(piecewise(encode, pieces, sizes, MAX_TOKEN_ROWS))

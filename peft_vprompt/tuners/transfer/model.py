@@ -49,6 +49,13 @@ class TransferModel(BaseTuner):
         parts = ClassifierParts(model)
         if peft_config.target_modules is None:
             peft_config.target_modules = self.targets(peft_config, parts)
+        taken = [name for name, module in parts.own_modules.items() if isinstance(module, TransferLayer)]
+        for target in peft_config.target_modules:
+            if any(name.startswith(f"{target}.") for name in taken):
+                raise UnsupportedModelError(
+                    f"Expected modules that can be replaced whole. Received: {target!r}, of which another adapter replaces "
+                    "single modules. Put the adapters on models of their own."
+                )
         if self.trains_head:
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), parts.head]))
         declare_mean_loss(model)
@@ -103,15 +110,9 @@ class FineTuningModel(TransferModel):
         """The encoder, or its last layers and final norm; and the head.
 
         Raises:
-            ValueError: more layers than there are, or an encoder of which another adapter copies layers.
+            ValueError: more layers than there are.
         """
         if config.num_layers is None:
-            inside = [m for name, m in parts.own_modules.items() if name.startswith(f"{parts.encoder}.")]
-            if any(isinstance(module, TransferLayer) for module in inside):
-                raise UnsupportedModelError(
-                    "Expected an encoder that can be copied whole. Received: one of which another adapter copies single "
-                    "layers. Put the adapters on models of their own."
-                )
             return [parts.encoder, parts.head]
         if config.num_layers == 0:
             return [parts.head]

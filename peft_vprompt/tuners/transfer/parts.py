@@ -1,6 +1,6 @@
 """What an adapter puts beside one module of the model: a part is called with that module and with its arguments.
 
-Parts are trained in float32 also beside a model in half precision, to which they give their results in its own.
+New parts are in float32 also beside a model in half precision, to which they give their results in its own.
 Shapes: b = batch, s = tokens, d = width, k = bottleneck, c = classes.
 """
 
