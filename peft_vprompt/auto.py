@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 
-from .peft_model import PeftModelForImageClassification
-
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
     """Loads the base model whose class and name the adapter's config records, then the adapter.
@@ -20,8 +18,6 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
     model = AutoPeftModelForImageClassification.from_pretrained("me/adapter")
     ```
     """
-
-    _target_peft_class = PeftModelForImageClassification
 
     @classmethod
     def from_pretrained(

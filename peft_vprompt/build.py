@@ -56,6 +56,7 @@ class Method:
         config: class of the PEFT config; None where `transfer` makes it.
         defaults: config values for a model of this depth; published depths are cut to the layers there are.
         recipe: the authors' training, None where nothing is trained.
+        noisy_recipe: the same where labels are noisy or not read, None where it is no other.
         classifier_recipe: the same on a model with a classification head, None where that has no meaning.
         new_classes: whether what is learned on some classes can be used on others.
         transfer: how an image classifier is configured; such methods make one of a dual encoder's image encoder.
@@ -66,6 +67,7 @@ class Method:
     defaults: Callable[[Depth], dict]
     recipe: Recipe | None
     classifier_recipe: Recipe | None = None
+    noisy_recipe: Recipe | None = None
     new_classes: bool = True
     transfer: Transfer | None = None
 
@@ -80,7 +82,7 @@ METHODS: dict[str, Method] = {
         recipe=RECIPES["vpt"],
         classifier_recipe=RECIPES["vpt-classifier"],
     ),
-    "coop": Method("CoOp", ContextOptConfig, lambda depth: {}, recipe=RECIPES["coop"]),
+    "coop": Method("CoOp", ContextOptConfig, lambda depth: {}, recipe=RECIPES["coop"], noisy_recipe=RECIPES["ptnl"]),
     "maple": Method("MaPLe", MaPLeConfig, lambda depth: {"prompt_depth": min(9, depth.both)}, recipe=RECIPES["maple"]),
     "ivlp": Method(
         "IVLP",

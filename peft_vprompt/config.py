@@ -187,14 +187,14 @@ def require_choice(name: str, value, allowed: Sequence) -> None:
         raise ValueError(f"Expected {name} to be one of {list(allowed)}. Received: {name}={value!r}.")
 
 
-def parse_fields(items: Sequence[str], where: str) -> dict:
+def parse_fields(items: Sequence[str] | None, where: str) -> dict:
     """Fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
 
     Raises:
         ValueError: an item of another form; names `where` it was given.
     """
     fields = {}
-    for item in items:
+    for item in items or ():
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ValueError(f"{where} takes NAME=VALUE. Received: {item!r}.")

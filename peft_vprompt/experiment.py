@@ -26,7 +26,7 @@ from .ensemble import context_tokens, set_contexts
 from .evaluation import EvalSet, evaluate, set_class_names
 from .gradients import GradientProbe
 from .losses import LOSSES, ClassificationLoss, make_loss
-from .recipes import RECIPES, Recipe
+from .recipes import Recipe
 from .reports import environment, write_json
 from .supervision import Supervision, digest, training_images
 from .training import TrainResult, train
@@ -140,8 +140,9 @@ def _build(settings: Settings, class_lists: list[list[str]], benchmark: str | No
     """The model, with the last list of classes; what cannot be evaluated later is refused before training."""
     config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
     built = build_model(settings.model, settings.method, class_lists[-1], settings.seed, **config)
-    if built.recipe == RECIPES["coop"] and not settings.supervision.is_plain:
-        built = replace(built, recipe=RECIPES["ptnl"])  # as PTNL and UPL train the same prompts
+    noisy_recipe = get_method(settings.method).noisy_recipe
+    if noisy_recipe is not None and not settings.supervision.is_plain:
+        built = replace(built, recipe=noisy_recipe)
     built = as_published(built, benchmark)
     for names in class_lists:
         set_class_names(built.model, names)

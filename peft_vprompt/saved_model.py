@@ -178,9 +178,7 @@ class SavedPeftModel(PeftModel):
         super().create_or_update_model_card(output_dir)
         card = ModelCard.load(path)
         card.data.tags = sorted({*tags, *(card.data.tags or ())})  # PEFT puts its own in their place
-        card.save(path)
-        if ours:
-            path.write_text(seal(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
 
 
 registry.register_model_class(TRANSFER_TASK_TYPE, SavedPeftModel)

@@ -6,7 +6,8 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,18 +92,12 @@ def train(
     folder = checkpoint_folder(output_dir, identity)
     arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
     _keep_batch(arguments, recipe, len(train_set))
-    timer = StepTimer()
-    bars = [ProgressBar(progress)] if progress is not None else []
-    trainer = _trainer(
-        model, arguments, train_set, eval_set, recipe, loss, [timer, *callbacks, StopIfDiverged(), *bars]
-    )
-    checkpoint = last_checkpoint(folder) if checkpoints else None
-    start = time.perf_counter()
-    try:
+    timer, checkpoint = StepTimer(), last_checkpoint(folder) if checkpoints else None
+    with _progress_bar(progress) as bars:
+        watchers = [timer, *callbacks, StopIfDiverged(), *bars]
+        trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, watchers)
+        start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        for bar in bars:
-            bar.bar.stop()
     return TrainResult(
         steps=trainer.state.global_step,
         seconds_per_step=timer.median,
@@ -307,3 +302,14 @@ class ProgressBar(TrainerCallback):
         """Show the loss of the epoch that was logged."""
         if self.bar.tasks and logs and "loss" in logs:
             self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+
+@contextmanager
+def _progress_bar(label: str | None) -> Iterator[list[ProgressBar]]:
+    """The callbacks that show progress, none without a label; the line is free again however the block ends."""
+    bars = [ProgressBar(label)] if label is not None else []
+    try:
+        yield bars
+    finally:
+        for bar in bars:
+            bar.bar.stop()

@@ -9,7 +9,7 @@ from types import ModuleType
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: A path of the machine that something was measured on.
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/\w|/(work|tmp|home)")
 
 
 def load_page(name: str) -> ModuleType:

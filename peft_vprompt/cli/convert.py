@@ -35,6 +35,6 @@ def convert(
     """
     names = read_class_names(class_names) if class_names else None
     converted = convert_checkpoint(
-        checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config or (), "--set")
+        checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config, "--set")
     )
     console.print(f"Saved a {type(converted).__name__} adapter in {escape(str(output))}.", soft_wrap=True)

@@ -162,7 +162,7 @@ def takes_recipe(without: tuple[str, ...] = ()) -> Callable:
 
 
 def _read_recipe(lr: float | None = None, config: list[str] | None = None, **values) -> dict:
-    return values | {"learning_rate": lr, "config": parse_fields(config or (), "--set")}
+    return values | {"learning_rate": lr, "config": parse_fields(config, "--set")}
 
 
 def takes_loss(command: Callable) -> Callable:
@@ -171,7 +171,7 @@ def takes_loss(command: Callable) -> Callable:
 
 
 def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> dict:
-    return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_fields(loss_set or (), "--loss-set")}
+    return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_fields(loss_set, "--loss-set")}
 
 
 def takes_supervision(command: Callable) -> Callable:
