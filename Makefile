@@ -1,5 +1,5 @@
 # For those who type make: each target is a command of ./dev.
-demo lint test test-oldest:
+demo lint test test-nightly test-oldest:
 	@./dev $@
 
-.PHONY: demo lint test test-oldest
+.PHONY: demo lint test test-nightly test-oldest

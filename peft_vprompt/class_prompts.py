@@ -64,7 +64,8 @@ class PackedPrompts:
         hidden = token_embedding(self.token_ids).unsqueeze(0)
         if self.learned_rows.numel():
             learned = learned.reshape(-1, *learned.shape[-2:])[:, self.learned_sources].to(hidden.dtype)
-            hidden = hidden.expand(learned.shape[0], -1, -1).index_copy(1, self.learned_rows, learned)
+            # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
+            hidden = hidden.repeat(learned.shape[0], 1, 1).index_copy(1, self.learned_rows, learned)
         return hidden + position_embedding(self.position_ids)
 
 

@@ -19,3 +19,15 @@ class TokenizerNotFoundError(ValueError):
 
 class AdapterMismatchError(ValueError):
     """The weights of an adapter do not fit the model, are incomplete, or cannot be read."""
+
+
+class TrainingDivergedError(ValueError):
+    """Training gave values that are not finite. The model holds the last finite ones.
+
+    Attributes:
+        epoch: the epoch, counted from 1, in which it happened.
+    """
+
+    def __init__(self, message: str, epoch: int):
+        super().__init__(message)
+        self.epoch = epoch

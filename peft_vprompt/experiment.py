@@ -23,6 +23,7 @@ from .data import (
     select_classes,
 )
 from .ensemble import context_tokens, set_contexts
+from .errors import TrainingDivergedError
 from .evaluation import EvalSet, evaluate, set_class_names
 from .gradients import GradientProbe
 from .losses import LOSSES, ClassificationLoss, make_loss
@@ -31,6 +32,10 @@ from .reports import environment, write_json
 from .supervision import Supervision, digest, training_images
 from .training import TrainResult, train
 from .tuners.context_opt import ContextOptConfig
+
+
+#: Folder, beside the adapter, of the last finite values of a run that diverged.
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def run_experiment(
     Raises:
         ValueError: if the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
             the model, the data or the recipe; all of it before training.
+        TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
+            in `output` stays.
     """
     method = get_method(settings.method)
     _check(settings, method)
@@ -122,9 +129,12 @@ def run_experiment(
         how = {"checkpoints": checkpoints, "progress": None if quiet else method.title, "workers": workers}
         how["eval_set"] = next(iter(test_sets.values())).rows if watch else None
         run = {"data": data_description, "classes": trained, "cached": cached}
-        results, about_labels = _learn(
-            settings, built, recipe, data["train"], keep, Path(output), run, gradients, **how
-        )
+        try:
+            results, about_labels = _learn(
+                settings, built, recipe, data["train"], keep, Path(output), run, gradients, **how
+            )
+        except TrainingDivergedError as error:
+            raise _keep_finite(built, error, Path(output) / DIVERGED) from error
     facts = {
         "data": data_description,
         "cached": cached,
@@ -134,6 +144,13 @@ def run_experiment(
     }
     set_class_names(built.model, trained)
     return _save(settings, built, recipe, results, facts | about_labels, Path(output))
+
+
+def _keep_finite(built: Built, error: TrainingDivergedError, folder: Path) -> TrainingDivergedError:
+    """Save the last finite values beside the place of the adapter, which stays as it is."""
+    built.model.save_pretrained(folder)
+    message = f"{error} The last finite values are in {folder}; nothing else was written."
+    return TrainingDivergedError(message, error.epoch)
 
 
 def _build(settings: Settings, class_lists: list[list[str]], benchmark: str | None) -> Built:

@@ -34,7 +34,8 @@ def study_table(result: dict) -> Table:
 
 def show(row: dict) -> str:
     """Mean and standard deviation over seeds."""
-    return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
+    diverged = f" ({row['diverged']} diverged)" if row.get("diverged") else ""
+    return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}") + diverged
 
 
 def name_of(row: dict) -> str:

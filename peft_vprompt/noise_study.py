@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from .build import build_model, get_method
 from .config import parse_fields
 from .data import EvalTransform, cache_features
+from .errors import TrainingDivergedError
 from .experiment import Settings, as_published, class_names_of, run_experiment
 from .losses import make_loss
 from .recipes import RECIPES
@@ -160,9 +162,16 @@ def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: 
         return linear_probe(settings, data, folder, data_description)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
-    return run_experiment(
-        settings, data, folder, data_description=data_description, checkpoints=False, gradients=probe, quiet=True
-    )
+    try:
+        return run_experiment(
+            settings, data, folder, data_description=data_description, checkpoints=False, gradients=probe, quiet=True
+        )
+    except TrainingDivergedError as error:
+        warnings.warn(f"{folder.name}: {error}", stacklevel=2)
+        title = get_method(settings.method).title
+        report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
+        write_json(report, folder / "results.json")
+        return report
 
 
 def linear_probe(
@@ -216,13 +225,18 @@ def _record(spec: str, report: dict) -> dict:
 
 
 def summarise(records: list[dict]) -> list[dict]:
-    """Mean and standard deviation of the accuracy over seeds, for every method, loss, noise and rate."""
+    """Mean and standard deviation of the accuracy over seeds, for every method, loss, noise and rate.
+
+    Runs that diverged are counted in `diverged` and are no part of the mean; a row of which nothing is left is left out.
+    """
     keys, groups = ("method", "title", "loss", "noise", "rate", "unlabelled"), {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in keys), []).append(record["accuracy"])
+    finite = {group: [value for value in values if value is not None] for group, values in groups.items()}
     return [
         dict(zip(keys, group, strict=True))
         | {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
-        | {"seeds": len(values)}
-        for group, values in groups.items()
+        | {"seeds": len(values), "diverged": len(groups[group]) - len(values)}
+        for group, values in finite.items()
+        if values
     ]

@@ -55,7 +55,8 @@ class PaddedPrompts:
         if not self.learned_places.numel():
             return vectors
         learned = learned.reshape(-1, *learned.shape[-2:])[:, self.learned_sources].to(vectors.dtype)
-        flat = vectors.flatten(0, 1).expand(learned.shape[0], -1, -1)
+        # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
+        flat = vectors.flatten(0, 1).repeat(learned.shape[0], 1, 1)
         return flat.index_copy(1, self.learned_places, learned).reshape(-1, *vectors.shape[1:])
 
 

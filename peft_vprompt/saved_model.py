@@ -135,6 +135,9 @@ class SavedPeftModel(PeftModel):
         """Save adapters as PEFT does, through a temporary folder: no reader ever sees half of a file.
 
         Classes are saved by the names the adapter was configured or trained with.
+
+        Raises:
+            ValueError: `save_directory` is a file, or an adapter has values that are not finite.
         """
         target = Path(save_directory)
         if target.is_file():
@@ -143,6 +146,7 @@ class SavedPeftModel(PeftModel):
             super().save_pretrained(str(target), *args, **kwargs)
             return
         for name in kwargs.get("selected_adapters") or self.peft_config:
+            self._check_finite(name)
             self._complete_config(self.peft_config.get(name))
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
@@ -153,6 +157,18 @@ class SavedPeftModel(PeftModel):
                 destination = target / path.relative_to(staging)
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, destination)
+
+    def _check_finite(self, adapter_name: str) -> None:
+        """Refuse to save what could not be loaded again."""
+        if adapter_name not in self.peft_config:
+            return
+        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        bad = [key for key, value in state.items() if not (value.is_meta or bool(value.isfinite().all()))]
+        if bad:
+            raise ValueError(
+                f"Adapter {adapter_name!r} has NaN or infinite values in {bad[:4]}, so it is not saved; what the folder "
+                "holds stays. Its training diverged: use a lower learning rate."
+            )
 
     def _complete_config(self, config: PeftConfig | None) -> None:
         """Record what is needed to rebuild the base model and the tokenizer elsewhere."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -21,6 +22,7 @@ from datasets import DatasetDict, concatenate_datasets
 
 from .build import get_method
 from .data import stratified_split
+from .errors import TrainingDivergedError
 from .experiment import Settings, run_experiment
 from .reports import environment, write_json
 
@@ -190,7 +192,11 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
         rate = base_rate * batch_size / REFERENCE_BATCH
         tried = replace(settings, learning_rate=rate, weight_decay=weight_decay)
         folder = trials / f"rate-{base_rate:g}-decay-{weight_decay:g}"
-        report = run_once(tried, data, folder, **options)
+        try:
+            report = run_once(tried, data, folder, **options)
+        except TrainingDivergedError as error:
+            warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
+            return 0.0  # as bad as can be, so that it is not chosen
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial that is done needs none
         return report["accuracy"]["all"]
 

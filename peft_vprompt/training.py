@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerState
 
+from .errors import TrainingDivergedError
 from .evaluation import compute_metrics
 from .recipes import Recipe, lr_scheduler
 
@@ -86,18 +87,27 @@ def train(
 
     Raises:
         ValueError: if `train_set` is empty.
+        TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
+            checkpoint is made of the others.
     """
     _check(train_set, recipe, epochs)
     identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
     folder = checkpoint_folder(output_dir, identity)
     arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
     _keep_batch(arguments, recipe, len(train_set))
-    timer, checkpoint = StepTimer(), last_checkpoint(folder) if checkpoints else None
+    timer, divergence = StepTimer(), StopIfDiverged()
+    checkpoint = last_checkpoint(folder) if checkpoints else None
     with _progress_bar(progress) as bars:
-        watchers = [timer, *callbacks, StopIfDiverged(), *bars]
+        watchers = [timer, *callbacks, divergence, *bars]
         trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, watchers)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if divergence.epoch is not None:
+        raise TrainingDivergedError(
+            f"Training diverged in epoch {divergence.epoch} of {epochs}: values are not finite. Use a lower learning rate "
+            f"than {recipe.learning_rate:g}.",
+            divergence.epoch,
+        )
     return TrainResult(
         steps=trainer.state.global_step,
         seconds_per_step=timer.median,
@@ -234,16 +244,43 @@ class RecipeTrainer(Trainer):
 
 
 class StopIfDiverged(TrainerCallback):
-    """Stops, with a warning, when a trained value is not finite any more; nothing could mend it, nor load it again."""
+    """Stop when a trained value is not finite any more, and give the model the last finite ones back.
+
+    Attributes:
+        epoch: the epoch, counted from 1, in which training diverged; None while it has not.
+    """
+
+    def __init__(self):
+        self.epoch: int | None = None
+        self._finite: list[torch.Tensor] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Keep what training starts from."""
+        self._keep(model)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        """Look at what is trained, before a checkpoint is made of it."""
-        if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
-            control.should_save, control.should_training_stop = False, True
-            warnings.warn(
-                f"Training diverged in epoch {round(state.epoch)}: values are not finite. Use a lower learning rate.",
-                stacklevel=2,
-            )
+        """Look at what was trained, before a checkpoint is made of it."""
+        if all(bool(value.isfinite().all()) for value in trained_values(model)):
+            self._keep(model)
+            return
+        control.should_save, control.should_evaluate, control.should_training_stop = False, False, True
+        self.epoch = round(state.epoch)
+        with torch.no_grad():
+            for value, finite in zip(trained_values(model), self._finite, strict=True):
+                value.copy_(finite)
+
+    def _keep(self, model: torch.nn.Module) -> None:
+        self._finite = [value.detach().clone() for value in trained_values(model)]
+
+
+def trained_values(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return what training changes: parameters that require gradients, and the statistics of modules that have such."""
+    values = []
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        statistics_beside = [b for b in module.buffers(recurse=False) if b.is_floating_point()] if own else []
+        values += [*own, *statistics_beside]
+    return values
 
 
 class StepTimer(TrainerCallback):

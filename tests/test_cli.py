@@ -63,7 +63,11 @@ def test_help_lists_every_method():
 @pytest.mark.parametrize("method", METHODS)
 def test_train_every_method(method, clip_path, colours, tmp_path):
     moves = METHODS[method].new_classes
-    shown = train(tmp_path, clip_path, colours, "--method", method, *QUICK, *([] if moves else ["--all-classes"]))
+    more = [] if moves else ["--all-classes"]
+    more += (
+        ["--lr", 0.01] if METHODS[method].transfer else []
+    )  # the published rate is for batches of 128 and diverges here
+    shown = train(tmp_path, clip_path, colours, "--method", method, *QUICK, *more)
     assert METHODS[method].title in shown
     results = json.loads((tmp_path / "results.json").read_text())
     halves = {"base": ["blue", "green"], "novel": ["red", "white"]}
@@ -282,3 +286,31 @@ def test_a_broken_parquet_file(clip_path, tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
     shown = train(tmp_path / "out", clip_path, tmp_path / "broken.parquet", code=2)
     assert len(shown.strip().splitlines()) == 1
+
+
+def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp_path):
+    arguments = ("--method", "coop", "--all-classes", "--shots", 4, "--batch-size", 4, "--epochs", 3)
+    train(tmp_path, clip_path, colours, *arguments)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    shown = train(tmp_path, clip_path, colours, *arguments, "--lr", "1e38", code=1)
+    assert "Training diverged in epoch" in shown and "diverged; nothing else was written" in shown
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    for adapter in (tmp_path, tmp_path / "diverged"):
+        vprompt("evaluate", "--adapter", adapter, "--model", clip_path, "--data", colours, "--label-column", "colour")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    {
+        "sweep": ("--output", "x"),
+        "noise-study": ("--output", "x"),
+        "pseudo-label": ("--output", "x"),
+        "evaluate": ("--adapter", "x"),
+        "demo": (),
+        "convert": ("x", "--output", "x", "--method", "coop"),
+    }.items(),
+)
+def test_commands_of_one_process_refuse_several(command, arguments, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = vprompt(command, *arguments, code=2)
+    assert f"`vprompt {command}` runs in one process. Received: 2" in shown

@@ -6,6 +6,9 @@ from models import NEW_NAMES
 from torch._dynamo.utils import counters
 from training_cases import FIRST_CASES, dataset, first_cases, gradients, quick  # noqa: F401 - quick is a fixture
 
+from peft_vprompt.class_prompts import pack
+from peft_vprompt.padded_prompts import pad
+
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -18,8 +21,8 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@first_cases
-def test_logits_and_gradients_equal_eager(case, tokenizer_path):
+def check_training(case, tokenizer_path, backend):
+    """Compare logits and gradients with the eager model's; return the model."""
     model, batch = case.build(tokenizer_path).train(), dataset(4)[:]
     call = {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
     expected = model(**call)
@@ -27,10 +30,45 @@ def test_logits_and_gradients_equal_eager(case, tokenizer_path):
     expected_gradients = gradients(model)
     model.zero_grad()
 
-    value = torch.compile(model, backend="eager")(**call)
+    value = torch.compile(model, backend=backend)(**call)
     value.loss.backward()
     torch.testing.assert_close(value.logits, expected.logits, **CLOSE)
     torch.testing.assert_close(gradients(model), expected_gradients, **CLOSE)
+    return model
+
+
+@pytest.mark.nightly
+@first_cases
+def test_inductor_equals_eager(case, tokenizer_path):
+    model = check_training(case, tokenizer_path, "inductor").eval()
+    compiled = torch.compile(model, backend="inductor")
+    with torch.no_grad():
+        for count in (4, 2):
+            pixel_values = dataset(count)["pixel_values"][:]
+            expected = model(pixel_values=pixel_values).logits
+            torch.testing.assert_close(compiled(pixel_values=pixel_values).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_inductor_gives_each_image_its_own_context(layout):
+    sequences = [[3, -1, -2, 5, 7], [3, -1, -2, 6, 7]]
+    embedding = torch.nn.Embedding(9, 4)
+    if layout == "packed":
+        prompts, more = pack(sequences), (torch.nn.Embedding(9, 4),)
+    else:
+        prompts, more = pad(sequences, start=1, pad_token_id=0, length=None), ()
+
+    def embed(learned):
+        return prompts.embed(embedding, *more, learned)
+
+    learned = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(embed)(learned), embed(learned), **CLOSE)
+
+
+@first_cases
+def test_logits_and_gradients_equal_eager(case, tokenizer_path):
+    model = check_training(case, tokenizer_path, "eager")
     # Frozen texts are encoded once, outside of the compiled code: the only place that may leave the graph.
     reasons = list(counters["graph_break"])
     assert all("torch.compiler.disable" in reason for reason in reasons), reasons

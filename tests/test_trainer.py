@@ -74,7 +74,7 @@ class TestEvaluation:
         logits = logits_of(model, data[:])
         metrics = trainer.evaluate()
         expected = F.cross_entropy(logits, data["labels"][:])
-        assert metrics["eval_loss"] == pytest.approx(float(expected), abs=1e-6)
+        assert metrics["eval_loss"] == pytest.approx(float(expected), rel=1e-6, abs=1e-6)  # 4.1 has steps of 5e-7
         assert metrics["eval_accuracy"] == pytest.approx((logits.argmax(-1) == data["labels"][:]).float().mean())
 
     @first_cases

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from peft_vprompt import reports, training
 from peft_vprompt.build import METHODS, build_model, load_adapter
+from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
 from peft_vprompt.recipes import Recipe, lr_schedule
 from peft_vprompt.training import checkpoint_folder, last_checkpoint, train
@@ -61,6 +62,19 @@ class Diverge(TrainerCallback):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.data.fill_(float("nan"))
+
+
+class Snapshots(TrainerCallback):
+    """What was trained, before the first epoch and after each."""
+
+    def __init__(self):
+        self.before, self.after = None, {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.before = prompts(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.after[round(state.epoch)] = prompts(model)
 
 
 class Kill(TrainerCallback):
@@ -180,12 +194,27 @@ class TestTrain:
             model = build_model(clip_path, "coop", CLASS_NAMES).model
             return train(model, rows, QUICK, tmp_path, epochs=4, callbacks=callbacks)
 
-        with pytest.warns(UserWarning, match="Training diverged in epoch 2.*lower learning rate"):
-            result = run(Diverge(6))
-        losses = [entry["loss"] for entry in result.history if "loss" in entry]
-        assert result.steps == 8 and losses[0] > 0 and np.isnan(losses[1])
+        with pytest.raises(TrainingDivergedError, match="Training diverged in epoch 2 of 4.*lower learning rate"):
+            run(Diverge(6))
         again = run()
         assert (again.resumed_step, again.steps) == (4, 16)  # of the diverged epoch no checkpoint was made
+
+    @pytest.mark.parametrize("checkpoints", [True, False])
+    def test_a_diverged_run_leaves_the_last_finite_values(self, checkpoints, clip_path, rows, tmp_path):
+        def run(folder, *callbacks):
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            try:
+                train(model, rows, QUICK, folder, epochs=4, callbacks=callbacks, checkpoints=checkpoints)
+            except TrainingDivergedError as error:
+                return prompts(model), error.epoch
+            return prompts(model), None
+
+        snapshots = Snapshots()
+        run(tmp_path / "sound", snapshots)
+        kept, epoch = run(tmp_path / "third", Diverge(9))
+        assert epoch == 3 and same(kept, snapshots.after[2])
+        kept, epoch = run(tmp_path / "first", Diverge(2))
+        assert epoch == 1 and same(kept, snapshots.before)
 
     def test_the_batch_is_the_recipes_whatever_the_machine(self, clip_path, rows, tmp_path, monkeypatch):
         batches = []

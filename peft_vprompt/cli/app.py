@@ -1,6 +1,7 @@
 """The application: what `vprompt` itself takes, and how errors and warnings are shown."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -12,6 +13,7 @@ from datasets.exceptions import DatasetsError
 from rich.console import Console
 from rich.markup import escape
 
+from ..errors import TrainingDivergedError
 from ..version import __version__
 
 
@@ -32,7 +34,7 @@ _state = {"traceback": False}
 
 
 def command(function: Callable) -> Callable:
-    """Make a function a command; what the user can mend is one line and exit status 2, a bug keeps its traceback."""
+    """Make a function a command; what the user can mend is one line and exit status 2 (1 where training diverged)."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
@@ -42,9 +44,26 @@ def command(function: Callable) -> Callable:
             if _state["traceback"]:
                 raise
             _say("[bold red]Error:[/]", str(error) or type(error).__name__)
-            raise typer.Exit(2) from error
+            raise typer.Exit(1 if isinstance(error, TrainingDivergedError) else 2) from error
 
     return app.command()(wrapped)
+
+
+def one_process(function: Callable) -> Callable:
+    """Refuse a command under a launcher of several processes, of which each would do and write everything."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+        if processes > 1:
+            raise ValueError(
+                f"`vprompt {function.__name__.replace('_', '-')}` runs in one process. Received: {processes}, each of which "
+                "would repeat all work in the same folder. Start it without torchrun or accelerate launch; of several "
+                "processes one training can make use, see examples/train_with_accelerate.py."
+            )
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 def _say(label: str, message: str) -> None:

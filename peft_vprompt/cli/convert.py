@@ -9,11 +9,12 @@ from rich.markup import escape
 from ..config import parse_fields
 from ..convert import LAYOUTS, convert_checkpoint
 from ..data import read_class_names
-from .app import command, console
+from .app import command, console, one_process
 from .options import ClassNames, option
 
 
 @command
+@one_process
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code, such as model.pth.tar-5.")],
     output: Annotated[Path, option("Folder for the adapter.")],

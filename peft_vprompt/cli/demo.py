@@ -9,11 +9,12 @@ from ..build import get_method
 from ..experiment import Settings, run_experiment
 from ..recipes import DEMO_CHANGES
 from ..reports import environment, plot_results, results_table, write_json
-from .app import command, console
+from .app import command, console, one_process
 from .options import Seed, option, read_data, split_list
 
 
 @command
+@one_process
 def demo(
     output: Annotated[Path, option("Folder for adapters, results.json and results.png.")] = Path("runs/demo"),
     methods: Annotated[str, option("Methods, separated by commas.")] = ",".join(DEMO_CHANGES),

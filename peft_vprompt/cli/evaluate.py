@@ -12,11 +12,12 @@ from ..evaluation import evaluate as evaluate_model
 from ..experiment import as_published, eval_sets, split_classes
 from ..reports import environment, write_json
 from . import options
-from .app import command, console
+from .app import command, console, one_process
 from .options import option, saved_data_options, saved_run, takes_data
 
 
 @command
+@one_process
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 def evaluate(
     adapter: Annotated[str, option("Folder or Hub id of a trained adapter.")],

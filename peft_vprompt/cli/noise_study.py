@@ -12,11 +12,12 @@ from ..noise_plots import plot_study, study_table
 from ..noise_study import LINEAR_PROBE, METHODS, Study, run_study
 from ..recipes import DEMO_CHANGES
 from ..supervision import FALSE_POSITIVE
-from .app import command, console, say_saved
+from .app import command, console, one_process, say_saved
 from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
 
 
 @command
+@one_process
 @takes_data()
 @takes_recipe(without=("bf16", "config"))
 def noise_study(

@@ -50,6 +50,7 @@ DATA_OPTIONS = {
     "min_images": Annotated[int, _data_option("min_images")],
     "class_names": ClassNames,
     "clean_names": Annotated[bool, _data_option("clean_names", "--clean-names/--raw-names")],
+    "background": Annotated[str, _data_option("background")],
     "test_fraction": Annotated[float, _data_option("test_fraction")],
 }
 NOISY, UNLABELLED = "Noisy labels", "No labels"

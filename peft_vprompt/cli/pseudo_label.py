@@ -13,11 +13,12 @@ from ..experiment import as_published
 from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
 from ..reports import environment, write_json
 from . import options
-from .app import command, console, say_saved
+from .app import command, console, one_process, say_saved
 from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data
 
 
 @command
+@one_process
 @takes_data()
 def pseudo_label(
     output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],

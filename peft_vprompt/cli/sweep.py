@@ -11,7 +11,7 @@ from ..reports import environment, write_json
 from ..sweep import BASE_RATES, WEIGHT_DECAYS, Grid
 from ..sweep import sweep as run_sweep
 from ..sweep_report import means_table, plot_sweep, sweep_table
-from .app import command, console, say_saved
+from .app import command, console, one_process, say_saved
 from .options import (
     Cached,
     MethodName,
@@ -26,6 +26,7 @@ from .options import (
 
 
 @command
+@one_process
 @takes_data()
 @takes_recipe(without=("lr",))
 def sweep(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -180,7 +181,9 @@ def image_fingerprint(images: Dataset) -> str:
             f"Expected a column 'image' of images. Received: {images.features}. Read the data with load_images."
         )
     digest = hashlib.sha256()
-    column = images.select_columns("image").cast_column("image", Image(decode=False)).with_format(None)
+    feature = images.features["image"]
+    digest.update(repr(replace(feature, id=None)).encode())  # how the images are read
+    column = images.select_columns("image").cast_column("image", replace(feature, decode=False)).with_format(None)
     for batch in column.iter(batch_size=256):
         for image in batch["image"]:
             content = image["bytes"]

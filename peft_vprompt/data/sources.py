@@ -14,6 +14,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
 from .few_shot import class_counts, shorten, stratified_split
+from .images import RGBImage
 from .transfer_tasks import TRAINVAL, load_task, with_trainval
 
 
@@ -50,6 +51,7 @@ class DataOptions:
             "help": "Write hyphens and underscores of names as spaces (not where class names are given for numbers)."
         },
     )
+    background: str = field(default="white", metadata={"help": "Colour behind transparent images: a name or #rrggbb."})
     test_fraction: float = field(default=0.3, metadata={"help": "Share of each class in a test split we make."})
     split_seed: int = field(default=0, metadata={"help": "Seed of a test split we make."})
 
@@ -352,4 +354,4 @@ def _image_column(dataset: Dataset, options: DataOptions) -> Dataset:
     images = dataset.select_columns(options.image_column)
     if options.image_column != "image":
         images = images.rename_column(options.image_column, "image")
-    return images.cast_column("image", Image(mode="RGB"))
+    return images.cast_column("image", RGBImage(background=options.background))

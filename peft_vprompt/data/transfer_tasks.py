@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from PIL.Image import Resampling
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .few_shot import shorten
+from .images import RGBImage
 
 
 #: Our names of the splits and the published files' stems.
@@ -173,7 +174,7 @@ def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None =
     _check_classes(task, ids, class_names)
     names = list(class_names) if class_names else [str(number) for number in ids]
     label = {number: position for position, number in enumerate(ids)}
-    features = Features({"image": Image(mode="RGB"), "label": ClassLabel(names=names)})
+    features = Features({"image": RGBImage(), "label": ClassLabel(names=names)})
     return DatasetDict(
         {
             split: Dataset.from_dict(

@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from .images import to_rgb
+
 
 class EvalTransform:
     """The model's own preprocessing: whatever its image processor does."""
@@ -22,7 +24,7 @@ class EvalTransform:
         self.image_processor = image_processor
 
     def __call__(self, batch: dict) -> dict:
-        images = [image.convert("RGB") for image in batch["image"]]
+        images = [to_rgb(image) for image in batch["image"]]
         return dict(self.image_processor(images, return_tensors="pt")) | _labels(batch)
 
     def settings(self) -> dict:
@@ -62,7 +64,7 @@ class TrainTransform:
     def __call__(self, batch: dict) -> dict:
         if self.crop is None:
             return EvalTransform(self.image_processor)(batch)
-        images = [self._augment(image.convert("RGB")) for image in batch["image"]]
+        images = [self._augment(to_rgb(image)) for image in batch["image"]]
         # Of the right size already, if there is one: a centre crop, where the processor does one, changes nothing.
         inputs = self.image_processor(images, do_resize=self.size is None, return_tensors="pt")
         return dict(inputs) | _labels(batch)

@@ -1,0 +1,106 @@
+"""Image files as a person sees them: deep grey scaled, transparency on a ground, rotated as the camera says, in RGB.
+
+Pillow's own conversion to RGB cuts 16-bit values off at 255 and drops the alpha channel without a word.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+
+import datasets
+import numpy as np
+from datasets.features.features import register_feature
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+
+#: Modes of Pillow with an alpha channel.
+_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Return an image in 8-bit RGB that looks like `image`.
+
+    16-bit grey is scaled to 8 bits. Wider integers and floats are taken as 0 to 1, as 8 bits or as 16 bits, whichever is
+    the least that holds their values, and from their least to their greatest value where none does. Transparent parts
+    show `background`; the rotation of EXIF is applied. Of an animation the first frame is taken, with a warning.
+
+    Args:
+        image: an image of any mode.
+        background: colour behind transparent parts, as a name or `#rrggbb`.
+
+    Raises:
+        ValueError: values that are not finite, or a colour that is not known.
+    """
+    if getattr(image, "n_frames", 1) > 1:
+        warnings.warn("Animated images are read as their first frame.", stacklevel=2)
+        image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> np.ndarray:
+    """Return the values of a one-channel image of more than 8 bits as uint8 [height, width]."""
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("Expected finite pixel values. Received NaN or infinity.")
+    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else _value_range(values, image.mode == "F")
+    return np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _value_range(values: np.ndarray, floats: bool) -> tuple[float, float]:
+    """Return the values that are to be black and white."""
+    low, high = float(values.min()), float(values.max())
+    ranges = (1.0, 255.0, 65535.0) if floats else (255.0, 65535.0)
+    fitting = [top for top in ranges if high <= top]
+    return (0.0, fitting[0]) if low >= 0 and fitting else (low, high)
+
+
+@dataclass
+class RGBImage(datasets.Image):
+    """A column of encoded images that are read by `to_rgb`.
+
+    Attributes:
+        background: colour behind transparent parts.
+    """
+
+    background: str = "white"
+    _type: str = field(default="RGBImage", init=False, repr=False)
+
+    def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> Image.Image:
+        """Read one image.
+
+        Raises:
+            ValueError: the file cannot be read as an image; names it.
+        """
+        if not isinstance(value, dict):
+            return to_rgb(value, self.background) if isinstance(value, Image.Image) else value
+        try:
+            if value["bytes"] is not None:
+                return to_rgb(_open(io.BytesIO(value["bytes"])), self.background)
+            if value["path"] is not None and "://" not in value["path"]:
+                return to_rgb(_open(value["path"]), self.background)
+            return to_rgb(super().decode_example(value, token_per_repo_id), self.background)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"Cannot read the image {_name_of(value)}: {error}") from error
+
+
+def _open(file) -> Image.Image:
+    with Image.open(file) as image:
+        image.load()
+        return image
+
+
+def _name_of(value: dict) -> str:
+    return repr(value["path"]) if value["path"] else f"of {len(value['bytes'] or b'')} bytes in a table"
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # "experimental", at every import
+    register_feature(RGBImage, "RGBImage")
