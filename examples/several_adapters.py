@@ -16,9 +16,9 @@ from transformers import AutoImageProcessor, CLIPModel, set_seed
 from peft_vprompt import ContextOptConfig, MaPLeConfig
 from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.evaluation import accuracy
-from peft_vprompt.recipes import RECIPES
-from peft_vprompt.training import train
+from peft_vprompt.training.evaluation import accuracy
+from peft_vprompt.training.recipes import RECIPES
+from peft_vprompt.training.trainer import train
 
 
 def main(

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, CLIPModel, Trainer, TrainingArgumen
 from peft_vprompt import MaPLeConfig
 from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.evaluation import compute_metrics
+from peft_vprompt.training.evaluation import compute_metrics
 
 
 def main(

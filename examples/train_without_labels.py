@@ -18,12 +18,13 @@ from peft import get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, Trainer, TrainingArguments, set_seed
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.build import Built
-from peft_vprompt.data import EvalTransform, cache_features, feature_rows
+from peft_vprompt.data import EvalTransform
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.evaluation import EvalSet, evaluate
-from peft_vprompt.losses import GeneralizedCrossEntropy
-from peft_vprompt.pseudo_labels import random_k, zero_shot
+from peft_vprompt.experiments.models import ModelBundle
+from peft_vprompt.experiments.pseudo_labels import random_k, zero_shot
+from peft_vprompt.losses.classification import GeneralizedCrossEntropy
+from peft_vprompt.training.cached_features import cache_features, feature_rows
+from peft_vprompt.training.evaluation import EvalSet, evaluate
 
 
 def main(
@@ -46,7 +47,7 @@ def main(
     # 2. Features of the unlabelled images, once; zero-shot labels from them; some images of each predicted class.
     images = demo_task("train").select_columns("image")
     features = cache_features(peft_model, images, EvalTransform(processor), cache_dir=output / "features")
-    table = zero_shot(Built(peft_model, processor, None), features, names)
+    table = zero_shot(ModelBundle(peft_model, processor, None), features, names)
     train_set = feature_rows(random_k(table, names, shots, seed).label(features))
 
     # 3. The stock Trainer, with a loss that wrong labels hardly move.

@@ -26,7 +26,7 @@ from transformers import (
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.data import EvalTransform, few_shot
 from peft_vprompt.demo import demo_task
-from peft_vprompt.evaluation import accuracy, compute_metrics
+from peft_vprompt.training.evaluation import accuracy, compute_metrics
 
 
 def main(

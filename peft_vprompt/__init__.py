@@ -7,22 +7,22 @@ Shape legend used throughout: b = batch, c = classes, s = rows (tokens) of a seq
 j = prompted layers, d = width of a tower.
 """
 
-from .auto import AutoPeftModelForImageClassification
-from .config import PromptConfig
-from .peft_model import PeftModelForImageClassification
-from .tuners.baselines import ClassHeadConfig, ClassHeadModel, TextEncoderConfig, TextEncoderModel
+from .peft_models.auto import AutoPeftModelForImageClassification
+from .peft_models.peft_model import PeftModelForImageClassification
+from .tuners.base.config import PromptConfig
+from .tuners.class_head import ClassHeadConfig, ClassHeadModel, TextEncoderConfig, TextEncoderModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
-from .tuners.context_opt import ContextOptConfig, ContextOptModel
-from .tuners.maple import MaPLeConfig, MaPLeModel
-from .tuners.read_only import MRPOConfig, MRPOModel, ReadOnlyPromptConfig, ReadOnlyPromptModel
-from .tuners.transfer import (
+from .tuners.coop import ContextOptConfig, ContextOptModel
+from .tuners.fine_tuning import (
     BiasTuningConfig,
     BottleneckAdapterConfig,
     FineTuningConfig,
     MLPHeadConfig,
     SideTuningConfig,
 )
-from .tuners.visual_prompt import VisualPromptConfig, VisualPromptModel
+from .tuners.maple import MaPLeConfig, MaPLeModel
+from .tuners.rpo import MRPOConfig, MRPOModel, ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.vpt import VisualPromptConfig, VisualPromptModel
 from .version import __version__
 
 

@@ -10,7 +10,7 @@ import transformers
 from models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, tiny_tokenizer
 from torch import nn
 
-from peft_vprompt.towers import DUAL_ENCODERS, ENCODERS, HEADS
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS
 
 
 VISION = {

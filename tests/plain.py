@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peft_vprompt.tokenization import TokenSequence
+from peft_vprompt.core.tokenization import TokenSequence
 
 
 def plain_text_features(

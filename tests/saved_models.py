@@ -11,7 +11,7 @@ from models import IMAGE_SIZE, tiny_clip, tiny_tokenizer, tiny_vit
 from PIL import Image
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
-from peft_vprompt.towers import DUAL_ENCODERS
+from peft_vprompt.backbones.supported import DUAL_ENCODERS
 
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30), "white": (230, 230, 230)}

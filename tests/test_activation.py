@@ -10,7 +10,7 @@ from peft import get_peft_model
 from transformers.activations import ACT2FN, QuickGELUActivation
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
-from peft_vprompt.activation import LeanQuickGELU, install, uninstall
+from peft_vprompt.core.quick_gelu import LeanQuickGELU, install, uninstall
 
 
 pytestmark = pytest.mark.core

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
-from peft_vprompt.registry import METHODS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 pytestmark = pytest.mark.core

@@ -11,10 +11,10 @@ from models import CONFIGS, labels
 from peft import PeftModel, get_peft_model
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
-from peft_vprompt.attention import ReadAll
-from peft_vprompt.encode import Readout
+from peft_vprompt.backbones.supported import ENCODER_VIEWS, HEADS, view
+from peft_vprompt.core.attention import ReadAll
+from peft_vprompt.core.layer_loop import OutputRows
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.towers import HEADS, TOWERS, view
 
 
 CLIP_LIKE = ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP", "Siglip")  # prompts follow the patches
@@ -28,7 +28,7 @@ def tokens(model):
 
 def encoder_of(model):
     """The module with the embeddings."""
-    return next(m for m in model.modules() if type(m).__name__ in TOWERS and hasattr(m, "embeddings"))
+    return next(m for m in model.modules() if type(m).__name__ in ENCODER_VIEWS and hasattr(m, "embeddings"))
 
 
 def numbers(output):
@@ -177,7 +177,7 @@ def test_images_of_another_size(name):
     base = tiny(name)
     model = get_peft_model(base, VisualPromptConfig(**DEEP)).eval()
     large = torch.randn(2, 3, 48, 40)
-    if TOWERS[type(encoder_of(model)).__name__].fixed_size:
+    if ENCODER_VIEWS[type(encoder_of(model)).__name__].fixed_size:
         with pytest.raises(ValueError, match=r"32x32 pixels.*\[2, 3, 48, 40\].*interpolate_pos_encoding=True"):
             model(pixel_values=large)
         options = {"interpolate_pos_encoding": True}
@@ -258,7 +258,7 @@ def test_rows_alone_get_what_they_get_in_a_whole_layer(name):
         pytest.skip("its layers run whole, here or in this release of transformers")
     with torch.no_grad():
         whole = tower.run_layer(layer, hidden)
-    rows = Readout(slice(1, 4), ReadAll)(tower, layer, hidden)
+    rows = OutputRows(slice(1, 4), ReadAll)(tower, layer, hidden)
     torch.testing.assert_close(rows, whole[:, 1:4], atol=1e-6, rtol=1e-5)
     rows.sum().backward()
     assert hidden.grad.abs().sum(-1).gt(0).all()  # of all rows, keys and values are read
@@ -326,7 +326,7 @@ def test_heads_normalise_their_loss_by_the_batch_or_say_that_they_do_not(name):
 
 def test_the_documented_example_of_a_new_tower(monkeypatch):
     page = (Path(__file__).parents[1] / "docs/backbones.md").read_text()
-    monkeypatch.setitem(TOWERS, "IJepaModel", None)
+    monkeypatch.setitem(ENCODER_VIEWS, "IJepaModel", None)
     monkeypatch.setitem(HEADS, "IJepaForImageClassification", None)
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     model = get_peft_model(tiny("IJepaForImageClassification"), VisualPromptConfig(**DEEP)).eval()

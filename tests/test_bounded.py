@@ -7,10 +7,10 @@ from peft import get_peft_model
 from training_cases import CASES, Case, gradients
 
 from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
-from peft_vprompt.bounded import piecewise
-from peft_vprompt.class_prompts import pack_bounded
-from peft_vprompt.tokenization import context_sequences
-from peft_vprompt.tuners import class_features
+from peft_vprompt.core.checkpointing import checkpointed_chunks
+from peft_vprompt.core.packed_prompts import pack_bounded
+from peft_vprompt.core.tokenization import context_sequences
+from peft_vprompt.tuners.base import class_features
 
 
 DUAL_CASES = [case for case in CASES if case.backbone == "CLIPModel"]
@@ -27,14 +27,14 @@ def loss_and_gradients(case: Case, tokenizer_path: str, **config) -> dict:
 def test_pieces_change_nothing(case, tokenizer_path, monkeypatch):
     expected = loss_and_gradients(case, tokenizer_path)
     monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 30)
-    monkeypatch.setattr(class_features, "MAX_RECORD_ROWS", 30)
+    monkeypatch.setattr(class_features, "MAX_KV_CACHE_ROWS", 30)
     torch.testing.assert_close(loss_and_gradients(case, tokenizer_path), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("max_rows", "count"), [(1, 12), (20, 7), (50, 2), (1000, 1)])
 def test_pieces_are_bounded_and_complete(max_rows, count):
     sequences = context_sequences(tiny_tokenizer(), [f"class {index}" for index in range(12)], 4)
-    parts = pack_bounded(sequences, max_rows, readers=2)
+    parts = pack_bounded(sequences, max_rows, read_only=2)
     assert len(parts) == count
     assert all(part.num_classes == 1 or part.num_rows + 2 * part.num_classes <= max_rows for part in parts)
     ends = [int(part.position_ids[row]) for part in parts for row in part.end_rows]
@@ -64,7 +64,7 @@ def test_pieces_computed_again_come_after_those_that_were_kept(limit, kept):
         scaled.register_hook(lambda gradient: events.append(f"backward {piece}"))
         return scaled.exp()
 
-    torch.cat(piecewise(function, [0, 1, 2], sizes=[1, 3, 2], limit=limit)).sum().backward()
+    torch.cat(checkpointed_chunks(function, [0, 1, 2], sizes=[1, 3, 2], limit=limit)).sum().backward()
     again = [f"compute {piece}" for piece in range(3 - kept)]
     backward = [event for piece in (2, 1, 0) for event in (f"compute {piece}", f"backward {piece}")]
     assert events[:3] == ["compute 0", "compute 1", "compute 2"]
@@ -91,7 +91,7 @@ def test_zero_shot_in_pieces(tokenizer_path, monkeypatch):
     model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path).eval()
     with model.disable_adapter(), torch.no_grad():
         expected = model.encode_classes()
-        model.base_model.text_cache.clear()
+        model.base_model.feature_cache.clear()
         monkeypatch.setattr(class_features, "ZERO_SHOT_BATCH", 2)
         torch.testing.assert_close(model.encode_classes(), expected, rtol=0, atol=1e-6)
 

@@ -7,12 +7,13 @@ import pytest
 from saved_models import COLOURS, save_colours, save_tiny, save_tiny_clip, save_tiny_vit
 from typer.testing import CliRunner
 
-from peft_vprompt import ContextOptConfig, build
-from peft_vprompt.build import METHODS
+from peft_vprompt import ContextOptConfig
+from peft_vprompt.backbones.supported import DUAL_ENCODERS
 from peft_vprompt.cli import app, options
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.recipes import DEMO_CHANGES, RECIPES
-from peft_vprompt.towers import DUAL_ENCODERS
+from peft_vprompt.experiments import models
+from peft_vprompt.experiments.models import METHODS
+from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES
 from peft_vprompt.version import __version__
 
 
@@ -195,7 +196,7 @@ def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, 
 def embedded(monkeypatch, clip_path, colours):
     """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
     data = load_images(DataOptions(colours, label_column="colour"))
-    monkeypatch.setattr(build, "demo_model_path", lambda: clip_path)
+    monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
     monkeypatch.setattr(options, "demo_task", lambda split: data[split])
 
 

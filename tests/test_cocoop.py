@@ -7,7 +7,7 @@ from peft import get_peft_model
 from plain import plain_text_features
 from torch.nn import functional as F
 
-from peft_vprompt.tuners import class_features
+from peft_vprompt.tuners.base import class_features
 
 
 pytestmark = pytest.mark.core
@@ -23,7 +23,7 @@ def loop_over_images(model, pixel_values):
     """One image at a time, its context repeated for every padded class."""
     plain, tuner = tiny_clip(), model.base_model
     sequences = tuner.method.class_sequences(model.active_peft_config, model.class_names, tiny_tokenizer())[0]
-    holder, rows = tuner.text_tower.active_holder, []
+    holder, rows = tuner.text_tower.active_prompts, []
     features = F.normalize(plain.get_image_features(pixel_values).pooler_output, dim=-1)
     for feature in features:
         hidden = F.relu(F.linear(feature, holder.hidden_weight, holder.hidden_bias))

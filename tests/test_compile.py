@@ -6,8 +6,8 @@ from models import NEW_NAMES
 from torch._dynamo.utils import counters
 from training_cases import FIRST_CASES, dataset, first_cases, gradients, quick  # noqa: F401 - quick is a fixture
 
-from peft_vprompt.class_prompts import pack
-from peft_vprompt.padded_prompts import pad
+from peft_vprompt.core.packed_prompts import pack
+from peft_vprompt.core.padded_prompts import pad
 
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -81,7 +81,7 @@ def reads_frozen_texts(model) -> bool:
     if text is None:
         return False
     learning = any(parameter.requires_grad for parameter in text.parameters())
-    return not learning or (text.active_holder is not None and text.active_holder.reads_only)
+    return not learning or (text.active_prompts is not None and text.active_prompts.read_only)
 
 
 def test_a_compiled_model_follows_new_class_names(tokenizer_path):

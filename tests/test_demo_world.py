@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from examples.studies.pretrain_demo import TOKENIZER_SEED, Options, Stream
+from examples.studies.tiny_clip import train_tokenizer
 from peft_vprompt.demo import CLASS_NAMES, TEMPLATE, demo_model_path, demo_task
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES, Style, draw
-from peft_vprompt.demo.pretrain import TOKENIZER_SEED, Options, Stream
 from peft_vprompt.demo.task import PER_CLASS, STYLE
-from peft_vprompt.demo.untrained import train_tokenizer
 from peft_vprompt.demo.world import LIGHTS, STYLES, describe, render, sample_scene
 
 

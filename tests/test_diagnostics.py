@@ -8,9 +8,15 @@ from saved_models import COLOURS
 from test_cli import QUICK, clip_path, colours, embedded, train, vprompt  # noqa: F401 - fixtures
 
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.diagnostics import calibration, estimate_noise, most_confused, plot_reliability, pseudo_label_report
-from peft_vprompt.noise import symmetric_noise
-from peft_vprompt.pseudo_labels import PseudoLabels, top_k
+from peft_vprompt.data.label_noise import symmetric_noise
+from peft_vprompt.experiments.diagnostics import (
+    calibration,
+    estimate_noise,
+    most_confused,
+    plot_reliability,
+    pseudo_label_report,
+)
+from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
 
 
 NAMES = ["a", "b", "c", "d"]

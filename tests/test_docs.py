@@ -23,7 +23,7 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     VisualPromptConfig,
 )
-from peft_vprompt.registry import METHODS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 ROOT = Path(__file__).parents[1]
@@ -60,8 +60,8 @@ def test_every_config_field_explains_itself(method):
 
 
 def test_generated_tables_are_up_to_date():
-    run = subprocess.run([sys.executable, ROOT / "docs/render_tables.py", "--check"], capture_output=True, text=True)
-    assert run.returncode == 0, f"run `python docs/render_tables.py`\n{run.stderr[-500:]}"
+    run = subprocess.run([sys.executable, ROOT / "docs/render/tables.py", "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, f"run `python docs/render/tables.py`\n{run.stderr[-500:]}"
 
 
 def test_changelog_and_version():

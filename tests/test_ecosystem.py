@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, pipeline
 
 from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig, MaPLeConfig, VisualPromptConfig
-from peft_vprompt.registry import METHODS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 @pytest.fixture

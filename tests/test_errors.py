@@ -39,7 +39,7 @@ from peft_vprompt import (
 )
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.errors import AdapterMismatchError
-from peft_vprompt.registry import METHODS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 pytestmark = pytest.mark.core

@@ -16,10 +16,17 @@ from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
 from peft_vprompt import CoCoOpConfig, ContextOptConfig, MaPLeConfig
-from peft_vprompt.data import EvalTransform, RandomViews, TrainTransform, cache_features, feature_rows
-from peft_vprompt.data.features import default_cache_dir, encode_frozen, model_fingerprint
+from peft_vprompt.data import EvalTransform, TrainTransform
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.registry import METHODS
+from peft_vprompt.training.cached_features import (
+    RandomViews,
+    cache_features,
+    default_cache_dir,
+    encode_frozen,
+    feature_rows,
+    model_fingerprint,
+)
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -61,7 +68,7 @@ def gradients(model, **inputs):
 def test_features_give_the_logits_and_gradients_of_pixels(method, variant, tokenizer_path):
     config = CONFIGS[method][variant](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
     model = get_peft_model(tiny_clip(), config).train()
-    if model.base_model.vision_tower.active_holder is not None:
+    if model.base_model.vision_tower.active_prompts is not None:
         with pytest.raises(UnsupportedModelError, match="learns visual prompts"):
             model(image_features=torch.eye(4, 16))
         with model.disable_adapter(), torch.no_grad():

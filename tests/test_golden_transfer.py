@@ -8,7 +8,7 @@ from golden_vpt import Reference, close, sgd_losses
 from peft import get_peft_model
 from test_golden_clip import load_recipe
 
-from peft_vprompt.transfer import TRANSFERS
+from peft_vprompt.experiments.transfer import TRANSFERS
 
 
 pytestmark = pytest.mark.core

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.losses import (
+from peft_vprompt.losses.classification import (
     LOSSES,
     CrossEntropy,
     GeneralizedCrossEntropy,

@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Split
 from safetensors.numpy import load_file
 
-from peft_vprompt.noise import (
+from peft_vprompt.data.label_noise import (
     KINDS,
     NoisyLabels,
     add_noise,

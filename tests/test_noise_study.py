@@ -13,16 +13,17 @@ from test_transfer_tasks import write_vtab
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from typer.testing import CliRunner
 
-from peft_vprompt import ContextOptConfig, VisualPromptConfig, noise_study, pseudo_labels
+from peft_vprompt import ContextOptConfig, VisualPromptConfig
 from peft_vprompt.cli import app
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.experiment import Settings
-from peft_vprompt.gradients import GradientProbe
-from peft_vprompt.losses import GeneralizedCrossEntropy
-from peft_vprompt.noise_plots import show, with_clean
-from peft_vprompt.noise_study import METHODS, Study, parse_method, summarise
-from peft_vprompt.recipes import RECIPES, Recipe
-from peft_vprompt.training import train
+from peft_vprompt.experiments import noise_study, pseudo_labels
+from peft_vprompt.experiments.noise_plots import show, with_clean
+from peft_vprompt.experiments.noise_study import METHODS, Study, parse_method, summarise
+from peft_vprompt.experiments.run import Settings
+from peft_vprompt.losses.classification import GeneralizedCrossEntropy
+from peft_vprompt.training.gradient_probe import GradientProbe
+from peft_vprompt.training.recipes import RECIPES, Recipe
+from peft_vprompt.training.trainer import train
 
 
 def study(clip_path, colours, output, *more, code=0):  # noqa: F811
@@ -158,7 +159,7 @@ class TestGradients:
         config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, num_virtual_tokens=2)
         model = get_peft_model(tiny_clip(), config)
         torch.manual_seed(1)
-        torch.nn.init.normal_(model.base_model.text_tower.active_holder.tokens, std=0.02)
+        torch.nn.init.normal_(model.base_model.text_tower.active_prompts.tokens, std=0.02)
         return model
 
     def test_probe_leaves_the_run_alone(self, tokenizer_path, tmp_path):
@@ -166,7 +167,7 @@ class TestGradients:
         for callbacks in ([], [GradientProbe(self.ROWS, [1, 2], GeneralizedCrossEntropy())]):
             model = self.model(tokenizer_path)
             train(model, self.ROWS, recipe, tmp_path, epochs=3, checkpoints=False, callbacks=callbacks)
-            results.append(model.base_model.text_tower.active_holder.tokens)
+            results.append(model.base_model.text_tower.active_prompts.tokens)
         assert torch.equal(*results)
         assert [entry["epoch"] for entry in callbacks[0].history] == [0, 1, 2, 3]
 
@@ -183,7 +184,7 @@ class TestGradients:
         for part in ([0, 3, 4, 5, 6, 8, 9], [1, 2, 7]):
             pixels = torch.stack([self.ROWS[i]["pixel_values"] for i in part])
             loss = model(pixel_values=pixels, labels=torch.tensor([i % 5 for i in part])).loss
-            gradients.append(torch.autograd.grad(loss, model.base_model.text_tower.active_holder.tokens)[0].flatten())
+            gradients.append(torch.autograd.grad(loss, model.base_model.text_tower.active_prompts.tokens)[0].flatten())
         clean, noisy = gradients
         (entry,) = probe.history
         assert entry["clean_norm"] == pytest.approx(clean.norm().item(), rel=1e-4)

@@ -8,7 +8,7 @@ from pages import check_page, load_page
 
 @pytest.fixture(scope="module")
 def page():
-    return load_page("render_noisy_labels")
+    return load_page("render/noisy_labels")
 
 
 def test_page_is_rendered_from_the_results(page):

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from saved_models import save_tiny_clip
 from test_features import pictures
 
-from peft_vprompt.build import build_model
-from peft_vprompt.data import EvalTransform, cache_features
-from peft_vprompt.pseudo_labels import (
+from peft_vprompt.data import EvalTransform
+from peft_vprompt.experiments.models import build_model
+from peft_vprompt.experiments.pseudo_labels import (
     SELECTORS,
     PseudoLabels,
     combine_logits,
@@ -23,6 +23,7 @@ from peft_vprompt.pseudo_labels import (
     top_k,
     zero_shot,
 )
+from peft_vprompt.training.cached_features import cache_features
 
 
 NAMES = [f"class {i}" for i in range(6)]

@@ -10,7 +10,7 @@ from plain import plain_read_only_logits
 from torch.nn import functional as F
 
 from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
-from peft_vprompt.tokenization import template_sequences
+from peft_vprompt.core.tokenization import template_sequences
 
 
 pytestmark = pytest.mark.core
@@ -26,14 +26,14 @@ def read_only_model(config, tokenizer_path, **clip):
 def plain_prompts(model, config):
     """The prompts in front of each layer as the paper has them, and the leaves to ask for gradients of."""
     tuner = model.base_model
-    text = tuner.text_tower.active_holder
+    text = tuner.text_tower.active_prompts
     depth = getattr(config, "prompt_depth", 1)
     own = text.tokens.detach().clone().requires_grad_()
     update = getattr(config, "prompt_update", "replace")
     dead = [torch.randn(text.tokens.shape[1], 32, requires_grad=True) for _ in range(depth - own.shape[0])]
     text_prompts = [*dead, *own.unbind(0)]
     leaves = {"text": own}
-    vision = tuner.vision_tower.active_holder
+    vision = tuner.vision_tower.active_prompts
     if getattr(config, "coupling", "none") == "linear":
         leaves["weight"] = vision.weight.detach().clone().requires_grad_()
         leaves["bias"] = vision.bias.detach().clone().requires_grad_()
@@ -63,8 +63,8 @@ def test_equal_to_the_masked_sequence(method, case, tokenizer_path):
     F.cross_entropy(mine, labels()).backward()
     F.cross_entropy(expected, labels()).backward()
     tuner = model.base_model
-    vision_holder = tuner.vision_tower.active_holder
-    ours = {"text": tuner.text_tower.active_holder.tokens}
+    vision_holder = tuner.vision_tower.active_prompts
+    ours = {"text": tuner.text_tower.active_prompts.tokens}
     ours |= {name: getattr(vision_holder, name) for name in ("weight", "bias") if name in leaves}
     if "vision" in leaves:
         ours["vision"] = vision_holder.tokens
@@ -145,7 +145,7 @@ def test_readers_start_near_the_end_and_class_tokens(tokenizer_path):
     model = read_only_model(ReadOnlyPromptConfig(num_virtual_tokens=3), tokenizer_path)
     base = model.get_base_model()
     text, vision = (
-        tower.active_holder.tokens[0] for tower in (model.base_model.text_tower, model.base_model.vision_tower)
+        tower.active_prompts.tokens[0] for tower in (model.base_model.text_tower, model.base_model.vision_tower)
     )
     end = base.text_model.embeddings.token_embedding.weight[137]
     for tokens, near in ((text, end), (vision, base.vision_model.embeddings.class_embedding)):

@@ -8,7 +8,7 @@ from pages import check_page, load_page
 
 @pytest.fixture(scope="module")
 def page():
-    return load_page("render_real_data")
+    return load_page("render/real_data")
 
 
 def test_page_is_rendered_from_the_results(page):

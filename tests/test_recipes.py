@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from peft_vprompt.recipes import DEMO_CHANGES, RECIPES, Recipe, lr_schedule, lr_scheduler
+from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES, Recipe, lr_schedule, lr_scheduler
 
 
 COOP = RECIPES["coop"]
@@ -89,6 +89,6 @@ def test_schedule_needs_an_epoch():
 
 
 def test_demo_changes_fit_the_methods():
-    from peft_vprompt.build import METHODS
+    from peft_vprompt.experiments.models import METHODS
 
     assert set(DEMO_CHANGES) <= set(METHODS)

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.registry import METHODS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 pytestmark = pytest.mark.core

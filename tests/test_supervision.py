@@ -9,12 +9,12 @@ from saved_models import COLOURS, save_colours, save_tiny_clip
 from test_cli import QUICK, train, vprompt
 from test_pseudo_labels import SecretRows
 
-from peft_vprompt.build import build_model
 from peft_vprompt.data import DataOptions, load_images, load_unlabelled
-from peft_vprompt.experiment import Settings, run_experiment
-from peft_vprompt.pseudo_labels import PseudoLabels, threshold, top_k, zero_shot
-from peft_vprompt.recipes import RECIPES
-from peft_vprompt.supervision import Supervision, training_images
+from peft_vprompt.experiments.models import build_model
+from peft_vprompt.experiments.pseudo_labels import PseudoLabels, threshold, top_k, zero_shot
+from peft_vprompt.experiments.run import Settings, run_experiment
+from peft_vprompt.experiments.supervision import Supervision, training_images
+from peft_vprompt.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(
     supervision, recipe, clip_path, data, monkeypatch, tmp_path
 ):
     seen = []
-    monkeypatch.setattr("peft_vprompt.experiment.train", lambda *args, **how: seen.append(how) or 1 / 0)
+    monkeypatch.setattr("peft_vprompt.experiments.run.train", lambda *args, **how: seen.append(how) or 1 / 0)
     settings = Settings("coop", clip_path, 4, base_novel=False, supervision=supervision)
     with pytest.raises(ZeroDivisionError):
         run_experiment(settings, data, tmp_path)
@@ -212,7 +212,7 @@ def test_image_classifiers_take_no_options_of_clips(method, more, clip_path, col
 
 def test_pixels_of_test_images_are_not_kept(clip_path, data, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr("peft_vprompt.experiment.cache_pixels", lambda rows: kept.append(len(rows)) or list(rows))
+    monkeypatch.setattr("peft_vprompt.experiments.run.cache_pixels", lambda rows: kept.append(len(rows)) or list(rows))
     settings = Settings("coop", clip_path, 2, base_novel=False, epochs=2, batch_size=4)
     run_experiment(settings, data, tmp_path, cached=True, quiet=True)
     assert kept == [2 * len(NAMES)]

@@ -8,9 +8,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from peft_vprompt import VisualPromptConfig
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.registry import METHODS, TRANSFER, unsupported
-from peft_vprompt.towers import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
+from peft_vprompt.tuners.base.registry import METHODS, TRANSFER, unsupported
 
 
 MODELS = [*DUAL_MODELS, *VISION_MODELS]

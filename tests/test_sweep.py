@@ -8,10 +8,10 @@ from saved_models import COLOURS, save_colours, save_tiny_vit
 from test_cli import vprompt
 from test_transfer_tasks import write_vtab
 
-from peft_vprompt import sweep as module
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.experiment import Settings
-from peft_vprompt.sweep import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial, sweep
+from peft_vprompt.experiments import sweep as module
+from peft_vprompt.experiments.run import Settings
+from peft_vprompt.experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial, sweep
 
 
 GRID = Grid((2.5, 0.5), (0.01, 0.0))

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from peft_vprompt import ContextOptConfig, MaPLeConfig, VisualPromptConfig
-from peft_vprompt.attention import ATTENTION_NAME, BLOCK_ROWS, Causal, SharedPrefix
-from peft_vprompt.class_prompts import pack, shared_length
-from peft_vprompt.tokenization import context_sequences, learned
+from peft_vprompt.core.attention import ATTENTION_NAME, BLOCK_ROWS, Causal, SharedPrefix
+from peft_vprompt.core.packed_prompts import pack, shared_length
+from peft_vprompt.core.tokenization import context_sequences, learned
 
 
 pytestmark = pytest.mark.core
@@ -46,7 +46,7 @@ def both_ways(model):
         lambda prompts: model.encode_classes(),
         lambda prompts: plain_text_features(plain, sequences[0], prompts),
     ):
-        holder = tuner.text_tower.active_holder
+        holder = tuner.text_tower.active_prompts
         prompts = None if holder is None else holder()
         value = features(prompts)
         gradient = None
@@ -361,7 +361,7 @@ def test_features_are_dropped(cached, change):
         again.shape != first.shape or not torch.allclose(again.float(), first, atol=1e-5) or again.dtype != first.dtype
     )
     fresh = copy.deepcopy(model)
-    fresh.base_model.text_cache.clear()
+    fresh.base_model.feature_cache.clear()
     assert torch.equal(encode_again(fresh), again)
 
 

@@ -11,12 +11,15 @@ from models import CLASS_NAMES, NEW_NAMES, images
 from saved_models import save_tiny_clip, save_tiny_vit
 from transformers import TrainerCallback
 
-from peft_vprompt import reports, training
-from peft_vprompt.build import METHODS, build_model, load_adapter
 from peft_vprompt.errors import TrainingDivergedError
-from peft_vprompt.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
-from peft_vprompt.recipes import Recipe, lr_schedule
-from peft_vprompt.training import checkpoint_folder, last_checkpoint, train
+from peft_vprompt.experiments import reports
+from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
+from peft_vprompt.training import trainer
+from peft_vprompt.training.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
+from peft_vprompt.training.recipes import Recipe, lr_schedule
+from peft_vprompt.training.trainer import checkpoint_folder, last_checkpoint, train
+from peft_vprompt.utils import io
+from peft_vprompt.utils.environment import environment
 
 
 TRAINED = [name for name, method in METHODS.items() if method.recipe]
@@ -173,7 +176,7 @@ class TestTrain:
 
         _, whole = run("whole")
         with monkeypatch.context() as patched:
-            patched.setattr(training, "StepTimer", lambda: Kill(10))  # in the third epoch of four steps
+            patched.setattr(trainer, "StepTimer", lambda: Kill(10))  # in the third epoch of four steps
             with pytest.raises(KeyboardInterrupt):
                 run("killed")
         result, resumed = run("killed")
@@ -222,7 +225,7 @@ class TestTrain:
         model.register_forward_pre_hook(
             lambda module, args, kwargs: batches.append(len(kwargs["pixel_values"])), with_kwargs=True
         )
-        plain = training._arguments
+        plain = trainer._arguments
 
         def with_two_gpus(*args):
             arguments = plain(*args)
@@ -230,17 +233,17 @@ class TestTrain:
             arguments._n_gpu = 2
             return arguments
 
-        monkeypatch.setattr(training, "_arguments", with_two_gpus)
+        monkeypatch.setattr(trainer, "_arguments", with_two_gpus)
         assert train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False).steps == 8
         assert set(batches) == {QUICK.batch_size}
 
     def test_processes_share_the_batch(self, tmp_path, monkeypatch):
         monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 2))
-        arguments = training._arguments(QUICK, tmp_path, 1, 1, False, False, 0, False)
-        training._keep_batch(arguments, QUICK, images=4)
+        arguments = trainer._arguments(QUICK, tmp_path, 1, 1, False, False, 0, False)
+        trainer._keep_batch(arguments, QUICK, images=4)
         assert arguments.per_device_train_batch_size == 2 and arguments.dataloader_drop_last
         with pytest.raises(ValueError, match="batch that 2 processes can share. Received: batch_size=3"):
-            training._keep_batch(arguments, replace(QUICK, batch_size=3), images=4)
+            trainer._keep_batch(arguments, replace(QUICK, batch_size=3), images=4)
 
     def test_an_interrupted_run_leaves_no_bar(self, clip_path, rows, tmp_path):
         model = build_model(clip_path, "coop", CLASS_NAMES).model
@@ -337,20 +340,20 @@ class TestReports:
 
     def test_json_is_whole_or_absent(self, tmp_path):
         path = tmp_path / "deep" / "results.json"
-        reports.write_json({"nan": float("nan"), "high": float("inf"), "list": [1, {"x": 0.5}]}, path)
+        io.write_json({"nan": float("nan"), "high": float("inf"), "list": [1, {"x": 0.5}]}, path)
         assert json.loads(path.read_text()) == {"nan": None, "high": None, "list": [1, {"x": 0.5}]}
         with pytest.raises(TypeError):
-            reports.write_json({"bad": object()}, path)
-        with pytest.raises(RuntimeError, match="disk"), reports.atomic_path(path) as partial:
+            io.write_json({"bad": object()}, path)
+        with pytest.raises(RuntimeError, match="disk"), io.atomic_path(path) as partial:
             partial.write_text("half")
             raise RuntimeError("disk")
         assert json.loads(path.read_text())["list"] == [1, {"x": 0.5}]
         assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
     def test_environment_names_machine_and_versions(self):
-        environment = reports.environment()
-        assert environment["machine"]["cpu"] and environment["machine"]["cores"] >= 1
-        assert environment["versions"]["torch"] == torch.__version__
+        found = environment()
+        assert found["machine"]["cpu"] and found["machine"]["cores"] >= 1
+        assert found["versions"]["torch"] == torch.__version__
 
     def test_table(self, capsys):
         from rich.console import Console

@@ -14,10 +14,10 @@ from peft_vprompt import (
     MLPHeadConfig,
     SideTuningConfig,
 )
-from peft_vprompt.build import METHODS, get_method
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
-from peft_vprompt.registry import TRANSFER
-from peft_vprompt.transfer import TRANSFERS, find_transfer
+from peft_vprompt.experiments.models import METHODS, get_method
+from peft_vprompt.experiments.transfer import TRANSFERS, find_transfer
+from peft_vprompt.tuners.base.registry import TRANSFER
 
 
 OURS = (BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, MLPHeadConfig, SideTuningConfig)

@@ -9,17 +9,17 @@ from pages import check_page, load_page
 from test_transfer import COUNTS
 from transformers import CLIPVisionModel
 
-from peft_vprompt.build import load_base
 from peft_vprompt.demo import demo_model_path
+from peft_vprompt.experiments.models import load_base
 
 
 @pytest.fixture(scope="module")
 def page():
-    return load_page("render_transfer")
+    return load_page("render/transfer")
 
 
 def test_the_vit_starts_from_the_embedded_clip_and_takes_new_classes(tmp_path):
-    pretraining = load_page("pretrain_vit")
+    pretraining = load_page("../examples/studies/pretrain_vit")
     clip, vit = CLIPVisionModel.from_pretrained(demo_model_path()), pretraining.build()
     last, ours = clip.encoder.layers[-1], vit.vit.layers[-1]
     hidden = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))

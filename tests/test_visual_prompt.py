@@ -14,8 +14,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.prompts import vpt_bound
-from peft_vprompt.tuners.visual_prompt.config import PIXEL_LOCATIONS, TOKEN_LOCATIONS
+from peft_vprompt.prompts.visual import vpt_bound
+from peft_vprompt.tuners.vpt.config import PIXEL_LOCATIONS, TOKEN_LOCATIONS
 
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -323,7 +323,7 @@ def test_unloading_takes_the_hook_of_the_head_away(tmp_path):
 
 
 def test_towers_that_do_not_embed_by_one_convolution_refuse_pixels(monkeypatch):
-    monkeypatch.setattr("peft_vprompt.towers.vit.ViTTower.patch_embedding", None)
+    monkeypatch.setattr("peft_vprompt.backbones.vit.ViTView.patch_embedding", None)
     with pytest.raises(UnsupportedModelError, match="'pad' are pixels, and ViTModel does not embed"):
         get_peft_model(tiny_vit(), VisualPromptConfig(location="pad"))
 

@@ -20,8 +20,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from peft_vprompt.registry import METHODS
-from peft_vprompt.towers import DUAL_ENCODERS, HEADS
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, HEADS
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 import matplotlib
 import typer
 
-from peft_vprompt.reports import atomic_path
+from peft_vprompt.utils.io import atomic_path
 
 from .cases import EXPERIMENTS, PARTS, TITLES
 from .results import ROOT

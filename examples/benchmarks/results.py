@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from peft_vprompt.reports import environment, write_json
+from peft_vprompt.utils.environment import environment
+from peft_vprompt.utils.io import write_json
 
 from .cases import Bar, Case, Experiment
 from .inputs import Inputs

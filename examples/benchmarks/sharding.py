@@ -19,7 +19,8 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.reports import environment, write_json
+from peft_vprompt.utils.environment import environment
+from peft_vprompt.utils.io import write_json
 
 from .inputs import Inputs
 from .measure import read_memory

@@ -16,10 +16,10 @@ from transformers import AutoImageProcessor, CLIPModel, set_seed
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.data import TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.evaluation import evaluate
-from peft_vprompt.experiment import eval_sets
-from peft_vprompt.recipes import RECIPES
-from peft_vprompt.training import train
+from peft_vprompt.experiments.run import eval_sets
+from peft_vprompt.training.evaluation import evaluate
+from peft_vprompt.training.recipes import RECIPES
+from peft_vprompt.training.trainer import train
 
 
 def main(

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..config import parse_fields
 from ..convert import LAYOUTS, convert_checkpoint
 from ..data import read_class_names
+from ..utils.validation import parse_fields
 from .app import command, console, one_process
 from .options import ClassNames, option
 

@@ -5,10 +5,12 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from ..build import get_method
-from ..experiment import Settings, run_experiment
-from ..recipes import DEMO_CHANGES
-from ..reports import environment, plot_results, results_table, write_json
+from ..experiments.models import get_method
+from ..experiments.reports import plot_results, results_table
+from ..experiments.run import Settings, run_experiment
+from ..training.recipes import DEMO_CHANGES
+from ..utils.environment import environment
+from ..utils.io import write_json
 from .app import command, console, one_process
 from .options import Seed, option, read_data, split_list
 

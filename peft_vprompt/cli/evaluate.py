@@ -5,12 +5,13 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from ..build import adapter_config, load_adapter
 from ..data import DataOptions, load_split
-from ..diagnostics import diagnose
-from ..evaluation import evaluate as evaluate_model
-from ..experiment import as_published, eval_sets, split_classes
-from ..reports import environment, write_json
+from ..experiments.diagnostics import diagnose
+from ..experiments.models import adapter_config, load_adapter
+from ..experiments.run import as_published, eval_sets, split_classes
+from ..training.evaluation import evaluate as evaluate_model
+from ..utils.environment import environment
+from ..utils.io import write_json
 from . import options
 from .app import command, console, one_process
 from .options import option, saved_data_options, saved_run, takes_data

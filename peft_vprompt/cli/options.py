@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 from datasets import DatasetDict
 
-from ..build import METHODS
-from ..config import parse_fields
 from ..data import DataOptions, load_images, load_unlabelled, read_class_names
+from ..data.label_noise import KINDS
 from ..demo import demo_task
-from ..losses import LOSSES
-from ..noise import KINDS
-from ..pseudo_labels import SELECTORS
-from ..supervision import FALSE_POSITIVE, Supervision
+from ..experiments.models import METHODS
+from ..experiments.pseudo_labels import SELECTORS
+from ..experiments.supervision import FALSE_POSITIVE, Supervision
+from ..losses.classification import LOSSES
+from ..utils.validation import parse_fields
 
 
 DATA_HELP = {field.name: field.metadata["help"] for field in fields(DataOptions)}

@@ -6,12 +6,13 @@ from typing import Annotated
 from datasets import DatasetDict
 from rich.markup import escape
 
-from ..build import build_model
 from ..data import DataOptions, load_images
-from ..diagnostics import calibration, plot_reliability, pseudo_label_report
-from ..experiment import as_published
-from ..pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
-from ..reports import environment, write_json
+from ..experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
+from ..experiments.models import build_model
+from ..experiments.pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
+from ..experiments.run import as_published
+from ..utils.environment import environment
+from ..utils.io import write_json
 from . import options
 from .app import command, console, one_process, say_saved
 from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data

@@ -4,25 +4,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-from ..build import get_method
 from ..data import DataOptions, find_tasks, group_means
-from ..experiment import Settings
-from ..reports import environment, write_json
-from ..sweep import BASE_RATES, WEIGHT_DECAYS, Grid
-from ..sweep import sweep as run_sweep
-from ..sweep_report import means_table, plot_sweep, sweep_table
+from ..experiments.models import get_method
+from ..experiments.run import Settings
+from ..experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid
+from ..experiments.sweep import sweep as run_sweep
+from ..experiments.sweep_report import means_table, plot_sweep, sweep_table
+from ..utils.environment import environment
+from ..utils.io import write_json
 from .app import command, console, one_process, say_saved
-from .options import (
-    Cached,
-    MethodName,
-    Model,
-    Workers,
-    option,
-    read_data,
-    split_numbers,
-    takes_data,
-    takes_recipe,
-)
+from .options import Cached, MethodName, Model, Workers, option, read_data, split_numbers, takes_data, takes_recipe
 
 
 @command

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from ..build import get_method
 from ..data import DataOptions
-from ..experiment import Settings, run_experiment
-from ..reports import results_table
-from ..supervision import Supervision
+from ..experiments.models import get_method
+from ..experiments.reports import results_table
+from ..experiments.run import Settings, run_experiment
+from ..experiments.supervision import Supervision
 from .app import command, console, say_saved
 from .options import (
     UNLABELLED,

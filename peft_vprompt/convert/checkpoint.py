@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from ..config import require_choice
+from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError
-from ..registry import METHODS
-from ..towers import Backbone, find_backbone, view
+from ..tuners.base.registry import METHODS
+from ..utils.validation import require_choice
 from .layouts import LAYOUTS, Layout
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..config import PromptConfig
+from ..backbones.supported import VisionView
 from ..errors import AdapterMismatchError
-from ..towers import VisionTower
+from ..tuners.base.config import PromptConfig
 from ..tuners.cocoop import CoCoOpConfig
-from ..tuners.context_opt import ContextOptConfig
+from ..tuners.coop import ContextOptConfig
 from ..tuners.maple import MaPLeConfig
-from ..tuners.read_only import ReadOnlyPromptConfig
-from ..tuners.visual_prompt import VisualPromptConfig
-from ..tuners.visual_prompt.config import STRIP_LOCATIONS, TOKEN_LOCATIONS
+from ..tuners.rpo import ReadOnlyPromptConfig
+from ..tuners.vpt import VisualPromptConfig
+from ..tuners.vpt.config import STRIP_LOCATIONS, TOKEN_LOCATIONS
 
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ class Layout:
     fallbacks: dict = field(default_factory=dict)
     choices: dict[str, tuple] = field(default_factory=dict)
     architecture: str = "clip"
-    complete: Callable[[PromptConfig, VisionTower | None], dict[tuple[str, str], Tensor]] | None = None
+    complete: Callable[[PromptConfig, VisionView | None], dict[tuple[str, str], Tensor]] | None = None
 
 
 def require(state: State, key: str, method: str) -> Tensor:
@@ -217,7 +217,7 @@ def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
     return layout
 
 
-def with_own_channels(extra: Tensor, config: PromptConfig, tower: VisionTower | None) -> dict[tuple[str, str], Tensor]:
+def with_own_channels(extra: Tensor, config: PromptConfig, tower: VisionView | None) -> dict[tuple[str, str], Tensor]:
     """The patch embedding of a base model with the weights `extra` [d, n, P, P] of new channels."""
     if tower is None:
         raise AdapterMismatchError(

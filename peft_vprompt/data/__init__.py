@@ -1,9 +1,8 @@
 """Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
 
-from .features import RandomViews, cache_features, feature_rows
-from .few_shot import base_novel_split, class_counts, few_shot, select_classes, shorten, stratified_split
+from .benchmarks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
+from .few_shot import base_novel_split, class_counts, few_shot, select_classes, stratified_split
 from .sources import DataOptions, load_images, load_split, load_unlabelled, read_class_names
-from .transfer_tasks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
 from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
 
 
@@ -11,14 +10,11 @@ __all__ = [
     "TRANSFER_TASKS",
     "DataOptions",
     "EvalTransform",
-    "RandomViews",
     "TrainTransform",
     "TransferTask",
     "base_novel_split",
-    "cache_features",
     "cache_pixels",
     "class_counts",
-    "feature_rows",
     "few_shot",
     "find_task",
     "find_tasks",
@@ -30,6 +26,5 @@ __all__ = [
     "load_unlabelled",
     "read_class_names",
     "select_classes",
-    "shorten",
     "stratified_split",
 ]

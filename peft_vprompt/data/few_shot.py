@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from ..utils.validation import shorten
+
 
 def few_shot(
     dataset: Dataset,
@@ -145,9 +147,3 @@ def _label_numbers(names: list[str], class_names: Sequence[str]) -> list[int]:
 def _labels(dataset: Dataset, label_column: str) -> np.ndarray:
     # One slice of the column: iterating over it would read row by row.
     return np.asarray(dataset[label_column][:], dtype=int)
-
-
-def shorten(items: Sequence[str], limit: int = 12) -> str:
-    """Join names for a message, leaving out the tail of a long list."""
-    shown = ", ".join(map(str, items[:limit]))
-    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

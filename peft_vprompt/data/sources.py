@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
-from .few_shot import class_counts, shorten, stratified_split
+from ..utils.validation import shorten
+from .benchmarks import TRAINVAL, load_task, with_trainval
+from .few_shot import class_counts, stratified_split
 from .images import RGBImage
-from .transfer_tasks import TRAINVAL, load_task, with_trainval
 
 
 #: The one test split that is made when the data has none.

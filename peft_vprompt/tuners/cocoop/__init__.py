@@ -1,8 +1,8 @@
 """Conditional context optimisation (CoCoOp)."""
 
-from ...registry import Method, register
+from ..base.registry import Method, register
 from .config import CoCoOpConfig
-from .model import CoCoOpModel
+from .method import CoCoOpModel
 
 
 __all__ = ["CoCoOpConfig", "CoCoOpModel"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...config import ContextConfig
+from ..base.config import ContextConfig
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Multi-modal prompts: MaPLe (coupled) and IVLP (independent)."""
 
-from ...registry import Method, register
+from ..base.registry import Method, register
 from .config import MaPLeConfig
-from .model import MaPLeModel
+from .method import MaPLeModel
 
 
 __all__ = ["MaPLeConfig", "MaPLeModel"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...config import PromptConfig, require_choice, require_int
+from ...utils.validation import require_choice, require_int
+from ..base.config import PromptConfig
 
 
 @dataclass

@@ -1,0 +1,193 @@
+"""Write the generated tables of README.md: `python docs/render/tables.py` (`--check` only compares).
+
+Every cell is computed: parameter counts on ViT-B/16 shapes without weights, support by wrapping a tiny model of each
+class.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch
+from backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
+from models import CLASS_NAMES, CONFIGS, tiny_tokenizer
+from peft import get_peft_model
+from transformers import CLIPConfig, CLIPModel
+
+from peft_vprompt import (
+    ClassHeadConfig,
+    CoCoOpConfig,
+    ContextOptConfig,
+    MaPLeConfig,
+    MRPOConfig,
+    ReadOnlyPromptConfig,
+    TextEncoderConfig,
+    VisualPromptConfig,
+)
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCODERS, UNSUPPORTED, SwinView, view
+from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.tuners.base.registry import METHODS, unsupported
+
+
+#: Rows of the method table: the name people know, and its published configuration on CLIP ViT-B/16. Words only change
+#: the start of a prompt, not its size, and need a tokenizer: left out here.
+PUBLISHED = {
+    "VPT (8 tokens, deep)": VisualPromptConfig(num_virtual_tokens=8, deep=True),
+    "CoOp (M=16)": ContextOptConfig(),
+    "CoCoOp (M=4)": CoCoOpConfig(prompt_init="random"),
+    "MaPLe (n=2, depth 9)": MaPLeConfig(prompt_init="random"),
+    "IVLP (n=2, depth 9)": MaPLeConfig(prompt_init="random", coupling="none"),
+    "RPO (K=24)": ReadOnlyPromptConfig(),
+    "MRPO (K=4, depth 9)": MRPOConfig(),
+    "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=[f"class {i}" for i in range(100)]),
+    "TEnc-FT": TextEncoderConfig(),
+}
+
+
+def vit_b16() -> CLIPModel:
+    """CLIP ViT-B/16's shapes, without storage."""
+    text = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048, "num_hidden_layers": 12}
+    vision = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16}
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=512))
+
+
+def trained_parameters(config) -> int:
+    """Number of parameters an adapter trains on CLIP ViT-B/16."""
+    model = get_peft_model(vit_b16(), config, low_cpu_mem_usage=True)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def method_table() -> str:
+    """Method, class, paper, what is learned, how much."""
+    rows = ["| Method | Class | Learns | Trained on ViT-B/16 | Adapter |", "|---|---|---|--:|--:|"]
+    for title, config in PUBLISHED.items():
+        method = METHODS[config.peft_type.value.lower()]
+        count = trained_parameters(config)
+        size = f"{count * 4 / 1024:,.0f} KB" if count * 4 < 2**20 else f"{count * 4 / 2**20:.1f} MB"
+        rows.append(f"| {title} | `{type(config).__name__}` | {method.learns} | {count:,} | {size} |")
+    rows += ["", "Papers: " + "; ".join(f"{m.title}: {m.paper}" for m in METHODS.values()) + "."]
+    return "\n".join(rows)
+
+
+class Support:
+    """The support tables. Every cell is found out by putting an adapter on a tiny model of the class."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        for name in DUAL_MODELS:
+            tiny_tokenizer(frame(name)).save_pretrained(f"{folder}/{frame(name)}")
+
+    def reason(self, build, model: str) -> str | None:
+        """Why an adapter is refused on a model class; None where it is not."""
+        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": f"{self.folder}/{frame(model)}"}
+        try:
+            get_peft_model(tiny(model), build(**options))
+        except UnsupportedModelError as error:
+            return str(error)
+        return None
+
+    def dual_encoders(self) -> list[str]:
+        """Methods against the models with two towers."""
+        titles = [method.title for method in METHODS.values()]
+        rows = ["| Base model | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+        notes: list[str] = []
+        for model in DUAL_MODELS:
+            cells = []
+            for method in METHODS:
+                refused = self.reason(next(iter(CONFIGS[method].values())), model)
+                if refused and (note := DUAL_ENCODERS[model].no_read_only) not in notes:
+                    notes.append(note)
+                cells.append(f"– ({notes.index(DUAL_ENCODERS[model].no_read_only) + 1})" if refused else "✓")
+            rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
+        return [*rows, "", *(f"({number}) {note[0].upper()}{note[1:]}.\n" for number, note in enumerate(notes, 1))]
+
+    def image_encoders(self) -> list[str]:
+        """What VPT can do on each image encoder, bare and with a head."""
+        rows = [
+            "| Image encoder | With a head | Prompts stand | One per token | Pixels | Read-only |",
+            "|---|---|---|---|---|---|",
+        ]
+        for model in (name for name in ENCODERS if name in VISION_MODELS):
+            names = [f"{model.removesuffix(end)}ForImageClassification" for end in ("Model", "VisionModel")]
+            head = next((name for name in names if name in VISION_MODELS), None)
+            classes = [model, head] if head else [model]
+            cells = []
+            for variant in ("shallow", "added", "border", "read-only"):
+                refused = [self.reason(CONFIGS["visual_prompt"][variant], name) is not None for name in classes]
+                cells.append("–" if all(refused) else "✓")
+            if cells[0] == "–":
+                raise ValueError(f"{model} is listed as supported and refuses prompts.")
+            shown = f"`{head}`" if head else ""
+            rows.append(f"| `{model}` | {shown} | {place(model)} | " + " | ".join(cells[1:]) + " |")
+        return rows
+
+
+def text_methods() -> str:
+    """The methods that every model without a text tower refuses; `tests/test_support.py` tries each."""
+    refused = [m.title for name, m in METHODS.items() if all(unsupported(name, model) for model in VISION_MODELS)]
+    return f"They have no text tower: {'; '.join(refused)} are refused there."
+
+
+def place(model: str) -> str:
+    """Where prompts stand in an image encoder, from its view."""
+    module = next(m for m in tiny(model).modules() if type(m).__name__ in ENCODER_VIEWS and hasattr(m, "embeddings"))
+    tower = view(module)
+    if isinstance(tower, SwinView):
+        return "in every window"
+    if not tower.prompts_first:
+        return "after the patches"
+    count = tower.num_prefix_tokens
+    return "after the class token" if count == 1 else "after the special tokens"
+
+
+def support_table() -> str:
+    """Base model classes against what works on them."""
+    with tempfile.TemporaryDirectory() as folder:
+        support = Support(folder)
+        lines = support.dual_encoders()
+        lines += [f"VPT works on image encoders by themselves, too. {text_methods()}", ""]
+        lines += support.image_encoders()
+    lines += ["", "Refused as a whole:", ""]
+    for reason in dict.fromkeys(UNSUPPORTED.values()):
+        names = ", ".join(f"`{name}`" for name, why in UNSUPPORTED.items() if why == reason)
+        lines.append(f"* {names}: {reason}.")
+    return "\n".join(lines)
+
+
+TABLES = {"methods": method_table, "support": support_table}
+
+
+def render(text: str) -> str:
+    """README text with every generated table replaced by a fresh one."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: generated by docs/render/tables.py -->", f"<!-- end of {name} -->"
+        text = re.sub(f"{begin}.*?{end}", f"{begin}\n{table()}\n{end}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    """Write the README, or with --check say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare; exit status 1 if the tables are stale")
+    check = parser.parse_args().check
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new = render(old)
+    if check:
+        return int(new != old)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

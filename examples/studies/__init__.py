@@ -1,0 +1,1 @@
+"""Programs that the models and the numbers of the documentation come from."""

@@ -1,0 +1,348 @@
+"""`EncoderView`: the thin, per-architecture view of one encoder.
+
+A view holds no state: it is made on the fly around the module it looks at. A new backbone is one more view.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..core.insertion import InsertionRule, insert_prompts
+from ..core.layer_loop import OutputRows, encode
+from .layer_parts import LayerParts
+
+
+class EncoderView(ABC):
+    """What the layer loop and the prompt holders need to know of an encoder.
+
+    Attributes:
+        layer_parts: what the parts of its layers are called; None where layers are built in another way.
+    """
+
+    layer_parts: LayerParts | None = None
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    @property
+    @abstractmethod
+    def layers(self) -> Iterable[nn.Module]:
+        """The Hugging Face layers in order."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """Size of a token."""
+        return self.module.config.hidden_size
+
+    @property
+    @abstractmethod
+    def reference_weight(self) -> Tensor:
+        """A weight whose dtype and device new prompts take."""
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The attention module of one layer, whose second output are the weights."""
+        return layer.self_attn
+
+    def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
+
+        Where the layer's parts are known, nothing else is computed.
+        """
+        if self.knows_parts(layer):
+            return self.layer_parts.keys_values(layer, hidden)
+        kv_cache: list[tuple[Tensor, Tensor]] = []
+        self.run_layer(layer, hidden, kv_cache=kv_cache)
+        return kv_cache[0]
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
+        """One layer on [b, s, d]; `kwargs` go to its attention function."""
+        output = layer(hidden, None, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
+        """One layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
+
+        Where the layer's parts are known, these are not computed.
+        """
+        if self.knows_parts(layer):
+            return self.layer_parts.read(layer, rows, pattern)
+        return self.run_layer(layer, rows, pattern=pattern)
+
+    def knows_parts(self, layer: nn.Module) -> bool:
+        """Whether `layer_parts` are the parts of this layer."""
+        return self.layer_parts is not None and self.layer_parts.fit(layer)
+
+
+class VisionView(EncoderView):
+    """An image encoder.
+
+    Attributes:
+        num_prefix_tokens: rows in front of the patches (class token, distillation token, registers).
+        prompts_first: True where prompts stand right after those, False where they follow the patches.
+        keeps_prompts: whether the prompts' rows stay in `last_hidden_state`. Where they do not, the model's own
+            pooling and head see the rows they were made for, and no mean over patches contains a prompt.
+        fixed_size: whether images of another size need `interpolate_pos_encoding`.
+        embed_options: further keyword arguments that `embed` and `layer_options` understand.
+        pooled_rows: the rows that `pool` needs of the last layer, in a tower with `layer_parts`; None for all.
+        head_rows: likewise the rows that a classification head reads; None where all may be.
+        gives_attentions: whether attention weights can be had from the layers when there are prompts.
+        pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
+        no_read_only: why prompts cannot read this encoder without being read; None where they can.
+    """
+
+    num_prefix_tokens: int = 1
+    prompts_first: bool
+    keeps_prompts: bool = False
+    fixed_size: bool = True
+    embed_options: tuple[str, ...] = ()
+    pooled_rows: slice | None = None
+    head_rows: slice | None = None
+    gives_attentions: bool = True
+    pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
+    pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
+    no_read_only: str | None = None
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch in pixels."""
+        return pair(self.module.config.patch_size)[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width the position embeddings are made for."""
+        return pair(self.module.config.image_size)
+
+    @abstractmethod
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Special tokens (class, distillation, registers) and patches with positions, [b, s, d].
+
+        A call of the model hands on keywords that are not for the embeddings (the Trainer's `num_items_in_batch`,
+        say); they are ignored.
+        """
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """InsertRows and columns of patches in an image of `image_size`."""
+        return tuple(edge // self.patch_size for edge in self.image_size)
+
+    @property
+    @abstractmethod
+    def patch_embedding(self) -> nn.Module | None:
+        """The convolution that makes patches into tokens, for prompts that are pixels.
+
+        None where `embed_grid` has no meaning; such prompts are refused there.
+        """
+
+    @abstractmethod
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Class token and patches with positions [b, 1 + h * w, d], of embedded patches `grid` [b, d, h, w].
+
+        Positions are resized to the grid, see `resize_positions`.
+        """
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Special tokens and patches of an image of `image_size`; None where images differ in shape."""
+        return self.num_prefix_tokens + math.prod(self.grid_size)
+
+    def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
+        """Keyword arguments that `run_layer` needs beside a layer's input: rotations, shapes, masks."""
+        return {}
+
+    def attach(self) -> None:
+        """Make the layers ready for rows that the model itself does not have. Does nothing the second time."""
+
+    def detach(self) -> None:
+        """Undo `attach`."""
+
+    @property
+    def num_head_rows(self) -> int | None:
+        """InsertRows in which a classification head finds its class token and one patch; None: as many as it always has."""
+        return self.num_prefix_tokens + 1
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Layers and width of each stage; one stage where the width never changes."""
+        return [(self.num_layers, self.width)]
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """What happens between embedding (prompts included) and the first layer."""
+        return hidden
+
+    def encode(
+        self,
+        hidden: Tensor,
+        prompts: Tensor | None,
+        rule: InsertionRule | None,
+        first_layer: int = 0,
+        states: list[Tensor] | None = None,
+        output_rows: OutputRows | None = None,
+        **layer_options,
+    ) -> Tensor:
+        """Let image tokens [b, s, d] and prompts run through the layers; see `encode.encode`."""
+        if first_layer == 0:
+            hidden = insert_prompts(hidden, prompts, rule, 0)
+        return encode(self, self.prepare(hidden), prompts, rule, first_layer, states, output_rows, **layer_options)
+
+    @abstractmethod
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Final norm and pooling of [b, s, d]; `kwargs` are the call's `embed_options`."""
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The image's feature [b, d] from what `pooled_rows` leave of the last layer, [b, r, d]."""
+        return self.finish(hidden).pooler_output
+
+    @abstractmethod
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm that a token read out at the end goes through."""
+
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """The pooled output for a feature [b, d] that is read out in the place of the class token."""
+        return feature
+
+    def check_images(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
+        """Refuse what is no batch of images, or of images the position embeddings do not fit.
+
+        Raises:
+            TypeError: no tensor, or one of whole numbers, which are pixels that nobody has normalised.
+            ValueError: names the shape received, the one expected and the remedies.
+        """
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            received = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise TypeError(
+                "Expected pixel_values as a tensor of normalised pixels, as the model's image processor gives it with "
+                f"return_tensors='pt'. Received: {received}."
+            )
+        shape, channels = list(pixel_values.shape), self.module.config.num_channels
+        if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):
+            raise ValueError(
+                f"Expected pixel_values [batch, channels, height, width] with {channels} channels. Received: "
+                f"pixel_values of shape {shape}. Stack single images into a batch, and make grey ones RGB (Pillow's "
+                "image.convert('RGB'))."
+            )
+        if not shape[0]:
+            raise ValueError(f"Expected at least one image. Received: pixel_values of shape {shape}.")
+        size = tuple(shape[-2:])
+        if self.fixed_size and size != self.image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"Expected images of {self.image_size[0]}x{self.image_size[1]} pixels. Received: pixel_values of shape "
+                f"{shape}. Resize them with the model's image processor, or pass "
+                "interpolate_pos_encoding=True."
+            )
+
+
+def pair(size: int | Iterable[int]) -> tuple[int, int]:
+    """Height and width, also where a config gives one number for both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int], prefix: int = 1) -> Tensor:
+    """Position embeddings [1, prefix + patches, d], those of the patches resized from the grid `original` to `size`.
+
+    Bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
+    (bicubic) is another thing.
+    """
+    if size == original:
+        return positions
+    grid = positions[:, prefix:].unflatten(1, original).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=True)
+    return torch.cat([positions[:, :prefix], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class TextView(EncoderView):
+    """A text encoder.
+
+    Attributes:
+        parts: the modules that make up the encoder, for training it whole; PEFT takes all whose names end so.
+    """
+
+    parts: tuple[str, ...] = ("embeddings", "encoder", "final_layer_norm")
+
+    @property
+    @abstractmethod
+    def token_embedding(self) -> nn.Module:
+        """Token ids -> vectors."""
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The token embedding."""
+        return self.token_embedding.weight
+
+    @property
+    def max_positions(self) -> int:
+        """Longest text, start and end token included."""
+        return self.module.config.max_position_embeddings
+
+    @torch.no_grad()
+    def word_vectors(self, token_ids: list[int]) -> Tensor:
+        """Token embeddings [len(token_ids), d] to start prompts from."""
+        weight = self.token_embedding.weight
+        return weight[torch.tensor(token_ids, device=weight.device)].clone()
+
+
+class CausalTextView(TextView):
+    """A text encoder whose tokens read what stands before them: class prompts share their prefix."""
+
+    @property
+    @abstractmethod
+    def position_embedding(self) -> nn.Module:
+        """Positions -> vectors."""
+
+    @property
+    @abstractmethod
+    def end_token_id(self) -> int:
+        """Id of the end token, where the text's feature is read."""
+
+    @abstractmethod
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm after the last layer."""
+
+
+class BidirectionalTextView(TextView):
+    """A text encoder whose tokens read each other: each class prompt is a row of its own.
+
+    Attributes:
+        fills_up: texts are padded to `max_positions`; else to the longest.
+        reads_padding: padding is read like any token; else it is masked.
+    """
+
+    fills_up: bool = False
+    reads_padding: bool = False
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Input of the first layer from token vectors [c, l, d]."""
+        return self.module.embeddings(inputs_embeds=vectors)
+
+    def layer_mask(self, mask: Tensor, hidden: Tensor) -> Tensor | None:
+        """What the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
+        if self.reads_padding:
+            return None
+        mask = mask.repeat(hidden.shape[0] // mask.shape[0], 1)
+        return create_bidirectional_mask(config=self.module.config, inputs_embeds=hidden, attention_mask=mask)
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One layer on [b, s, d]."""
+        output = layer(hidden, mask)
+        return output[0] if isinstance(output, tuple) else output
+
+    @abstractmethod
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The text's feature [c, e] from the last layer's output [c, l, d], as the model pools it."""
+
+    @abstractmethod
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The same by the model's own call, without prompts."""

@@ -1,0 +1,74 @@
+"""The text encoders of Chinese-CLIP and AltCLIP: a BERT and an XLM-RoBERTa, which read texts in both directions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .base import BidirectionalTextView
+
+
+class ChineseCLIPTextView(BidirectionalTextView):
+    """`ChineseCLIPTextModel`: the text's feature is the last state of the class token in front."""
+
+    parts = ("word_embeddings", "position_embeddings", "token_type_embeddings", "embeddings.LayerNorm", "encoder")
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`ChineseCLIPTextLayer`s."""
+        return self.module.encoder.layer
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`ChineseCLIPTextSelfAttention`."""
+        return layer.attention.self
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.embeddings.word_embeddings
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The class token's state."""
+        return hidden[:, 0]
+
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The class token's state."""
+        return self.module(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state[:, 0]
+
+
+class AltCLIPTextView(BidirectionalTextView):
+    """`AltCLIPTextModel`: an XLM-RoBERTa whose class token goes through a norm and a linear map."""
+
+    parts = ("roberta", "transformation", "pre_LN")
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`AltRobertaLayer`s; older transformers releases call them by the singular."""
+        encoder = self.module.roberta.encoder
+        return encoder.layers if hasattr(encoder, "layers") else encoder.layer
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`AltRobertaSelfAttention`."""
+        return layer.attention.self
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.roberta.embeddings.word_embeddings
+
+    @property
+    def max_positions(self) -> int:
+        """Positions are counted from behind the padding's."""
+        config = self.module.config
+        return config.max_position_embeddings - config.pad_token_id - 1
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """Input of the first layer from token vectors [c, l, d]."""
+        return self.module.roberta.embeddings(inputs_embeds=vectors)
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The class token's state, normed and mapped."""
+        return self.module.transformation(self.module.pre_LN(hidden[:, 0]))
+
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The pooled output."""
+        return self.module(input_ids=token_ids, attention_mask=mask.long()).pooler_output

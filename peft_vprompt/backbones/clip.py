@@ -1,0 +1,123 @@
+"""CLIP and models built like it (MetaCLIP 2, the image side of Chinese-CLIP and AltCLIP).
+
+The same views serve transformers releases that keep a `CLIPTextTransformer` / `CLIPVisionTransformer` inside.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .base import CausalTextView, EncoderView, VisionView, resize_positions
+from .layer_parts import CLIP_PARTS
+
+
+class CLIPView(EncoderView):
+    """What both towers of `CLIPModel` have in common: their layers."""
+
+    layer_parts = CLIP_PARTS
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`CLIPEncoderLayer`s."""
+        return self.module.encoder.layers
+
+
+class CLIPTextView(CLIPView, CausalTextView):
+    """Causal text encoder of `CLIPModel`."""
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.embeddings.token_embedding
+
+    @property
+    def position_embedding(self) -> nn.Module:
+        """`nn.Embedding` over positions."""
+        return self.module.embeddings.position_embedding
+
+    @property
+    def end_token_id(self) -> int:
+        """The configured id; OpenAI's configs say 2 where the last id of the vocabulary is meant."""
+        configured = self.module.config.eos_token_id
+        return self.module.config.vocab_size - 1 if configured in (None, 2) else configured
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`final_layer_norm`."""
+        return self.module.final_layer_norm(hidden)
+
+
+class MetaClip2TextView(CLIPTextView):
+    """Causal text encoder of `MetaClip2Model`: as CLIP's, with the vocabulary of a multilingual model."""
+
+    @property
+    def end_token_id(self) -> int:
+        """The configured id; here 2 is meant where it is said."""
+        return self.module.config.eos_token_id
+
+
+class CLIPLikeVisionView(CLIPView, VisionView):
+    """What the image encoders of CLIP and SigLIP share: prompts follow the patches."""
+
+    prompts_first = False
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_embedding.weight
+
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """`[CLS, patches]`, or patches alone, with positions."""
+        return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
+
+    @property
+    def patch_embedding(self) -> nn.Module | None:
+        """A convolution."""
+        return self.module.embeddings.patch_embedding
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """`[CLS, patches]`, or patches alone, with positions."""
+        embeddings, tokens = self.module.embeddings, grid.flatten(2).transpose(1, 2)
+        if self.num_prefix_tokens:
+            tokens = torch.cat([embeddings.class_embedding.expand(grid.shape[0], 1, -1), tokens], dim=1)
+        positions = embeddings.position_embedding.weight.unsqueeze(0)
+        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, self.num_prefix_tokens)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`post_layernorm`."""
+        return self.module.post_layernorm(hidden)
+
+
+class CLIPVisionView(CLIPLikeVisionView):
+    """Image encoder of `CLIPModel`: the prompts pass `pre_layrnorm` with the patches."""
+
+    pooled_rows = slice(0, 1)
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    def class_vector(self) -> Tensor:
+        """`class_embedding`."""
+        return self.module.embeddings.class_embedding.detach()
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """`pre_layrnorm` (the spelling is transformers')."""
+        return self.module.pre_layrnorm(hidden)
+
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """The class token through `post_layernorm`."""
+        pooled = self.final_norm(hidden[:, 0, :])
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class ChineseCLIPVisionView(CLIPVisionView):
+    """Image encoder of `ChineseCLIPModel`; in older transformers releases its layers take no mask."""
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
+        """One layer on [b, s, d]; `kwargs` go to its attention function."""
+        if "attention_mask" in inspect.signature(layer.forward).parameters:
+            return super().run_layer(layer, hidden, **kwargs)
+        output = layer(hidden, **kwargs)
+        return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,103 @@
+"""SigLIP and SigLIP 2."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .base import BidirectionalTextView
+from .clip import CLIPLikeVisionView, CLIPView
+
+
+class SiglipTextView(CLIPView, BidirectionalTextView):
+    """Text encoder of `SiglipModel` and `Siglip2Model`.
+
+    Texts are padded to all positions, padding is read like any token, and the feature is the last token's, through a
+    linear head.
+    """
+
+    parts = ("embeddings", "encoder", "final_layer_norm", "head")
+    fills_up = reads_padding = True
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """`nn.Embedding` over the vocabulary."""
+        return self.module.embeddings.token_embedding
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The last token's state, normed and through the head."""
+        return self.module.head(self.module.final_layer_norm(hidden[:, -1]))
+
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """The pooled output."""
+        return self.module(input_ids=token_ids).pooler_output
+
+
+class SiglipVisionView(CLIPLikeVisionView):
+    """Image encoder of `SiglipModel`: patches and no class token.
+
+    The pooling head, a learned query that reads all patches, does not read the prompts.
+    """
+
+    num_prefix_tokens = 0
+    pixel_mean, pixel_std = IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+    no_read_only = "its attention modules cannot be told who reads whom"
+
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Final norm of all patches, and the pooling head where the model has one."""
+        hidden = self.final_norm(hidden)
+        pooled = self.module.head(hidden, *self.head_arguments(**kwargs)) if self.module.use_head else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """What the pooling head reads where it finds nothing but the feature."""
+        return self.module.head(feature.unsqueeze(1)) if self.module.use_head else feature
+
+    def head_arguments(self, **kwargs) -> tuple:
+        """What the pooling head reads beside the patches."""
+        return ()
+
+
+class Siglip2VisionView(SiglipVisionView):
+    """Image encoder of `Siglip2Model`: images of any shape as padded rows of patches; nobody reads the padding."""
+
+    fixed_size = False
+    patch_embedding = None  # patches are cut before the model sees them
+    num_tokens = num_head_rows = None  # an image has as many rows as its mask
+    embed_options = ("spatial_shapes", "pixel_attention_mask")
+
+    def embed(self, pixel_values: Tensor, spatial_shapes: Tensor | None = None, **kwargs) -> Tensor:
+        """Patches [b, s, 3 * patch size ** 2] with positions for the shape of each image, [b, 2] in patches.
+
+        Raises:
+            ValueError: there are no shapes.
+        """
+        if spatial_shapes is None:
+            raise ValueError(
+                "Expected spatial_shapes and pixel_attention_mask beside pixel_values, as Siglip2ImageProcessor gives "
+                "them. Received: spatial_shapes=None."
+            )
+        return self.module.embeddings(pixel_values, spatial_shapes)
+
+    def layer_options(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs) -> dict:
+        """The mask of the padding."""
+        return {"pixel_attention_mask": pixel_attention_mask}
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, pixel_attention_mask: Tensor | None = None) -> Tensor:
+        """One layer; nobody reads the padding, and everybody the prompts that follow it."""
+        mask = None
+        if pixel_attention_mask is not None:
+            prompts = hidden.shape[1] - pixel_attention_mask.shape[1]
+            mask = create_bidirectional_mask(
+                config=self.module.config,
+                inputs_embeds=hidden,
+                attention_mask=F.pad(pixel_attention_mask, (0, prompts), value=1),
+            )
+        return layer(hidden, mask)
+
+    def head_arguments(self, pixel_attention_mask: Tensor | None = None, **kwargs) -> tuple:
+        """The mask of the padding."""
+        return (pixel_attention_mask,)

@@ -1,0 +1,267 @@
+"""Swin and Swin v2: attention in windows, stages of growing width.
+
+Prompts stand in front of the image's tokens and enter every window of their image, without relative position and
+visible to all of it. What the windows made of a prompt is averaged over the image's windows; between stages a prompt is
+merged like four equal patches. Source: KMnP/vpt `src/models/vit_prompt/swin_transformer.py`, whose windows read the
+prompts of other images of the batch; here no image sees another.
+
+Shapes: b = batch, n = prompts, h, w = grid of tokens, s = n + h * w rows, d = width, r = n + rows of one window,
+k = windows of one image, a = heads.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import ModelOutput
+
+from ..core.insertion import InsertionRule, insert_prompts
+from ..core.layer_loop import OutputRows
+from .base import VisionView, resize_positions
+from .layer_parts import split_heads
+
+
+class SwinView(VisionView):
+    """`SwinModel`. A layer is a block; `embed` gives a grid of tokens [b, h, w, d]."""
+
+    num_prefix_tokens = 0
+    prompts_first = True
+    embed_options = ("bool_masked_pos",)
+    keeps_prompts = True
+    gives_attentions = False
+    no_read_only = "it mixes what the prompts of all windows have read into one prompt"
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.module.encoder.layers for block in stage.blocks]
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Blocks and width of each stage."""
+        return [(depth, self.width * 2**index) for index, depth in enumerate(self.module.config.depths)]
+
+    @property
+    def width(self) -> int:
+        """Size of a token in the first stage."""
+        return self.module.config.embed_dim
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.patch_embedding.weight
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """`SwinAttention`."""
+        return layer.attention
+
+    @property
+    def fixed_size(self) -> bool:
+        """Absolute positions, if there are any, belong to one image size."""
+        return self.module.embeddings.position_embeddings is not None
+
+    # ---- embedding --------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Patches [b, h, w, d], normalised; positions are relative and belong to the windows."""
+        tokens, grid = self.module.embeddings(
+            pixel_values.to(self.reference_weight.dtype),
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+        )
+        return tokens.unflatten(1, grid)
+
+    @property
+    def patch_embedding(self) -> nn.Module:
+        """`projection`."""
+        return self.module.embeddings.patch_embeddings.projection
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Patches [b, h, w, d], normalised."""
+        embeddings = self.module.embeddings
+        tokens = embeddings.norm(grid.permute(0, 2, 3, 1))
+        if embeddings.position_embeddings is not None:
+            size = tuple(grid.shape[-2:])
+            positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, prefix=0)
+            tokens = tokens + positions.unflatten(1, size)
+        return embeddings.dropout(tokens)
+
+    # ---- layers -----------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        hidden: Tensor,
+        prompts: list[Tensor] | None,
+        rule: InsertionRule | None,
+        first_layer: int = 0,
+        states: list[Tensor] | None = None,
+        output_rows: OutputRows | None = None,
+        **layer_options,
+    ) -> Tensor:
+        """Prompts and tokens [b, s, d] of the last stage, from tokens [b, h, w, d].
+
+        As `encode.encode`, but prompts have the width of their stage, `states` collects the input of the first and the
+        output of each stage, and all rows of the last layer are needed (`output_rows` is not looked at).
+        """
+        grid, hidden, step = tuple(hidden.shape[1:3]), hidden.flatten(1, 2), -first_layer
+        if states is not None:
+            states.append(hidden)
+        for stage in self.module.encoder.layers:
+            for block in stage.blocks:
+                hidden = insert_prompts(hidden, prompts, rule, step)
+                hidden = run_stage_block(stage, functools.partial(self.run_block, block, grid=grid), hidden)
+                step += 1
+            if stage.downsample is not None:
+                hidden = merge(stage.downsample, hidden, grid)
+                grid = tuple((edge + 1) // 2 for edge in grid)
+            if states is not None:
+                states.append(hidden)
+        return hidden
+
+    def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""
+        block.set_shift_and_window_size(grid)
+        attended = self.attend_windows(block, block.layernorm_before(hidden), grid)
+        hidden = hidden + block.drop_path(getattr(block, "dropout", nn.Identity())(attended))
+        normed = block.layernorm_after(hidden)
+        if hasattr(block, "mlp"):
+            return hidden + block.dropout(block.mlp(normed))
+        return hidden + block.output(block.intermediate(normed))  # older transformers releases
+
+    def attend_windows(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention in the (shifted) windows, prompts in each of them; [b, s, d] to [b, s, d]."""
+        modeling = sys.modules[type(block).__module__]
+        batch, count = hidden.shape[0], hidden.shape[1] - grid[0] * grid[1]
+        size, shift = block.window_size, block.shift_size
+        prompts, image = hidden[:, :count], hidden[:, count:].unflatten(1, grid)
+        image, _ = block.maybe_pad(image, *grid)
+        padded = tuple(image.shape[1:3])
+        mask = shift_mask(block, padded, hidden)
+        image = torch.roll(image, (-shift, -shift), (1, 2)) if shift else image
+        windows = modeling.window_partition(image, size).flatten(1, 2)  # an image's windows lie side by side
+        num_windows = windows.shape[0] // batch
+        rows = torch.cat([prompts.repeat_interleave(num_windows, dim=0), windows], dim=1)
+        rows = self.attend(block.attention, rows, mask)
+        prompts = rows[:, :count].unflatten(0, (batch, num_windows)).mean(dim=1)
+        image = modeling.window_reverse(rows[:, count:].unflatten(1, (size, size)).contiguous(), size, *padded)
+        image = torch.roll(image, (shift, shift), (1, 2)) if shift else image
+        return torch.cat([prompts, image[:, : grid[0], : grid[1]].flatten(1, 2)], dim=1)
+
+    def attend(self, attention: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """`SwinAttention` on prompts and windows [b * k, r, d]; `mask` [k, tokens, tokens] keeps shifted parts apart."""
+        if hasattr(attention, "q_proj"):
+            projections, head_size = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim
+            inner, dropout = attention, attention.attention_dropout
+        else:  # Swin v2, and older transformers releases
+            inner = attention.self
+            projections, head_size = (inner.query, inner.key, inner.value), inner.attention_head_size
+            dropout = inner.dropout.p
+        query, key, value = (split_heads(project(rows), head_size) for project in projections)
+        query, key = self.scale(inner, query, key)
+        bias = window_bias(self.position_bias(inner), mask, rows).to(value.dtype)
+        dropout = dropout if attention.training else 0.0
+        output = F.scaled_dot_product_attention(
+            query.to(value.dtype), key.to(value.dtype), value, bias, dropout, scale=1.0
+        )
+        output = output.transpose(1, 2).flatten(2)
+        return attention.o_proj(output) if inner is attention else attention.output(output, rows)
+
+    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Query and key whose product are the scores."""
+        return query * query.shape[-1] ** -0.5, key
+
+    def position_bias(self, inner: nn.Module) -> Tensor:
+        """Relative position bias of a window's tokens, [a, tokens, tokens]."""
+        if hasattr(inner, "relative_position_bias"):
+            return inner.relative_position_bias()[0]
+        return look_up(inner.relative_position_bias_table, inner.relative_position_index)
+
+    # ---- readout ----------------------------------------------------------------------------------------------
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`layernorm`."""
+        return self.module.layernorm(hidden)
+
+    def finish(self, hidden: Tensor, **kwargs) -> ModelOutput:
+        """Final norm, and the mean over prompts and tokens where the model pools.
+
+        Stages that carry prompts are no grids: there are no `reshaped_hidden_states`.
+        """
+        hidden, pooler, model_class = self.final_norm(hidden), self.module.pooler, type(self.module)
+        pooled = None if pooler is None else pooler(hidden.transpose(1, 2)).flatten(1)
+        output_class = getattr(sys.modules[model_class.__module__], f"{model_class.__name__}Output")
+        return output_class(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class Swinv2View(SwinView):
+    """`Swinv2Model`: cosine attention, continuous position bias, norms after attention and feed-forward layer."""
+
+    def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One block on prompts and tokens [b, s, d]: `Swinv2Layer`, its submodules in its order."""
+        attended = block.layernorm_before(self.attend_windows(block, hidden, grid))
+        hidden = hidden + block.drop_path(attended)
+        return hidden + block.drop_path(block.layernorm_after(block.output(block.intermediate(hidden))))
+
+    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines, each head's with a temperature of its own."""
+        temperature = inner.logit_scale.clamp(max=math.log(100.0)).exp()
+        return F.normalize(query, dim=-1) * temperature, F.normalize(key, dim=-1)
+
+    def position_bias(self, inner: nn.Module) -> Tensor:
+        """From 0 to 16, by a small network on the distance."""
+        table = inner.continuous_position_bias_mlp(inner.relative_coords_table).flatten(0, -2)
+        return 16 * torch.sigmoid(look_up(table, inner.relative_position_index))
+
+
+def shift_mask(block: nn.Module, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
+    """Which tokens of a shifted window were together before, [k, tokens, tokens]; None without a shift."""
+    takes_device = "device" in inspect.signature(block.get_attn_mask).parameters  # not in older transformers releases
+    mask = block.get_attn_mask(*size, dtype=hidden.dtype, **({"device": hidden.device} if takes_device else {}))
+    return None if mask is None else mask.to(hidden.device)
+
+
+def look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Bias [a, tokens, tokens] from a `table` [distances, a] by the distance of each pair, `index` [tokens, tokens]."""
+    return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+
+
+def window_bias(bias: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
+    """What is added to the scores of prompts and windows `rows` [b * k, r, d]: [1 or b * k, a, r, r].
+
+    The relative position `bias` [a, tokens, tokens] and the `mask` [k, tokens, tokens] have rows and columns of zero for
+    the prompts.
+    """
+    bias = bias.unsqueeze(0)
+    if mask is not None:
+        bias = (bias + mask.unsqueeze(1)).repeat(rows.shape[0] // mask.shape[0], 1, 1, 1)
+    count = rows.shape[1] - bias.shape[-1]
+    return F.pad(bias, (count, 0, count, 0))
+
+
+def merge(downsample: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch merging between two stages: four tokens become one, and so do four copies of each prompt."""
+    count = hidden.shape[1] - grid[0] * grid[1]
+    image = downsample(hidden[:, count:], grid)
+    if count == 0:
+        return image
+    squares = hidden[:, :count].repeat_interleave(2, dim=1).repeat(1, 2, 1)  # each prompt fills a square of 2 x 2
+    return torch.cat([downsample(squares, (2, 2 * count)), image], dim=1)
+
+
+def run_stage_block(stage: nn.Module, run_block, hidden: Tensor) -> Tensor:
+    """Run one block, recomputing it in the backward pass where the model's gradient checkpointing is on."""
+    if getattr(stage, "gradient_checkpointing", False) and stage.training:
+        return stage._gradient_checkpointing_func(run_block, hidden)
+    return run_block(hidden)

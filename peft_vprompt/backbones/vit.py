@@ -1,0 +1,119 @@
+"""ViT, bare (`ViTModel`) or inside a classifier, and the models built like it."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .base import VisionView, resize_positions
+from .layer_parts import VIT_PARTS
+
+
+class ViTLikeView(VisionView):
+    """A class token and patches, one stack of layers, a final norm: what ViT, DeiT, MAE, DINOv2 and BEiT share.
+
+    Prompts stand between the special tokens and the patches, without positions.
+    """
+
+    prompts_first = True
+    embed_options = ("bool_masked_pos",)
+    #: Names of the special tokens that have positions.
+    positioned: tuple[str, ...] = ("cls_token",)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`...Layer`s; some models and older transformers releases keep them in an encoder module."""
+        return self.module.layers if hasattr(self.module, "layers") else self.module.encoder.layer
+
+    @property
+    def no_read_only(self) -> str | None:
+        """Older transformers releases have layers that hand nothing down to the attention function."""
+        parameters = inspect.signature(self.layers[0].forward).parameters.values()
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return None
+        return "its layers cannot be told who reads whom in this release of transformers; newer ones can"
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_embeddings.projection.weight
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The module whose second output are the weights."""
+        attention = layer.attention
+        return getattr(attention, "attention", attention)
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
+        """One layer; prompts leave every token visible to every other, so there is no mask to hand over."""
+        output = layer(hidden, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def embed(
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """`[CLS, ..., patches]` with positions."""
+        return self.module.embeddings(
+            pixel_values.to(self.reference_weight.dtype),
+            bool_masked_pos=bool_masked_pos,
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+        )
+
+    @property
+    def patch_embedding(self) -> nn.Module | None:
+        """`projection`."""
+        return self.module.embeddings.patch_embeddings.projection
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """`[CLS, ..., patches]` with positions."""
+        embeddings = self.module.embeddings
+        special = [getattr(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
+        tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
+        size = tuple(grid.shape[-2:])
+        positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, len(special))
+        return getattr(embeddings, "dropout", nn.Identity())(tokens + positions)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """`layernorm`."""
+        return self.module.layernorm(hidden)
+
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Final norm of all tokens, and the pooler where the model has one."""
+        hidden = self.final_norm(hidden)
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def pooled_output(self, feature: Tensor) -> Tensor:
+        """The pooler, where the model has one; it finds the feature whether it reads CLS or the mean of the patches."""
+        return feature if self.pooler is None else self.pooler(torch.stack([feature, feature], dim=1))
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """The module that gives the pooled output, if any."""
+        return getattr(self.module, "pooler", None)
+
+
+class ViTView(ViTLikeView):
+    """`ViTModel`. Its prompts stay in `last_hidden_state`, as in the code of VPT's authors; its head reads CLS."""
+
+    layer_parts = VIT_PARTS
+    keeps_prompts = True
+
+    @property
+    def head_rows(self) -> slice | None:
+        """The special tokens, which come first; None in releases of transformers that build the layers otherwise."""
+        return slice(0, self.num_prefix_tokens) if self.knows_parts(self.layers[0]) else None
+
+
+class DeiTView(ViTView):
+    """`DeiTModel`: `[CLS, distillation token, prompts, patches]`; its heads read the two special tokens."""
+
+    keeps_prompts = False
+    num_prefix_tokens = 2
+    positioned = ("cls_token", "distillation_token")

@@ -1,0 +1,262 @@
+"""Who may read whom: attention patterns, and the transformers attention function that applies them.
+
+Hugging Face layers hand keyword arguments down to the attention function. A layer called with `pattern=...` computes
+attention by that pattern; without it the function does exactly what the user's own choice (sdpa, eager, flash) does.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+#: Name under which the attention function is registered with transformers.
+ATTENTION_NAME = "prompt_attention"
+
+
+#: Suffixes that fit into so many rows are computed together, because products of single suffixes are too small to be fast.
+#: Forward and backward of the attention of one layer of CLIP ViT-B/16 with 100 class names, on one core of an EPYC: a suffix
+#: at a time 11.6 ms, in blocks of 16 rows 6.6 ms, of 48 rows 8.6 ms.
+BLOCK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows taken out of a packed sequence into blocks of equal size, and what may be read in them.
+
+    Shapes: k = blocks, r = rows of the largest, q = queries of a block, or 1 where all of them read alike.
+
+    Attributes:
+        rows: [k, r] row of the suffixes that each place shows (0 where there is none).
+        visible: [k, q, r] True where a query reads the row at that place.
+    """
+
+    rows: Tensor
+    visible: Tensor
+
+    @classmethod
+    def of_suffixes(cls, paths: list[list[int]]) -> Blocks:
+        """Each suffix is a block, and all of it is visible."""
+        rows = _padded(paths)
+        return cls(rows.clamp(min=0), (rows >= 0)[:, None])
+
+    @classmethod
+    def of_groups(cls, paths: list[list[int]]) -> Blocks:
+        """As many suffixes in each block as fit; a row reads its own suffix up to itself."""
+        size = max(BLOCK_ROWS, *map(len, paths))
+        groups: list[list[int]] = [[]]
+        for path in sorted(paths):  # suffixes that begin alike come together
+            more = [row for row in path if row not in groups[-1]]
+            if len(groups[-1]) + len(more) > size:
+                groups.append([])
+                more = path
+            groups[-1].extend(more)
+        reads = {row: path[: place + 1] for path in paths for place, row in enumerate(path)}
+        visible = torch.zeros(len(groups), max(map(len, groups)), max(map(len, groups)), dtype=torch.bool)
+        for block, group in zip(visible, groups, strict=True):
+            place = {row: index for index, row in enumerate(group)}
+            pairs = [(place[row], place[read]) for row in group for read in reads[row]]
+            block[tuple(torch.tensor(pairs).T)] = True
+        return cls(_padded(groups).clamp(min=0), visible)
+
+    def take(self, packed: Tensor) -> Tensor:
+        """The blocks [b, h, k, r, d] of the suffixes [b, h, t, d]."""
+        return packed.index_select(2, self.rows.flatten()).unflatten(2, self.rows.shape)
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same blocks on `device`."""
+        return Blocks(self.rows.to(device), self.visible.to(device))
+
+
+def _padded(lists: list[list[int]]) -> Tensor:
+    """Lists of rows as one tensor, -1 where a list is over."""
+    return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, lists)), batch_first=True, padding_value=-1)
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Causal attention over a packed sequence `[prefix, suffixes]`: a suffix reads the prefix and itself.
+
+    Shapes: b = batch, h = heads, p = prefix rows, t = rows of all suffixes, d = head size; k, r and q as in `Blocks`.
+    The prefix is never copied per suffix: scores against it and against the suffix itself meet in one softmax.
+
+    Attributes:
+        prefix: p, the number of rows that all suffixes read.
+        groups: the suffixes, several in a block, where the rows themselves are the queries.
+        suffixes: the suffixes, one in a block, for queries from outside.
+        places: [t] the place in `groups`, counted through all blocks, of each row of the suffixes.
+    """
+
+    prefix: int
+    groups: Blocks
+    suffixes: Blocks
+    places: Tensor
+
+    @classmethod
+    def from_paths(cls, prefix: int, paths: list[list[int]]) -> SharedPrefix:
+        """The pattern for a prefix and suffixes whose rows, counted from the end of the prefix, are `paths`.
+
+        Suffixes may begin with the same rows: what a row reads is the same in all of them.
+        """
+        groups = Blocks.of_groups(paths)
+        filled = groups.visible.any(-1).flatten().nonzero().squeeze(1)
+        # A row that several blocks show is the same in each; the last is taken.
+        places = dict(zip(groups.rows.flatten()[filled].tolist(), filled.tolist(), strict=True))
+        return cls(
+            prefix, groups, Blocks.of_suffixes(paths), torch.tensor([places[row] for row in range(len(places))])
+        )
+
+    def to(self, device: torch.device) -> SharedPrefix:
+        """The same pattern on `device`."""
+        return SharedPrefix(self.prefix, self.groups.to(device), self.suffixes.to(device), self.places.to(device))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Attention of [b, h, p + t, d] query, key and value; returns the same shape."""
+        (query, suffixes), key, value = map(self.split, (query, key, value))
+        head = F.scaled_dot_product_attention(
+            query, key[0], value[0], dropout_p=dropout, is_causal=True, scale=scaling
+        )
+        suffixes = self.read(self.groups.take(suffixes), key, value, self.groups, scaling, dropout)
+        return torch.cat([head, suffixes.flatten(2, 3).index_select(2, self.places)], dim=2)
+
+    def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix and the suffixes of [b, h, p + t, d]."""
+        return packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
+
+    def read(
+        self,
+        query: Tensor,
+        key: tuple[Tensor, Tensor],
+        value: tuple[Tensor, Tensor],
+        blocks: Blocks,
+        scaling: float,
+        dropout: float,
+    ) -> Tensor:
+        """Let queries [b, h, k, q, d] read the prefix and what they see of their block; returns the same shape.
+
+        Key and value are those of the prefix, [b, h, p, d], and of the suffixes, [b, h, t, d].
+        """
+        queries = query.shape[3]
+        to_prefix = torch.matmul(query.flatten(2, 3), key[0].transpose(-1, -2)).unflatten(2, (-1, queries))
+        to_block = torch.matmul(query, blocks.take(key[1]).transpose(-1, -2))
+        to_block = to_block.masked_fill(~blocks.visible, float("-inf"))
+        scores = torch.cat([to_prefix, to_block], dim=-1) * scaling
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        weights = F.dropout(weights.to(query.dtype), dropout, training=dropout > 0)
+        on_prefix, on_block = weights.split([self.prefix, weights.shape[-1] - self.prefix], dim=-1)
+        from_prefix = torch.matmul(on_prefix.flatten(2, 3), value[0]).unflatten(2, (-1, queries))
+        return from_prefix + torch.matmul(on_block, blocks.take(value[1]))
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Plain causal attention with an optional padding mask [batch, rows] (True or 1 = a real token)."""
+
+    mask: Tensor | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Attention of [batch, heads, rows, head size] query, key and value; returns the same shape."""
+        if self.mask is None:
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+        rows = query.shape[2]
+        visible = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril() & self.mask.bool()[:, None]
+        # A row that may read nothing (padding on the left) reads itself, so that its softmax stays finite.
+        visible = visible | torch.eye(rows, dtype=torch.bool, device=query.device)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible[:, None], dropout_p=dropout, scale=scaling
+        )
+
+
+@dataclass(frozen=True)
+class ReadSuffixes:
+    """Read-only prompts over the KV cache of a packed sequence: those of suffix c read the prefix and all of that suffix.
+
+    A read-only prompt reads no other, not even itself, and nobody reads it.
+
+    Attributes:
+        sequence: how the recorded sequence is packed.
+        key, value: what one layer recorded of it, [1, h, p + t, d].
+    """
+
+    sequence: SharedPrefix
+    key: Tensor
+    value: Tensor
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Attention of [1, h, c * n, d] queries to the KV cache; the queries' own key and value are not read."""
+        sequence, dtype = self.sequence, query.dtype
+        per_suffix = query.unflatten(2, (len(sequence.suffixes.rows), -1))
+        key, value = sequence.split(self.key.to(dtype)), sequence.split(self.value.to(dtype))
+        return sequence.read(per_suffix, key, value, sequence.suffixes, scaling, dropout).flatten(2, 3)
+
+
+@dataclass(frozen=True)
+class ReadAll:
+    """Read-only prompts over the KV cache of a sequence, all of which they read; `key` and `value` are [b, h, s, d]."""
+
+    key: Tensor
+    value: Tensor
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Attention of [b, h, n, d] queries to the KV cache; the queries' own key and value are not read."""
+        record = (self.key.to(query.dtype), self.value.to(query.dtype))
+        return F.scaled_dot_product_attention(query, *record, dropout_p=dropout, scale=scaling)
+
+
+def prompt_attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, pattern=None, kv_cache=None, **kwargs
+):
+    """Attention by `pattern`, or by the implementation that the user chose for this model when there is none.
+
+    A list handed over as `kv_cache` gets the (key, value) of each layer.
+
+    Shapes as in transformers: query, key and value are [batch, heads, rows, head size], the output is
+    [batch, rows, heads, head size], attention weights are returned only where the user's implementation does.
+    """
+    if kv_cache is not None:
+        kv_cache.append((key, value))
+    if pattern is None:
+        function = plain_implementation(module)
+        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return pattern(query, key, value, scaling, dropout).transpose(1, 2).contiguous(), None
+
+
+def plain_implementation(module: nn.Module):
+    """The attention function that `module` would use without prompts; sdpa when nothing else was chosen."""
+    name = getattr(getattr(module.config, "plain_config", None), "_attn_implementation", None) or "sdpa"
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def install(attention: nn.Module) -> None:
+    """Let one attention module of a Hugging Face layer understand patterns.
+
+    The module gets a config of its own: the config object it had may be shared with other models, and stays the
+    place where the user's choice (also a later `set_attn_implementation`) is read from.
+    """
+    if not hasattr(attention.config, "plain_config"):
+        config = copy.copy(attention.config)
+        config._attn_implementation = ATTENTION_NAME
+        config.plain_config = attention.config
+        attention.config = config
+
+
+def uninstall(attention: nn.Module) -> None:
+    """Give an attention module its own config back."""
+    if hasattr(getattr(attention, "config", None), "plain_config"):
+        attention.config = attention.config.plain_config
+
+
+AttentionInterface.register(ATTENTION_NAME, prompt_attention)
+# A custom attention name without a mask function would silently drop masks.
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

@@ -1,0 +1,97 @@
+"""TODO core/insertion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+
+if TYPE_CHECKING:
+    pass
+
+
+def insert(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
+    """Put prompts [n, d] or [b, n, d] between the rows of `hidden` [b, s, d], before row `start`: [b, s + n, d]."""
+    return torch.cat([hidden[:, :start], expand(prompts, hidden), hidden[:, start:]], dim=1)
+
+
+def replace(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
+    """Put prompts [n, d] or [b, n, d] in the place of the rows `start ...` of `hidden` [b, s, d]: [b, s, d]."""
+    return torch.cat([hidden[:, :start], expand(prompts, hidden), hidden[:, start + prompts.shape[-2] :]], dim=1)
+
+
+def remove(hidden: Tensor, rows: slice) -> Tensor:
+    """`hidden` [b, s, d] without the n rows `rows`: [b, s - n, d]."""
+    return torch.cat([hidden[:, : rows.start], hidden[:, rows.stop :]], dim=1)
+
+
+def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
+    """Prompts [n, d] or [b, n, d] for each item of the batch, in the dtype of `hidden`."""
+    return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
+
+
+class InsertionRule(Protocol):
+    """How prompts [n, d] or [b, n, d] meet the tokens [b, s, d]."""
+
+    def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens that have met no prompt yet, with the first prompts."""
+
+    def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens that carry prompts of an earlier layer, with the prompts of this one."""
+
+    def prompt_rows(self, num_prompts: int) -> slice:
+        """The rows that are prompts and nothing else."""
+
+
+@dataclass(frozen=True)
+class InsertRows:
+    """Prompts are rows of their own from row `start`; each layer's take the place of those before."""
+
+    start: int
+
+    def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s + n, d]."""
+        return insert(hidden, prompts, self.start)
+
+    def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s, d]."""
+        return replace(hidden, prompts, self.start)
+
+    def prompt_rows(self, num_prompts: int) -> slice:
+        """`start ...`."""
+        return slice(self.start, self.start + num_prompts)
+
+
+@dataclass(frozen=True)
+class AddToTokens:
+    """Prompts are added to the tokens: one to each of them, or the same one to all."""
+
+    def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """[b, s, d].
+
+        Raises:
+            ValueError: one prompt per token, of images of another size.
+        """
+        if prompts.shape[-2] not in (1, hidden.shape[1]):
+            raise ValueError(
+                f"There is one prompt for each of {prompts.shape[-2]} tokens. Received: {hidden.shape[1]} tokens. "
+                "Resize the images, or use location='add-1' or 'prepend'."
+            )
+        return hidden + expand(prompts, hidden)
+
+    replace = insert
+
+    def prompt_rows(self, num_prompts: int) -> slice:
+        """None."""
+        return slice(0, 0)
+
+
+def insert_prompts(hidden: Tensor, prompts: Sequence[Tensor] | None, rule: InsertionRule | None, step: int) -> Tensor:
+    """The input of a layer with the prompts of the `step`-th prompted layer, if there are any."""
+    if prompts is None or not 0 <= step < len(prompts):
+        return hidden
+    return (rule.replace if step else rule.insert)(hidden, prompts[step])

@@ -1,0 +1,178 @@
+"""From texts to token ids: finding the tokenizer, and checking that what it gives fits the text tower.
+
+A *token sequence* is a list of integers. Numbers >= 0 are token ids; a negative number -(k + 1) stands for row k of
+the learned prompts (`learned(k)`), so that one plain list says where words and where learned vectors stand.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from transformers import AutoTokenizer
+
+from ..errors import PromptTooLongError, TokenizerNotFoundError
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: One class prompt: token ids, and negative numbers for learned rows.
+TokenSequence = list[int]
+
+
+def learned(row: int) -> int:
+    """The entry of a token sequence that stands for row `row` of the learned prompts."""
+    return -(row + 1)
+
+
+def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: str | None) -> PreTrainedTokenizerBase:
+    """Load the configured tokenizer, or else the base model's own.
+
+    A configured local path that does not exist here (an adapter that came from another machine) falls back to the
+    base model's tokenizer with a warning.
+
+    Raises:
+        TokenizerNotFoundError: neither can be loaded.
+    """
+    failures = []
+    for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
+            continue
+        if failures:
+            warnings.warn(
+                f"The tokenizer {tokenizer_name_or_path!r} of this adapter cannot be loaded here; using the base "
+                f"model's, {name!r}, instead.",
+                stacklevel=3,
+            )
+        return tokenizer
+    tried = f" Tried {'; '.join(failures)}." if failures else " The base model was built in memory and has none."
+    raise TokenizerNotFoundError(
+        "No tokenizer found to read class names and prompt texts with."
+        + tried
+        + " Set tokenizer_name_or_path in the config, or call set_class_names(names, tokenizer=...)."
+    )
+
+
+def resolve_local_path(name_or_path: str | None) -> str | None:
+    """Make an existing relative folder absolute, so that a saved config still finds it from another directory."""
+    return os.path.abspath(name_or_path) if name_or_path and os.path.isdir(name_or_path) else name_or_path
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
+    """Token ids of `text` from the start token, if the tokenizer has one, to the end token, neither padded nor cut.
+
+    Raises:
+        ValueError: the tokenizer does not put an end token behind the text.
+    """
+    ids = list(tokenizer(text, padding=False, truncation=False).input_ids)
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if len(ids) < 2 or ids[-1] not in ends:
+        raise ValueError(
+            f"Expected {type(tokenizer).__name__} to give [..., {tokenizer.eos_token or tokenizer.sep_token!r}]. "
+            f"Received {ids} for {text!r}. Use the tokenizer that the CLIP model was trained with."
+        )
+    return ids
+
+
+def num_start_tokens(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> int:
+    """How many tokens stand before the text: 1 where the tokenizer puts a start token there, else 0 (SigLIP)."""
+    return int(ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None})
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
+    """Token ids of a text alone, without start and end token."""
+    ids = encode_text(tokenizer, text)
+    return ids[num_start_tokens(tokenizer, ids) : -1]
+
+
+def readable(name: str) -> str:
+    """A class name as it is read: underscores are spaces (the CoOp authors' rule)."""
+    return name.replace("_", " ")
+
+
+def fill(template: str, name: str) -> str:
+    """The template with a class name in the place of its `{}`; all other braces are text."""
+    return template.replace("{}", readable(name))
+
+
+def template_sequences(tokenizer: PreTrainedTokenizerBase, names: list[str], template: str) -> list[TokenSequence]:
+    """Plain token ids of the template filled with each name."""
+    return [encode_text(tokenizer, fill(template, name)) for name in names]
+
+
+def context_sequences(
+    tokenizer: PreTrainedTokenizerBase,
+    names: list[str],
+    num_context: int,
+    words: str | None = None,
+    position: str = "end",
+    class_specific: bool = False,
+    learn: tuple[str, ...] = ("context",),
+) -> list[TokenSequence]:
+    """`[SOS] context name . [EOT]` for each name, with learned rows for what is learned of it.
+
+    `words`, if given, are the text whose first `num_context` tokens are the context; what is left of them stays as
+    plain tokens. `position` moves the name: "end", "middle" (half of the context, rounded down, before it) or "front"
+    (the context after it, before the full stop). `learn` says what has learned rows: "context", "class_name" or both.
+    The rows are numbered contexts first (with `class_specific`, those of all classes one after another), then the
+    names' tokens, class by class.
+
+    Source: `PromptLearner` of KaiyangZhou/CoOp `trainers/coop.py` and of muzairkhattak/multimodal-prompt-learning
+    `trainers/maple.py`; as there, a name that ends in punctuation may merge with the full stop into one token.
+    """
+    sequences = []
+    split = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
+    next_row = num_context * (len(names) if class_specific else 1) if "context" in learn else 0
+    for index, name in enumerate(map(readable, names)):
+        ids = encode_text(tokenizer, f"{words} {name}." if words else f"{name}.")
+        first = num_start_tokens(tokenizer, ids)
+        start, ids = ids[:first], ids[first:]
+        context, tail = ids[:num_context], ids[num_context:] if words else ids
+        if "context" in learn:
+            first_row = index * num_context if class_specific else 0
+            context = [learned(first_row + k) for k in range(num_context)]
+        name_length = len(text_tokens(tokenizer, name))
+        if "class_name" in learn:
+            # The tail may begin with words that the context did not take; the name and the full stop end it.
+            at = len(tail) - len(text_tokens(tokenizer, f"{name}.")) - 1
+            tail[at : at + name_length] = [learned(next_row + k) for k in range(name_length)]
+            next_row += name_length
+        after_name = 0 if position == "end" else name_length
+        sequences.append(start + context[:split] + tail[:after_name] + context[split:] + tail[after_name:])
+    return sequences
+
+
+def name_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenSequence:
+    """Token ids of a class name alone."""
+    return text_tokens(tokenizer, readable(name))
+
+
+def check_lengths(sequences: list[TokenSequence], names: list[str], max_positions: int) -> None:
+    """Refuse texts whose end token would be cut off.
+
+    Raises:
+        PromptTooLongError: names the first class that does not fit, its length and the limit.
+    """
+    for name, sequence in zip(names, sequences, strict=True):
+        if len(sequence) > max_positions:
+            raise PromptTooLongError(
+                f"The prompt of class {name!r} has {len(sequence)} tokens, start, context and end included; the text "
+                f"tower has {max_positions} positions. Shorten the name, or learn fewer context tokens."
+            )
+
+
+def warn_alike(sequences: list[TokenSequence], names: list[str]) -> None:
+    """Warn of different names that the tokenizer reads alike ("Cat" and "cat", or letters that it does not know)."""
+    first: dict[tuple[int, ...], str] = {}
+    pairs = [(first.setdefault(tuple(s), name), name) for s, name in zip(sequences, names, strict=True)]
+    if alike := [f"{one!r} and {other!r}" for one, other in pairs if one != other]:
+        warnings.warn(
+            f"The tokenizer reads class names alike: {'; '.join(alike[:3])}. These classes get the same text features and "
+            "cannot be told apart; write their names in other words.",
+            stacklevel=2,
+        )

@@ -1,0 +1,223 @@
+"""What to look at before labels are trusted: calibration, confusion, coverage of pseudo-labels, estimated label noise.
+
+Shapes: n = samples, c = classes. All functions take arrays; labels of the true kind are read here and nowhere on the
+way that makes pseudo-labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.metrics import confusion_matrix
+
+from ..training.evaluation import EvalSet, predict_logits
+from ..utils.environment import environment
+from ..utils.io import write_json
+from ..utils.plotting import saved_figure
+from .pseudo_labels import PseudoLabels
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidences are from accuracies.
+
+    Attributes:
+        ece: expected calibration error in [0, 1]: mean |accuracy - confidence| over the bins, weighted by samples.
+        confidence: mean confidence of each bin, [bins]; NaN where a bin is empty.
+        accuracy: share of right predictions in each bin, [bins]; NaN where a bin is empty.
+        count: samples in each bin, [bins].
+    """
+
+    ece: float
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        arrays = {"confidence": self.confidence, "accuracy": self.accuracy, "count": self.count}
+        return {"ece": self.ece, "bins": {name: array.tolist() for name, array in arrays.items()}}
+
+
+def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
+    """Expected calibration error of the top predictions (Guo et al. 2017, equation 3), in equally wide bins.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are no probabilities, or no bin.
+    """
+    table, labels = _check(probabilities, labels)
+    if bins < 1:
+        raise ValueError(f"Expected at least one bin. Received: bins={bins}.")
+    confidence, right = table.max(1), table.argmax(1) == labels
+    # Bin i holds the confidences in (i / bins, (i + 1) / bins].
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(index, weights=values, minlength=bins) / count for values in (confidence, right)]
+    gaps = np.nan_to_num(np.abs(means[1] - means[0]))
+    return Calibration(float((gaps * count).sum() / len(table)), *means, count)
+
+
+def plot_reliability(result: Calibration, path: str | Path, title: str = "") -> None:
+    """Draw accuracy against confidence, with the share of samples in each bin, as PNG."""
+    bins = len(result.count)
+    left = np.arange(bins) / bins
+    with saved_figure(path) as (axes,):
+        axes.bar(left, np.nan_to_num(result.accuracy), 1 / bins, align="edge", edgecolor="white", label="accuracy")
+        axes.step(left, result.count / result.count.sum(), where="post", color="grey", label="share of samples")
+        axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfect calibration")
+        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        axes.set_title(f"{title} (ECE {100 * result.ece:.1f} %)".strip())
+        axes.legend(fontsize=8, frameon=False)
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """Estimated label noise.
+
+    Attributes:
+        rate: estimated share of wrong labels.
+        joint: [c, c], estimated share of the samples with label y (row) whose true class is k (column).
+        suspects: positions of the samples that look wrongly labelled, the most suspicious first.
+    """
+
+    rate: float
+    joint: np.ndarray
+    suspects: np.ndarray
+
+
+def estimate_noise(labels: ArrayLike, probabilities: ArrayLike) -> NoiseEstimate:
+    """Estimate the noise in `labels` from a model that was not trained on them, zero-shot for instance.
+
+    A sample counts for the likeliest class whose probability reaches the mean probability that samples with that
+    label have (confident learning; Northcutt et al. 2021, section 3.1). The estimate is as good as the model.
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are no probabilities.
+    """
+    table, labels = _check(probabilities, labels)
+    num_classes = table.shape[1]
+    sizes = np.bincount(labels, minlength=num_classes)
+    own = table[np.arange(len(labels)), labels]
+    sums = np.bincount(labels, weights=own, minlength=num_classes)
+    thresholds = np.divide(sums, sizes, out=np.full(num_classes, np.inf), where=sizes > 0)
+    confident = np.where(table >= thresholds - 1e-9, table, -1.0)  # a class of equal values reaches its own mean
+    counted = confident.max(1) >= 0
+    guess = confident.argmax(1)
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (labels[counted], guess[counted]), 1)
+    np.fill_diagonal(counts, np.where(counts.sum(1) == 0, 1.0, counts.diagonal()))  # nothing known: taken as right
+    joint = counts / counts.sum(1, keepdims=True) * sizes[:, None] / len(labels)
+    suspects = np.flatnonzero(counted & (guess != labels))
+    margin = own[suspects] - table[suspects, guess[suspects]]
+    return NoiseEstimate(float(1 - joint.trace()), joint, suspects[np.argsort(margin, kind="stable")])
+
+
+def most_confused(labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str], limit: int = 10) -> list[dict]:
+    """The pairs of classes that are mistaken for each other most often.
+
+    Returns:
+        `{"true", "predicted", "count", "share"}`, the share being of the true class's samples.
+    """
+    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(class_names)))
+    sizes, wrong = matrix.sum(1), matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [(int(true), int(guess)) for true, guess in zip(*np.unravel_index(order, matrix.shape), strict=True)]
+    return [
+        {"true": class_names[true], "predicted": class_names[guess], "count": int(matrix[true, guess]),
+         "share": float(matrix[true, guess] / sizes[true])}
+        for true, guess in pairs if wrong[true, guess]
+    ]  # fmt: skip
+
+
+def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = False) -> dict:
+    """Write `diagnosis.json` and `reliability.png`: how a model and a set of labels agree.
+
+    Args:
+        model: a PEFT model whose classes are those of `test_set`.
+        test_set: labelled images.
+        folder: where to write.
+        zero_shot: switch the adapter off.
+
+    Returns:
+        `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction) and
+        `estimated_noise` in the labels, which means something for images that the model was not trained on.
+    """
+    with model.disable_adapter() if zero_shot else nullcontext():
+        logits, labels = predict_logits(model, test_set.rows)
+    table, names = torch.from_numpy(logits).softmax(-1).numpy(), test_set.class_names
+    result, noise, predicted = calibration(table, labels), estimate_noise(labels, table), table.argmax(1)
+    matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
+    shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
+    report = {
+        "accuracy": float((predicted == labels).mean()),
+        "accuracy_per_class": dict(zip(names, shares.tolist(), strict=True)),
+        "calibration": result.to_dict(),
+        "confused": most_confused(labels, predicted, names),
+        "confusion": matrix.tolist(),
+        "estimated_noise": {"rate": noise.rate, "suspects": noise.suspects.tolist()},
+        "environment": environment(),
+    }
+    write_json(report, Path(folder) / "diagnosis.json")
+    plot_reliability(result, Path(folder) / "reliability.png")
+    return report
+
+
+def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -> dict:
+    """Coverage of pseudo-labels, and their accuracy where true labels exist.
+
+    Args:
+        chosen: the pseudo-labels.
+        labels: true labels of all n images that they were made for; None where nobody knows them.
+
+    Returns:
+        `images`, `chosen`, `coverage` (share of the classes that have an image), `per_class` (chosen images), and with
+        labels `accuracy` of the chosen, `accuracy_of_all`, `accuracy_per_class`, `ece` and `confused`.
+
+    Raises:
+        ValueError: another number of labels than images.
+    """
+    num_classes, names = len(chosen.class_names), chosen.class_names
+    counts = np.bincount(chosen.labels, minlength=num_classes)
+    report = {
+        "images": len(chosen.probabilities),
+        "chosen": len(chosen),
+        "coverage": float((counts > 0).mean()),
+        "per_class": dict(zip(names, counts.tolist(), strict=True)),
+    }
+    if labels is None:
+        return report
+    table, labels = _check(chosen.probabilities, labels)
+    right = labels[chosen.indices] == chosen.labels
+    correct = np.bincount(chosen.labels, weights=right, minlength=num_classes)
+    return report | {
+        "accuracy": float(right.mean()) if len(chosen) else None,
+        "accuracy_of_all": float((table.argmax(1) == labels).mean()),
+        "accuracy_per_class": {
+            name: float(ok / count) if count else None for name, ok, count in zip(names, correct, counts, strict=True)
+        },
+        "ece": calibration(table, labels).ece,
+        "confused": most_confused(labels, table.argmax(1), names),
+    }
+
+
+def _check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    table, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    if table.ndim != 2 or labels.shape != (len(table),) or not len(table):
+        raise ValueError(
+            f"Expected probabilities [samples, classes] and one label each. Received: {list(table.shape)} and "
+            f"{list(labels.shape)}."
+        )
+    if table.min() < 0 or not np.allclose(table.sum(1), 1, atol=1e-3):
+        raise ValueError("Expected rows of probabilities that sum to 1. Received other values: apply a softmax first.")
+    if labels.min() < 0 or labels.max() >= table.shape[1]:
+        raise ValueError(
+            f"Expected labels from 0 to {table.shape[1] - 1}. Received labels from {labels.min()} to {labels.max()}."
+        )
+    return table, labels

@@ -1,0 +1,244 @@
+"""A study of label noise: methods x kinds of noise x rates x losses x seeds on one data set, and runs without labels.
+
+Every run is saved when it is done and is not repeated, so a study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+from ..data import EvalTransform
+from ..errors import TrainingDivergedError
+from ..losses.classification import make_loss
+from ..training.cached_features import cache_features
+from ..training.recipes import RECIPES
+from ..utils.environment import environment
+from ..utils.io import write_json
+from ..utils.validation import parse_fields
+from .models import build_model, get_method
+from .run import Settings, as_published, class_names_of, run_experiment
+from .supervision import Supervision, training_images
+
+
+#: The six ways to tune of the PTNL paper (section 3), and a logistic regression on the image features.
+LINEAR_PROBE = "linear-probe"
+METHODS = ("coop", "full-prompt", "class-name", "classifier-c", "classifier-r", "tenc-ft", LINEAR_PROBE)
+
+#: Parts of the training images in the cross-validation of the logistic regression.
+FOLDS = 3
+
+#: Runs without labels: zero-shot, UPL, and robust UPL with its two parts apart.
+WITHOUT_LABELS = (("zero-shot", None, None), ("coop", "top-k", None), ("coop", "top-k", "gce"),
+                  ("coop", "random-k", None), ("coop", "random-k", "gce"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run.
+
+    Attributes:
+        base: settings that all runs share: model, shots, recipe; what it leaves open of the recipe is PTNL's.
+        methods: method names; `coop:num_virtual_tokens=4` sets fields of the method's config.
+        kinds: kinds of noise.
+        rates: noise rates; at rate 0 the kinds are one and the same run.
+        losses: names of losses.
+        seeds: seeds.
+        loss_options: parameters of each loss, by its name.
+        gradients: also measure the gradients of clean and noisy samples, at the highest rate.
+        without_labels: also compare zero-shot, UPL and robust UPL.
+    """
+
+    base: Settings
+    methods: tuple[str, ...] = METHODS
+    kinds: tuple[str, ...] = ("symmetric",)
+    rates: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5)
+    losses: tuple[str, ...] = ("ce", "gce")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    loss_options: dict[str, dict] = field(default_factory=dict)
+    gradients: bool = False
+    without_labels: bool = False
+
+    def runs(self) -> Iterator[tuple[str, Settings]]:
+        """Every run: the method as it was asked for, and its settings. Seeds come last: all of seed 1 comes first.
+
+        Raises:
+            ValueError: an unknown method, loss or kind of noise, a rate out of range, or too few shots.
+        """
+        for seed in self.seeds:
+            for spec in self.methods:
+                for loss in self.losses if spec != LINEAR_PROBE else (None,):
+                    for noise, rate in self._noises():
+                        yield spec, self._settings(spec, loss, seed, Supervision(noise, rate))
+            for method, selector, loss in WITHOUT_LABELS if self.without_labels else ():
+                yield method, self._settings(method, loss, seed, Supervision(unlabelled=selector))
+
+    def _noises(self) -> list[tuple[str | None, float]]:
+        noisy = [(kind, rate) for kind in self.kinds for rate in self.rates if rate]
+        return ([(None, 0.0)] if 0 in self.rates else []) + noisy
+
+    def _settings(self, spec: str, loss: str | None, seed: int, supervision: Supervision) -> Settings:
+        method, config = parse_method(spec)
+        options = self.loss_options.get(loss, {})
+        if loss is not None:
+            make_loss(loss, **options)
+        if method != LINEAR_PROBE:
+            get_method(method)
+        elif self.base.shots is not None and self.base.shots < FOLDS:
+            raise ValueError(
+                f"Expected at least {FOLDS} shots with {LINEAR_PROBE!r}, which is cross-validated. "
+                f"Received: shots={self.base.shots}. Use more shots, or leave {LINEAR_PROBE!r} out of the methods."
+            )
+        changes = {"method": method, "seed": seed, "loss": loss, "loss_options": options, "supervision": supervision}
+        for name in ("learning_rate", "batch_size", "epochs"):
+            if getattr(self.base, name) is None:
+                changes[name] = getattr(RECIPES["ptnl"], name)
+        return replace(self.base, config=self.base.config | config, base_novel=False, **changes)
+
+
+def parse_method(spec: str) -> tuple[str, dict]:
+    """`coop:num_virtual_tokens=4:class_token_position=front` as the method's name and the fields of its config."""
+    method, *fields = spec.split(":")
+    return method, parse_fields(fields, f"What follows a colon in {spec!r}")
+
+
+def run_study(study: Study, data: DatasetDict, output: str | Path, data_description: dict | None = None) -> dict:
+    """Run what is not done yet and write `study.json`.
+
+    Args:
+        study: what to run.
+        data: `train` and `test`, as for `run_experiment`.
+        output: folder for `study.json` and the single runs.
+        data_description: where the images are from.
+
+    Returns:
+        What `study.json` holds: the runs, their means and standard deviations over seeds, machine and versions.
+    """
+    runs = list(study.runs())  # refuses what is wrong before the first run
+    records = []
+    for spec, settings in runs:
+        folder = Path(output) / "runs" / _name(spec, settings, data_description)
+        probe = study.gradients and _is_probed(study, settings)
+        report = _saved(folder, probe)
+        if report is None:
+            report = _run(settings, data, folder, data_description, probe)
+        records.append(_record(spec, report))
+    result = {"runs": records, "summary": summarise(records), "data": data_description, "environment": environment()}
+    write_json(result, Path(output) / "study.json")
+    return result
+
+
+def _is_probed(study: Study, settings: Settings) -> bool:
+    rate = settings.supervision.noise_rate
+    return settings.method != LINEAR_PROBE and rate > 0 and rate == max(study.rates)
+
+
+def _name(spec: str, settings: Settings, data_description: dict | None) -> str:
+    """Folder of a run: readable, and different for every difference in settings or data."""
+    supervision = settings.supervision
+    parts = [spec.replace(":", "_").replace("=", "-"), settings.loss or "own", supervision.unlabelled]
+    parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
+    identity = json.dumps([asdict(settings), data_description], sort_keys=True, default=str)
+    return "-".join([*filter(None, parts), hashlib.sha256(identity.encode()).hexdigest()[:8]])
+
+
+def _saved(folder: Path, probe: bool) -> dict | None:
+    """The report of a finished run."""
+    path = folder / "results.json"
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return None if report is not None and probe and not report.get("gradients") else report
+
+
+def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: dict | None, probe: bool) -> dict:
+    if settings.method == LINEAR_PROBE:
+        return linear_probe(settings, data, folder, data_description)
+    if not settings.supervision.uses_labels:
+        data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
+    try:
+        return run_experiment(
+            settings, data, folder, data_description=data_description, checkpoints=False, gradients=probe, quiet=True
+        )
+    except TrainingDivergedError as error:
+        warnings.warn(f"{folder.name}: {error}", stacklevel=2)
+        title = get_method(settings.method).title
+        report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
+        write_json(report, folder / "results.json")
+        return report
+
+
+def linear_probe(
+    settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
+) -> dict:
+    """A logistic regression on the frozen image features, its strength of regularisation chosen by cross-validation.
+
+    The features are those of the images as they are: nothing is augmented, as in the paper.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
+    """
+    names = class_names_of(data)
+    benchmark = (data_description or {}).get("benchmark")
+    clip = as_published(build_model(settings.model, "zero-shot", names), benchmark)
+    images, facts = training_images(
+        settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True
+    )
+    transform, features = EvalTransform(clip.image_processor), []
+    with clip.model.disable_adapter():
+        for rows in (images, data["test"]):
+            cached = cache_features(clip.model, rows, transform).with_format("numpy")
+            features.append((np.stack(cached["image_features"][:]), np.asarray(cached["label"][:])))
+    (x, y), (x_test, y_test) = features
+    strengths = {"C": np.logspace(-2, 4, 7)}
+    probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
+    accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
+    report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **facts}
+    write_json(report, Path(output) / "results.json")
+    return report
+
+
+def _record(spec: str, report: dict) -> dict:
+    """What the study keeps of a run."""
+    settings = report["settings"]
+    supervision = settings["supervision"]
+    return {
+        "method": spec,
+        "title": report["title"],
+        "loss": settings["loss"] or "ce",
+        "noise": supervision["noise"],
+        "rate": supervision["noise_rate"],
+        "unlabelled": "zero-shot" if settings["method"] == "zero-shot" else supervision["unlabelled"],
+        "seed": settings["seed"],
+        "accuracy": report["accuracy"]["all"],
+        "achieved_rate": report.get("noise", {}).get("achieved_rate", 0.0),
+        "gradients": report.get("gradients"),
+        "recipe": report.get("recipe")
+        and {key: report["recipe"][key] for key in ("learning_rate", "batch_size", "epochs")},
+        "train_seconds": report.get("train_seconds"),
+    }
+
+
+def summarise(records: list[dict]) -> list[dict]:
+    """Mean and standard deviation of the accuracy over seeds, for every method, loss, noise and rate.
+
+    Runs that diverged are counted in `diverged` and are no part of the mean; a row of which nothing is left is left out.
+    """
+    keys, groups = ("method", "title", "loss", "noise", "rate", "unlabelled"), {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in keys), []).append(record["accuracy"])
+    finite = {group: [value for value in values if value is not None] for group, values in groups.items()}
+    return [
+        dict(zip(keys, group, strict=True))
+        | {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+        | {"seeds": len(values), "diverged": len(groups[group]) - len(values)}
+        for group, values in finite.items()
+        if values
+    ]

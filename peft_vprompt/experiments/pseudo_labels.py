@@ -1,0 +1,287 @@
+"""Labels for unlabelled images, given by zero-shot CLIPs (UPL), and the choice of those to train on.
+
+Nothing here reads a label: of every row the image alone is touched. Tables are float32; ties go to the lower class
+and to the earlier image, so that the same images give the same labels everywhere.
+
+Papers: Huang et al., "Unsupervised Prompt Learning for Vision-Language Models", 2022, section 3; with random samples
+and a robust loss: Wu et al., "Why Is Prompt Tuning for Vision-Language Models Robust to Noisy Labels?", ICCV 2023,
+section 5.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from ..data import EvalTransform
+from ..training.cached_features import FEATURES, encode_frozen
+from ..utils.io import atomic_path
+
+
+if TYPE_CHECKING:
+    from .models import ModelBundle
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------------
+
+
+def zero_shot(
+    clips: ModelBundle | Sequence[ModelBundle],
+    images: Dataset | Sequence[dict],
+    class_names: Sequence[str],
+    *,
+    combine: str = "probabilities",
+    batch_size: int = 100,
+) -> np.ndarray:
+    """Zero-shot probabilities of every image, float32 [images, classes].
+
+    Args:
+        clips: one or several CLIPs with their image processors, as `build_model(path, "zero-shot", names)` gives;
+            the template (or ensemble of templates) is the adapter config's. Adapters are switched off. A model's
+            class names are `class_names` afterwards.
+        images: rows with `image`; for a single CLIP also a data set of its `image_features`.
+        class_names: names of the classes.
+        combine: what is averaged over several CLIPs: "probabilities" (the default, as in UPL), "logits" or "features".
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: no images, an unknown `combine`, or features of different sizes.
+    """
+    clips = list(clips) if isinstance(clips, (list, tuple)) else [clips]
+    if not len(images) or not clips:
+        raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(clips)} CLIPs.")
+    encoded = [_encode(clip, images, class_names, batch_size) for clip in clips]
+    if combine == "features":
+        return _combine_features(encoded).numpy()
+    return combine_logits([each.logits for each in encoded], combine).numpy()
+
+
+def _combine_features(encoded: Sequence[_Encoded]) -> Tensor:
+    """Probabilities [n, c] by the mean features of several models, with their mean scale."""
+    sizes = [each.images.shape[1] for each in encoded]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"Expected CLIPs with features of one size. Received sizes: {sizes}. Average probabilities.")
+    images, classes = (
+        F.normalize(torch.stack([getattr(each, part) for each in encoded]).mean(0), dim=-1)
+        for part in ("images", "classes")
+    )
+    scale = torch.stack([each.scale for each in encoded]).mean()
+    return (scale * images @ classes.t()).softmax(-1)
+
+
+def combine_logits(logits: Sequence[Tensor], combine: str) -> Tensor:
+    """Probabilities [n, c] from the logits of several models: the mean of probabilities, or softmax of mean logits."""
+    table = torch.stack([each.float() for each in logits])
+    if combine == "probabilities":
+        return table.softmax(-1).mean(0)
+    if combine == "logits":
+        return table.mean(0).softmax(-1)
+    raise ValueError(f"Expected combine to be 'probabilities', 'logits' or 'features'. Received: combine={combine!r}.")
+
+
+class _Encoded(NamedTuple):
+    """What one CLIP makes of the images, in float32: features [n, d] and [c, d], logits [n, c] and their scale."""
+
+    images: Tensor
+    classes: Tensor
+    logits: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int) -> _Encoded:
+    """By the CLIP without its adapter."""
+    model, dual = clip.model, clip.model.base_model.dual_encoder
+    with model.disable_adapter():
+        if isinstance(images, Dataset) and FEATURES in images.column_names:
+            features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
+        else:
+            rows = _Pixels(images, EvalTransform(clip.image_processor))
+            features = torch.cat([encode_frozen(model, batch) for batch in DataLoader(rows, batch_size)])
+        model.set_class_names(list(class_names))
+        classes = model.encode_classes()
+        scale = dual.module.logit_scale.exp()
+        logits = dual.logits(features.to(classes), classes)
+    return _Encoded(features, *(tensor.float().cpu() for tensor in (classes, logits, scale)))
+
+
+class _Pixels(torch.utils.data.Dataset):
+    """What the image processor makes of each row's image; no other entry of a row is touched."""
+
+    def __init__(self, images, transform: EvalTransform):
+        self.images = images.select_columns("image") if isinstance(images, Dataset) else images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        inputs = self.transform({"image": [self.images[index]["image"]]})
+        return {name: torch.as_tensor(values[0]) for name, values in inputs.items()}
+
+
+# ---- selection --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Images that were given a label; m = chosen images of n, c = classes.
+
+    Attributes:
+        indices: int [m], positions of the chosen images, each at most once, class by class.
+        labels: int [m], their labels.
+        confidences: float32 [m], probability of the label.
+        probabilities: float32 [n, c], the table that the choice was made from.
+        class_names: names in label order.
+        source: how the labels were made.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    confidences: np.ndarray
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+    source: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def label(self, images: Dataset) -> Dataset:
+        """The chosen images with the column `label`; other columns are left out, true labels with them.
+
+        Raises:
+            ValueError: another number of images than the labels were made for, or no image was chosen.
+        """
+        if len(images) != len(self.probabilities):
+            raise ValueError(f"The labels were made for {len(self.probabilities)} images. Received: {len(images)}.")
+        if not len(self):
+            raise ValueError("No image was chosen. Lower the threshold, or choose by top-k.")
+        column = FEATURES if FEATURES in images.column_names else "image"
+        rows = images.select_columns(column).select(self.indices)
+        return rows.add_column("label", self.labels, feature=ClassLabel(names=list(self.class_names)))
+
+    def save(self, path: str | Path) -> None:
+        """Write labels and scores as one safetensors file."""
+        arrays = {"indices": self.indices, "labels": self.labels, "confidences": self.confidences}
+        about = {"class_names": json.dumps(self.class_names), "source": json.dumps(self.source)}
+        with atomic_path(path) as partial:
+            save_file(arrays | {"probabilities": self.probabilities}, partial, metadata=about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PseudoLabels:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file cannot be read or holds something else.
+        """
+        remedy = "Write them with `vprompt pseudo-label`."
+        try:
+            file = safe_open(path, "numpy")
+        except SafetensorError as error:
+            raise ValueError(f"Cannot read {str(path)!r} as pseudo-labels: {error}. {remedy}") from error
+        with file:
+            about, names = file.metadata() or {}, ("indices", "labels", "confidences", "probabilities")
+            if "class_names" not in about or set(names) != set(file.keys()):
+                raise ValueError(f"{path} holds no pseudo-labels. {remedy}")
+            arrays = {name: file.get_tensor(name) for name in names}
+        return cls(**arrays, class_names=tuple(json.loads(about["class_names"])), source=json.loads(about["source"]))
+
+
+def top_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16) -> PseudoLabels:
+    """The k most confident images of each predicted class (UPL); all with k=None.
+
+    Raises:
+        ValueError: k below 1, or a table that does not fit the names. So with every selector.
+    """
+    return _per_class(probabilities, class_names, {"selector": "top-k", "k": _count(k)}, lambda rows: rows[:k])
+
+
+def random_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16, seed: int = 1) -> PseudoLabels:
+    """k images of each predicted class at random (robust UPL): wrong labels are then spread, not concentrated."""
+    rng = np.random.default_rng(seed)
+    source = {"selector": "random-k", "k": _count(k), "seed": seed}
+    return _per_class(probabilities, class_names, source, lambda rows: rows[np.sort(rng.permutation(len(rows))[:k])])
+
+
+def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: float) -> PseudoLabels:
+    """All images whose confidence is above `minimum`."""
+    if not 0 <= minimum < 1:
+        raise ValueError(f"Expected a confidence threshold in [0, 1). Received: minimum={minimum}.")
+    table = _check_table(probabilities, class_names)
+    confident = table.max(1) > np.float32(minimum)
+    return _per_class(
+        table, class_names, {"selector": "threshold", "minimum": minimum}, lambda rows: rows[confident[rows]]
+    )
+
+
+def quota(probabilities: np.ndarray, class_names: Sequence[str], counts: int | Sequence[int]) -> PseudoLabels:
+    """Every class gets its number of images (one for all, or one per class), if there are enough.
+
+    Pairs of an image and a class are taken in the order of their probability, while the image is free and the class
+    has room. So classes that zero-shot hardly ever predicts get images too, and no image is taken twice.
+    """
+    table = _check_table(probabilities, class_names)
+    room = np.array([counts] * table.shape[1] if np.ndim(counts) == 0 else counts, dtype=int)
+    if room.shape != (table.shape[1],) or (room < 0).any():
+        raise ValueError(f"Expected a number >= 0 for all {table.shape[1]} classes, or one each. Received: {counts}.")
+    source = {"selector": "quota", "counts": room.tolist()}
+    free, taken = np.ones(len(table), dtype=bool), [[] for _ in room]
+    for pair in np.argsort(-table, axis=None, kind="stable"):
+        image, label = divmod(int(pair), table.shape[1])
+        if free[image] and len(taken[label]) < room[label]:
+            free[image] = False
+            taken[label].append(image)
+    return _collect(table, class_names, source, [np.array(images, dtype=int) for images in taken])
+
+
+#: Selectors by name, as functions of the table, the class names, the images per class and the seed.
+SELECTORS: dict[str, Callable[..., PseudoLabels]] = {
+    "top-k": lambda table, names, k, seed: top_k(table, names, k),
+    "random-k": random_k,
+    "quota": lambda table, names, k, seed: quota(table, names, k if k is not None else len(table)),
+}
+
+
+def _per_class(
+    probabilities: np.ndarray, class_names: Sequence[str], source: dict, choose: Callable[[np.ndarray], np.ndarray]
+) -> PseudoLabels:
+    """Choose among the images of each predicted class, which are given by descending confidence."""
+    table = _check_table(probabilities, class_names)
+    predicted, order = table.argmax(1), np.argsort(-table.max(1), kind="stable")
+    chosen = [choose(order[predicted[order] == label]) for label in range(table.shape[1])]
+    return _collect(table, class_names, source, chosen)
+
+
+def _collect(table: np.ndarray, class_names: Sequence[str], source: dict, chosen: list[np.ndarray]) -> PseudoLabels:
+    indices = np.concatenate(chosen).astype(np.int64)
+    labels = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
+    return PseudoLabels(indices, labels, table[indices, labels], table, tuple(class_names), source)
+
+
+def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    table = np.ascontiguousarray(probabilities, dtype=np.float32)
+    if table.ndim != 2 or table.shape[1] != len(class_names) or not np.isfinite(table).all():
+        raise ValueError(
+            f"Expected finite probabilities [images, {len(class_names)}], one column per class name. "
+            f"Received: shape {list(table.shape)}."
+        )
+    return table
+
+
+def _count(k: int | None) -> int | None:
+    if k is not None and k < 1:
+        raise ValueError(f"Expected at least 1 image per class, or None for all. Received: k={k}.")
+    return k

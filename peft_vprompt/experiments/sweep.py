@@ -1,0 +1,296 @@
+"""Grid search over learning rate and weight decay, then runs with the best pair: the protocol of the VPT paper.
+
+Every pair is trained on the training images and rated on the validation images; the best is trained anew with several
+seeds and tested once. Optuna keeps the book in a journal file, so a search that was stopped goes on where it was.
+
+Source: Jia et al., "Visual Prompt Tuning", ECCV 2022, appendix A, and KMnP/vpt `tune_vtab.py`, `tune_fgvc.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from datasets import DatasetDict, concatenate_datasets
+
+from ..data import stratified_split
+from ..errors import TrainingDivergedError
+from ..utils.environment import environment
+from ..utils.io import write_json
+from .models import get_method
+from .run import Settings, run_experiment
+
+
+#: The learning rate for a batch of 256; the rate of a run is in proportion to its batch.
+BASE_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+WEIGHT_DECAYS = (0.01, 0.001, 0.0001, 0.0)
+REFERENCE_BATCH = 256
+
+#: Share of the training images that is held out to choose by where the data has no validation split.
+VALIDATION_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pairs to try.
+
+    Attributes:
+        base_rates: learning rates for a batch of 256.
+        weight_decays: weight decays.
+
+    Raises:
+        ValueError: an axis is empty, a rate is not positive or a weight decay is negative.
+    """
+
+    base_rates: Sequence[float] = BASE_RATES
+    weight_decays: Sequence[float] = WEIGHT_DECAYS
+
+    def __post_init__(self):
+        for name, allowed in (("base_rates", "> 0"), ("weight_decays", ">= 0")):
+            values = getattr(self, name)
+            if not values or not all(v > 0 or (v == 0 and name == "weight_decays") for v in values):
+                raise ValueError(f"Expected {name} to be numbers {allowed}. Received: {name}={list(values)}.")
+
+    @property
+    def axes(self) -> dict[str, list[float]]:
+        """What Optuna's grid sampler takes."""
+        return {"base_rate": list(self.base_rates), "weight_decay": list(self.weight_decays)}
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Every (base rate, weight decay)."""
+        return list(product(self.base_rates, self.weight_decays))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pair and how it did.
+
+    Attributes:
+        base_rate: learning rate for a batch of 256.
+        learning_rate: learning rate of the run.
+        weight_decay: weight decay.
+        accuracy: on the validation images, in percent.
+    """
+
+    base_rate: float
+    learning_rate: float
+    weight_decay: float
+    accuracy: float
+
+
+def sweep(
+    settings: Settings,
+    data: DatasetDict,
+    output: str | Path,
+    *,
+    grid: Grid | None = None,
+    seeds: Sequence[int] = (1, 2, 3, 4, 5),
+    data_description: dict | None = None,
+    cached: bool = False,
+    workers: int = 0,
+) -> dict:
+    """Choose learning rate and weight decay on the validation images, then train with several seeds and test.
+
+    With all images (`shots=None`) the last runs train on training and validation images together, as the paper's do;
+    with few shots they train on the shots alone. All classes are used.
+
+    Args:
+        settings: what to run; its learning rate and weight decay are what is searched.
+        data: `train`, `test` and maybe `validation`, else a fifth of every class of `train` is held out.
+        output: folder for the journal, the runs and `sweep.json`.
+        grid: the pairs; default: the paper's forty.
+        seeds: seeds of the last runs.
+        data_description: where the images are from, to tell searches apart.
+        cached: augment every training image once and keep the pixels.
+        workers: processes that load images.
+
+    Returns:
+        What `sweep.json` holds: settings, every trial, the best, the last runs with their mean and standard deviation.
+
+    Raises:
+        ImportError: Optuna is missing; the message says how to install it.
+        ValueError: no seed, a method that trains nothing, or whatever `run_experiment` refuses.
+    """
+    if not seeds:
+        raise ValueError("Expected at least one seed. Received: seeds=[].")
+    output, options = Path(output), {"data_description": data_description, "cached": cached, "workers": workers}
+    settings = replace(settings, base_novel=False)
+    train, validation = training_and_validation(data)
+    trials = search(settings, DatasetDict(train=train, test=validation), output, grid or Grid(), **options)
+    best = best_trial(trials)
+    whole = train if settings.shots is not None else concatenate_datasets([train, validation])
+    chosen = replace(settings, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
+    runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output / "final", seeds, **options)
+    report = {
+        "title": get_method(settings.method).title,
+        "settings": asdict(settings),
+        "data": data_description,
+        "images": {"train": len(train), "validation": len(validation), "test": len(data["test"])},
+        "trials": [asdict(trial) for trial in trials],
+        "best": asdict(best),
+        **summary(runs),
+        "environment": environment(),
+    }
+    write_json(report, output / "sweep.json")
+    return report
+
+
+def training_and_validation(data: DatasetDict) -> tuple:
+    """The training and validation images, of which the second are split off where the data has none."""
+    if "validation" in data:
+        return data["train"], data["validation"]
+    return stratified_split(data["train"], VALIDATION_FRACTION, seed=0)
+
+
+def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid, **options) -> list[Trial]:
+    """Train with every pair of the grid and rate it on `data["test"]`; pairs that are done are not done again.
+
+    That holds for pairs of a smaller grid, too: a grid may be extended.
+
+    Args:
+        settings: what to run.
+        data: `train`, and as `test` the images to choose by.
+        output: folder for the journal and the runs.
+        grid: the pairs.
+        **options: `data_description`, `cached`, `workers` of `run_experiment`.
+
+    Returns:
+        One trial per pair, in the order of the grid.
+
+    Raises:
+        ImportError: Optuna is missing; the message says how to install it.
+        ValueError: the method trains nothing.
+    """
+    optuna = _optuna()
+    recipe = _recipe(settings)
+    batch_size = settings.batch_size or recipe.batch_size
+    output = Path(output)
+    what = [changed_settings(asdict(settings)), options.get("data_description")]
+    what += ["cached"] if options.get("cached") else []
+    trials = Path(output) / "trials" / _digest(what)
+    sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
+    output.mkdir(parents=True, exist_ok=True)
+    journal = optuna.storages.journal.JournalFileBackend(str(output / "journal.log"))
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(journal),
+        sampler=sampler,
+        study_name=_digest([*what, grid.axes]),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+    def objective(trial) -> float:
+        base_rate = trial.suggest_categorical("base_rate", grid.axes["base_rate"])
+        weight_decay = trial.suggest_categorical("weight_decay", grid.axes["weight_decay"])
+        rate = base_rate * batch_size / REFERENCE_BATCH
+        tried = replace(settings, learning_rate=rate, weight_decay=weight_decay)
+        folder = trials / f"rate-{base_rate:g}-decay-{weight_decay:g}"
+        try:
+            report = run_once(tried, data, folder, **options)
+        except TrainingDivergedError as error:
+            warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
+            return 0.0  # as bad as can be, so that it is not chosen
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial that is done needs none
+        return report["accuracy"]["all"]
+
+    if not sampler.is_exhausted(study):
+        study.optimize(objective)  # the sampler stops it when the grid is done
+    # The sampler does not repeat pairs that failed, and a search that failed again and again left some waiting already.
+    while missing := [pair for pair in grid.pairs if pair not in _accuracies(study)]:
+        for base_rate, weight_decay in missing:
+            study.enqueue_trial({"base_rate": base_rate, "weight_decay": weight_decay})
+        study.optimize(objective, n_trials=len(missing))
+    accuracies = _accuracies(study)
+    return [
+        Trial(rate, rate * batch_size / REFERENCE_BATCH, decay, accuracies[rate, decay]) for rate, decay in grid.pairs
+    ]
+
+
+def _accuracies(study) -> dict[tuple[float, float], float]:
+    """Validation accuracy of the pairs that are done."""
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    return {(trial.params["base_rate"], trial.params["weight_decay"]): trial.value for trial in done}
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial:
+    """The highest validation accuracy; among equals the smallest learning rate, then the smallest weight decay."""
+    return max(trials, key=lambda trial: (trial.accuracy, -trial.learning_rate, -trial.weight_decay))
+
+
+def final_runs(
+    settings: Settings, data: DatasetDict, output: str | Path, seeds: Sequence[int], **options
+) -> list[dict]:
+    """Train with every seed and test; a run whose results are there already is read.
+
+    Returns:
+        The reports of `run_experiment`, in the order of the seeds.
+    """
+    return [run_once(replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", **options) for seed in seeds]
+
+
+def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> dict:
+    """`run_experiment`, or the report in the folder if it is of a run with these settings on these data."""
+    path = folder / "results.json"
+    if path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        same_data = report["data"] == _as_json(options.get("data_description"))
+        same_data &= report.get("cached", False) == options.get("cached", False)
+        if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)):
+            return report
+    return run_experiment(settings, data, folder, **options)
+
+
+def changed_settings(settings: dict) -> dict:
+    """The settings that are not the defaults, as JSON has them: a setting added later changes no earlier run."""
+    defaults = _as_json(asdict(Settings(method="")))
+    return {
+        name: value for name, value in _as_json(settings).items() if name not in defaults or value != defaults[name]
+    }
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _as_json(value):
+    return json.loads(json.dumps(value))  # tuples become lists
+
+
+def summary(runs: Sequence[dict]) -> dict:
+    """Accuracy of every run, their mean and their standard deviation (of a sample; 0 for a single run)."""
+    values = [run["accuracy"]["all"] for run in runs]
+    return {
+        "trainable_parameters": runs[0]["trainable_parameters"],
+        "runs": [{"seed": run["settings"]["seed"], "accuracy": run["accuracy"]["all"]} for run in runs],
+        "accuracy": {
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        },
+    }
+
+
+def _recipe(settings: Settings):
+    method = get_method(settings.method)
+    recipe = method.recipe or method.classifier_recipe
+    if recipe is None:
+        raise ValueError(f"{method.title} trains nothing, so there is no learning rate to search.")
+    return recipe
+
+
+def _optuna():
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            "The grid search needs Optuna. Install it with `pip install 'peft_vprompt[sweep]'`."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,1 @@
+"""What users hold: the PEFT models, saving and loading, the model card."""

@@ -1,0 +1,1 @@
+"""Prompt modules: what is learned on a tower."""

@@ -1,0 +1,136 @@
+"""Prompts that are pixels: patches of their own, a border, or further channels of the image.
+
+Source: VPT, section 4.3 ("prompt location") and appendix; KMnP/vpt `src/models/vit_prompt/vit_ablations.py`. Like all
+holders they keep their parameters as direct attributes. They belong to the first layer only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from ..backbones.supported import VisionView
+from .base import PromptModule
+from .visual import vpt_bound
+
+
+class PixelPrompts(PromptModule):
+    """What the prompts made of pixels share.
+
+    Args:
+        tower: the view of the image encoder; it must have a `patch_embedding`.
+    """
+
+    def __init__(self, tower: VisionView):
+        super().__init__()
+        weight = tower.patch_embedding.weight
+        self.factory = {"dtype": weight.dtype, "device": weight.device}
+        self.bound = vpt_bound(tower.patch_size, tower.width)
+        self.image_channels = weight.shape[1]
+
+    def uniform(self, *shape: int, low: float, high: float) -> nn.Parameter:
+        """A parameter that starts as U(low, high)."""
+        return nn.Parameter(torch.empty(*shape, **self.factory).uniform_(low, high))
+
+    def forward(self, source: VisionView | None = None, batch_size: int | None = None) -> Tensor | None:
+        """No tokens."""
+        return None
+
+
+class PixelStrip(PixelPrompts):
+    """n patches of learned pixels: `pixels` [1, channels, P, n * P], embedded like the image's, without positions.
+
+    `start` is "uniform" (U(-v, v), see `vpt_bound`), "gaussian" (N(0, 1)) or "imgnettransform" (U(0, 1), normalised
+    like the tower's images in every forward).
+    """
+
+    def __init__(self, tower: VisionView, num_tokens: int, start: str):
+        super().__init__(tower)
+        shape = (1, self.image_channels, tower.patch_size, num_tokens * tower.patch_size)
+        low, high = (0.0, 1.0) if start == "imgnettransform" else (-self.bound, self.bound)
+        self.pixels = self.uniform(*shape, low=low, high=high)
+        if start == "gaussian":
+            nn.init.normal_(self.pixels)
+        self.normalized = start == "imgnettransform"
+
+    def forward(self, source: VisionView | None = None, batch_size: int | None = None) -> Tensor:
+        """The patches as tokens of the tower `source`, [1, n, d]."""
+        pixels = normalize(self.pixels, source) if self.normalized else self.pixels
+        return embed_patches(source, pixels).flatten(2).transpose(1, 2)
+
+
+class PixelBorder(PixelPrompts):
+    """A border of p learned pixels: `left_right` [1, channels, H, 2p], then `top_bottom` [1, channels, 2p, W + 2p].
+
+    They start as U(0, 1) and are normalised like the tower's images in every forward.
+    """
+
+    def __init__(self, tower: VisionView, width: int):
+        super().__init__(tower)
+        (height, length), self.width = tower.image_size, width
+        channels = self.image_channels
+        self.left_right = self.uniform(1, channels, height, 2 * width, low=0.0, high=1.0)
+        self.top_bottom = self.uniform(1, channels, 2 * width, length + 2 * width, low=0.0, high=1.0)
+
+    def embed(self, tower: VisionView, pixel_values: Tensor, **options) -> Tensor:
+        """Tokens of the larger image."""
+        refuse_options(options)
+        sides = normalize(self.left_right, tower).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
+        ends = normalize(self.top_bottom, tower).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
+        p = self.width
+        framed = torch.cat([sides[..., :p], pixel_values, sides[..., p:]], dim=-1)
+        framed = torch.cat([ends[..., :p, :], framed, ends[..., p:, :]], dim=-2)
+        return tower.embed_grid(embed_patches(tower, framed))
+
+
+class PixelChannels(PixelPrompts):
+    """n learned channels after the image's: `pixels` [1, n, H, W].
+
+    The whole patch embedding is trained: `patch_weight` [d, channels + n, P, P] and `patch_bias` [d] start from the
+    tower's, the weights of new channels as U(-v, v) like the pixels.
+    """
+
+    def __init__(self, tower: VisionView, num_channels: int):
+        super().__init__(tower)
+        bounds = {"low": -self.bound, "high": self.bound}
+        self.pixels = self.uniform(1, num_channels, *tower.image_size, **bounds)
+        convolution = tower.patch_embedding
+        weight = convolution.weight.detach()
+        extra = torch.empty(weight.shape[0], num_channels, *weight.shape[2:], **self.factory).uniform_(
+            -self.bound, self.bound
+        )
+        self.patch_weight = nn.Parameter(torch.cat([weight, extra], dim=1))
+        self.patch_bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach().clone())
+
+    def embed(self, tower: VisionView, pixel_values: Tensor, **options) -> Tensor:
+        """Tokens of the image with all channels."""
+        refuse_options(options)
+        dtype = tower.patch_embedding.weight.dtype  # prompts are kept in float32, also where the encoder is not
+        pixels = self.pixels.expand(len(pixel_values), -1, -1, -1)
+        image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
+        bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
+        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(tower.patch_size))
+        return tower.embed_grid(grid)
+
+
+def embed_patches(tower: VisionView, pixels: Tensor) -> Tensor:
+    """The patches of `pixels` [b, channels, H, W] as tokens in a grid, [b, d, h, w]."""
+    return tower.patch_embedding(pixels.to(tower.patch_embedding.weight.dtype))
+
+
+def normalize(pixels: Tensor, tower: VisionView) -> Tensor:
+    """Pixels from 0 to 1, normalised like the images of `tower`."""
+    mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (tower.pixel_mean, tower.pixel_std))
+    return (pixels - mean) / std
+
+
+def refuse_options(options: dict) -> None:
+    """Raise a ValueError for calls that prompts of a fixed size in pixels cannot answer."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(
+            f"Prompts made of pixels fit images of one size, and all of them are seen. Received: {', '.join(given)}. "
+            "Leave it out, or use location='prepend'."
+        )

@@ -1,0 +1,114 @@
+"""TODO prompts/visual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.insertion import AddToTokens, InsertionRule
+from .base import PromptModule
+
+
+if TYPE_CHECKING:
+    from ..backbones.supported import VisionView
+
+
+def vpt_bound(patch_size: int, size: int) -> float:
+    """VPT's prompts of `size` numbers start as U(-v, v) with this v (Xavier's for a patch embedding)."""
+    return math.sqrt(6 / (3 * patch_size**2 + size))
+
+
+class VisualPrompts(PromptModule):
+    """VPT's prompts: `tokens` [j, n, p], optionally projected from p to the tower's width, with dropout per image.
+
+    Started as U(-v, v), v = sqrt(6 / (3 * patch size ** 2 + p)); the projection with kaiming_normal (fan out).
+    With `shared` all layers read one tensor; with `added` prompts are added to the tokens instead of standing beside
+    them. Source: KMnP/vpt `src/models/vit_prompt/vit.py`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_tokens: int,
+        width: int,
+        *,
+        patch_size: int,
+        projection_dim: int | None = None,
+        dropout: float = 0.0,
+        shared: bool = False,
+        added: bool = False,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.depth, self.dropout, self.added = depth, dropout, added
+        size = projection_dim or width
+        bound = vpt_bound(patch_size, size)
+        factory = {"dtype": dtype, "device": device}
+        self.tokens = nn.Parameter(torch.empty(1 if shared else depth, num_tokens, size, **factory))
+        nn.init.uniform_(self.tokens, -bound, bound)
+        self.projection_weight = self.projection_bias = None
+        if projection_dim is not None:
+            self.projection_weight = nn.Parameter(torch.empty(width, size, **factory))
+            self.projection_bias = nn.Parameter(torch.zeros(width, **factory))
+            nn.init.kaiming_normal_(self.projection_weight, mode="fan_out")
+
+    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+        """[j, n, d]; [j, b, n, d] while dropout is active."""
+        tokens = self.tokens
+        if self.projection_weight is not None:
+            tokens = F.linear(tokens, self.projection_weight, self.projection_bias)
+        tokens = tokens.expand(self.depth, -1, -1)
+        if self.training and self.dropout and batch_size is not None:
+            tokens = F.dropout(tokens[:, None].expand(-1, batch_size, -1, -1), self.dropout)
+        return tokens
+
+    def insertion_rule(self, tower: VisionView, length: int) -> InsertionRule:
+        """Beside the tokens, or added to them."""
+        return AddToTokens() if self.added else super().insertion_rule(tower, length)
+
+
+class StagedPrompts(PromptModule):
+    """VPT's prompts on a tower whose width grows from stage to stage.
+
+    `tokens_<i>` [layers of stage i with prompts of their own, n, width of stage i], for the stages that have such
+    layers; all start as U(-v, v) with the v of the first stage's width. Source: KMnP/vpt
+    `src/models/vit_prompt/swin_transformer.py`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_tokens: int,
+        stages: Sequence[tuple[int, int]],
+        *,
+        first_layer: int = 0,
+        patch_size: int,
+        dropout: float = 0.0,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.dropout, self.num_stages = dropout, len(stages)
+        bound, start = vpt_bound(patch_size, stages[0][1]), 0
+        for index, (layers, width) in enumerate(stages):
+            count = min(start + layers, first_layer + depth) - max(start, first_layer)
+            start += layers
+            tokens = None
+            if count > 0:
+                shape = (count, num_tokens, width)
+                tokens = nn.Parameter(torch.empty(shape, dtype=dtype, device=device).uniform_(-bound, bound))
+            self.register_parameter(f"tokens_{index}", tokens)
+
+    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> list[Tensor]:
+        """The prompts of each layer, [n, d] or, while dropout is active, [b, n, d]."""
+        stages = [getattr(self, f"tokens_{index}") for index in range(self.num_stages)]
+        prompts = [layer for tokens in stages if tokens is not None for layer in tokens]
+        if self.training and self.dropout and batch_size is not None:
+            return [F.dropout(layer.expand(batch_size, -1, -1), self.dropout) for layer in prompts]
+        return prompts

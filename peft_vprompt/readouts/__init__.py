@@ -1,0 +1,1 @@
+"""From features of images and classes to logits."""

@@ -1,0 +1,1 @@
+"""Training by a recipe with the stock Trainer, its callbacks, evaluation, cached image features."""

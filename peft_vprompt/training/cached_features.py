@@ -1,0 +1,195 @@
+"""Image features of a frozen image encoder, computed once and kept on disk as memory-mapped Arrow.
+
+They stand for the images wherever no visual prompt is trained and the augmentation is fixed: a training step is then
+the text side alone. A cache file belongs to one image encoder, one preprocessing and one list of images; labels are
+not part of it, so that noisy or changed labels use the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value
+from datasets import Sequence as ListOf
+from datasets.arrow_writer import ArrowWriter
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
+
+from ..tuners.base.feature_cache import switches
+from ..tuners.base.prompted_encoder import PromptedEncoder
+from ..utils.eval_mode import eval_mode
+from ..utils.io import atomic_path
+from ..utils.validation import require_int
+
+
+#: Column of the features, and name of the argument by which a model takes them.
+FEATURES = "image_features"
+
+#: Entries of a model's config that change nothing it computes.
+_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "_attn_implementation_autoset")
+
+
+def cache_features(
+    model,
+    images: Dataset,
+    transform,
+    *,
+    views: int = 1,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 100,
+    workers: int = 0,
+) -> Dataset:
+    """L2-normalised image features of `images`, from the disk if they were computed before.
+
+    Args:
+        model: a PEFT model of this package whose active adapter has no visual prompts (or is disabled).
+        images: data set with a column `image`; a column `label` is carried over and nothing else is read.
+        transform: `data.EvalTransform` or `data.TrainTransform`: what turns a batch of rows into `pixel_values`, has
+            `settings()` and says whether it is `random`.
+        views: how often every image is transformed. Several views keep some of the variety of a random augmentation:
+            see `RandomViews`.
+        seed: seed of a random augmentation.
+        cache_dir: folder of the cache files; default: `vprompt-features` in the cache of `datasets`.
+        batch_size: images per forward pass.
+        workers: processes that load images.
+
+    Returns:
+        A data set with the column `image_features` (float32, [dim]) and `label`, if there is one: `views` times as
+        many rows as images, first the first view of all images, then the second, ...
+
+    Raises:
+        UnsupportedModelError: the image features depend on what is trained.
+        ValueError: no column of encoded images, or `views` below 1.
+    """
+    require_int("views", views, 1)
+    model.base_model.require_fixed_images()
+    key = {
+        "model": model_fingerprint(model),
+        "transform": transform.settings(),
+        "images": image_fingerprint(images),
+        "views": views,
+        "seed": seed if transform.random else None,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest}.arrow"
+    if not path.is_file():
+        rows = images.select_columns("image").with_transform(transform)
+        with atomic_path(path) as partial:
+            _write(model, rows, partial, views, seed, batch_size, workers)
+    features = Dataset.from_file(str(path))
+    if "label" in images.column_names:
+        labels = np.tile(np.asarray(images["label"][:]), views)
+        features = features.add_column("label", labels, feature=images.features["label"])
+    return features
+
+
+def default_cache_dir() -> Path:
+    """`vprompt-features` in the cache folder of `datasets` (see HF_DATASETS_CACHE)."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-features"
+
+
+def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int) -> None:
+    schema = Features({FEATURES: ListOf(Value("float32"))})
+    # The caller's own stream of random numbers goes on as if nothing had been drawn here.
+    with torch.random.fork_rng(devices=[]), ArrowWriter(path=str(path), features=schema) as writer:
+        torch.manual_seed(seed)
+        for _ in range(views):
+            for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=workers):
+                writer.write_batch({FEATURES: encode_frozen(model, batch).numpy()})
+        writer.finalize()
+
+
+@torch.no_grad()
+def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in.
+
+    `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
+    """
+    device = next(model.parameters()).device
+    with eval_mode(model), torch.autocast(device.type, enabled=False):
+        features = model.encode_images(**{name: tensor.to(device) for name, tensor in batch.items()})
+    return features.float().cpu()
+
+
+class RandomViews(torch.utils.data.Dataset):
+    """One row per image, a view of it drawn anew each time, from the rows that `cache_features(views=n)` gives.
+
+    Draws with torch's global generator, which `Trainer` seeds and restores.
+    """
+
+    def __init__(self, rows: Dataset, views: int):
+        if len(rows) % views:
+            raise ValueError(f"Expected {views} rows per image. Received {len(rows)} rows.")
+        self.rows, self.views = rows, views
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.views
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        drawn = torch.randint(self.views, (len(indices),)) * len(self) + torch.as_tensor(indices)
+        batch = self.rows[drawn.tolist()]
+        return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+
+
+def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
+    """Rows to train or evaluate on, with the tensors `image_features` [dim] and `labels`."""
+    rows = features.rename_column("label", "labels") if "label" in features.column_names else features
+    rows = rows.with_format("torch")
+    return rows if views == 1 else RandomViews(rows, views)
+
+
+def model_fingerprint(model) -> str:
+    """Digest of what decides the image features: weights and config without the text side and the prompts."""
+    base = model.get_base_model()
+    text = {id(tensor) for tensor in model.base_model.text_tower.state_dict(keep_vars=True).values()}
+    config = getattr(base.config, "vision_config", base.config).to_dict()
+    digest = hashlib.sha256(
+        json.dumps({k: v for k, v in config.items() if k not in _IRRELEVANT}, sort_keys=True, default=str).encode()
+    )
+    for name, tensor in sorted(base.state_dict(keep_vars=True).items()):
+        if id(tensor) not in text and "learner." not in name:
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name.replace('base_layer.', '')}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    for name, module in base.named_modules():  # a LoRA that the base model carries, say
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptedEncoder):
+            digest.update(f"{name}{switches(module)}".encode())
+    return digest.hexdigest()
+
+
+def image_fingerprint(images: Dataset) -> str:
+    """Digest of the encoded images in their order; of name, size and time for images that are files on the disk.
+
+    Raises:
+        ValueError: there is no column `image` of encoded images.
+    """
+    if not isinstance(images.features.get("image"), Image):
+        raise ValueError(
+            f"Expected a column 'image' of images. Received: {images.features}. Read the data with load_images."
+        )
+    digest = hashlib.sha256()
+    feature = images.features["image"]
+    digest.update(repr(replace(feature, id=None)).encode())  # how the images are read
+    column = images.select_columns("image").cast_column("image", replace(feature, decode=False)).with_format(None)
+    for batch in column.iter(batch_size=256):
+        for image in batch["image"]:
+            content = image["bytes"]
+            if content is None:
+                status = os.stat(image["path"])
+                content = f"{image['path']}{status.st_size}{status.st_mtime_ns}".encode()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""TODO training/callbacks."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import (
+    TrainerCallback,
+)
+
+
+class StopIfDiverged(TrainerCallback):
+    """Stop when a trained value is not finite any more, and give the model the last finite ones back.
+
+    Attributes:
+        epoch: the epoch, counted from 1, in which training diverged; None while it has not.
+    """
+
+    def __init__(self):
+        self.epoch: int | None = None
+        self._finite: list[torch.Tensor] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Keep what training starts from."""
+        self._keep(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        """Look at what was trained, before a checkpoint is made of it."""
+        if all(bool(value.isfinite().all()) for value in trained_values(model)):
+            self._keep(model)
+            return
+        control.should_save, control.should_evaluate, control.should_training_stop = False, False, True
+        self.epoch = round(state.epoch)
+        with torch.no_grad():
+            for value, finite in zip(trained_values(model), self._finite, strict=True):
+                value.copy_(finite)
+
+    def _keep(self, model: torch.nn.Module) -> None:
+        self._finite = [value.detach().clone() for value in trained_values(model)]
+
+
+def trained_values(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return what training changes: parameters that require gradients, and the statistics of modules that have such."""
+    values = []
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        statistics_beside = [b for b in module.buffers(recurse=False) if b.is_floating_point()] if own else []
+        values += [*own, *statistics_beside]
+    return values
+
+
+class StepTimer(TrainerCallback):
+    """Wall time of every optimiser step.
+
+    Attributes:
+        seconds: of each step made so far in this process.
+    """
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Note the time of the step."""
+        self.seconds.append(time.perf_counter() - self._start)
+
+    @property
+    def median(self) -> float:
+        """Median in seconds; NaN without a step."""
+        return statistics.median(self.seconds) if self.seconds else float("nan")
+
+
+class ProgressBar(TrainerCallback):
+    """One rich progress bar over all steps, with the last loss.
+
+    Args:
+        label: what stands in front of the bar.
+    """
+
+    def __init__(self, label: str):
+        self.bar = Progress(
+            TextColumn(f"{label:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+        )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Show the bar, in the first process alone; steps made before a resume count as done."""
+        if state.is_world_process_zero:
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, loss="")
+            self.bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar to the step that was made."""
+        if self.bar.tasks:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the loss of the epoch that was logged."""
+        if self.bar.tasks and logs and "loss" in logs:
+            self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+
+@contextmanager
+def _progress_bar(label: str | None) -> Iterator[list[ProgressBar]]:
+    """The callbacks that show progress, none without a label; the line is free again however the block ends."""
+    bars = [ProgressBar(label)] if label is not None else []
+    try:
+        yield bars
+    finally:
+        for bar in bars:
+            bar.bar.stop()

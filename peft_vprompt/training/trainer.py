@@ -1,0 +1,241 @@
+"""Training by the authors' recipe with the stock `transformers.Trainer`: SGD, rates per epoch, resume after a kill."""
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_callback import TrainerState
+
+from ..errors import TrainingDivergedError
+from .callbacks import StepTimer, StopIfDiverged, _progress_bar
+from .evaluation import compute_metrics
+from .recipes import Recipe, lr_scheduler
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training gives beside the trained model.
+
+    Attributes:
+        steps: optimiser steps in all, those before a resume included.
+        seconds_per_step: median wall time of forward, backward and update in this process; NaN if it made no step.
+        train_seconds: wall time of this process's training, data loading and checkpoints included.
+        history: what the Trainer logged: loss and learning rate per epoch, accuracy if there was an `eval_set`.
+        resumed_step: step of the checkpoint that was resumed from, 0 for a fresh start.
+    """
+
+    steps: int
+    seconds_per_step: float
+    train_seconds: float
+    history: list[dict]
+    resumed_step: int
+
+
+def train(
+    model: torch.nn.Module,
+    train_set: Sequence[dict],
+    recipe: Recipe,
+    output_dir: str | Path,
+    eval_set: Sequence[dict] | None = None,
+    *,
+    epochs: int,
+    seed: int = 1,
+    loss: Callable | None = None,
+    settings: dict | None = None,
+    checkpoints: bool = True,
+    progress: str | None = None,
+    bf16: bool = False,
+    workers: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Train the parameters of `model` that require gradients, in place.
+
+    Args:
+        model: a PEFT model whose call takes `labels` and `pixel_values` or `image_features`.
+        train_set: rows with `labels` and `pixel_values` or `image_features`.
+        recipe: how to train.
+        output_dir: checkpoints go to `output_dir/checkpoints/<digest of the settings>`.
+        eval_set: rows to measure the accuracy on after every epoch.
+        epochs: passes over `train_set`, see `Recipe.epochs_for`.
+        seed: seed of the order of images and of the augmentation.
+        loss: what to minimise instead of the model's own loss, such as those in `losses`.
+        settings: whatever else the run depends on (data, method). A run with the same recipe, epochs, seed and
+            settings goes on from its last checkpoint; any other starts afresh beside it.
+        checkpoints: whether to save one after every epoch (only the last is kept).
+        progress: label of the progress bar; None for no bar.
+        bf16: autocast to bfloat16.
+        workers: processes that load images; 0 loads them in this one.
+        callbacks: further callbacks of the Trainer.
+
+    Raises:
+        ValueError: if `train_set` is empty.
+        TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
+            checkpoint is made of the others.
+    """
+    _check(train_set, recipe, epochs)
+    identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
+    folder = checkpoint_folder(output_dir, identity)
+    arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
+    _keep_batch(arguments, recipe, len(train_set))
+    timer, divergence = StepTimer(), StopIfDiverged()
+    checkpoint = last_checkpoint(folder) if checkpoints else None
+    with _progress_bar(progress) as bars:
+        watchers = [timer, *callbacks, divergence, *bars]
+        trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, watchers)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if divergence.epoch is not None:
+        raise TrainingDivergedError(
+            f"Training diverged in epoch {divergence.epoch} of {epochs}: values are not finite. Use a lower learning rate "
+            f"than {recipe.learning_rate:g}.",
+            divergence.epoch,
+        )
+    return TrainResult(
+        steps=trainer.state.global_step,
+        seconds_per_step=timer.median,
+        train_seconds=time.perf_counter() - start,
+        history=trainer.state.log_history,
+        resumed_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+    )
+
+
+def _check(train_set: Sequence[dict], recipe: Recipe, epochs: int) -> None:
+    if not len(train_set):
+        raise ValueError("The training set is empty.")
+    if epochs <= recipe.warmup_epochs:
+        warnings.warn(
+            f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned.",
+            stacklevel=3,
+        )
+
+
+def _trainer(
+    model: torch.nn.Module,
+    arguments: TrainingArguments,
+    train_set: Sequence[dict],
+    eval_set: Sequence[dict] | None,
+    recipe: Recipe,
+    loss: Callable | None,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    trainer = RecipeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        data_collator=default_data_collator,
+        compute_metrics=compute_metrics,
+        compute_loss_func=loss,
+        optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _arguments(
+    recipe: Recipe, folder: Path, epochs: int, seed: int, checkpoints: bool, bf16: bool, workers: int, watch: bool
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=100,
+        num_train_epochs=epochs,
+        max_grad_norm=0.0,  # the authors do not clip; the Trainer would
+        seed=seed,
+        data_seed=seed,
+        bf16=bf16,
+        save_strategy="epoch" if checkpoints else "no",
+        save_total_limit=1,
+        eval_strategy="epoch" if watch else "no",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # the Trainer would log a loss of NaN as 0
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> None:
+    """Let one step see the recipe's batch, however many processes and devices there are.
+
+    One process takes one device: `nn.DataParallel`, which the Trainer starts wherever it sees several, would multiply
+    the batch. Several processes (`accelerate launch`) share it.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    processes = arguments.world_size
+    if recipe.batch_size % processes:
+        raise ValueError(
+            f"Expected a batch that {processes} processes can share. Received: batch_size={recipe.batch_size}. Give "
+            "another batch size, or use another number of processes."
+        )
+    arguments.per_device_train_batch_size = recipe.batch_size // processes
+    arguments.dataloader_drop_last = images >= recipe.batch_size  # full batches only, as the authors' loader
+
+
+def _optimizer_and_scheduler(
+    model: torch.nn.Module, recipe: Recipe, arguments: TrainingArguments, images: int
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    batch = arguments.train_batch_size * arguments.world_size
+    steps_per_epoch = max(images // batch if arguments.dataloader_drop_last else math.ceil(images / batch), 1)
+    return optimizer, lr_scheduler(optimizer, recipe, int(arguments.num_train_epochs), steps_per_epoch)
+
+
+def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
+    """Folder for the checkpoints of one run: the same for the same settings, another for any other."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return Path(output_dir) / "checkpoints" / digest
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint: the Trainer writes its state last, so without one it was cut off."""
+    complete = []
+    for state_file in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            complete.append((TrainerState.load_from_json(str(state_file)).global_step, state_file.parent))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return max(complete)[1] if complete else None
+
+
+class RecipeTrainer(Trainer):
+    """The stock Trainer, which however applies `dataloader_drop_last` to evaluation as well: there no image may go."""
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
+        loader = DataLoader(
+            self.eval_dataset if eval_dataset is None else eval_dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        return self.accelerator.prepare(loader)

@@ -1,0 +1,182 @@
+"""`PromptConfig`: the fields that all prompt-learning methods share, and the checks they share.
+
+Each method's own fields live in `tuners/<method>/config.py`. The help text of a field is its metadata: the
+documentation and the command line's help are generated from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from ...errors import ClassNamesError
+from ...utils.validation import require_choice, require_int
+
+
+#: The task type under which PEFT finds `PeftModelForImageClassification`.
+TASK_TYPE = "IMAGE_CLS"
+#: The task type of the ways to transfer that are no prompt learning, under which PEFT finds `SavedPeftModel`.
+TRANSFER_TASK_TYPE = "IMAGE_TRANSFER"
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """What every prompt-learning adapter is configured by.
+
+    Raises:
+        ClassNamesError: a class name is missing, empty or not a string.
+        ValueError: a field has a value that is not allowed; the message says which are.
+    """
+
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes in label order, e.g. ['cat', 'sea lion']; underscores are read as spaces. "
+            "Needed for the classification call on a dual encoder, and can be set later by `set_class_names`."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub id of the tokenizer. Default: the base model's own."},
+    )
+    template: str | list[str] = field(
+        default="a photo of a {}.",
+        metadata={
+            "help": "Text around the class name wherever the text side is not learned: for visual prompts, and with "
+            "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble."
+        },
+    )
+    shard_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "In distributed training each process encodes its share of the classes and gets the features of "
+            "the others, gradients included. Methods whose text features depend on the image share out images anyway."
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Further modules to train and save in full. A classification head is added by itself."},
+    )
+    class_names_digest: str | None = field(
+        default=None,
+        metadata={
+            "help": "Set on saving where something was learned for each class: tells whether class_names still are the "
+            "names it was learned for."
+        },
+    )
+
+    #: Whether something is learned for each class, which means nothing for others.
+    belongs_to_classes = False
+
+    def __post_init__(self):
+        if self.task_type not in (None, TASK_TYPE):
+            raise ValueError(
+                f"Expected task_type={TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. "
+                "Leave it out: prompt-learning adapters classify images and set it themselves."
+            )
+        self.task_type = TASK_TYPE
+        super().__post_init__()
+        if self.class_names is not None:
+            self.class_names = check_class_names(self.class_names)
+        if not isinstance(self.template, (str, list, tuple)) or not self.template:
+            raise ValueError(f"Expected a template or a list of them. Received: template={self.template!r}.")
+        for template in self.templates:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise ValueError(
+                    f"Expected a template with exactly one '{{}}' for the class name. Received: template={template!r}."
+                )
+
+    def record_classes(self) -> None:
+        """Set `class_names_digest`, if something was learned for each class."""
+        self.class_names_digest = digest_names(self.class_names) if self.belongs_to_classes else None
+
+    @property
+    def templates(self) -> list[str]:
+        """The templates as a list, also when one string was given."""
+        return [self.template] if isinstance(self.template, str) else list(self.template)
+
+
+@dataclass
+class ContextConfig(PromptConfig):
+    """What methods with a context before or around the class name share.
+
+    Raises:
+        ValueError: no words where the context is to start from words, or a length below 1.
+    """
+
+    num_virtual_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Context tokens. Default: the words of prompt_init_text, or the paper's number."},
+    )
+    prompt_init: str = field(
+        default="random", metadata={"help": "'random' (normal, std 0.02) or 'text' (the words of prompt_init_text)."}
+    )
+    prompt_init_text: str | None = field(
+        default=None, metadata={"help": "Words to start the context from, e.g. 'a photo of a'."}
+    )
+
+    @property
+    def words(self) -> str | None:
+        """The words that the context starts from, as the authors read them."""
+        return self.prompt_init_text.replace("_", " ") if self.prompt_init == "text" else None
+
+    def set_length(self, default: int) -> None:
+        """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
+        require_choice("prompt_init", self.prompt_init, ("random", "text"))
+        if self.prompt_init == "text":
+            self._take_length_from_words()
+        elif self.num_virtual_tokens is None:
+            self.num_virtual_tokens = default
+        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
+
+    def _take_length_from_words(self) -> None:
+        if not (self.prompt_init_text or "").strip(" _"):
+            raise ValueError(
+                "Expected prompt_init_text with prompt_init='text', e.g. 'a photo of a'. "
+                f"Received: prompt_init_text={self.prompt_init_text!r}."
+            )
+        length = len(self.words.split())
+        if self.num_virtual_tokens not in (None, length):
+            warnings.warn(
+                f"num_virtual_tokens={self.num_virtual_tokens} is ignored: the {length} words of "
+                f"prompt_init_text={self.prompt_init_text!r} set the context length.",
+                stacklevel=5,
+            )
+        self.num_virtual_tokens = length
+
+
+def check_class_names(names: Sequence[str]) -> list[str]:
+    """Return `names` as a list of strings, or say what is wrong with them. Repeated names only warn.
+
+    Raises:
+        ClassNamesError: no names, an empty name, or something that is not a sequence of strings.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        remedy = f" Use [{names!r}]." if isinstance(names, str) else ""
+        raise ClassNamesError(f"Expected a list of class names. Received: class_names={names!r}.{remedy}")
+    if not names:
+        raise ClassNamesError("Expected at least one class name. Received: class_names=[].")
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.replace("_", " ").strip():
+            raise ClassNamesError(
+                f"Expected every class name to be a non-empty string. Received: class_names[{index}]={name!r}."
+            )
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        warnings.warn(
+            f"class_names repeats {repeated[:5]}: these classes get the same text features and cannot be told apart.",
+            stacklevel=2,
+        )
+    return list(names)
+
+
+def digest_names(names: Sequence[str]) -> str:
+    """A short digest of class names in their order, as they are read: underscores are spaces."""
+    text = json.dumps([name.replace("_", " ") for name in names])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Configurations of the variants that prompt tuning is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft.utils import PeftType
+
+from ...errors import ClassNamesError
+from ...utils.validation import require_choice
+from ..base.config import PromptConfig
+
+
+@dataclass
+class ClassHeadConfig(PromptConfig):
+    """A linear head on CLIP's image features: random (Classifier-R) or started from the text features (Classifier-C).
+
+    Paper: Wu et al., "Why Is Prompt Tuning for Vision-Language Models Robust to Noisy Labels?", ICCV 2023, section 3.
+
+    Example:
+
+    ```python
+    ClassHeadConfig(class_names=["cat", "dog"], head_init="text")
+    ```
+    """
+
+    head_init: str = field(
+        default="random",
+        metadata={"help": "'random' (Classifier-R), or 'text': rows start as the classes' text features (-C)."},
+    )
+
+    def __post_init__(self):
+        self.peft_type = PeftType.CLASS_HEAD
+        super().__post_init__()
+        require_choice("head_init", self.head_init, ("random", "text"))
+        if self.class_names is None:
+            raise ClassNamesError("Expected class_names: the head has one row for each class.")
+
+    belongs_to_classes = True
+
+
+@dataclass
+class TextEncoderConfig(PromptConfig):
+    """Fine-tuning of the whole text encoder (TEnc-FT); class prompts are the template's.
+
+    Paper: Wu et al., ICCV 2023, section 3. The adapter holds a copy of the text encoder, so it is as large as that.
+
+    Example:
+
+    ```python
+    TextEncoderConfig(class_names=["cat", "dog"])
+    ```
+    """
+
+    def __post_init__(self):
+        self.peft_type = PeftType.TEXT_ENCODER
+        super().__post_init__()

@@ -1,0 +1,90 @@
+"""Configuration of context optimisation."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+from peft.utils import PeftType
+
+from ...errors import ClassNamesError
+from ...utils.validation import require_choice, require_int
+from ..base.config import ContextConfig
+
+
+#: Context length of the paper's main results.
+DEFAULT_CONTEXT_LENGTH = 16
+
+
+@dataclass
+class ContextOptConfig(ContextConfig):
+    """CoOp: learned context vectors around the class name.
+
+    Paper: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022.
+
+    Example:
+
+    ```python
+    ContextOptConfig(class_names=["cat", "dog"], prompt_init="text", prompt_init_text="a photo of a")
+    ```
+    """
+
+    class_token_position: str = field(
+        default="end", metadata={"help": "Where the name stands: 'end', 'middle' or 'front' of the context."}
+    )
+    class_specific: bool = field(
+        default=False, metadata={"help": "One context per class. Such an adapter knows its own classes only."}
+    )
+
+    tune: str = field(
+        default="context",
+        metadata={
+            "help": "What is learned: 'context'; 'class_name' (the tokens of the names, in the fixed words of "
+            "prompt_init_text or 'a photo of a'); or 'full' (both). Learned names know their own classes only."
+        },
+    )
+
+    num_contexts: int = field(
+        default=1,
+        metadata={
+            "help": "Contexts side by side whose logits are averaged (UPL's ensemble); trained one by one and put in "
+            "by `ensemble.set_contexts`, or together on the averaged logits."
+        },
+    )
+
+    def __post_init__(self):
+        self.peft_type = PeftType.CONTEXT_OPT
+        super().__post_init__()
+        require_int("num_contexts", self.num_contexts, 1)
+        if self.num_contexts > 1 and self.belongs_to_classes:
+            raise ValueError(
+                "Expected class_specific=False and tune='context' with several contexts, which move to any classes. "
+                f"Received: num_contexts={self.num_contexts}, class_specific={self.class_specific}, tune={self.tune!r}."
+            )
+        require_choice("tune", self.tune, ("context", "class_name", "full"))
+        if self.tune == "class_name":
+            self.prompt_init, self.prompt_init_text = "text", self.prompt_init_text or "a photo of a"
+        if self.prompt_init == "random" and self.prompt_init_text is not None:
+            warnings.warn(
+                f"prompt_init_text={self.prompt_init_text!r} is ignored with prompt_init='random'. Pass "
+                "prompt_init='text' to start from these words.",
+                stacklevel=3,
+            )
+        require_choice("class_token_position", self.class_token_position, ("end", "middle", "front"))
+        self.set_length(default=DEFAULT_CONTEXT_LENGTH)
+        if self.belongs_to_classes and self.class_names is None:
+            raise ClassNamesError(
+                "Expected class_names with class_specific=True or learned class names: each class learns its own."
+            )
+        if self.tune == "class_name" and self.class_specific:
+            raise ValueError("Expected class_specific=False with tune='class_name', which learns no context.")
+
+    @property
+    def learn(self) -> tuple[str, ...]:
+        """The parts of a class prompt that are learned."""
+        return ("context", "class_name") if self.tune == "full" else (self.tune,)
+
+    @property
+    def belongs_to_classes(self) -> bool:
+        """Whether something is learned for each class, which means nothing for others."""
+        return self.class_specific or self.tune != "context"

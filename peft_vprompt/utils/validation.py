@@ -1,0 +1,42 @@
+"""TODO utils/validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+
+def require_choice(name: str, value, allowed: Sequence) -> None:
+    """Raise a ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"Expected {name} to be one of {list(allowed)}. Received: {name}={value!r}.")
+
+
+def parse_fields(items: Sequence[str] | None, where: str) -> dict:
+    """Fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
+
+    Raises:
+        ValueError: an item of another form; names `where` it was given.
+    """
+    fields = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{where} takes NAME=VALUE. Received: {item!r}.")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
+
+
+def require_int(name: str, value, minimum: int) -> None:
+    """Raise a ValueError unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"Expected {name} to be an integer >= {minimum}. Received: {name}={value!r}.")
+
+
+def shorten(items: Sequence[str], limit: int = 12) -> str:
+    """Join names for a message, leaving out the tail of a long list."""
+    shown = ", ".join(map(str, items[:limit]))
+    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"
