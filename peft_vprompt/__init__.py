@@ -7,21 +7,23 @@ Shape legend used throughout: b = batch, c = classes, s = rows (tokens) of a seq
 j = prompted layers, d = width of a tower.
 """
 
+from . import tuners  # noqa: F401 - fills the method table
 from .peft_models.auto import AutoPeftModelForImageClassification
 from .peft_models.peft_model import PeftModelForImageClassification
 from .tuners.base.config import PromptConfig
-from .tuners.class_head import ClassHeadConfig, ClassHeadModel, TextEncoderConfig, TextEncoderModel
+from .tuners.bias_tuning import BiasTuningConfig
+from .tuners.bottleneck_adapter import BottleneckAdapterConfig
+from .tuners.class_head import ClassHeadConfig, ClassHeadModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
 from .tuners.coop import ContextOptConfig, ContextOptModel
-from .tuners.fine_tuning import (
-    BiasTuningConfig,
-    BottleneckAdapterConfig,
-    FineTuningConfig,
-    MLPHeadConfig,
-    SideTuningConfig,
-)
+from .tuners.fine_tuning import FineTuningConfig
+from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
-from .tuners.rpo import MRPOConfig, MRPOModel, ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.mlp_head import MLPHeadConfig
+from .tuners.mrpo import MRPOConfig, MRPOModel
+from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.side_tuning import SideTuningConfig
+from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
 from .tuners.vpt import VisualPromptConfig, VisualPromptModel
 from .version import __version__
 
@@ -37,6 +39,8 @@ __all__ = [
     "ContextOptConfig",
     "ContextOptModel",
     "FineTuningConfig",
+    "KgCoOpConfig",
+    "KgCoOpModel",
     "MLPHeadConfig",
     "MRPOConfig",
     "MRPOModel",

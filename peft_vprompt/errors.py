@@ -1,4 +1,4 @@
-"""The few errors this package raises on purpose. All are `ValueError`s, so callers may catch them by either name."""
+"""The few errors this package raises on purpose, all `ValueError`s, and a warning that is looked for by its class."""
 
 
 class UnsupportedModelError(ValueError):
@@ -31,3 +31,7 @@ class TrainingDivergedError(ValueError):
     def __init__(self, message: str, epoch: int):
         super().__init__(message)
         self.epoch = epoch
+
+
+class ContextLengthWarning(UserWarning):
+    """The words that a context starts from set its length, and another length was asked for."""

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..readouts.cosine import cosines
-
 
 class DualEncoderView:
     """How `CLIPModel` and those built like it compare images with texts: both features are projected.
@@ -38,18 +36,18 @@ class DualEncoderView:
         """Size of the joint space."""
         return self.module.config.projection_dim
 
-    def text_features(self, pooled: Tensor) -> Tensor:
+    def project_text(self, pooled: Tensor) -> Tensor:
         """Projected and L2-normalised, [..., projection size]."""
         # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
         return F.normalize(self.text_projection(pooled.to(self.dtype)), dim=-1)
 
-    def image_features(self, pooled: Tensor) -> Tensor:
+    def project_image(self, pooled: Tensor) -> Tensor:
         """Projected and L2-normalised, [..., projection size]."""
         return F.normalize(self.module.visual_projection(pooled), dim=-1)
 
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines [images, classes]."""
-        return self.module.logit_scale.exp() * cosines(image_features, text_features)
+    def scaled(self, similarity: Tensor) -> Tensor:
+        """Return logits [b, c] of cosines [b, c]."""
+        return self.module.logit_scale.exp() * similarity
 
 
 class BertDualEncoderView(DualEncoderView):
@@ -82,10 +80,10 @@ class SiglipDualEncoderView(DualEncoderView):
         """Size of the text head's output."""
         return self.module.config.text_config.projection_size
 
-    def image_features(self, pooled: Tensor) -> Tensor:
+    def project_image(self, pooled: Tensor) -> Tensor:
         """L2-normalised."""
         return F.normalize(pooled, dim=-1)
 
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines with a bias [images, classes]."""
-        return super().logits(image_features, text_features) + self.module.logit_bias
+    def scaled(self, similarity: Tensor) -> Tensor:
+        """Return logits with a bias [b, c] of cosines [b, c]."""
+        return super().scaled(similarity) + self.module.logit_bias

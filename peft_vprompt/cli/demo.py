@@ -5,10 +5,10 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from ..experiments.models import get_method
+from ..experiments.models import DEMO_CHANGES
 from ..experiments.reports import plot_results, results_table
 from ..experiments.run import Settings, run_experiment
-from ..training.recipes import DEMO_CHANGES
+from ..tuners.base.registry import get_method
 from ..utils.environment import environment
 from ..utils.io import write_json
 from .app import command, console, one_process

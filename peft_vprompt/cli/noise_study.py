@@ -6,12 +6,12 @@ from typing import Annotated
 
 from ..data import DataOptions
 from ..data.label_noise import KINDS
+from ..experiments.models import DEMO_CHANGES
 from ..experiments.noise_plots import plot_study, study_table
 from ..experiments.noise_study import LINEAR_PROBE, METHODS, Study, run_study
 from ..experiments.run import Settings
 from ..experiments.supervision import FALSE_POSITIVE
 from ..losses.classification import LOSSES
-from ..training.recipes import DEMO_CHANGES
 from .app import command, console, one_process, say_saved
 from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
 

@@ -14,10 +14,10 @@ from datasets import DatasetDict
 from ..data import DataOptions, load_images, load_unlabelled, read_class_names
 from ..data.label_noise import KINDS
 from ..demo import demo_task
-from ..experiments.models import METHODS
 from ..experiments.pseudo_labels import SELECTORS
 from ..experiments.supervision import FALSE_POSITIVE, Supervision
 from ..losses.classification import LOSSES
+from ..tuners.base.registry import METHODS
 from ..utils.validation import parse_fields
 
 

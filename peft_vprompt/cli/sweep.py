@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from ..data import DataOptions, find_tasks, group_means
-from ..experiments.models import get_method
 from ..experiments.run import Settings
 from ..experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid
 from ..experiments.sweep import sweep as run_sweep
 from ..experiments.sweep_report import means_table, plot_sweep, sweep_table
+from ..tuners.base.registry import get_method
 from ..utils.environment import environment
 from ..utils.io import write_json
 from .app import command, console, one_process, say_saved

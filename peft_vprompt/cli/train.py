@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 from ..data import DataOptions
-from ..experiments.models import get_method
 from ..experiments.reports import results_table
 from ..experiments.run import Settings, run_experiment
 from ..experiments.supervision import Supervision
+from ..tuners.base.registry import get_method
 from .app import command, console, say_saved
 from .options import (
     UNLABELLED,

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ..backbones.supported import Backbone, find_backbone, view
-from ..errors import AdapterMismatchError, ClassNamesError
-from ..tuners.base.registry import METHODS
+from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
+from ..tuners.base.checkpoint_layout import Layout
+from ..tuners.base.prompted_encoder import LEARNER
+from ..tuners.base.registry import METHODS, find_method
 from ..utils.validation import require_choice
-from .layouts import LAYOUTS, Layout
 
+
+#: Reader of each method's checkpoints, by the name `convert_checkpoint` takes.
+LAYOUTS = {name: read for spec in METHODS.values() for name, read in spec.checkpoints.items()}
 
 #: Where the towers are when no base model is at hand to ask.
 DEFAULT_BACKBONES = {
@@ -48,7 +52,7 @@ def convert_checkpoint(
     Args:
         checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Files are read with
             `weights_only=True`. Half-precision tensors become float32.
-        method: "coop", "cocoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
+        method: "coop", "cocoop", "kgcoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.
@@ -138,21 +142,21 @@ def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict
     )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*prompt_init_text.* set the context length")
+            warnings.simplefilter("error", ContextLengthWarning)
             return layout.config_class(**values)
-    except UserWarning as warning:
+    except ContextLengthWarning as warning:
         raise AdapterMismatchError(f"{warning} Pass the words the checkpoint was trained with.") from None
 
 
 def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors by their names in an adapter file."""
-    prefix = METHODS[config.peft_type.value.lower()].model_class.prefix
+    prefix = find_method(config.peft_type).tuner_class.prefix
     places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head}
     named = {}
     for (place, name), tensor in layout.tensors.items():
         if places[place] is None:
             raise AdapterMismatchError(f"The checkpoint has {place} tensors, and the base model has no {place}.")
-        path = ["base_model.model", places[place], *([] if place == "head" else [f"{prefix}learner"]), name]
+        path = ["base_model.model", places[place], *([] if place == "head" else [f"{prefix}{LEARNER}"]), name]
         named[".".join(part for part in path if part)] = tensor.contiguous()
     return named
 

@@ -14,13 +14,13 @@ def context_tokens(model: PeftModel) -> torch.Tensor:
     Raises:
         ValueError: the adapter is not a context that all classes share.
     """
-    config = model.base_model.active_config
+    config = model.active_peft_config
     if not isinstance(config, ContextOptConfig) or config.belongs_to_classes:
         raise ValueError(
             "Expected an adapter that learned a context for all classes (ContextOptConfig with tune='context' and "
             f"class_specific=False). Received: {type(config).__name__}."
         )
-    return model.base_model.text_tower.active_prompts.tokens.detach().clone()
+    return model.base_model.text_encoder.active_prompts.tokens.detach().clone()
 
 
 @torch.no_grad()
@@ -30,7 +30,8 @@ def set_contexts(model: PeftModel, contexts: Sequence[torch.Tensor]) -> None:
     Raises:
         ValueError: another number of contexts, or another length, than the adapter's.
     """
-    config, tokens = model.base_model.active_config, model.base_model.text_tower.active_prompts.tokens
+    config = model.active_peft_config
+    tokens = model.base_model.text_encoder.active_prompts.tokens
     expected = (1, config.num_virtual_tokens, tokens.shape[-1])
     if len(contexts) != config.num_contexts or any(tuple(context.shape) != expected for context in contexts):
         raise ValueError(

@@ -1,12 +1,10 @@
-"""From names to models: a method's name, a base model and class names become a PEFT model that is ready to train.
+"""From names to models: a method's name, a base model and class names become a PEFT model that is ready to train."""
 
-`METHODS` is the only table: a new method is a new row, and the command line, the demo and the tests know it.
-"""
+from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -20,121 +18,14 @@ from transformers import (
     set_seed,
 )
 
-from .. import (
-    ClassHeadConfig,
-    CoCoOpConfig,
-    ContextOptConfig,
-    MaPLeConfig,
-    MRPOConfig,
-    ReadOnlyPromptConfig,
-    TextEncoderConfig,
-    VisualPromptConfig,
-)
 from ..demo import demo_model_path
-from ..training.recipes import RECIPES, Recipe
-from .transfer import TRANSFERS, Transfer, find_transfer
+from ..tuners.base.recipe import Recipe
+from ..tuners.base.registry import METHODS, get_method
+from ..tuners.base.spec import Depth, MethodSpec
 
 
-class Depth(NamedTuple):
-    """Number of layers of the two towers; `text` is 0 for a classifier without a text tower."""
-
-    text: int
-    vision: int
-
-    @property
-    def both(self) -> int:
-        """Layers that both towers have."""
-        return min(self.text, self.vision)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of `METHODS`.
-
-    Attributes:
-        title: the name as papers write it.
-        config: class of the PEFT config; None where `transfer` makes it.
-        defaults: config values for a model of this depth; published depths are cut to the layers there are.
-        recipe: the authors' training, None where nothing is trained.
-        noisy_recipe: the same where labels are noisy or not read, None where it is no other.
-        classifier_recipe: the same on a model with a classification head, None where that has no meaning.
-        new_classes: whether what is learned on some classes can be used on others.
-        transfer: how an image classifier is configured; such methods make one of a dual encoder's image encoder.
-    """
-
-    title: str
-    config: type[PeftConfig] | None
-    defaults: Callable[[Depth], dict]
-    recipe: Recipe | None
-    classifier_recipe: Recipe | None = None
-    noisy_recipe: Recipe | None = None
-    new_classes: bool = True
-    transfer: Transfer | None = None
-
-
-#: Every method by its name on the command line.
-METHODS: dict[str, Method] = {
-    "zero-shot": Method("Zero-shot", VisualPromptConfig, lambda depth: {}, recipe=None),
-    "vpt": Method(
-        "VPT (deep)",
-        VisualPromptConfig,
-        lambda depth: {"num_virtual_tokens": 8, "deep": True, "num_deep_layers": min(12, depth.vision)},
-        recipe=RECIPES["vpt"],
-        classifier_recipe=RECIPES["vpt-classifier"],
-    ),
-    "coop": Method("CoOp", ContextOptConfig, lambda depth: {}, recipe=RECIPES["coop"], noisy_recipe=RECIPES["ptnl"]),
-    "maple": Method("MaPLe", MaPLeConfig, lambda depth: {"prompt_depth": min(9, depth.both)}, recipe=RECIPES["maple"]),
-    "ivlp": Method(
-        "IVLP",
-        MaPLeConfig,
-        lambda depth: {"coupling": "none", "prompt_depth": min(9, depth.both)},
-        recipe=RECIPES["ivlp"],
-    ),
-    "cocoop": Method("CoCoOp", CoCoOpConfig, lambda depth: {}, recipe=RECIPES["cocoop"]),
-    "rpo": Method("RPO", ReadOnlyPromptConfig, lambda depth: {}, recipe=RECIPES["rpo"]),
-    "mrpo": Method("MRPO", MRPOConfig, lambda depth: {"prompt_depth": min(9, depth.both)}, recipe=RECIPES["mrpo"]),
-    "classifier-r": Method(
-        "Classifier-R", ClassHeadConfig, lambda depth: {}, recipe=RECIPES["ptnl"], new_classes=False
-    ),
-    "classifier-c": Method(
-        "Classifier-C",
-        ClassHeadConfig,
-        lambda depth: {"head_init": "text"},
-        recipe=RECIPES["ptnl"],
-        new_classes=False,
-    ),
-    "tenc-ft": Method("TEnc-FT", TextEncoderConfig, lambda depth: {}, recipe=RECIPES["ptnl"]),
-    "class-name": Method(
-        "CLS-Tuning",
-        ContextOptConfig,
-        lambda depth: {"tune": "class_name"},
-        recipe=RECIPES["ptnl"],
-        new_classes=False,
-    ),
-    "full-prompt": Method(
-        "Full-Prompt-Tuning",
-        ContextOptConfig,
-        lambda depth: {"tune": "full"},
-        recipe=RECIPES["ptnl"],
-        new_classes=False,
-    ),
-}
-
-
-def _transfer_method(transfer: Transfer) -> Method:
-    """The row of a way to transfer classifiers: every one has the same recipe."""
-    return Method(
-        transfer.title,
-        None,
-        lambda depth: {},
-        recipe=None,
-        classifier_recipe=RECIPES["vpt-classifier"],
-        new_classes=False,
-        transfer=transfer,
-    )
-
-
-METHODS |= {name: _transfer_method(transfer) for name, transfer in TRANSFERS.items()}
+#: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
+DEMO_CHANGES: dict[str, dict] = {name: dict(spec.demo) for name, spec in METHODS.items() if spec.demo is not None}
 
 
 @dataclass
@@ -149,19 +40,6 @@ class ModelBundle:
     def trainable_parameters(self) -> int:
         """Number of parameters that training changes."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
-
-def get_method(name: str) -> Method:
-    """Look a method up in `METHODS`.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists them.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    if transfer := find_transfer(name):  # mlp-k and partial-k for another k
-        return _transfer_method(transfer)
-    raise ValueError(f"No method {name!r}. Choose one of: {', '.join(METHODS)}.")
 
 
 def build_model(
@@ -180,28 +58,22 @@ def build_model(
     Raises:
         ValueError: if the method does not exist or does not fit the model, or an option is unknown.
     """
-    row = get_method(method)
+    spec = get_method(method)
     set_seed(seed)
-    if row.transfer is not None:
-        base = load_base(model_name_or_path, class_names, classifier=True)
-        peft_model = get_peft_model(base, row.transfer.config(base, **options))
-        return ModelBundle(peft_model, _image_processor(base), row.classifier_recipe)
-    _check_options(row, options)
-    base = load_base(model_name_or_path, class_names)
-    dual = is_dual_encoder(base.config)
-    if not dual and row.classifier_recipe is None:
+    _check_options(spec, options)
+    base = load_base(model_name_or_path, class_names, classifier=spec.is_baseline)
+    dual = is_dual_encoder(base.config) and not spec.is_baseline
+    if not dual and spec.classifier_recipe is None:
         possible = [name for name, other in METHODS.items() if other.classifier_recipe]
         raise ValueError(
-            f"{row.title} needs a model with a text tower, such as CLIP; {base.config.model_type} has none. "
+            f"{spec.title} needs a model with a text tower, such as CLIP; {base.config.model_type} has none. "
             f"Possible on this model: {', '.join(possible)}."
         )
-    values = row.defaults(_depth(base.config)) | options
+    values = spec.defaults(_depth(base.config)) | spec.find_targets(base) | options
     if dual:
         values |= {"class_names": list(class_names)}
-    config = row.config(**values)
-    return ModelBundle(
-        get_peft_model(base, config), _image_processor(base), row.recipe if dual else row.classifier_recipe
-    )
+    model = get_peft_model(base, spec.config_class(**values))
+    return ModelBundle(model, _image_processor(base), spec.recipe if dual else spec.classifier_recipe)
 
 
 def load_adapter(
@@ -294,11 +166,11 @@ def _image_processor(base: PreTrainedModel):
     return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
 
 
-def _check_options(method: Method, options: dict) -> None:
-    own = {field.name for field in fields(method.config)} - set(PeftConfig.__dataclass_fields__)
+def _check_options(spec: MethodSpec, options: dict) -> None:
+    own = {field.name for field in fields(spec.config_class)} - set(PeftConfig.__dataclass_fields__)
     own -= {"class_names", "class_names_digest"}
     if unknown := [name for name in options if name not in own]:
-        raise ValueError(f"{method.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(own))}.")
+        raise ValueError(f"{spec.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(own))}.")
 
 
 def _depth(config) -> Depth:

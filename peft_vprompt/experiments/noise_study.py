@@ -22,11 +22,12 @@ from ..data import EvalTransform
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
 from ..training.cached_features import cache_features
-from ..training.recipes import RECIPES
+from ..tuners.base.registry import get_method
+from ..tuners.base.shared_recipes import PTNL
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.validation import parse_fields
-from .models import build_model, get_method
+from .models import build_model
 from .run import Settings, as_published, class_names_of, run_experiment
 from .supervision import Supervision, training_images
 
@@ -102,7 +103,7 @@ class Study:
         changes = {"method": method, "seed": seed, "loss": loss, "loss_options": options, "supervision": supervision}
         for name in ("learning_rate", "batch_size", "epochs"):
             if getattr(self.base, name) is None:
-                changes[name] = getattr(RECIPES["ptnl"], name)
+                changes[name] = getattr(PTNL, name)
         return replace(self.base, config=self.base.config | config, base_novel=False, **changes)
 
 

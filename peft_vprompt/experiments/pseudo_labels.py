@@ -103,7 +103,8 @@ class _Encoded(NamedTuple):
 @torch.no_grad()
 def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int) -> _Encoded:
     """By the CLIP without its adapter."""
-    model, dual = clip.model, clip.model.base_model.dual_encoder
+    model = clip.model
+    classifier = model.class_name_classifier
     with model.disable_adapter():
         if isinstance(images, Dataset) and FEATURES in images.column_names:
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
@@ -112,8 +113,8 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
             features = torch.cat([encode_frozen(model, batch) for batch in DataLoader(rows, batch_size)])
         model.set_class_names(list(class_names))
         classes = model.encode_classes()
-        scale = dual.module.logit_scale.exp()
-        logits = dual.logits(features.to(classes), classes)
+        scale = classifier.dual.module.logit_scale.exp()
+        logits = classifier.scaled(features.to(classes) @ classes.t())
     return _Encoded(features, *(tensor.float().cpu() for tensor in (classes, logits, scale)))
 
 

@@ -25,12 +25,14 @@ from ..training.evaluation import EvalSet, evaluate, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.recipes import Recipe
 from ..training.trainer import TrainResult, train
+from ..tuners.base.registry import get_method
+from ..tuners.base.spec import MethodSpec
 from ..tuners.coop import ContextOptConfig
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
-from .models import Method, ModelBundle, build_model, get_method
+from .models import ModelBundle, build_model
 from .supervision import Supervision, digest, training_images
 
 
@@ -43,7 +45,7 @@ class Settings:
     """What decides the outcome of a run, beside the images.
 
     Attributes:
-        method: a name in `build.METHODS`.
+        method: a name in the method table.
         model: folder or Hub id of the base model; None for the embedded one.
         shots: training images per class; None for all.
         seed: seed of the shots, of the prompts' first values and of the order of images.
@@ -207,7 +209,7 @@ def _loss(settings: Settings) -> ClassificationLoss | None:
     return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
 
 
-def _check(settings: Settings, method: Method) -> None:
+def _check(settings: Settings, method: MethodSpec) -> None:
     if settings.base_novel and not method.new_classes:
         raise ValueError(
             f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
@@ -217,7 +219,7 @@ def _check(settings: Settings, method: Method) -> None:
         "training without labels": not settings.supervision.uses_labels,
         "confusion noise": settings.supervision.noise == "confusion",
     }
-    if method.transfer is not None and (asked := [what for what, wanted in needs_clip.items() if wanted]):
+    if method.is_baseline and (asked := [what for what, wanted in needs_clip.items() if wanted]):
         raise ValueError(
             f"{method.title} trains an image classifier, and {' and '.join(asked)} take a CLIP. Use a method that "
             "learns prompts or a head of class features on one, such as coop or classifier-c."
@@ -231,7 +233,7 @@ def _check(settings: Settings, method: Method) -> None:
         )
     _loss(settings)
     require_int("ensemble", settings.ensemble, 1)
-    if settings.ensemble > 1 and method.config is not ContextOptConfig:
+    if settings.ensemble > 1 and method.config_class is not ContextOptConfig:
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )

@@ -22,9 +22,9 @@ from datasets import DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
 from ..errors import TrainingDivergedError
+from ..tuners.base.registry import get_method
 from ..utils.environment import environment
 from ..utils.io import write_json
-from .models import get_method
 from .run import Settings, run_experiment
 
 

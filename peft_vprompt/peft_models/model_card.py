@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from ..backbones.supported import HEADS, class_name
-from ..tuners.base.registry import METHODS, find_method
+from ..tuners.base.registry import PROMPT_METHODS, find_method
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def render_model_card(model: SavedPeftModel) -> str:
     num_labels = base.config.num_labels if class_name(base) in HEADS else None
     return environment.from_string(template).render(
         method=find_method(config.peft_type),
-        kind="prompt-learning" if config.peft_type.value.lower() in METHODS else "transfer-learning",
+        kind="prompt-learning" if config.peft_type.value.lower() in PROMPT_METHODS else "transfer-learning",
         base_class=class_name(base),
         base_model=config.base_model_name_or_path,
         # The head has other classes than the base model's own, perhaps.

@@ -1,30 +1,46 @@
 """`PeftModelForImageClassification`: the PEFT model that users hold.
 
-Adds the classification call over class names and adapters of several methods on one model; saving and loading are in
-`saved_model`.
+Adds the classification call over class names (`ClassNameClassifier`) and adapters of several methods on one model; saving
+and loading are in `safe_saving`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
-from ..tuners.base.config import TASK_TYPE, digest_names
+from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
+from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
 from ..tuners.base.input_checks import as_labels, drop_idle
+from ..tuners.base.tuner import PromptTuner
 from .safe_saving import SavedPeftModel
 
 
 class PeftModelForImageClassification(SavedPeftModel):
-    """A base model with prompt adapters. Made by `get_peft_model` and `PeftModel.from_pretrained`."""
+    """A base model with prompt adapters. Made by `get_peft_model` and `PeftModel.from_pretrained`.
+
+    Under PEFT's own tuners, too, with `task_type="IMAGE_CLS"` in their config: a LoRA of both towers, say, is then trained
+    on class names.
+    """
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+        self.class_name_classifier = ClassNameClassifier(self)
+        self.class_name_classifier.add_adapter(adapter_name)
+
+    def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:
+        replica = super()._replicate_for_data_parallel()
+        replica.class_name_classifier = ClassNameClassifier(replica, self.class_name_classifier.memory)
+        return replica
 
     # ---- calls ------------------------------------------------------------------------------------------------
 
@@ -42,65 +58,124 @@ class PeftModelForImageClassification(SavedPeftModel):
         and so does `model(image_features=..., labels=...)` where no visual prompt is learned; with
         `return_dict=False` (or so in the base model's config) a tuple of the same. `num_items_in_batch` changes
         nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
-        base models get their own call. Labels may be a list.
+        base models get their own call. Labels may be a list. `output_aux_loss` asks for the method's further terms of
+        the loss, which come in training anyway.
+
+        Raises:
+            ValueError: several adapters for one batch, or inputs that do not go together.
         """
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "Expected one adapter for all images of a batch. Received: "
                 f"adapter_names={kwargs['adapter_names']!r}. Use set_adapter, or classify_with_adapters for several."
             )
-        tuner, given = self.base_model, image_features if pixel_values is None else pixel_values
+        if getattr(self, "_is_replica", False) and isinstance(self.base_model, PromptTuner):
+            self.base_model.vision_encoder.link(self.base_model.text_encoder)
+        given = image_features if pixel_values is None else pixel_values
         labels = as_labels(labels, getattr(given, "device", None))
-        own_call = args or kwargs.get("input_ids") is not None or tuner.text_tower is None
-        if image_features is not None:
-            if args or pixel_values is not None or kwargs.get("input_ids") is not None:
-                raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")
-            return self._as_asked(tuner.classify_features, image_features, labels, **kwargs)
-        if not own_call and pixel_values is not None:
-            return self._as_asked(tuner.classify, pixel_values, labels, **kwargs)
-        if tuner.text_tower is not None and pixel_values is None and len(args) < 2:
+        is_dual = self.class_name_classifier.backbone.dual is not None
+        own_call = args or kwargs.get("input_ids") is not None or not is_dual
+        if image_features is not None and (own_call and is_dual or pixel_values is not None):
+            raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")
+        if given is not None and (not own_call or image_features is not None):
+            for name in ("num_items_in_batch", *self.special_peft_forward_args):
+                kwargs.pop(name, None)
+            as_asked = kwargs.pop("return_dict", None)
+            output = self.class_name_classifier.classify(
+                labels, pixel_values=pixel_values, image_features=image_features, **drop_idle(kwargs)
+            )
+            if as_asked is None:
+                as_asked = getattr(self.class_name_classifier.dual.module.config, "return_dict", True)
+            return output if as_asked else output.to_tuple()
+        if is_dual and pixel_values is None and len(args) < 2:
             raise ValueError(
                 "Expected images by name: model(pixel_values=...), or model(input_ids=..., pixel_values=...) for the "
                 f"base model's own call. Received: {len(args)} inputs by position and {', '.join(kwargs) or 'none'} by "
                 "name."
             )
+        kwargs.pop("output_aux_loss", None)
         if pixel_values is not None:
             kwargs["pixel_values"] = pixel_values
         if labels is not None:
             kwargs["labels"] = labels
-        tuner.link_towers()
         return super().forward(*args, **kwargs)
 
-    def _as_asked(self, classify: Callable, inputs: Tensor, labels: Tensor | None, return_dict=None, **kwargs):
-        """The classification call, as an output class or a tuple."""
-        self.base_model.link_towers()
-        for name in ("num_items_in_batch", *self.special_peft_forward_args):
-            kwargs.pop(name, None)
-        output = classify(inputs, labels, **drop_idle(kwargs))
-        if return_dict is None:
-            return_dict = getattr(self.base_model.dual_encoder.module.config, "return_dict", True)
-        return output if return_dict else output.to_tuple()
+    def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Tell other classes apart with the active adapter's prompts.
 
-    def set_class_names(self, names: list[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """See `PromptTuner.set_class_names`."""
-        self.base_model.set_class_names(names, tokenizer)
+        The adapter is saved with the names that it was configured or trained with, not with those of a later
+        evaluation; one without any takes these.
+
+        Args:
+            names: one name for each class, in label order; underscores are read as spaces.
+            tokenizer: what reads the names; default: the one that the config or the base model names.
+
+        Raises:
+            ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
+            PromptTooLongError: a name does not fit into the text tower.
+            TokenizerNotFoundError: no tokenizer is known.
+            UnsupportedModelError: the base model has no text tower.
+
+        Example:
+
+        ```python
+        model.set_class_names(["fox", "sea lion"])
+        model(pixel_values=images).logits  # [batch, 2]
+        ```
+        """
+        self.class_name_classifier.set_class_names(names, tokenizer)
 
     @property
     def class_names(self) -> list[str] | None:
         """The classes in use by the active adapter."""
-        return self.base_model.class_names
+        return self.class_name_classifier.class_names
 
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
-        """See `PromptTuner.encode_classes`."""
-        return self.base_model.encode_classes(pixel_values)
+        """Return L2-normalised text features of the active adapter's classes.
 
-    def encode_images(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """See `PromptTuner.encode_images`."""
-        return self.base_model.encode_images(pixel_values, **kwargs)
+        They are kept while nothing they depend on changes, unless a gradient has to flow through them; what is returned
+        is a copy.
 
-    def classify_with_adapters(self, pixel_values: Tensor, adapter_names: list[str], **kwargs):
-        """See `ClassNameClassifier.classify_with_adapters`."""
-        return self.base_model.classify_with_adapters(pixel_values, adapter_names, **kwargs)
+        Args:
+            pixel_values: images, for methods whose class features depend on them (CoCoOp).
+
+        Returns:
+            [classes, dim], for several contexts the mean of their features, whose cosines are the mean of the contexts'
+            cosines; [classes, pairs, dim] for read-only prompts; [batch, classes, dim] where they depend on the images.
+
+        Raises:
+            ValueError: the features depend on images, and there are none.
+        """
+        return self.class_name_classifier.encode_classes(pixel_values)
+
+    def encode_images(self, pixel_values: Tensor, **options) -> Tensor:
+        """Return L2-normalised image features [batch, dim]; [batch, pairs, dim] for read-only prompts.
+
+        Without a text tower: of the pooled output, or of the class token where there is none.
+
+        Raises:
+            ValueError: images of another shape than the encoder takes, or none.
+            TypeError: keyword arguments that it does not take.
+        """
+        return self.class_name_classifier.encode_images(pixel_values, **options)
+
+    def classify_with_adapters(
+        self, pixel_values: Tensor, adapter_names: Sequence[str], **options
+    ) -> dict[str, ClassificationOutput]:
+        """Classify the same images by several read-only adapters at about the cost of one: logits of each, by name.
+
+        The frozen image encoder runs once; all read-only prompts then read its keys and values together. Each adapter
+        compares with its own classes, whose features are kept. While it runs, no other thread may call this model.
+
+        Raises:
+            ValueError: no adapter, one that this model does not have or whose prompts other tokens read; or all are
+                disabled.
+        """
+        return self.class_name_classifier.classify_with_adapters(pixel_values, adapter_names, **options)
+
+    def method_callbacks(self) -> list[TrainerCallback]:
+        """Return what a Trainer has to do for the active adapter's method beside its steps."""
+        return self.class_name_classifier.method.callbacks(self.class_name_classifier.config)
 
     # ---- adapters ---------------------------------------------------------------------------------------------
 
@@ -108,9 +183,10 @@ class PeftModelForImageClassification(SavedPeftModel):
         """Add an adapter of any of our methods; PEFT's own rule (one method per model) holds for all others."""
         with self._as_type_of(peft_config):
             super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+        self.class_name_classifier.add_adapter(adapter_name)
 
     @contextmanager
-    def _as_type_of(self, peft_config: PeftConfig):
+    def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
         own = self.peft_type
         if registry.is_ours(peft_config.peft_type):
             self.peft_type = peft_config.peft_type
@@ -127,15 +203,29 @@ class PeftModelForImageClassification(SavedPeftModel):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
         super().delete_adapter(adapter_name)
+        self.class_name_classifier.delete_adapter(adapter_name)
         self.active_adapter = self.base_model.active_adapters[0]
         self.peft_type = self.peft_config[self.active_adapter].peft_type
+
+    def unload(self, *args, **kwargs) -> nn.Module:
+        """Return the base model without adapters."""
+        return self._without_classifier(self.base_model.unload, *args, **kwargs)
+
+    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
+        """Return the base model with the adapter in its weights, where the method can."""
+        return self._without_classifier(self.base_model.merge_and_unload, *args, **kwargs)
+
+    def _without_classifier(self, unload: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
+        model = unload(*args, **kwargs)
+        self.class_name_classifier.release()
+        return model
 
     # ---- loading and saving -----------------------------------------------------------------------------------
 
     def load_adapter(self, *args, **kwargs):
         """See `SavedPeftModel.load_adapter`."""
         result = super().load_adapter(*args, **kwargs)
-        self.base_model.feature_cache.clear()
+        self.class_name_classifier.memory.features.clear()
         return result
 
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
@@ -143,12 +233,12 @@ class PeftModelForImageClassification(SavedPeftModel):
         self._check_classes(adapter_name, model_id, hub_options)
 
     def _check_classes(self, adapter_name: str, model_id, hub_options: dict) -> None:
-        """Where something was learned for each class: are the adapter's classes those of the file?
+        """Refuse an adapter that learned something for each class, where its classes are not those of the file.
 
         An adapter that was saved before this was recorded passes.
         """
         config = self.peft_config[adapter_name]
-        if not config.belongs_to_classes:
+        if not getattr(config, "belongs_to_classes", False):
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the adapter was made
@@ -166,7 +256,7 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def _complete_config(self, config: PeftConfig | None) -> None:
         super()._complete_config(config)
-        if config is not None:
+        if isinstance(config, PromptConfig):
             config.record_classes()
             config.tokenizer_name_or_path = resolve_local_path(config.tokenizer_name_or_path)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
-from ..tuners.base.config import TRANSFER_TASK_TYPE
+from ..tuners.base.config import BASELINE_TASK_TYPE
 from .model_card import is_untouched, render_model_card, seal
 
 
@@ -62,7 +62,7 @@ class SavedPeftModel(PeftModel):
         self._has_loaded = True
         # Assigned weights (low_cpu_mem_usage) are views into the file, whose alignment changes the last bits of sums.
         for key, parameter in self.named_parameters():
-            if f"learner.{adapter_name}." in key or f"_parts.{adapter_name}." in key:
+            if any(f"{kind}.{adapter_name}." in key for kind in ("learner", "readout", "_modules")):
                 parameter.data = parameter.data.clone()
         return result
 
@@ -182,6 +182,9 @@ class SavedPeftModel(PeftModel):
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated."""
+        if not registry.is_known(self.active_peft_config.peft_type):  # a tuner of PEFT's on class names
+            super().create_or_update_model_card(output_dir)
+            return
         path = Path(output_dir) / "README.md"
         ours = not path.is_file() or is_untouched(path.read_text(encoding="utf-8"))
         if ours:
@@ -193,4 +196,4 @@ class SavedPeftModel(PeftModel):
         path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
 
 
-registry.register_model_class(TRANSFER_TASK_TYPE, SavedPeftModel)
+registry.register_model_class(BASELINE_TASK_TYPE, SavedPeftModel)

@@ -1,14 +1,12 @@
-"""Prompt holders: the trainable tensors of one adapter on one tower, and the vectors they stand for.
+"""`PromptModule`: the trainable tensors of one adapter on one tower, and the prompt vectors they stand for.
 
-A holder is called with what its prompts depend on (`source`: the text prompts for a coupling, image features for a
-conditional context, the tower's view for pixels; free prompts look at none) and gives prompts [j, n, d] or, where each
-image has its own, [j, b, n, d]: j = prompted layers, n = prompts, d = width, b = batch. All parameters are direct
-attributes, so that PEFT finds the adapter's name at the same place in each key.
+Shapes: b = batch, s = tokens, n = prompts of one layer, j = prompted layers, d = width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -17,34 +15,69 @@ from ..core.insertion import InsertionRule, InsertRows
 
 
 if TYPE_CHECKING:
-    from ..backbones.supported import VisionView
+    from ..backbones.base import EncoderView, VisionView
 
 
 class PromptModule(nn.Module, ABC):
-    """Base of all holders.
+    """Base of all prompt modules.
 
-    Attributes:
+    Args:
+        first_layer: layer in front of which the prompts come in.
+        read_only: the prompts read the plain tokens and nobody reads them.
         text_placement: how a call with `input_ids` shows the prompts on the text tower: "insert" (after the start
             token), "replace" (in place of the first tokens after it), or None where the place of the class name
             would have to be known.
-        read_only: the prompts read the plain tokens and nobody reads them.
-        first_layer: layer in front of which the prompts come in.
-        pooling: what is read out of an image encoder, see `readout.pool`; "original" is the encoder's own way.
+        pooling: which rows of an image encoder become the feature, see `core.pooling.pool`; "original" is the
+            encoder's own way.
     """
 
-    text_placement: str | None = None
-    read_only: bool = False
-    first_layer: int = 0
-    pooling: str = "original"
+    def __init__(
+        self,
+        *,
+        first_layer: int = 0,
+        read_only: bool = False,
+        text_placement: str | None = None,
+        pooling: str = "original",
+    ):
+        super().__init__()
+        self.first_layer = first_layer
+        self.read_only = read_only
+        self.text_placement = text_placement
+        self.pooling = pooling
 
     @abstractmethod
-    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor | None:
-        """The prompts of each layer; see the module's docstring for shapes. None where images alone are changed."""
+    def forward(
+        self,
+        *,
+        image_features: Tensor | None = None,
+        text_prompts: Tensor | None = None,
+        view: VisionView | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor | Sequence[Tensor] | None:
+        """Return the prompts of each layer, [j, n, d] or, where each image has its own, [j, b, n, d].
 
-    def embed(self, tower: VisionView, pixel_values: Tensor, **options) -> Tensor:
-        """Image tokens [b, s, d] that the prompts are to meet; `options` are those of `VisionView.embed`."""
-        return tower.embed(pixel_values, **options)
+        A module names the arguments that it depends on and takes no notice of the others.
 
-    def insertion_rule(self, tower: VisionView, length: int) -> InsertionRule:
-        """How the prompts meet `length` image tokens."""
-        return InsertRows(tower.num_prefix_tokens if tower.prompts_first else length)
+        Args:
+            image_features: L2-normalised features [b, e], on a text tower whose prompts depend on the image.
+            text_prompts: prompts of the text tower [j, n, text width], on an image tower.
+            view: view of the image tower.
+            batch_size: number of images, on an image tower.
+
+        Returns:
+            None where images alone are changed and no token is added.
+        """
+
+    def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
+        """Return the image tokens [b, s, d] that the prompts are inserted into; `options` as `VisionView.embed`."""
+        return view.embed(pixel_values, **options)
+
+    def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
+        """Return how the prompts are inserted into `length` image tokens."""
+        return InsertRows(view.num_prefix_tokens if view.prompts_first else length)
+
+
+def placed_like(view: EncoderView) -> dict:
+    """Return the keyword arguments that give new parameters the dtype and the device of a tower."""
+    weight = view.reference_weight
+    return {"dtype": weight.dtype, "device": weight.device}

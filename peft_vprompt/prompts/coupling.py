@@ -1,18 +1,13 @@
-"""TODO prompts/coupling."""
+"""Visual prompts that are made of the text prompts."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .base import PromptModule
-
-
-if TYPE_CHECKING:
-    pass
 
 
 class LinearCoupling(PromptModule):
@@ -21,15 +16,17 @@ class LinearCoupling(PromptModule):
     `weight` [j, d, text width] and `bias` [j, d] start like `nn.Linear`'s.
     """
 
-    def __init__(self, depth: int, text_width: int, width: int, *, dtype: torch.dtype, device: torch.device):
-        super().__init__()
+    def __init__(
+        self, depth: int, text_width: int, width: int, *, dtype: torch.dtype, device: torch.device, **options
+    ):
+        super().__init__(**options)
         self.weight = nn.Parameter(torch.empty(depth, width, text_width, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.empty(depth, width, dtype=dtype, device=device))
         bound = 1 / math.sqrt(text_width)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor:
-        """Map the text prompts [>= j, n, text width] of the first j layers."""
+    def forward(self, *, text_prompts: Tensor, **inputs) -> Tensor:
+        """Map the text prompts [>= j, n, text width] of the first j layers to [j, n, d]."""
         depth = self.weight.shape[0]
-        return torch.baddbmm(self.bias[:, None], source[:depth], self.weight.transpose(1, 2))
+        return torch.baddbmm(self.bias[:, None], text_prompts[:depth], self.weight.transpose(1, 2))

@@ -1,7 +1,7 @@
 """Prompts that are pixels: patches of their own, a border, or further channels of the image.
 
-Source: VPT, section 4.3 ("prompt location") and appendix; KMnP/vpt `src/models/vit_prompt/vit_ablations.py`. Like all
-holders they keep their parameters as direct attributes. They belong to the first layer only.
+Source: VPT, section 4.3 ("prompt location") and appendix; KMnP/vpt `src/models/vit_prompt/vit_ablations.py`. They
+belong to the first layer only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from ..backbones.supported import VisionView
+from ..backbones.base import VisionView
 from .base import PromptModule
 from .visual import vpt_bound
 
@@ -20,22 +20,23 @@ class PixelPrompts(PromptModule):
     """What the prompts made of pixels share.
 
     Args:
-        tower: the view of the image encoder; it must have a `patch_embedding`.
+        view: the view of the image encoder; it must have a `patch_embedding`.
+        **options: as for `PromptModule`.
     """
 
-    def __init__(self, tower: VisionView):
-        super().__init__()
-        weight = tower.patch_embedding.weight
+    def __init__(self, view: VisionView, **options):
+        super().__init__(**options)
+        weight = view.patch_embedding.weight
         self.factory = {"dtype": weight.dtype, "device": weight.device}
-        self.bound = vpt_bound(tower.patch_size, tower.width)
+        self.bound = vpt_bound(view.patch_size, view.width)
         self.image_channels = weight.shape[1]
 
     def uniform(self, *shape: int, low: float, high: float) -> nn.Parameter:
-        """A parameter that starts as U(low, high)."""
+        """Return a parameter that starts as U(low, high)."""
         return nn.Parameter(torch.empty(*shape, **self.factory).uniform_(low, high))
 
-    def forward(self, source: VisionView | None = None, batch_size: int | None = None) -> Tensor | None:
-        """No tokens."""
+    def forward(self, **inputs) -> Tensor | None:
+        """Return None: no token is added."""
         return None
 
 
@@ -46,19 +47,19 @@ class PixelStrip(PixelPrompts):
     like the tower's images in every forward).
     """
 
-    def __init__(self, tower: VisionView, num_tokens: int, start: str):
-        super().__init__(tower)
-        shape = (1, self.image_channels, tower.patch_size, num_tokens * tower.patch_size)
+    def __init__(self, view: VisionView, num_tokens: int, start: str, **options):
+        super().__init__(view, **options)
+        shape = (1, self.image_channels, view.patch_size, num_tokens * view.patch_size)
         low, high = (0.0, 1.0) if start == "imgnettransform" else (-self.bound, self.bound)
         self.pixels = self.uniform(*shape, low=low, high=high)
         if start == "gaussian":
             nn.init.normal_(self.pixels)
         self.normalized = start == "imgnettransform"
 
-    def forward(self, source: VisionView | None = None, batch_size: int | None = None) -> Tensor:
-        """The patches as tokens of the tower `source`, [1, n, d]."""
-        pixels = normalize(self.pixels, source) if self.normalized else self.pixels
-        return embed_patches(source, pixels).flatten(2).transpose(1, 2)
+    def forward(self, *, view: VisionView, **inputs) -> Tensor:
+        """Return the patches as tokens of the image view, [1, n, d]."""
+        pixels = normalize(self.pixels, view) if self.normalized else self.pixels
+        return embed_patches(view, pixels).flatten(2).transpose(1, 2)
 
 
 class PixelBorder(PixelPrompts):
@@ -67,22 +68,23 @@ class PixelBorder(PixelPrompts):
     They start as U(0, 1) and are normalised like the tower's images in every forward.
     """
 
-    def __init__(self, tower: VisionView, width: int):
-        super().__init__(tower)
-        (height, length), self.width = tower.image_size, width
+    def __init__(self, view: VisionView, width: int, **options):
+        super().__init__(view, **options)
+        height, length = view.image_size
+        self.width = width
         channels = self.image_channels
         self.left_right = self.uniform(1, channels, height, 2 * width, low=0.0, high=1.0)
         self.top_bottom = self.uniform(1, channels, 2 * width, length + 2 * width, low=0.0, high=1.0)
 
-    def embed(self, tower: VisionView, pixel_values: Tensor, **options) -> Tensor:
-        """Tokens of the larger image."""
+    def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
+        """Return the tokens of the larger image."""
         refuse_options(options)
-        sides = normalize(self.left_right, tower).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
-        ends = normalize(self.top_bottom, tower).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
+        sides = normalize(self.left_right, view).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
+        ends = normalize(self.top_bottom, view).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
         p = self.width
         framed = torch.cat([sides[..., :p], pixel_values, sides[..., p:]], dim=-1)
         framed = torch.cat([ends[..., :p, :], framed, ends[..., p:, :]], dim=-2)
-        return tower.embed_grid(embed_patches(tower, framed))
+        return view.embed_grid(embed_patches(view, framed))
 
 
 class PixelChannels(PixelPrompts):
@@ -92,11 +94,11 @@ class PixelChannels(PixelPrompts):
     tower's, the weights of new channels as U(-v, v) like the pixels.
     """
 
-    def __init__(self, tower: VisionView, num_channels: int):
-        super().__init__(tower)
+    def __init__(self, view: VisionView, num_channels: int, **options):
+        super().__init__(view, **options)
         bounds = {"low": -self.bound, "high": self.bound}
-        self.pixels = self.uniform(1, num_channels, *tower.image_size, **bounds)
-        convolution = tower.patch_embedding
+        self.pixels = self.uniform(1, num_channels, *view.image_size, **bounds)
+        convolution = view.patch_embedding
         weight = convolution.weight.detach()
         extra = torch.empty(weight.shape[0], num_channels, *weight.shape[2:], **self.factory).uniform_(
             -self.bound, self.bound
@@ -104,25 +106,25 @@ class PixelChannels(PixelPrompts):
         self.patch_weight = nn.Parameter(torch.cat([weight, extra], dim=1))
         self.patch_bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach().clone())
 
-    def embed(self, tower: VisionView, pixel_values: Tensor, **options) -> Tensor:
-        """Tokens of the image with all channels."""
+    def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
+        """Return the tokens of the image with all channels."""
         refuse_options(options)
-        dtype = tower.patch_embedding.weight.dtype  # prompts are kept in float32, also where the encoder is not
+        dtype = view.patch_embedding.weight.dtype  # prompts are kept in float32, also where the encoder is not
         pixels = self.pixels.expand(len(pixel_values), -1, -1, -1)
         image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
         bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
-        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(tower.patch_size))
-        return tower.embed_grid(grid)
+        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(view.patch_size))
+        return view.embed_grid(grid)
 
 
-def embed_patches(tower: VisionView, pixels: Tensor) -> Tensor:
-    """The patches of `pixels` [b, channels, H, W] as tokens in a grid, [b, d, h, w]."""
-    return tower.patch_embedding(pixels.to(tower.patch_embedding.weight.dtype))
+def embed_patches(view: VisionView, pixels: Tensor) -> Tensor:
+    """Return the patches of `pixels` [b, channels, H, W] as tokens in a grid, [b, d, h, w]."""
+    return view.patch_embedding(pixels.to(view.patch_embedding.weight.dtype))
 
 
-def normalize(pixels: Tensor, tower: VisionView) -> Tensor:
-    """Pixels from 0 to 1, normalised like the images of `tower`."""
-    mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (tower.pixel_mean, tower.pixel_std))
+def normalize(pixels: Tensor, view: VisionView) -> Tensor:
+    """Return pixels from 0 to 1, normalised like the images of `view`."""
+    mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (view.pixel_mean, view.pixel_std))
     return (pixels - mean) / std
 
 

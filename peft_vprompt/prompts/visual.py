@@ -1,4 +1,7 @@
-"""TODO prompts/visual."""
+"""VPT's prompts: tokens beside the image tokens or added to them, on towers of one width or of several stages.
+
+Source: KMnP/vpt `src/models/vit_prompt/`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from .base import PromptModule
 
 
 if TYPE_CHECKING:
-    from ..backbones.supported import VisionView
+    from ..backbones.base import VisionView
 
 
 def vpt_bound(patch_size: int, size: int) -> float:
-    """VPT's prompts of `size` numbers start as U(-v, v) with this v (Xavier's for a patch embedding)."""
+    """Return v of U(-v, v), by which VPT's prompts of `size` numbers start (Xavier's for a patch embedding)."""
     return math.sqrt(6 / (3 * patch_size**2 + size))
 
 
@@ -44,9 +47,12 @@ class VisualPrompts(PromptModule):
         added: bool = False,
         dtype: torch.dtype,
         device: torch.device,
+        **options,
     ):
-        super().__init__()
-        self.depth, self.dropout, self.added = depth, dropout, added
+        super().__init__(**options)
+        self.depth = depth
+        self.dropout = dropout
+        self.added = added
         size = projection_dim or width
         bound = vpt_bound(patch_size, size)
         factory = {"dtype": dtype, "device": device}
@@ -58,8 +64,8 @@ class VisualPrompts(PromptModule):
             self.projection_bias = nn.Parameter(torch.zeros(width, **factory))
             nn.init.kaiming_normal_(self.projection_weight, mode="fan_out")
 
-    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> Tensor:
-        """[j, n, d]; [j, b, n, d] while dropout is active."""
+    def forward(self, *, batch_size: int | None = None, **inputs) -> Tensor:
+        """Return [j, n, d]; [j, b, n, d] while dropout is active."""
         tokens = self.tokens
         if self.projection_weight is not None:
             tokens = F.linear(tokens, self.projection_weight, self.projection_bias)
@@ -68,9 +74,9 @@ class VisualPrompts(PromptModule):
             tokens = F.dropout(tokens[:, None].expand(-1, batch_size, -1, -1), self.dropout)
         return tokens
 
-    def insertion_rule(self, tower: VisionView, length: int) -> InsertionRule:
-        """Beside the tokens, or added to them."""
-        return AddToTokens() if self.added else super().insertion_rule(tower, length)
+    def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
+        """Insert beside the tokens, or add to them."""
+        return AddToTokens() if self.added else super().insertion_rule(view, length)
 
 
 class StagedPrompts(PromptModule):
@@ -87,15 +93,18 @@ class StagedPrompts(PromptModule):
         num_tokens: int,
         stages: Sequence[tuple[int, int]],
         *,
-        first_layer: int = 0,
         patch_size: int,
         dropout: float = 0.0,
+        first_layer: int = 0,
         dtype: torch.dtype,
         device: torch.device,
+        **options,
     ):
-        super().__init__()
-        self.dropout, self.num_stages = dropout, len(stages)
-        bound, start = vpt_bound(patch_size, stages[0][1]), 0
+        super().__init__(first_layer=first_layer, **options)
+        self.dropout = dropout
+        self.num_stages = len(stages)
+        bound = vpt_bound(patch_size, stages[0][1])
+        start = 0
         for index, (layers, width) in enumerate(stages):
             count = min(start + layers, first_layer + depth) - max(start, first_layer)
             start += layers
@@ -105,8 +114,8 @@ class StagedPrompts(PromptModule):
                 tokens = nn.Parameter(torch.empty(shape, dtype=dtype, device=device).uniform_(-bound, bound))
             self.register_parameter(f"tokens_{index}", tokens)
 
-    def forward(self, source: Tensor | None = None, batch_size: int | None = None) -> list[Tensor]:
-        """The prompts of each layer, [n, d] or, while dropout is active, [b, n, d]."""
+    def forward(self, *, batch_size: int | None = None, **inputs) -> list[Tensor]:
+        """Return the prompts of each layer, [n, d] or, while dropout is active, [b, n, d]."""
         stages = [getattr(self, f"tokens_{index}") for index in range(self.num_stages)]
         prompts = [layer for tokens in stages if tokens is not None for layer in tokens]
         if self.training and self.dropout and batch_size is not None:

@@ -72,7 +72,7 @@ def cache_features(
         ValueError: no column of encoded images, or `views` below 1.
     """
     require_int("views", views, 1)
-    model.base_model.require_fixed_images()
+    model.class_name_classifier.require_fixed_images()
     key = {
         "model": model_fingerprint(model),
         "transform": transform.settings(),
@@ -154,7 +154,7 @@ def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
 def model_fingerprint(model) -> str:
     """Digest of what decides the image features: weights and config without the text side and the prompts."""
     base = model.get_base_model()
-    text = {id(tensor) for tensor in model.base_model.text_tower.state_dict(keep_vars=True).values()}
+    text = {id(tensor) for tensor in model.class_name_classifier.text.state_dict(keep_vars=True).values()}
     config = getattr(base.config, "vision_config", base.config).to_dict()
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in config.items() if k not in _IRRELEVANT}, sort_keys=True, default=str).encode()

@@ -1,1 +1,42 @@
-"""One folder per method: its config, and a short model that puts the pieces together."""
+"""One folder per method, and `base` with all that touches PEFT. Importing this fills the method table, in this order."""
+
+from . import (  # isort: skip
+    vpt,
+    zero_shot,
+    coop,
+    maple,
+    ivlp,
+    cocoop,
+    kgcoop,
+    rpo,
+    mrpo,
+    class_head,
+    text_encoder,
+    fine_tuning,
+    mlp_head,
+    bias_tuning,
+    bottleneck_adapter,
+    side_tuning,
+    lora,
+)
+
+
+__all__ = [
+    "bias_tuning",
+    "bottleneck_adapter",
+    "class_head",
+    "cocoop",
+    "coop",
+    "fine_tuning",
+    "ivlp",
+    "kgcoop",
+    "lora",
+    "maple",
+    "mlp_head",
+    "mrpo",
+    "rpo",
+    "side_tuning",
+    "text_encoder",
+    "vpt",
+    "zero_shot",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 
@@ -28,6 +29,13 @@ def parse_fields(items: Sequence[str] | None, where: str) -> dict:
         except json.JSONDecodeError:
             fields[name] = value
     return fields
+
+
+def require_number(name: str, value, minimum: float) -> None:
+    """Raise a ValueError unless `value` is a finite number of at least `minimum`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not minimum <= value < math.inf:
+        raise ValueError(f"Expected {name} to be a finite number >= {minimum}. Received: {name}={value!r}.")
 
 
 def require_int(name: str, value, minimum: int) -> None:

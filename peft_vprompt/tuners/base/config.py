@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from ...errors import ClassNamesError
+from ...errors import ClassNamesError, ContextLengthWarning
 from ...utils.validation import require_choice, require_int
 
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
 TASK_TYPE = "IMAGE_CLS"
-#: The task type of the ways to transfer that are no prompt learning, under which PEFT finds `SavedPeftModel`.
-TRANSFER_TASK_TYPE = "IMAGE_TRANSFER"
+#: The task type of the fine-tuning baselines, under which PEFT finds `SavedPeftModel`.
+BASELINE_TASK_TYPE = "IMAGE_TRANSFER"
 
 
 @dataclass
@@ -84,13 +84,7 @@ class PromptConfig(PeftConfig):
         super().__post_init__()
         if self.class_names is not None:
             self.class_names = check_class_names(self.class_names)
-        if not isinstance(self.template, (str, list, tuple)) or not self.template:
-            raise ValueError(f"Expected a template or a list of them. Received: template={self.template!r}.")
-        for template in self.templates:
-            if not isinstance(template, str) or template.count("{}") != 1:
-                raise ValueError(
-                    f"Expected a template with exactly one '{{}}' for the class name. Received: template={template!r}."
-                )
+        check_templates("template", self.template)
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -146,9 +140,39 @@ class ContextConfig(PromptConfig):
             warnings.warn(
                 f"num_virtual_tokens={self.num_virtual_tokens} is ignored: the {length} words of "
                 f"prompt_init_text={self.prompt_init_text!r} set the context length.",
+                ContextLengthWarning,
                 stacklevel=5,
             )
         self.num_virtual_tokens = length
+
+
+@dataclass
+class BaselineConfig(PeftConfig):
+    """What the fine-tuning baselines share: which modules they train, and the head beside them.
+
+    Raises:
+        ValueError: another task type.
+    """
+
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the modules that are trained. Default: found in the model, as the paper has them."
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Further modules to train and save in full. The classification head is added by itself."},
+    )
+
+    def __post_init__(self):
+        if self.task_type not in (None, BASELINE_TASK_TYPE):
+            raise ValueError(
+                f"Expected task_type={BASELINE_TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. Leave it "
+                "out: these adapters classify images and set it themselves."
+            )
+        self.task_type = BASELINE_TASK_TYPE
+        super().__post_init__()
 
 
 def check_class_names(names: Sequence[str]) -> list[str]:
@@ -174,6 +198,21 @@ def check_class_names(names: Sequence[str]) -> list[str]:
             stacklevel=2,
         )
     return list(names)
+
+
+def check_templates(name: str, template: str | Sequence[str]) -> None:
+    """Refuse what is no template and no list of them.
+
+    Raises:
+        ValueError: names the field and the value.
+    """
+    if not isinstance(template, (str, list, tuple)) or not template:
+        raise ValueError(f"Expected a template or a list of them. Received: {name}={template!r}.")
+    for each in [template] if isinstance(template, str) else template:
+        if not isinstance(each, str) or each.count("{}") != 1:
+            raise ValueError(
+                f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={each!r}."
+            )
 
 
 def digest_names(names: Sequence[str]) -> str:

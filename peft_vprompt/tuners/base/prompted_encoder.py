@@ -1,39 +1,52 @@
 """`PromptedEncoder`: what stands in a base model in the place of a tower.
 
 It holds the prompts of every adapter on one tower and answers the tower's own call, so whoever calls the base model (a
-pipeline, a contrastive loss) sees the prompts. Without an active prompt it is the tower itself. What images and texts
-do with their prompts is in `vision_layer` and `text_layer`.
+pipeline, a contrastive loss) sees the prompts. Without an active prompt it is the tower itself. How images and texts run
+with their prompts is in `prompted_vision_encoder` and `prompted_text_encoder`.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from ...backbones.supported import EncoderView, view
+from ...backbones.base import EncoderView
+from ...backbones.supported import view as view_of
 from ...core import attention, quick_gelu
 from ...prompts.base import PromptModule
-from .tuner_layer import Wrapper
+from .tuner_layer import WrapperLayer
 
 
-class PromptedEncoder(Wrapper):
+#: Endings of the names of the `nn.ModuleDict`s that hold an adapter's modules, after the method's prefix.
+LEARNER = "learner"
+READOUT = "readout"
+
+
+class PromptedEncoder(WrapperLayer):
     """A tower with prompts.
 
-    Holders live in one `nn.ModuleDict` per method, named `<method prefix>learner`: adapters of several methods may
-    share a tower, and PEFT finds each method's weights by its prefix.
+    Modules live in one `nn.ModuleDict` per method and kind, `<method prefix>learner` for prompts and
+    `<method prefix>readout`: adapters of several methods may share a tower, and PEFT finds each one's weights by prefix.
     """
 
     @property
-    def tower(self) -> EncoderView:
+    def view(self) -> EncoderView:
         """The view of the wrapped tower."""
-        return view(self.base_layer)
+        return view_of(self.base_layer)
 
-    def add_prompts(self, prefix: str, adapter_name: str, holder: PromptModule) -> None:
-        """Hold the prompts of one more adapter."""
-        name = f"{prefix}learner"
+    def add_module_of(self, name: str, adapter_name: str, module: nn.Module) -> None:
+        """Hold one more module of an adapter in the `nn.ModuleDict` called `name`."""
         if name not in self.adapter_layer_names:
             self.add_module(name, nn.ModuleDict())
             self.adapter_layer_names = (*self.adapter_layer_names, name)
-        getattr(self, name)[adapter_name] = holder
+        getattr(self, name)[adapter_name] = module
+
+    def module_of(self, adapter_name: str, kind: str) -> nn.Module | None:
+        """Return an adapter's prompts (`LEARNER`) or readout (`READOUT`), None if it has none here."""
+        for name in self.adapter_layer_names:
+            modules = getattr(self, name)
+            if name.endswith(kind) and adapter_name in modules:
+                return modules[adapter_name]
+        return None
 
     def patch_layers(self, wanted: bool) -> None:
         """Let the layers understand attention patterns where a prompt needs them, and activate in less memory.
@@ -42,7 +55,7 @@ class PromptedEncoder(Wrapper):
         """
         change_activation = quick_gelu.install if wanted else quick_gelu.uninstall
         change_attention = attention.install if wanted and self.needs_patterns else attention.uninstall
-        kinds = tuple({type(self.tower.attention(layer)) for layer in self.tower.layers})
+        kinds = tuple({type(self.view.attention(layer)) for layer in self.view.layers})
         for module in self.base_layer.modules():
             change_activation(module)
             if isinstance(module, kinds):
@@ -51,47 +64,51 @@ class PromptedEncoder(Wrapper):
     @property
     def needs_patterns(self) -> bool:
         """Whether any adapter here has prompts that not every token reads."""
-        return any(holder.read_only for name in self.adapter_layer_names for holder in getattr(self, name).values())
+        names = [name for name in self.adapter_layer_names if name.endswith(LEARNER)]
+        return any(prompts.read_only for name in names for prompts in getattr(self, name).values())
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switch all adapters on or off; off also gives the layers back as they were, the user's own attention included."""
+        """Switch all adapters on or off; off also gives the layers back as they were, the user's attention included."""
         super().enable_adapters(enabled)
         self.patch_layers(enabled)
 
-    def holder(self, adapter_name: str) -> PromptModule | None:
-        """The holder of an adapter; None if the adapter has no prompts on this tower."""
-        for name in self.adapter_layer_names:
-            if adapter_name in (holders := getattr(self, name)):
-                return holders[adapter_name]
-        return None
+    def prompts_of(self, adapter_name: str) -> PromptModule | None:
+        """Return the prompts of an adapter, None if it has none on this tower."""
+        return self.module_of(adapter_name, LEARNER)
 
     @property
     def active_prompts(self) -> PromptModule | None:
-        """The holder in use; None while disabled or where the active adapter has no prompts here."""
+        """The prompts in use; None while disabled or where the active adapter has none here.
+
+        Raises:
+            ValueError: several adapters are active.
+        """
         if self.disable_adapters or not self.active_adapters:
             return None
         if len(self.active_adapters) > 1:
             raise ValueError(f"Expected one active prompt adapter at a time. Received: {self.active_adapters}.")
-        return self.holder(self.active_adapters[0])
+        return self.prompts_of(self.active_adapters[0])
+
+    @property
+    def active_read_only(self) -> PromptModule | None:
+        """The prompts in use, if they read the plain tokens and nobody reads them."""
+        prompts = self.active_prompts
+        return prompts if prompts is not None and prompts.read_only else None
 
     @property
     def is_trained(self) -> bool:
         """Whether a part of the wrapped tower is to learn, which the user has to ask for."""
         return any(parameter.requires_grad for parameter in self.base_layer.parameters())
 
-    @property
-    def active_read_only(self) -> PromptModule | None:
-        """The holder in use, if its prompts read the plain tokens and nobody reads them."""
-        holder = self.active_prompts
-        return holder if holder is not None and holder.read_only else None
-
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. Which adapter is active afterwards is decided by the tuner, for all layers alike."""
         for name in self.adapter_layer_names:
-            getattr(self, name).pop(adapter_name) if adapter_name in getattr(self, name) else None
+            modules = getattr(self, name)
+            if adapter_name in modules:
+                del modules[adapter_name]
         self._active_adapter = [name for name in self.active_adapters if name != adapter_name]
 
     def restore(self) -> nn.Module:
-        """The wrapped tower as it was."""
+        """Return the wrapped tower as it was."""
         self.patch_layers(False)
         return self.base_layer

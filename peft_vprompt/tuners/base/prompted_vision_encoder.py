@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...backbones.supported import VisionView, view
+from ...backbones.base import VisionView
+from ...backbones.supported import view as view_of
 from ...core.attention import ReadAll
-from ...core.insertion import remove
+from ...core.insertion import InsertionRule, remove
 from ...core.layer_loop import OutputRows, attention_weights, fill_kv_cache, run_read_only
 from ...core.pooling import pool
 from ...prompts.base import PromptModule
-from ...prompts.coupling import LinearCoupling
 from .prompted_encoder import PromptedEncoder
 
 
@@ -23,31 +23,54 @@ if TYPE_CHECKING:
     from .prompted_text_encoder import PromptedTextEncoder
 
 
+class Start(NamedTuple):
+    """What the layer loop starts from.
+
+    Attributes:
+        arguments: image tokens [b, s, d], prompts, insertion rule and first prompted layer, for `VisionView.encode`.
+        rows: which rows will be prompts and nothing else.
+        layer_options: keyword arguments of the layers.
+    """
+
+    arguments: tuple[Tensor, Tensor | Sequence[Tensor] | None, InsertionRule | None, int]
+    rows: slice
+    layer_options: dict
+
+
 class PromptedVisionEncoder(PromptedEncoder):
     """An image encoder with prompts."""
 
-    #: The text tower whose prompts are mapped to visual ones. A tuple keeps it out of this module's own children.
-    text_partner: tuple[PromptedTextEncoder, ...] = ()
+    def __init__(self, base_layer: nn.Module, text_encoder: PromptedTextEncoder | None = None):
+        super().__init__(base_layer)
+        self.link(text_encoder)
+
+    def link(self, text_encoder: PromptedTextEncoder | None) -> None:
+        """Remember the text tower whose prompts are mapped to visual ones.
+
+        Said anew to replicas of a data-parallel model, whose parts are copied one by one. A tuple keeps the text tower
+        out of this module's own children.
+        """
+        self._text_encoder = (text_encoder,)
 
     def patch_layers(self, wanted: bool) -> None:
         """Also let the layers take more rows than the model itself has."""
         super().patch_layers(wanted)
-        (self.tower.attach if wanted else self.tower.detach)()
+        if wanted:
+            self.view.attach()
+        else:
+            self.view.detach()
 
     @property
-    def tower(self) -> VisionView:
+    def view(self) -> VisionView:
         """The view of the wrapped tower."""
-        return view(self.base_layer)
+        return view_of(self.base_layer)
 
-    def prompts(self, batch_size: int) -> Tensor | None:
-        """Visual prompts in use, [j, n, d] or [j, b, n, d]; None without."""
-        return None if self.active_prompts is None else self.adapter_prompts(self.active_adapters[0], batch_size)
-
-    def adapter_prompts(self, adapter_name: str, batch_size: int) -> Tensor:
-        """Visual prompts of an adapter that has some, [j, n, d] or [j, b, n, d]."""
-        holder = self.holder(adapter_name)
-        coupled = isinstance(holder, LinearCoupling)
-        return holder(self.text_partner[0].holder(adapter_name)() if coupled else self.tower, batch_size)
+    def prompt_vectors(self, adapter_name: str, batch_size: int) -> Tensor | Sequence[Tensor] | None:
+        """Return the visual prompts of an adapter that has some, [j, n, d] or [j, b, n, d]."""
+        (text_encoder,) = self._text_encoder
+        text = None if text_encoder is None else text_encoder.prompts_of(adapter_name)
+        text_prompts = None if text is None else text()
+        return self.prompts_of(adapter_name)(text_prompts=text_prompts, view=self.view, batch_size=batch_size)
 
     def forward(
         self,
@@ -60,7 +83,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         for_head: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The tower's own call.
+        """Make the tower's own call.
 
         `last_hidden_state` has the rows the model itself would give it, so that its pooling and whoever reads its
         patches never meet a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
@@ -70,129 +93,142 @@ class PromptedVisionEncoder(PromptedEncoder):
         classification head reads it there, whether it takes the class token or the mean of the patches. And where a
         head is known to read some rows only, these alone are computed in the last layer.
 
-        RPO's read_only change nothing here: what they have read is asked for with `read`.
+        RPO's read-only prompts change nothing here: what they have read is asked for with `encode_read_only`.
 
         Raises:
             ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
         """
-        holder = self.active_prompts
-        if pixel_values is None or holder is None or holder.read_only:
-            flags = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
-            flags |= {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-            flags |= {"attention_mask": attention_mask}
-            return self._plain(pixel_values, for_head, flags, **kwargs)
+        prompts = self.active_prompts
+        flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        flags |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
+        if pixel_values is None or prompts is None or prompts.read_only:
+            return self._run_plain(pixel_values, for_head, flags | {"attention_mask": attention_mask}, **kwargs)
         if attention_mask is not None:
             raise ValueError(
                 "Expected no attention_mask: every image token and prompt is visible to every other. "
                 f"Received: attention_mask of shape {list(attention_mask.shape)}."
             )
-        tower, states = self.tower, [] if output_hidden_states else None
-        if output_attentions and not tower.gives_attentions:
+        if output_attentions and not self.view.gives_attentions:
             raise ValueError(
                 f"Attention weights of a prompted {type(self.base_layer).__name__} are not available: prompts stand in "
                 "every window. Received: output_attentions=True. Leave it out, or disable the adapter."
             )
-        only_head = for_head and holder.pooling == "original" and states is None and not output_attentions
-        output_rows = OutputRows(tower.head_rows, ReadAll) if only_head and tower.head_rows else None
-        with attention_weights(tower, bool(output_attentions)) as weights:
-            hidden, rows = self._encode(
-                pixel_values, states, output_rows, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-            )
-        whole = output_rows is not None or tower.keeps_prompts
-        output = tower.finish(hidden if whole else remove(hidden, rows), **self._options(kwargs))
-        output.hidden_states = None if states is None else tuple(states)
-        output.attentions = tuple(weights) if output_attentions else None
-        if holder.pooling != "original":
-            feature = pool(tower.final_norm(hidden), holder.pooling, tower.num_prefix_tokens, rows)
-            self._put_feature(output, feature, for_head)
-        return output if return_dict is not False else output.to_tuple()
+        self.view.check_images(pixel_values, interpolate_pos_encoding)
+        return self._run(pixel_values, prompts, for_head, flags, **kwargs)
 
-    def _encode(self, pixel_values: Tensor, states=None, output_rows=None, **embed_options) -> tuple[Tensor, slice]:
-        """Image tokens and prompts after the last layer [b, s, d], and which rows are prompts; see `encode.encode`."""
-        tower, holder, prompts = self.tower, self.active_prompts, None
-        hidden = self._embed(pixel_values, holder, **embed_options)
-        layer_options = tower.layer_options(pixel_values, **self._options(embed_options))
-        if holder is None or holder.read_only:
-            return tower.encode(hidden, None, None, 0, states, output_rows, **layer_options), slice(0, 0)
-        prompts, rule = self.prompts(hidden.shape[0]), holder.insertion_rule(tower, hidden.shape[1])
-        rows = rule.prompt_rows(0 if prompts is None else prompts[0].shape[-2])
-        return tower.encode(hidden, prompts, rule, holder.first_layer, states, output_rows, **layer_options), rows
+    def _run(self, pixel_values: Tensor, prompts: PromptModule, for_head: bool, flags: dict, **kwargs):
+        """Run the tower with its prompts on images that were checked."""
+        view = self.view
+        states = [] if flags.get("output_hidden_states") else None
+        only_head = (
+            for_head and prompts.pooling == "original" and states is None and not flags.get("output_attentions")
+        )
+        output_rows = OutputRows(view.head_rows, ReadAll) if only_head and view.head_rows else None
+        interpolate = flags.get("interpolate_pos_encoding")
+        with attention_weights(view, bool(flags.get("output_attentions"))) as weights:
+            start = self._start(pixel_values, prompts, interpolate_pos_encoding=interpolate, **kwargs)
+            hidden = view.encode(*start.arguments, states, output_rows, **start.layer_options)
+        whole = output_rows is not None or view.keeps_prompts
+        output = view.finish(hidden if whole else remove(hidden, start.rows), **self._options(kwargs))
+        output.hidden_states = None if states is None else tuple(states)
+        output.attentions = tuple(weights) if flags.get("output_attentions") else None
+        if prompts.pooling != "original":
+            feature = pool(view.final_norm(hidden), prompts.pooling, view.num_prefix_tokens, start.rows)
+            self._put_feature(output, feature, for_head)
+        return output if flags.get("return_dict") is not False else output.to_tuple()
+
+    def _start(self, pixel_values: Tensor, prompts: PromptModule | None, **embed_options) -> Start:
+        """Embed images that were checked, and say how their prompts are inserted."""
+        view = self.view
+        hidden = self._embed(pixel_values, prompts, **embed_options)
+        layer_options = view.layer_options(pixel_values, **self._options(embed_options))
+        if prompts is None or prompts.read_only:
+            return Start((hidden, None, None, 0), slice(0, 0), layer_options)
+        vectors = self.prompt_vectors(self.active_adapters[0], hidden.shape[0])
+        rule = prompts.insertion_rule(view, hidden.shape[1])
+        rows = rule.prompt_rows(0 if vectors is None else vectors[0].shape[-2])
+        return Start((hidden, vectors, rule, prompts.first_layer), rows, layer_options)
 
     def _options(self, kwargs: dict) -> dict:
-        """Those of a call's keyword arguments that the tower understands."""
-        return {name: kwargs[name] for name in self.tower.embed_options if kwargs.get(name) is not None}
+        """Return those of a call's keyword arguments that the tower understands."""
+        return {name: kwargs[name] for name in self.view.embed_options if kwargs.get(name) is not None}
 
     def _embed(
         self,
         pixel_values: Tensor,
-        holder: PromptModule | None = None,
+        prompts: PromptModule | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs,
     ) -> Tensor:
-        """Image tokens, with what `holder` puts into the images, after checks."""
-        self.tower.check_images(pixel_values, interpolate_pos_encoding)
+        """Return the image tokens, with what `prompts` put into the images."""
         options = self._options(kwargs) | {"interpolate_pos_encoding": interpolate_pos_encoding}
-        if holder is None:
-            return self.tower.embed(pixel_values, **options)
-        return holder.embed(self.tower, pixel_values, **options)
+        if prompts is None:
+            return self.view.embed(pixel_values, **options)
+        return prompts.embed(self.view, pixel_values, **options)
 
     def _put_feature(self, output: BaseModelOutputWithPooling, feature: Tensor, for_head: bool) -> None:
         """Put a feature [b, d] of our own where callers of the tower read one."""
-        output.pooler_output = self.tower.pooled_output(feature)
+        output.pooler_output = self.view.pooled_output(feature)
         if for_head:
-            rows = self.tower.num_head_rows or output.last_hidden_state.shape[1]
+            rows = self.view.num_head_rows or output.last_hidden_state.shape[1]
             output.last_hidden_state = feature.unsqueeze(1).expand(-1, rows, -1)
 
     def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """The pooled output of `forward` [b, d]; of the last layer only what is read out is computed."""
-        tower, holder = self.tower, self.active_prompts
-        own_way = holder is not None and holder.pooling != "original"
-        whole = self.disable_adapters or own_way or tower.pooled_rows is None
-        if whole:
-            return self(pixel_values, **kwargs).pooler_output
-        output_rows = OutputRows(tower.pooled_rows, ReadAll)
-        return tower.pool(self._encode(pixel_values, output_rows=output_rows, **kwargs)[0])
+        """Return the pooled output of `forward` [b, d] for images that were checked.
 
-    def read(self, pixel_values: Tensor, **embed_options) -> Tensor:
-        """What the active adapter's read-only prompts have read, after the final norm: [b, n, d]."""
-        return self.read_together(pixel_values, self.active_adapters, **embed_options)[0]
-
-    def read_together(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
-        """What the read-only prompts of each adapter have read, after the final norm: [b, n, d].
-
-        The plain tokens run once for all adapters, exactly as in the tower itself, and leave a record of their keys and
-        values; without gradients, unless the images or the tower want some. The prompts then run alone over the record:
-        as they read no prompt either, those of all adapters that start at the same layers run together.
+        Of the last layer only the rows that are pooled are computed.
         """
-        tower = self.tower
+        view = self.view
+        prompts = self.active_prompts
+        if prompts is not None and not prompts.read_only and prompts.pooling != "original":
+            return self._run(pixel_values, prompts, False, kwargs).pooler_output
+        if self.disable_adapters or view.pooled_rows is None:
+            return self(pixel_values, **kwargs).pooler_output
+        start = self._start(pixel_values, prompts, **kwargs)
+        hidden = view.encode(*start.arguments, None, OutputRows(view.pooled_rows, ReadAll), **start.layer_options)
+        return view.pool(hidden)
+
+    def encode_read_only(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
+        """Return what the read-only prompts of each adapter have read, after the final norm: [b, n, d].
+
+        The images were checked. The plain tokens run once for all adapters, exactly as in the tower itself, and leave
+        their keys and values; without gradients, unless the images or the tower want some. The prompts then run alone
+        over this KV cache: as they read no prompt either, those of all adapters that start at the same layers run
+        together.
+        """
+        view = self.view
         with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.is_trained)):
-            hidden = tower.prepare(self._embed(pixel_values, **embed_options))
-            patterns = [ReadAll(key, value) for key, value in fill_kv_cache(tower, hidden)]
+            hidden = view.prepare(self._embed(pixel_values, **embed_options))
+            patterns = [ReadAll(key, value) for key, value in fill_kv_cache(view, hidden)]
         groups: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name in adapter_names:
-            prompts = self.adapter_prompts(name, hidden.shape[0]).to(hidden.dtype)
-            groups.setdefault((self.holder(name).first_layer, prompts.shape[0]), {})[name] = prompts
+            vectors = self.prompt_vectors(name, hidden.shape[0]).to(hidden.dtype)
+            groups.setdefault((self.prompts_of(name).first_layer, vectors.shape[0]), {})[name] = vectors
         results = {}
         for (first, _), members in groups.items():
-            read_only = torch.cat(list(members.values()), dim=-2)
+            queries = torch.cat(list(members.values()), dim=-2)
             if first == 0:
-                read_only = torch.cat([tower.prepare(read_only[:1]), read_only[1:]])
-            features = tower.final_norm(run_read_only(tower, read_only, first, patterns, hidden.shape[0]))
-            counts = [prompts.shape[-2] for prompts in members.values()]
+                queries = torch.cat([view.prepare(queries[:1]), queries[1:]])
+            features = view.final_norm(run_read_only(view, queries, first, patterns, hidden.shape[0]))
+            counts = [vectors.shape[-2] for vectors in members.values()]
             results |= zip(members, features.split(counts, dim=1), strict=True)
         return [results[name] for name in adapter_names]
 
-    def _plain(self, pixel_values: Tensor | None, for_head: bool, flags: dict, **kwargs):
-        """The wrapped tower's own output; where the active adapter's read_only are to be read out, with their mean."""
-        holder = self.active_prompts
+    def _run_plain(self, pixel_values: Tensor | None, for_head: bool, flags: dict, **kwargs):
+        """Return the wrapped tower's own output; where read-only prompts are to be read out, with their mean."""
+        prompts = self.active_prompts
         flags = {name: value for name, value in flags.items() if value is not None}
-        if pixel_values is None or holder is None or holder.pooling == "original":
+        if pixel_values is None or prompts is None or prompts.pooling == "original":
             return self.base_layer(pixel_values, **flags, **kwargs)
         as_tuple = flags.pop("return_dict", True) is False
         more_than_feature = flags.get("output_hidden_states") or flags.get("output_attentions")
         output = BaseModelOutputWithPooling()
         if more_than_feature or not for_head:
             output = self.base_layer(pixel_values, **flags, **kwargs)
-        options = {"interpolate_pos_encoding": flags.get("interpolate_pos_encoding")}
-        self._put_feature(output, self.read(pixel_values, **options, **kwargs).mean(dim=1), for_head)
+        interpolate = flags.get("interpolate_pos_encoding")
+        self.view.check_images(pixel_values, interpolate)
+        (read,) = self.encode_read_only(
+            pixel_values, self.active_adapters, interpolate_pos_encoding=interpolate, **kwargs
+        )
+        self._put_feature(output, read.mean(dim=1), for_head)
         return output.to_tuple() if as_tuple else output

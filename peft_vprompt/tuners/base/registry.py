@@ -1,4 +1,4 @@
-"""The methods, and the only code that touches PEFT's enums and tables.
+"""The method table, and the only code that touches PEFT's enums and tables.
 
 Importing the package registers every method with PEFT, once, in any order of imports.
 """
@@ -6,63 +6,110 @@ Importing the package registers every method with PEFT, once, in any order of im
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from peft import auto, mapping
 from peft.utils import PeftType, register_peft_method
 from peft.utils.peft_types import TaskType
 
 from ...backbones.supported import DUAL_ENCODERS, UNSUPPORTED
-from .config import TASK_TYPE, TRANSFER_TASK_TYPE
+from .config import BASELINE_TASK_TYPE, TASK_TYPE
+from .spec import MethodSpec
 
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from peft.tuners.tuners_utils import BaseTuner
+#: Every method by its name. The only table.
+METHODS: dict[str, MethodSpec] = {}
 
 
-@dataclass(frozen=True)
-class Method:
-    """One row of the method table.
+class _ByPeftType(Mapping):
+    """The rows with a PEFT type of their own, by its name in lower case."""
 
-    Attributes:
-        name: PEFT's name for it, in lower case.
-        title: the name people know.
-        paper: authors, short title, venue.
-        learns: what is trained, in a few words.
-        config_class: its configuration.
-        model_class: its tuner.
+    def __init__(self, baselines: bool):
+        self._baselines = baselines
+
+    def _rows(self) -> dict[str, MethodSpec]:
+        rows = (spec for spec in METHODS.values() if spec.tuner_class is not None)
+        return {peft_name(spec): spec for spec in rows if spec.is_baseline == self._baselines}
+
+    def __getitem__(self, name: str) -> MethodSpec:
+        return self._rows()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows())
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+
+#: The prompt-learning methods, and the fine-tuning baselines, by PEFT name: views of `METHODS`.
+PROMPT_METHODS = _ByPeftType(baselines=False)
+BASELINES = _ByPeftType(baselines=True)
+
+
+def peft_name(spec: MethodSpec) -> str:
+    """Return PEFT's name of a method, in lower case: that of its tuner's prefix."""
+    return spec.tuner_class.peft_name
+
+
+def register(spec: MethodSpec) -> None:
+    """Enter a row into the table, and into PEFT's tables where it has a type of its own."""
+    METHODS[spec.name] = spec
+    if spec.tuner_class is not None:
+        _tell_peft(spec, BASELINE_TASK_TYPE if spec.is_baseline else TASK_TYPE)
+
+
+def get_method(name: str) -> MethodSpec:
+    """Return the row of a name; mlp-k and partial-k exist for any k.
+
+    Raises:
+        ValueError: there is none of that name; the message lists them.
     """
-
-    name: str
-    title: str
-    paper: str
-    learns: str
-    config_class: type[PeftConfig]
-    model_class: type[BaseTuner]
-
-
-#: Every registered method by its PEFT name. Tests and tables run over this.
-METHODS: dict[str, Method] = {}
+    if name in METHODS:
+        return METHODS[name]
+    if match := re.fullmatch(r"(\w+)-([1-9]\d*)", name):
+        for spec in METHODS.values():
+            if spec.numbered and spec.name.rpartition("-")[0] == match[1]:
+                number = {spec.numbered: int(match[2])}
+                return replace(spec, name=name, title=name.capitalize(), defaults=lambda depth, number=number: number)
+    raise ValueError(f"No method {name!r}. Choose one of: {', '.join(METHODS)}.")
 
 
-def unsupported(method: str, model: str) -> str | None:
-    """Why a method does not work on a class of base models; None where it does.
+def find_method(peft_type: PeftType | str) -> MethodSpec:
+    """Return the row that gave PEFT one of our types."""
+    name = PeftType(peft_type).value.lower()
+    return PROMPT_METHODS[name] if name in PROMPT_METHODS else BASELINES[name]
+
+
+def is_ours(peft_type: PeftType | str) -> bool:
+    """Return whether a PEFT type is one of our prompt-learning methods."""
+    return PeftType(peft_type).value.lower() in PROMPT_METHODS
+
+
+def is_known(peft_type: PeftType | str) -> bool:
+    """Return whether a PEFT type is one of ours at all, prompt learning or a baseline."""
+    return is_ours(peft_type) or PeftType(peft_type).value.lower() in BASELINES
+
+
+def unsupported(peft_type: PeftType | str, model: str) -> str | None:
+    """Return why a prompt-learning method does not work on a class of base models; None where it does.
 
     Read by the tuners before anything is changed, by the support table and by the tests that run each of its cells.
 
     Args:
-        method: a name in `METHODS`.
+        peft_type: PEFT type of the method, or its name in lower case.
         model: class name of the base model. A class that is not known here but has a known image encoder inside is
             prompted like one without a text tower.
     """
-    title, tuner = METHODS[method].title, METHODS[method].model_class
+    spec = PROMPT_METHODS[getattr(peft_type, "value", peft_type).lower()]
+    title = spec.title
+    method = spec.tuner_class.method
     if model in UNSUPPORTED:
         return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
-    if tuner.needs_text and model not in DUAL_ENCODERS:
+    if method.needs_text and model not in DUAL_ENCODERS:
         return f"{title} learns text prompts, and {model} has no text tower. Supported models: {', '.join(DUAL_ENCODERS)}."
-    if tuner.needs_read_only and (reason := DUAL_ENCODERS[model].no_read_only):
+    if method.needs_read_only and (reason := DUAL_ENCODERS[model].no_read_only):
         able = [name for name, dual in DUAL_ENCODERS.items() if dual.no_read_only is None]
         return f"{title} does not work on {model}: {reason}. Supported models: {', '.join(able)}."
     return None
@@ -79,32 +126,12 @@ def extend_enum(enum_class: type[enum.Enum], name: str) -> None:
     type.__setattr__(enum_class, name, member)
 
 
-def register(method: Method) -> None:
-    """Enter a method into PEFT's tables and ours."""
-    _tell_peft(method, TASK_TYPE)
-    METHODS[method.name] = method
-
-
-#: What prompts are compared with: methods of ours that are no prompt learning, by their PEFT name.
-TRANSFER: dict[str, Method] = {}
-
-
-def register_transfer(method: Method) -> None:
-    """Enter a method that is no prompt learning into PEFT's tables and ours."""
-    _tell_peft(method, TRANSFER_TASK_TYPE)
-    TRANSFER[method.name] = method
-
-
-def find_method(peft_type: PeftType | str) -> Method:
-    """The method, prompt learning or not, of one of our PEFT types."""
-    return (METHODS | TRANSFER)[PeftType(peft_type).value.lower()]
-
-
-def _tell_peft(method: Method, task_type: str) -> None:
+def _tell_peft(spec: MethodSpec, task_type: str) -> None:
     """Register by PEFT's own function, replacing what an earlier import of us left there."""
+    name = peft_name(spec)
     extend_enum(TaskType, task_type)
-    extend_enum(PeftType, method.name.upper())
-    peft_type = PeftType(method.name.upper())
+    extend_enum(PeftType, name.upper())
+    peft_type = PeftType(name.upper())
     for table in (
         mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
@@ -112,18 +139,10 @@ def _tell_peft(method: Method, task_type: str) -> None:
     ):
         table.pop(peft_type, None)
     register_peft_method(
-        name=method.name,
-        config_cls=method.config_class,
-        model_cls=method.model_class,
-        prefix=method.model_class.prefix,
+        name=name, config_cls=spec.config_class, model_cls=spec.tuner_class, prefix=spec.tuner_class.prefix
     )
 
 
 def register_model_class(task_type: str, model_class: type) -> None:
     """Tell PEFT which `PeftModel` class serves one of our task types."""
     auto.MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task_type] = model_class
-
-
-def is_ours(peft_type: PeftType | str) -> bool:
-    """Whether a PEFT type is one of our methods."""
-    return PeftType(peft_type).value.lower() in METHODS

@@ -1,108 +1,54 @@
-"""`PromptTuner`: what all methods share between PEFT and the towers.
+"""`PromptTuner`: how prompts get into a model and out again, for all methods.
 
-A method is a subclass that says which prompts it puts on which tower and how it writes a class prompt; injection
-and adapters are here, class names, features and logits in `classifier`. Adapters of several methods may live on one tuner:
-what concerns one adapter is asked of the subclass that its config belongs to.
+A method (`PromptMethod`) says which prompts it puts on which tower; injection and adapters are here. Adapters of several
+methods may live on one tuner: what concerns one adapter is asked of the method that its config belongs to. Class names,
+features and logits are not here: see `classifier`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from accelerate import init_empty_weights
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from ...backbones.supported import DUAL_ENCODERS, Backbone, TextView, VisionView, class_name, find_backbone
-from ...core.tokenization import TokenSequence, template_sequences
+from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
 from ...errors import UnsupportedModelError
-from ...prompts.base import PromptModule
 from . import registry
-from .class_features import ClassList, average
-from .classifier import ClassNameClassifier
 from .config import PromptConfig
-from .feature_cache import FeatureCache
-from .prompted_encoder import PromptedEncoder
+from .method import PromptMethod
+from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
+from .tokenizers import Tokenizers
 from .trainer_contract import ask_for_feature, declare_mean_loss, restore_class, take_labels
 
 
-class PromptTuner(ClassNameClassifier, BaseTuner):
-    """Core of the prompt-learning tuners."""
+class PromptTuner(BaseTuner):
+    """Core of the prompt-learning tuners; a subclass names its PEFT prefix and its method."""
 
     tuner_layer_cls = PromptedEncoder
     target_module_mapping: dict = {}
-    #: Whether the method needs a text tower.
-    needs_text: bool = True
-    #: Whether class features depend on the image.
-    conditional: bool = False
-    #: Whether the text tower is trained whole.
-    trains_text: bool = False
-    #: Whether prompts read both towers and are read by nobody.
-    needs_read_only: bool = False
+    method: PromptMethod
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
+        self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+        self.tokenizers = Tokenizers(getattr(model.config, "_name_or_path", None))
         foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
         super().__init__(model, peft_config, adapter_name, **kwargs)
         if foreign is not None:
             model.peft_config = foreign
 
     def __getattr__(self, name: str):
-        """Missing attributes are the model's, except its adapter configs: ours are not to be mixed with them."""
+        """Look up missing attributes in the model, except its adapter configs: ours are not to be mixed with them."""
         if name == "peft_config":
             raise AttributeError(name)
         return super().__getattr__(name)
-
-    # ---- what a method says of itself -------------------------------------------------------------------------
-
-    @classmethod
-    def check(cls, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
-        """Raise a ValueError where the config does not fit the towers."""
-
-    @classmethod
-    def text_prompts(
-        cls, config: PromptConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
-    ) -> PromptModule | None:
-        """Prompts for the text tower.
-
-        `tokenizer` is None where words need not be read; `feature_dim` is the size of the space that
-        images and texts share.
-        """
-        return None
-
-    @classmethod
-    def vision_prompts(cls, config: PromptConfig, tower: VisionView, text: TextView | None) -> PromptModule | None:
-        """Prompts for the vision tower."""
-        return None
-
-    @classmethod
-    def class_sequences(
-        cls, config: PromptConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
-    ) -> list[list[TokenSequence]]:
-        """The token sequences of all classes, one list per template."""
-        return [template_sequences(tokenizer, names, template) for template in config.templates]
-
-    @classmethod
-    def combine(cls, features: list[Tensor]) -> Tensor:
-        """One feature per class from those of each list of token sequences: templates are an ensemble."""
-        return average(features)
-
-    @classmethod
-    def needs_tokenizer(cls, config: PromptConfig) -> bool:
-        """Whether making the prompts takes a tokenizer; not where weights follow and the words do not set a size."""
-        return getattr(config, "words", None) is not None and not config.inference_mode
-
-    def start(self, adapter_name: str) -> None:
-        """Set first values that take the model to compute."""
-
-    @classmethod
-    def check_new_classes(cls, config: PromptConfig, names: list[str]) -> None:
-        """Raise a ClassNamesError where learned prompts do not move to other classes."""
 
     # ---- injection --------------------------------------------------------------------------------------------
 
@@ -117,49 +63,90 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
         """Put one adapter's prompts into the model: PEFT's entry point for every new adapter.
 
         Nothing is changed before all checks have passed.
+
+        Raises:
+            UnsupportedModelError: the method does not work on this model.
+            ValueError: the config does not fit it.
         """
         config = self.peft_config[adapter_name]
-        method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        method = tuner_class.method
         backbone = find_backbone(model)
-        base = class_name(model.get_submodule(backbone.dual)) if backbone.dual is not None else class_name(model)
-        if (reason := registry.unsupported(config.peft_type.value.lower(), base)) is not None:
-            raise UnsupportedModelError(reason)
-        vision, text = self._towers(model, backbone)
-        method.check(config, vision.tower, text and text.tower)
-        check_modules_to_save(config, model, backbone)
-        tokenizer = self.tokenizer_for(config) if method.needs_tokenizer(config) else None
+        self._check(config, model, backbone)
+        vision, text = self._encoders(model, backbone)
+        text_view = None if text is None else text.view
+        method.check(config, vision.view, text_view)
+        tokenizer = self.tokenizers.find(config.tokenizer_name_or_path) if method.needs_tokenizer(config) else None
+        modules: list[tuple[PromptedEncoder, str, nn.Module | None]] = []
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            text_holder = text and method.text_prompts(config, text.tower, tokenizer, feature_dim(model, backbone))
-            vision_holder = method.vision_prompts(config, vision.tower, text and text.tower)
+            if text is not None:
+                size = feature_dim(model, backbone)
+                modules.append((text, LEARNER, method.text_prompts(config, text_view, tokenizer, size)))
+                modules.append((text, READOUT, method.readout(config, text_view, size)))
+            vision_prompts = method.vision_prompts(config, vision.view, text_view)
+            modules.append((vision, LEARNER, vision_prompts))
         if backbone.head is not None:
             head = backbone.head.rpartition(".")[2]
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
 
         # A further adapter changes nothing of what is trained, as in PEFT; the first one freezes the base model.
-        trained = {p: p.requires_grad for p in model.parameters()} if self.class_lists else {}
+        trained = {p: p.requires_grad for p in model.parameters()} if len(self.peft_config) > 1 else {}
         self._install(model, backbone, vision, text)
-        if text_holder is not None:
-            text.add_prompts(method.prefix, adapter_name, text_holder)
-        if vision_holder is not None:
-            vision.add_prompts(method.prefix, adapter_name, vision_holder)
-            knows_head = vision_holder.pooling != "original" or vision.tower.head_rows is not None
-            if backbone.head is not None and knows_head:
-                ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
-        for tower in (vision, text):
-            if tower is not None:
-                tower.patch_layers(not tower.disable_adapters)
-        self.class_lists[adapter_name] = config.class_names and ClassList(list(config.class_names))
+        for encoder, kind, module in modules:
+            if module is not None:
+                encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module)
+        knows_head = vision_prompts is not None and (
+            vision_prompts.pooling != "original" or vision.view.head_rows is not None
+        )
+        if backbone.head is not None and knows_head:
+            ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
+        for encoder in self.encoders:
+            encoder.patch_layers(not encoder.disable_adapters)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
-        self._wrap_whole_modules(self.model, config, adapter_name)
-        if method.trains_text:
-            parts = dataclasses.replace(config, modules_to_save=list(text.tower.parts))
-            self._wrap_whole_modules(text.base_layer, parts, adapter_name)
+        self._copy_whole_modules(self.model, config, adapter_name)
+        if method.trains_text_encoder:
+            parts = dataclasses.replace(config, modules_to_save=list(text_view.parts))
+            self._copy_whole_modules(text.base_layer, parts, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
-        method.start(self, adapter_name)
 
-    def _wrap_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
+    def _check(self, config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
+        base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
+        if (reason := registry.unsupported(config.peft_type, base)) is not None:
+            raise UnsupportedModelError(reason)
+        check_modules_to_save(config, model, backbone)
+
+    @staticmethod
+    def _encoders(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
+        """Return the tuner layers of the model, or new ones around its towers (not put in place yet)."""
+        text = None
+        if backbone.text is not None:
+            text = model.get_submodule(backbone.text)
+            text = text if isinstance(text, PromptedTextEncoder) else PromptedTextEncoder(text)
+        vision = model.get_submodule(backbone.vision)
+        return vision if isinstance(vision, PromptedVisionEncoder) else PromptedVisionEncoder(vision, text), text
+
+    def _install(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        vision: PromptedVisionEncoder,
+        text: PromptedTextEncoder | None,
+    ) -> None:
+        """Put the tuner layers in the towers' places. A bare encoder is its own tower, so it is wrapped whole."""
+        self.backbone = backbone
+        if backbone.vision == "":
+            self.model = vision
+        else:
+            model.set_submodule(backbone.vision, vision)
+        if text is not None:
+            model.set_submodule(backbone.text, text)
+            take_labels(model.get_submodule(backbone.dual))
+        if backbone.head is not None:
+            declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
+
+    def _copy_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
         """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
         set_additional_trainable_modules(
             model=model,
@@ -181,43 +168,9 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
                 "would be mixed with those of the new adapter. Call .merge_and_unload() on the PEFT model that holds "
                 "them, and put the new adapter on the result."
             )
-        self.class_lists: dict[str, ClassList | None] = {}
-        self.feature_cache = FeatureCache()
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.found_tokenizers: dict[str | None, PreTrainedTokenizerBase] = {}
-        self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-
-    @staticmethod
-    def _towers(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
-        """The tuner layers of the model, or new ones around its towers (not put in place yet)."""
-
-        def prompted(name, layer_class):
-            module = model.get_submodule(name)
-            return module if isinstance(module, PromptedEncoder) else layer_class(module)
-
-        text = None if backbone.text is None else prompted(backbone.text, PromptedTextEncoder)
-        return prompted(backbone.vision, PromptedVisionEncoder), text
-
-    def _install(self, model: nn.Module, backbone: Backbone, vision: PromptedVisionEncoder, text) -> None:
-        """Put the tuner layers in the towers' places. A bare encoder is its own tower, so it is wrapped whole."""
-        if backbone.vision == "":
-            self.model = vision
-        else:
-            model.set_submodule(backbone.vision, vision)
-        if text is not None:
-            model.set_submodule(backbone.text, text)
-            take_labels(model.get_submodule(backbone.dual))
-        if backbone.head is not None:
-            declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
-        self.link_towers()
-
-    def link_towers(self) -> None:
-        """Tell the vision tower whose text prompts to map (again for each replica of a data-parallel model)."""
-        text = self.text_tower
-        self.vision_tower.text_partner = () if text is None else (text,)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        """Freeze whatever is neither a prompt nor managed by a modules-to-save wrapper."""
+        """Freeze whatever is neither an adapter's module nor managed by a modules-to-save wrapper."""
         ours = set()
         for module in model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
@@ -242,28 +195,24 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
     # ---- adapters ---------------------------------------------------------------------------------------------
 
     @property
-    def vision_tower(self) -> PromptedVisionEncoder:
+    def vision_encoder(self) -> PromptedVisionEncoder:
         """The tuner layer on the image encoder."""
-        return next(m for m in self.model.modules() if isinstance(m, PromptedVisionEncoder))
+        return self.model.get_submodule(self.backbone.vision)
 
     @property
-    def text_tower(self) -> PromptedTextEncoder | None:
+    def text_encoder(self) -> PromptedTextEncoder | None:
         """The tuner layer on the text encoder, None without one."""
-        return next((m for m in self.model.modules() if isinstance(m, PromptedTextEncoder)), None)
+        return None if self.backbone.text is None else self.model.get_submodule(self.backbone.text)
 
     @property
-    def method(self) -> type[PromptTuner]:
-        """The subclass that the active adapter belongs to."""
-        return PEFT_TYPE_TO_TUNER_MAPPING[self.active_config.peft_type]
+    def encoders(self) -> list[PromptedEncoder]:
+        """The tuner layers."""
+        return [encoder for encoder in (self.vision_encoder, self.text_encoder) if encoder is not None]
 
     @property
-    def active_config(self) -> PromptConfig:
-        """Config of the active adapter."""
-        return self.peft_config[self.active_adapters[0]]
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter the active one; its class list comes with it."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+    def _layers(self) -> list[PromptedEncoder | AuxiliaryTrainingWrapper]:
+        """Whatever is switched with an adapter. A LoRA inside the base model is part of it and is not."""
+        return [m for m in self.model.modules() if isinstance(m, (PromptedEncoder, AuxiliaryTrainingWrapper))]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; if it was the active one, the first that is left becomes active.
@@ -278,29 +227,48 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
                 f"{adapter_name!r} is the only adapter of this model. Use unload() for the base model without it."
             )
         del self.peft_config[adapter_name]
-        self.class_lists.pop(adapter_name, None)
         left = next(iter(self.peft_config))
         active = left if adapter_name in self.active_adapters else self.active_adapters[0]
-        for module in self.model.modules():
-            if isinstance(module, PromptedEncoder):
-                module.delete_adapter(adapter_name)
-            elif isinstance(module, AuxiliaryTrainingWrapper):
-                module.delete_adapter(adapter_name, new_active_adapters=[active])
+        for layer in self._layers:
+            if isinstance(layer, PromptedEncoder):
+                layer.delete_adapter(adapter_name)
+            else:
+                layer.delete_adapter(adapter_name, new_active_adapters=[active])
         if active not in self.active_adapters:
             self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
-        self._switch(True)
+        for layer in self._layers:
+            layer.enable_adapters(True)
 
     def disable_adapter_layers(self) -> None:
         """Switch the prompts off."""
-        self._switch(False)
+        for layer in self._layers:
+            layer.enable_adapters(False)
 
-    def _switch(self, enabled: bool) -> None:
-        for module in self.model.modules():
-            if isinstance(module, (PromptedEncoder, AuxiliaryTrainingWrapper)):
-                module.enable_adapters(enabled)
+    @contextmanager
+    def answering_for(self) -> Iterator[Callable[[str], None]]:
+        """Give a function that lets the model answer for another adapter until the block ends.
+
+        What is trained stays as it is. The switch is seen by all threads, so call from one.
+        """
+        layers = self._layers
+        active = self.active_adapter
+        before = [layer._active_adapter for layer in layers]
+
+        def answer_for(adapter_name: str) -> None:
+            self.active_adapter = [adapter_name]
+            for layer in layers:
+                has_copy = isinstance(layer, PromptedEncoder) or adapter_name in layer.modules_to_save
+                layer._active_adapter = [adapter_name] if has_copy else []
+
+        try:
+            yield answer_for
+        finally:
+            self.active_adapter = active
+            for layer, was_active in zip(layers, before, strict=True):
+                layer._active_adapter = was_active
 
     def merge_adapter(self, *args, **kwargs) -> None:
         """Refuse: there are no weights to merge prompts into.
@@ -337,8 +305,9 @@ class PromptTuner(ClassNameClassifier, BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
-        """Keep this method's prompts only: the base model may carry tuner layers of its own."""
-        return {key: value for key, value in state_dict.items() if f".{cls.prefix}learner.{adapter_name}." in key}
+        """Keep this method's modules only: the base model may carry tuner layers of its own."""
+        own = tuple(f".{cls.prefix}{kind}.{adapter_name}." for kind in (LEARNER, READOUT))
+        return {key: value for key, value in state_dict.items() if any(part in key for part in own)}
 
 
 def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
@@ -360,6 +329,6 @@ def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Back
 
 
 def feature_dim(model: nn.Module, backbone: Backbone) -> int:
-    """Size of the space that images and texts share."""
+    """Return the size of the space that images and texts share."""
     module = model.get_submodule(backbone.dual)
     return DUAL_ENCODERS[class_name(module)](module).feature_dim

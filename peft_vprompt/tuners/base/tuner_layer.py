@@ -1,4 +1,4 @@
-"""`Wrapper`: a tuner layer around a module of the model, before it knows any adapter."""
+"""`WrapperLayer`: a tuner layer around a module of the model, before it knows any adapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
-class Wrapper(nn.Module, BaseTunerLayer):
+class WrapperLayer(nn.Module, BaseTunerLayer):
     """Stands in the place of a module and answers for it."""
 
     def __init__(self, base_layer: nn.Module):
@@ -19,12 +19,12 @@ class Wrapper(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
-        """Where PEFT moves an adapter's weights to. A whole encoder has no `weight` of its own that could say it."""
+        """Return where PEFT moves an adapter's weights to. A whole encoder has no `weight` of its own that says it."""
         weight = next(base_layer.parameters(), None)
         return None if weight is None else weight.device, None
 
     def __getattr__(self, name: str):
-        """Whatever is not ours is the wrapped module's."""
+        """Look up in the wrapped module whatever is not here."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,31 +1,36 @@
-"""What prompt tuning is compared with in PTNL: a linear head on image features, and the whole text encoder."""
+"""A linear head on CLIP's image features: Classifier-R (random) and Classifier-C (started from the class names)."""
 
-from ..base.registry import Method, register
-from .config import ClassHeadConfig, TextEncoderConfig
-from .method import ClassHeadModel, TextEncoderModel
+from ..base.registry import register
+from ..base.shared_recipes import PTNL
+from ..base.spec import MethodSpec
+from ..coop import PTNL_PAPER
+from .config import ClassHeadConfig
+from .method import ClassHead, ClassHeadModel
 
 
-__all__ = ["ClassHeadConfig", "ClassHeadModel", "TextEncoderConfig", "TextEncoderModel"]
-
-PAPER = "Wu et al., Why Is Prompt Tuning for Vision-Language Models Robust to Noisy Labels?, ICCV 2023"
+__all__ = ["ClassHead", "ClassHeadConfig", "ClassHeadModel"]
 
 register(
-    Method(
-        name="class_head",
-        title="Classifier-R, -C",
-        paper=PAPER,
+    MethodSpec(
+        name="classifier-r",
+        title="Classifier-R",
+        paper=PTNL_PAPER,
         learns="one vector per class in the joint space",
         config_class=ClassHeadConfig,
-        model_class=ClassHeadModel,
+        tuner_class=ClassHeadModel,
+        recipe=PTNL,
+        new_classes=False,
     )
 )
 register(
-    Method(
-        name="text_encoder",
-        title="TEnc-FT",
-        paper=PAPER,
-        learns="the text encoder itself",
-        config_class=TextEncoderConfig,
-        model_class=TextEncoderModel,
+    MethodSpec(
+        name="classifier-c",
+        title="Classifier-C",
+        paper=PTNL_PAPER,
+        learns="one vector per class, started from the text features",
+        config_class=ClassHeadConfig,
+        defaults=lambda depth: {"head_init": "text"},
+        recipe=PTNL,
+        new_classes=False,
     )
 )

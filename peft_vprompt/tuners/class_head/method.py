@@ -1,4 +1,4 @@
-"""A linear head on image features, and the whole text encoder.
+"""A linear head on image features.
 
 Paper: Wu et al., "Why Is Prompt Tuning for Vision-Language Models Robust to Noisy Labels?", ICCV 2023, section 3.
 
@@ -8,57 +8,38 @@ not normalised, so that the head is linear.
 
 from __future__ import annotations
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Sequence
 
-from ...backbones.supported import TextView, VisionView
-from ...core.tokenization import check_lengths
-from ...errors import ClassNamesError, UnsupportedModelError
-from ...prompts.base import PromptModule
-from ...prompts.tokens import ClassFeatures
+from torch import Tensor, nn
+
+from ...backbones.base import TextView
+from ...errors import ClassNamesError
+from ...prompts.base import placed_like
+from ...readouts import LinearReadout
 from ..base.config import digest_names
+from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
-from .config import ClassHeadConfig, TextEncoderConfig
+from .config import ClassHeadConfig
 
 
-class ClassHeadModel(PromptTuner):
-    """Rows of a head in the place of text features."""
+class ClassHead(PromptMethod):
+    """Learned rows in the place of text features."""
 
-    prefix = "class_head_"
+    def readout(self, config: ClassHeadConfig, view: TextView, feature_dim: int) -> nn.Module:
+        """Return the head, at random."""
+        return LinearReadout(len(config.class_names), feature_dim, **placed_like(view))
 
-    @classmethod
-    def text_prompts(
-        cls, config: ClassHeadConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
-    ) -> PromptModule:
-        """The head, at random.
-
-        Raises:
-            PromptTooLongError: a class name that the head is to start from is too long for the text encoder.
-        """
-        weight = tower.reference_weight
-        if tokenizer is not None:
-            for sequences in cls.class_sequences(config, config.class_names, tokenizer):
-                check_lengths(sequences, config.class_names, tower.max_positions)
-        return ClassFeatures(len(config.class_names), feature_dim, dtype=weight.dtype, device=weight.device)
-
-    @classmethod
-    def needs_tokenizer(cls, config: ClassHeadConfig) -> bool:
-        """Only where the head starts from the text features."""
+    def needs_tokenizer(self, config: ClassHeadConfig) -> bool:
+        """Return True where the head starts from the text features."""
         return config.head_init == "text" and not config.inference_mode
 
-    def start(self, adapter_name: str) -> None:
-        """Classifier-C: copy the frozen model's text features of the classes into the head."""
-        config = self.peft_config[adapter_name]
-        head = self.text_tower.holder(adapter_name).weight
-        if config.head_init == "text" and not config.inference_mode and not head.is_meta:
-            with torch.no_grad(), self.switching() as answer_for:
-                answer_for(adapter_name)
-                head.copy_(self.zero_shot_features(self.class_lists[adapter_name], config))
+    def initialize(self, config: ClassHeadConfig, readout: nn.Module, frozen_text: Callable[[], Tensor]) -> None:
+        """Copy the frozen model's text features of the classes into the head (Classifier-C)."""
+        if config.head_init == "text":
+            readout.weight.copy_(frozen_text())
 
-    @classmethod
-    def check_new_classes(cls, config: ClassHeadConfig, names: list[str]) -> None:
-        """A head knows its own classes only."""
+    def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
+        """Refuse other classes than the head's own."""
         if digest_names(names) != digest_names(config.class_names):
             raise ClassNamesError(
                 f"This adapter learned a head with one row for each of its {len(config.class_names)} classes "
@@ -67,18 +48,9 @@ class ClassHeadModel(PromptTuner):
             )
 
 
-class TextEncoderModel(PromptTuner):
-    """No prompts: PEFT's own wrappers train and save copies of the text tower's parts."""
+class ClassHeadModel(PromptTuner):
+    """The head's tuner."""
 
-    prefix = "text_encoder_"
-
-    trains_text = True
-
-    @classmethod
-    def check(cls, config: TextEncoderConfig, vision: VisionView, text: TextView | None) -> None:
-        """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy."""
-        if any(isinstance(module, BaseTunerLayer) for module in text.module.modules()):
-            raise UnsupportedModelError(
-                "The text encoder carries adapters (a LoRA, say), and a copy of it cannot be saved with them. Merge "
-                "them into the base model first (merge_and_unload)."
-            )
+    peft_name = "class_head"
+    prefix = "class_head_"
+    method = ClassHead()

@@ -10,35 +10,31 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.supported import TextView
-from ...core.tokenization import TokenSequence, context_sequences
-from ...prompts.base import PromptModule
+from ...backbones.base import TextView
+from ...prompts.base import PromptModule, placed_like
 from ...prompts.meta_net import ConditionalContext
-from ...prompts.tokens import start_from_words
 from ..base.tuner import PromptTuner
+from ..coop.method import CoOpContext, start_contexts
 from .config import CoCoOpConfig
 
 
-class CoCoOpModel(PromptTuner):
+class CoCoOp(CoOpContext):
     """A context on the text tower's first layer, another one for each image."""
 
-    prefix = "conditional_prompt_"
     conditional = True
 
-    @classmethod
     def text_prompts(
-        cls, config: CoCoOpConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+        self, config: CoCoOpConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptModule:
-        """The context and its Meta-Net."""
-        weight, length = tower.reference_weight, config.num_virtual_tokens
-        holder = ConditionalContext(length, tower.width, feature_dim, dtype=weight.dtype, device=weight.device)
-        if tokenizer is not None:
-            start_from_words(holder.tokens, tower, tokenizer, config.words)
-        return holder
+        """Return the context and its Meta-Net."""
+        context = ConditionalContext(config.num_virtual_tokens, view.width, feature_dim, **placed_like(view))
+        start_contexts(context.tokens, config, view, tokenizer)
+        return context
 
-    @classmethod
-    def class_sequences(
-        cls, config: CoCoOpConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
-    ) -> list[list[TokenSequence]]:
-        """`[SOS] context name . [EOT]`."""
-        return [context_sequences(tokenizer, names, config.num_virtual_tokens, config.words)]
+
+class CoCoOpModel(PromptTuner):
+    """CoCoOp's tuner."""
+
+    peft_name = "cocoop"
+    prefix = "conditional_prompt_"
+    method = CoCoOp()

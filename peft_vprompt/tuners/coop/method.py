@@ -12,46 +12,66 @@ Deviation: contexts of single classes may start from words too (the authors igno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.supported import TextView
+from ...backbones.base import TextView
 from ...core.tokenization import TokenSequence, context_sequences, name_tokens
 from ...errors import ClassNamesError
-from ...prompts.base import PromptModule
-from ...prompts.tokens import ClassPrompts, NamedPrompts, TokenPrompts, start_from_words
-from ..base.config import digest_names
+from ...prompts.base import PromptModule, placed_like
+from ...prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts, start_from_words
+from ..base.config import ContextConfig, digest_names
+from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
 from .config import ContextOptConfig
 
 
-class ContextOptModel(PromptTuner):
+class CoOpContext(PromptMethod):
+    """One context that all classes share, right before the name: what later methods build on."""
+
+    def text_prompts(
+        self, config: ContextConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+    ) -> PromptModule:
+        """Return the context, random or from the words."""
+        return new_context(config, view, tokenizer)
+
+    def class_sequences(
+        self, config: ContextConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    ) -> list[list[TokenSequence]]:
+        """Return `[SOS] context name . [EOT]`."""
+        return [context_sequences(tokenizer, names, config.num_virtual_tokens, config.words)]
+
+
+class CoOp(PromptMethod):
     """A context on the text tower's first layer, class-name tokens, or both."""
 
-    prefix = "context_prompt_"
-
-    @classmethod
-    def needs_tokenizer(cls, config: ContextOptConfig) -> bool:
-        """Also where class-name tokens are learned: their number depends on it."""
+    def needs_tokenizer(self, config: ContextOptConfig) -> bool:
+        """Return True also where class-name tokens are learned: their number depends on it."""
         return config.tune != "context" or super().needs_tokenizer(config)
 
-    @classmethod
     def text_prompts(
-        cls, config: ContextOptConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+        self, config: ContextOptConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptModule:
-        """The context, shared by all classes or one per class, and the names."""
-        holder = context(config, tower, tokenizer) if "context" in config.learn else None
+        """Return the context, shared by all classes or one per class, and the names."""
+        context = None
+        if config.class_specific:
+            count = len(config.class_names)
+            context = ClassContexts(count, config.num_virtual_tokens, view.width, **placed_like(view))
+            start_contexts(context.tokens, config, view, tokenizer)
+        elif "context" in config.learn:
+            context = new_context(config, view, tokenizer, config.num_contexts, config.class_token_position)
         if "class_name" not in config.learn:
-            return holder
+            return context
         ids = [token for name in config.class_names for token in name_tokens(tokenizer, name)]
-        return NamedPrompts(holder, tower.word_vectors(ids))
+        return ClassNameTokens(context, view.word_vectors(ids))
 
-    @classmethod
     def class_sequences(
-        cls, config: ContextOptConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
+        self, config: ContextOptConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
-        """`[SOS] context name . [EOT]`, the name at the end, in the middle or in front; one list per context."""
+        """Return `[SOS] context name . [EOT]`, the name at the end, in the middle or in front; a list per context."""
         first = context_sequences(
             tokenizer,
             names,
@@ -64,14 +84,12 @@ class ContextOptModel(PromptTuner):
         rows = [context * config.num_virtual_tokens for context in range(config.num_contexts)]
         return [[[entry - row if entry < 0 else entry for entry in ids] for ids in first] for row in rows]
 
-    @classmethod
-    def combine(cls, features: list[Tensor]) -> Tensor:
-        """The mean over contexts, not normalised again: its cosines are the mean of theirs, as UPL averages logits."""
+    def combine(self, features: list[Tensor]) -> Tensor:
+        """Return the mean over contexts, not normalised again: its cosines are the mean of theirs, as UPL averages."""
         return features[0] if len(features) == 1 else torch.stack(features).mean(0)
 
-    @classmethod
-    def check_new_classes(cls, config: ContextOptConfig, names: list[str]) -> None:
-        """What is learned for each class belongs to those classes."""
+    def check_new_classes(self, config: ContextOptConfig, names: Sequence[str]) -> None:
+        """Refuse other classes than those that something was learned for, one by one."""
         if config.belongs_to_classes and digest_names(names) != digest_names(config.class_names):
             raise ClassNamesError(
                 f"This adapter learned {'one context' if config.class_specific else 'name tokens'} for each of its "
@@ -80,18 +98,34 @@ class ContextOptModel(PromptTuner):
             )
 
 
-def context(config: ContextOptConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None) -> PromptModule:
-    """Context vectors, random or from the words."""
-    weight, length = tower.reference_weight, config.num_virtual_tokens
-    factory = {"dtype": weight.dtype, "device": weight.device}
-    if config.class_specific:
-        holder = ClassPrompts(len(config.class_names), length, tower.width, **factory)
-    else:
-        holder = TokenPrompts(1, length * config.num_contexts, tower.width, **factory)
-        # At the end position a context stands right after the start token, whatever the text is.
-        one_at_end = config.class_token_position == "end" and config.num_contexts == 1
-        holder.text_placement = "insert" if one_at_end else None
+class ContextOptModel(PromptTuner):
+    """CoOp's tuner."""
+
+    peft_name = "context_opt"
+    prefix = "context_prompt_"
+    method = CoOp()
+
+
+def new_context(
+    config: ContextConfig,
+    view: TextView,
+    tokenizer: PreTrainedTokenizerBase | None,
+    num_contexts: int = 1,
+    position: str = "end",
+) -> TokenPrompts:
+    """Return context vectors that all classes share, random or from the words."""
+    # At the end position a context stands right after the start token, whatever the text is.
+    placement = "insert" if position == "end" and num_contexts == 1 else None
+    count = config.num_virtual_tokens * num_contexts
+    context = TokenPrompts(1, count, view.width, text_placement=placement, **placed_like(view))
+    start_contexts(context.tokens, config, view, tokenizer)
+    return context
+
+
+def start_contexts(
+    tokens: Tensor, config: ContextConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Set every context of `tokens` [..., d] to the initial words, if the config has some."""
     if tokenizer is not None and config.words is not None:
-        contexts = holder.tokens.detach().view(-1, length, tower.width)  # shares the parameter's memory
-        start_from_words(contexts, tower, tokenizer, config.words)
-    return holder
+        contexts = tokens.detach().view(-1, config.num_virtual_tokens, view.width)  # shares the parameter's memory
+        start_from_words(contexts, view, tokenizer, config.words)

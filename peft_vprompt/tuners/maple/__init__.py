@@ -1,19 +1,35 @@
-"""Multi-modal prompts: MaPLe (coupled) and IVLP (independent)."""
+"""Multi-modal prompts (MaPLe)."""
 
-from ..base.registry import Method, register
+from ..base.recipe import Recipe
+from ..base.registry import register
+from ..base.shared_recipes import DASSL
+from ..base.spec import MethodSpec, Paper
+from .checkpoint import read
 from .config import MaPLeConfig
-from .method import MaPLeModel
+from .method import MaPLe, MaPLeModel
 
 
-__all__ = ["MaPLeConfig", "MaPLeModel"]
+__all__ = ["MaPLe", "MaPLeConfig", "MaPLeModel"]
 
 register(
-    Method(
+    MethodSpec(
         name="maple",
-        title="MaPLe, IVLP",
-        paper="Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023",
+        title="MaPLe",
+        paper=Paper(
+            "Khattak et al., MaPLe: Multi-modal Prompt Learning, CVPR 2023", "https://arxiv.org/abs/2210.03117"
+        ),
         learns="deep prompts in both encoders, coupled or independent",
         config_class=MaPLeConfig,
-        model_class=MaPLeModel,
+        tuner_class=MaPLeModel,
+        defaults=lambda depth: {"prompt_depth": min(9, depth.both)},
+        recipe=Recipe(
+            learning_rate=0.0035,
+            batch_size=4,
+            epochs=5,
+            source=DASSL
+            + "muzairkhattak/multimodal-prompt-learning configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml",
+        ),
+        checkpoints={"maple": read},
+        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
     )
 )

@@ -9,64 +9,60 @@ replace stay as plain tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.supported import TextView, VisionView
+from ...backbones.base import TextView, VisionView
 from ...core.tokenization import TokenSequence, context_sequences
-from ...prompts.base import PromptModule
+from ...prompts.base import PromptModule, placed_like
 from ...prompts.coupling import LinearCoupling
 from ...prompts.tokens import TokenPrompts, start_from_words
+from ..base.method import PromptMethod, check_depth
 from ..base.tuner import PromptTuner
 from .config import MaPLeConfig
 
 
-class MaPLeModel(PromptTuner):
+class MaPLe(PromptMethod):
     """Deep prompts on both towers."""
 
-    prefix = "multimodal_prompt_"
-
-    @classmethod
-    def check(cls, config: MaPLeConfig, vision: VisionView, text: TextView | None) -> None:
+    def check(self, config: MaPLeConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse more prompted layers than a tower has."""
-        for side, depth, tower in (("text", config.text_depth, text), ("vision", config.vision_depth, vision)):
-            if depth > tower.num_layers:
-                raise ValueError(
-                    f"Expected a prompt depth of at most {tower.num_layers}, the layers of the {side} tower. "
-                    f"Received: {depth}. Set prompt_depth, or {side}_prompt_depth for this tower alone."
-                )
+        check_depth("text_prompt_depth", config.text_depth, text, "text tower")
+        check_depth("vision_prompt_depth", config.vision_depth, vision, "vision tower")
 
-    @classmethod
     def text_prompts(
-        cls, config: MaPLeConfig, tower: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+        self, config: MaPLeConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptModule | None:
-        """One tensor for all layers; the first layer's may start from words."""
+        """Return one tensor for all layers; the first layer's may start from words."""
         if not config.text_depth:
             return None
-        weight = tower.reference_weight
-        holder = TokenPrompts(
-            config.text_depth, config.text_length, tower.width, dtype=weight.dtype, device=weight.device
-        )
-        holder.text_placement = "replace"
+        size = (config.text_depth, config.text_length, view.width)
+        prompts = TokenPrompts(*size, text_placement="replace", **placed_like(view))
         if tokenizer is not None:
-            start_from_words(holder.tokens[0], tower, tokenizer, config.words)
-        return holder
+            start_from_words(prompts.tokens[0], view, tokenizer, config.words)
+        return prompts
 
-    @classmethod
-    def vision_prompts(cls, config: MaPLeConfig, tower: VisionView, text: TextView | None) -> PromptModule | None:
-        """Coupled to the text prompts, or free."""
+    def vision_prompts(self, config: MaPLeConfig, view: VisionView, text: TextView | None) -> PromptModule | None:
+        """Return prompts that are coupled to the text prompts, or free ones."""
         if not config.vision_depth:
             return None
-        weight = tower.reference_weight
-        factory = {"dtype": weight.dtype, "device": weight.device}
         if config.coupling == "linear":
-            return LinearCoupling(config.vision_depth, text.width, tower.width, **factory)
-        return TokenPrompts(config.vision_depth, config.vision_length, tower.width, **factory)
+            return LinearCoupling(config.vision_depth, text.width, view.width, **placed_like(view))
+        return TokenPrompts(config.vision_depth, config.vision_length, view.width, **placed_like(view))
 
-    @classmethod
     def class_sequences(
-        cls, config: MaPLeConfig, names: list[str], tokenizer: PreTrainedTokenizerBase
+        self, config: MaPLeConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
-        """`[SOS] prompts (rest of the words) name . [EOT]`; the plain template where the text side is frozen."""
+        """Return `[SOS] prompts (rest of the words) name . [EOT]`; the template where the text side is frozen."""
         if not config.text_depth:
             return super().class_sequences(config, names, tokenizer)
         return [context_sequences(tokenizer, names, config.text_length, config.words)]
+
+
+class MaPLeModel(PromptTuner):
+    """MaPLe's tuner."""
+
+    peft_name = "maple"
+    prefix = "multimodal_prompt_"
+    method = MaPLe()

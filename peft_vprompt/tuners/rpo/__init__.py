@@ -1,29 +1,34 @@
-"""Read-only prompts: RPO and MRPO."""
+"""Read-only prompts (RPO)."""
 
-from ..base.registry import Method, register
-from .config import MRPOConfig, ReadOnlyPromptConfig
-from .method import MRPOModel, ReadOnlyPromptModel
+from ..base.recipe import Recipe
+from ..base.registry import register
+from ..base.shared_recipes import DASSL
+from ..base.spec import MethodSpec, Paper
+from .checkpoint import read
+from .config import ReadOnlyPromptConfig
+from .method import RPO, ReadOnlyPromptModel
 
 
-__all__ = ["MRPOConfig", "MRPOModel", "ReadOnlyPromptConfig", "ReadOnlyPromptModel"]
+__all__ = ["RPO", "ReadOnlyPromptConfig", "ReadOnlyPromptModel"]
 
 register(
-    Method(
-        name="read_only_prompt",
+    MethodSpec(
+        name="rpo",
         title="RPO",
-        paper="Lee et al., Read-only Prompt Optimization for Vision-Language Few-shot Learning, ICCV 2023",
+        paper=Paper(
+            "Lee et al., Read-only Prompt Optimization for Vision-Language Few-shot Learning, ICCV 2023",
+            "https://arxiv.org/abs/2308.14960",
+        ),
         learns="prompts that read both encoders and are read by nobody",
         config_class=ReadOnlyPromptConfig,
-        model_class=ReadOnlyPromptModel,
-    )
-)
-register(
-    Method(
-        name="mrpo",
-        title="MRPO",
-        paper="Seo and Lee, Multi-modal Read-only Prompt Optimization, Kookmin University",
-        learns="deep read-only text prompts and their map to visual ones",
-        config_class=MRPOConfig,
-        model_class=MRPOModel,
+        tuner_class=ReadOnlyPromptModel,
+        recipe=Recipe(
+            learning_rate=0.01,
+            batch_size=4,
+            epochs=15,
+            source=DASSL + "mlvlab/RPO configs/trainers/RPO/main_K24.yaml",
+        ),
+        checkpoints={"rpo": read},
+        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
     )
 )

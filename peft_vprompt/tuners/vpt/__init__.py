@@ -1,19 +1,50 @@
 """Visual prompt tuning (VPT)."""
 
-from ..base.registry import Method, register
+from ..base.recipe import Recipe
+from ..base.registry import register
+from ..base.shared_recipes import CLASSIFIER, DASSL
+from ..base.spec import MethodSpec, Paper
+from .checkpoint import read, read_clip
 from .config import VisualPromptConfig
-from .method import VisualPromptModel
+from .method import VPT, VisualPromptModel
 
 
-__all__ = ["VisualPromptConfig", "VisualPromptModel"]
+__all__ = ["VPT", "VisualPromptConfig", "VisualPromptModel"]
+
+PAPER = Paper("Jia et al., Visual Prompt Tuning, ECCV 2022", "https://arxiv.org/abs/2203.12119")
 
 register(
-    Method(
-        name="visual_prompt",
+    MethodSpec(
+        name="vpt",
         title="VPT",
-        paper="Jia et al., Visual Prompt Tuning, ECCV 2022",
+        paper=PAPER,
         learns="tokens or pixels at the image encoder (and the head)",
         config_class=VisualPromptConfig,
-        model_class=VisualPromptModel,
+        tuner_class=VisualPromptModel,
+        defaults=lambda depth: {"num_virtual_tokens": 8, "deep": True, "num_deep_layers": min(12, depth.vision)},
+        recipe=Recipe(
+            learning_rate=0.0025,
+            batch_size=4,
+            epochs=5,
+            source=DASSL
+            + "muzairkhattak/multimodal-prompt-learning configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml",
+        ),
+        classifier_recipe=CLASSIFIER,
+        checkpoints={"vpt-clip": read_clip, "vpt": read},
+        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
     )
 )
+for name, title, deep in (("vpt-shallow", "VPT-shallow", False), ("vpt-deep", "VPT-deep", True)):
+    register(
+        MethodSpec(
+            name=name,
+            title=title,
+            paper=PAPER,
+            learns="tokens at the image encoder and the head",
+            config_class=VisualPromptConfig,
+            defaults=lambda depth, deep=deep: {"num_virtual_tokens": 10, "deep": deep},
+            classifier_recipe=CLASSIFIER,
+            new_classes=False,
+            is_baseline=True,
+        )
+    )

@@ -139,6 +139,6 @@ class VisualPromptConfig(PromptConfig):
         return (self.num_deep_layers or num_layers - self.first_layer) if self.deep else 1
 
     @property
-    def readout(self) -> str:
-        """What is read out, see `readout.pool`."""
+    def pooling_rows(self) -> str:
+        """Which rows become the feature, see `core.pooling.pool`."""
         return "prompt_pool" if self.read_only else self.pooling

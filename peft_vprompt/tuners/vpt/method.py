@@ -13,75 +13,81 @@ pixels are normalised with CLIP's mean and standard deviation. `first_layer` and
 
 from __future__ import annotations
 
-from ...backbones.supported import TextView, VisionView
-from ...prompts.base import PromptModule
+from ...backbones.base import TextView, VisionView
+from ...prompts.base import PromptModule, placed_like
 from ...prompts.pixels import PixelBorder, PixelChannels, PixelStrip
 from ...prompts.tokens import TokenPrompts
 from ...prompts.visual import StagedPrompts, VisualPrompts
+from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
 from .config import PIXEL_LOCATIONS, VisualPromptConfig
 from .support import check_tower
 
 
-class VisualPromptModel(PromptTuner):
+class VPT(PromptMethod):
     """Prompts on the vision tower only."""
 
-    prefix = "visual_prompt_"
     needs_text = False
 
-    @classmethod
-    def check(cls, config: VisualPromptConfig, vision: VisionView, text: TextView | None) -> None:
+    def check(self, config: VisualPromptConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse prompts that this tower has no layers, tokens or windows for."""
         check_tower(config, vision)
 
-    @classmethod
-    def vision_prompts(cls, config: VisualPromptConfig, tower: VisionView, text: TextView | None) -> PromptModule:
-        """The prompts at their location."""
+    def vision_prompts(self, config: VisualPromptConfig, view: VisionView, text: TextView | None) -> PromptModule:
+        """Return the prompts at their location."""
+        options = {
+            "first_layer": config.first_layer,
+            "read_only": config.read_only,
+            "pooling": config.pooling_rows,
+        }
         if config.location in PIXEL_LOCATIONS:
-            holder = pixel_prompts(config, tower)
-        else:
-            holder = token_prompts(config, tower, on_clip=text is not None)
-        holder.first_layer, holder.read_only, holder.pooling = config.first_layer, config.read_only, config.readout
-        return holder
+            return pixel_prompts(config, view, options)
+        return token_prompts(config, view, options, on_clip=text is not None)
 
 
-def pixel_prompts(config: VisualPromptConfig, tower: VisionView) -> PromptModule:
-    """Patches, a border or channels of pixels."""
+class VisualPromptModel(PromptTuner):
+    """VPT's tuner."""
+
+    peft_name = "visual_prompt"
+    prefix = "visual_prompt_"
+    method = VPT()
+
+
+def pixel_prompts(config: VisualPromptConfig, view: VisionView, options: dict) -> PromptModule:
+    """Return patches, a border or channels of pixels."""
     if config.location == "pad":
-        return PixelBorder(tower, config.num_virtual_tokens)
+        return PixelBorder(view, config.num_virtual_tokens, **options)
     if config.location == "below":
-        return PixelChannels(tower, config.num_virtual_tokens)
+        return PixelChannels(view, config.num_virtual_tokens, **options)
     start = config.location.removeprefix("prepend-pixel").removeprefix("-") or "uniform"
-    return PixelStrip(tower, config.num_virtual_tokens, start)
+    return PixelStrip(view, config.num_virtual_tokens, start, **options)
 
 
-def token_prompts(config: VisualPromptConfig, tower: VisionView, on_clip: bool) -> PromptModule:
-    """VPT's prompts; on a CLIP without projection or dropout, plain tokens with the CLIP methods' start."""
-    weight = tower.reference_weight
-    factory = {"dtype": weight.dtype, "device": weight.device}
-    depth = config.depth(tower.num_layers)
+def token_prompts(config: VisualPromptConfig, view: VisionView, options: dict, on_clip: bool) -> PromptModule:
+    """Return VPT's prompts; on a CLIP without projection or dropout, plain tokens with the CLIP methods' start."""
+    depth = config.depth(view.num_layers)
+    options = options | placed_like(view)
     plain = not (config.projection_dim or config.prompt_dropout or config.deep_shared)
-    if config.location == "prepend" and len(tower.stages) > 1:
+    if config.location == "prepend" and len(view.stages) > 1:
         return StagedPrompts(
             depth,
             config.num_virtual_tokens,
-            tower.stages,
-            first_layer=config.first_layer,
-            patch_size=tower.patch_size,
+            view.stages,
+            patch_size=view.patch_size,
             dropout=config.prompt_dropout,
-            **factory,
+            **options,
         )
     if on_clip and plain and config.location == "prepend":
-        return TokenPrompts(depth, config.num_virtual_tokens, tower.width, **factory)
-    count = {"prepend": config.num_virtual_tokens, "add": tower.num_tokens, "add-1": 1}[config.location]
+        return TokenPrompts(depth, config.num_virtual_tokens, view.width, **options)
+    count = {"prepend": config.num_virtual_tokens, "add": view.num_tokens, "add-1": 1}[config.location]
     return VisualPrompts(
         depth,
         count,
-        tower.width,
-        patch_size=tower.patch_size,
+        view.width,
+        patch_size=view.patch_size,
         projection_dim=config.projection_dim,
         dropout=config.prompt_dropout,
         shared=config.deep_shared,
         added=config.location != "prepend",
-        **factory,
+        **options,
     )

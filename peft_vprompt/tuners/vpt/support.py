@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from ...backbones.supported import VisionView
+from ...backbones.base import VisionView
 from ...errors import UnsupportedModelError
 from .config import PIXEL_LOCATIONS, STRIP_LOCATIONS, VisualPromptConfig
 
 
-def check_tower(config: VisualPromptConfig, tower: VisionView) -> None:
-    """Refuse what cannot be put on `tower`.
+def check_tower(config: VisualPromptConfig, view: VisionView) -> None:
+    """Refuse what cannot be put on `view`.
 
     Raises:
         ValueError: layers that are not there.
         UnsupportedModelError: a location, a readout or readers that this encoder has no place for.
     """
-    check_layers(config, tower.num_layers)
-    model_name = type(tower.module).__name__
-    if config.location in PIXEL_LOCATIONS and tower.patch_embedding is None:
+    check_layers(config, view.num_layers)
+    model_name = type(view.module).__name__
+    if config.location in PIXEL_LOCATIONS and view.patch_embedding is None:
         raise UnsupportedModelError(
             f"Prompts at location={config.location!r} are pixels, and {model_name} does not embed its patches by one "
             "convolution with position embeddings after it. Use location='prepend'."
         )
-    if config.read_only and tower.no_read_only:
+    if config.read_only and view.no_read_only:
         raise UnsupportedModelError(
-            f"{model_name} takes no read-only prompts: {tower.no_read_only}. Use read_only=False."
+            f"{model_name} takes no read-only prompts: {view.no_read_only}. Use read_only=False."
         )
-    if tower.num_tokens is None:
+    if view.num_tokens is None:
         check_ragged(config, model_name)
-    if len(tower.stages) > 1:
+    if len(view.stages) > 1:
         check_stages(config, model_name)
 
 

@@ -1,0 +1,95 @@
+"""`Layout`: an authors' checkpoint as we understand it. Each method's folder has the reader of its own.
+
+A reader takes the checkpoint's tensors by name and gives the config values that can be read off them, and the tensors of
+our modules by the tower ("text", "vision", "head") and their name there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...errors import AdapterMismatchError
+from .config import PromptConfig
+
+
+if TYPE_CHECKING:
+    from ...backbones.base import VisionView
+
+
+#: Tensors of a checkpoint by name.
+State = dict[str, Tensor]
+
+
+@dataclass
+class Layout:
+    """A checkpoint as we understand it.
+
+    Attributes:
+        config_class: class of the adapter's config.
+        values: config values read off the tensors.
+        tensors: the adapter's tensors, by (place, name).
+        fallbacks: config values that tensors make likely, unless they are given.
+        choices: config values that tensors leave open, and what they may be.
+        architecture: what the checkpoint belongs to: "clip", "vit" or "swin".
+        complete: makes the tensors that also depend on the config, or on the view of the base model's image encoder
+            (None without a base model).
+    """
+
+    config_class: type[PromptConfig]
+    values: dict = field(default_factory=dict)
+    tensors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    fallbacks: dict = field(default_factory=dict)
+    choices: dict[str, tuple] = field(default_factory=dict)
+    architecture: str = "clip"
+    complete: Callable[[PromptConfig, VisionView | None], dict[tuple[str, str], Tensor]] | None = None
+
+
+def require(state: State, key: str, method: str) -> Tensor:
+    """Return the tensor `key`.
+
+    Raises:
+        AdapterMismatchError: it is not there; the message lists what is.
+    """
+    if key not in state:
+        held = ", ".join(sorted(state)[:8]) or "nothing"
+        raise AdapterMismatchError(
+            f"Expected {key!r} in a checkpoint of method {method!r}. Received one with {held}"
+            f"{', ...' if len(state) > 8 else ''}. Name the method it was trained with."
+        )
+    return state[key]
+
+
+def numbered(state: State, pattern: str, start: int = 0) -> list[Tensor]:
+    """Return the tensors `pattern` with {} = start, start + 1, ... as far as they go without a gap."""
+    found = []
+    while (key := pattern.format(start + len(found))) in state:
+        found.append(state[key])
+    present = sum(bool(re.fullmatch(re.escape(pattern).replace(r"\{\}", r"\d+"), key)) for key in state)
+    if present != len(found):
+        raise AdapterMismatchError(
+            f"Expected {pattern!r} to count up from {start} without gaps. Received {present} tensors of that name, "
+            f"{len(found)} of them in a row."
+        )
+    return found
+
+
+def refuse(state: State, keys: tuple[str, ...], method: str, right_method: str) -> None:
+    """Raise an AdapterMismatchError where a tensor shows that the checkpoint is of another method."""
+    found = [key for key in keys if key in state]
+    if found:
+        raise AdapterMismatchError(
+            f"A checkpoint of method {method!r} has no {found[0]!r}, and this one has. Use method={right_method!r}."
+        )
+
+
+def free_visual_prompts(state: State) -> list[Tensor]:
+    """Return the free visual prompts of each layer in muzairkhattak/multimodal-prompt-learning, none without."""
+    if "image_encoder.VPT" not in state:
+        return []
+    deep = numbered(state, "image_encoder.transformer.resblocks.{}.VPT_shallow", 1)
+    return [state["image_encoder.VPT"], *deep]

@@ -1,0 +1,94 @@
+"""`ModuleTuner`: the fine-tuning baselines of image classifiers, as PEFT tuners. Injection and adapters are PEFT's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from ...errors import UnsupportedModelError
+from .classifier_parts import ClassifierParts
+from .config import BaselineConfig
+from .module_layer import ModuleTunerLayer
+from .trainer_contract import declare_mean_loss, restore_class
+from .tuned_module import TunedModule
+
+
+class ModuleTuner(BaseTuner):
+    """Core of the fine-tuning baselines. A subclass says which modules it trains, and with what.
+
+    Attributes:
+        module_class: what is trained.
+        module_options: fields of the config that it takes.
+        trains_head: whether the model's own head is trained beside.
+    """
+
+    tuner_layer_cls = ModuleTunerLayer
+    target_module_mapping: dict = {}
+    module_class: type[TunedModule]
+    module_options: tuple[str, ...] = ()
+    trains_head: bool = True
+
+    @classmethod
+    @abstractmethod
+    def targets(cls, config: BaselineConfig, classifier: ClassifierParts) -> list[str]:
+        """Return the names of the modules that are trained."""
+
+    @classmethod
+    def make_module(cls, config: BaselineConfig, base_layer: nn.Module) -> TunedModule:
+        """Return what is trained in the place of one module."""
+        return cls.module_class(base_layer, **{name: getattr(config, name) for name in cls.module_options})
+
+    def _prepare_adapter_config(self, peft_config: BaselineConfig, model_config: dict) -> BaselineConfig:
+        return peft_config  # targets depend on the modules, not on the model's config: see `_prepare_model`
+
+    def _prepare_model(self, peft_config: BaselineConfig, model: nn.Module) -> None:
+        classifier = ClassifierParts(model)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = self.targets(peft_config, classifier)
+        taken = [name for name, module in classifier.own_modules.items() if isinstance(module, ModuleTunerLayer)]
+        for target in peft_config.target_modules:
+            if any(name.startswith(f"{target}.") for name in taken):
+                raise UnsupportedModelError(
+                    f"Expected modules that can be replaced whole. Received: {target!r}, of which another adapter replaces "
+                    "single modules. Put the adapters on models of their own."
+                )
+        if self.trains_head:
+            peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), classifier.head]))
+        declare_mean_loss(model)
+        if not hasattr(self, "_was_trainable"):
+            self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def _create_and_replace(
+        self,
+        peft_config: BaselineConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        known = isinstance(target, ModuleTunerLayer)
+        layer = target if known else ModuleTunerLayer(target, self.prefix)
+        layer.add_trained(adapter_name, self.make_module(peft_config, layer.base_layer))
+        if not known:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
+        """Return the base model: as it was, or with the adapter's values. PEFT's own would keep the trained head in both."""
+        active = (adapter_names or self.active_adapters)[0]
+        for name, module in ClassifierParts(self.model).own_modules.items():
+            if isinstance(module, ModuleTunerLayer):
+                if merge:
+                    module.merge(safe_merge, adapter_names)
+                self.model.set_submodule(name, module.base_layer)
+            elif isinstance(module, AuxiliaryTrainingWrapper):
+                self.model.set_submodule(name, module.modules_to_save[active] if merge else module.original_module)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        restore_class(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = self._was_trainable.get(name, True)
+        return self.model

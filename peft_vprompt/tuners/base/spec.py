@@ -1,0 +1,86 @@
+"""`MethodSpec`: everything that is known of a method, in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from .recipe import Recipe
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from .checkpoint_layout import Layout
+
+
+class Depth(NamedTuple):
+    """Number of layers of the two towers; `text` is 0 for a classifier without a text tower."""
+
+    text: int
+    vision: int
+
+    @property
+    def both(self) -> int:
+        """Layers that both towers have."""
+        return min(self.text, self.vision)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published.
+
+    Attributes:
+        citation: authors, short title, venue.
+        link: where to read it.
+    """
+
+    citation: str
+    link: str
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row of the method table. PEFT, the command line, the converter, cards, documents and tests read it.
+
+    Attributes:
+        name: the name people say: that of its folder and on the command line.
+        title: the name as papers write it.
+        paper: where it was published.
+        learns: what is trained, in a few words.
+        config_class: class of the PEFT config.
+        tuner_class: the tuner, where this row gives PEFT a type of its own; None for a row that is another one's config
+            with other values, and for PEFT's own methods.
+        defaults: config values for a model of some depth; published depths are cut to the layers there are.
+        recipe: the authors' training on class names, None where nothing is trained or it has no meaning.
+        noisy_recipe: the same where labels are noisy or not read, None where it is no other.
+        classifier_recipe: the same on a model with a classification head, None where that has no meaning.
+        new_classes: whether what is learned on some classes can be used on others.
+        is_baseline: whether it is a fine-tuning baseline, which makes an image classifier of a dual encoder's image
+            encoder.
+        find_targets: config values that only the model can tell.
+        checkpoints: readers of the authors' checkpoints, by the name that `convert_checkpoint` takes.
+        numbered: field of the config that a number at the end of the name sets (mlp-3, partial-1).
+        demo: what `vprompt demo` changes so that the tiny embedded model learns in a few minutes; None: not shown there.
+    """
+
+    name: str
+    title: str
+    paper: Paper
+    learns: str
+    config_class: type[PeftConfig]
+    tuner_class: type[BaseTuner] | None = None
+    defaults: Callable[[Depth], dict] = lambda depth: {}
+    recipe: Recipe | None = None
+    noisy_recipe: Recipe | None = None
+    classifier_recipe: Recipe | None = None
+    new_classes: bool = True
+    is_baseline: bool = False
+    find_targets: Callable[[PreTrainedModel], dict] = lambda model: {}
+    checkpoints: Mapping[str, Callable[[dict[str, Tensor]], Layout]] = field(default_factory=dict)
+    numbered: str | None = None
+    demo: Mapping | None = None

@@ -1,0 +1,39 @@
+"""`Tokenizers`: the tokenizer that was handed over, or those that configs and the base model name, each loaded once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...core.tokenization import find_tokenizer
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokenizers:
+    """Finds tokenizers for the adapters of one model.
+
+    Args:
+        base_model_name: name or path of the base model, None for one built in memory.
+
+    Attributes:
+        given: the tokenizer that was handed over; it goes before all others.
+    """
+
+    def __init__(self, base_model_name: str | None):
+        self.base_model_name = base_model_name
+        self.given: PreTrainedTokenizerBase | None = None
+        self._found: dict[str | None, PreTrainedTokenizerBase] = {}
+
+    def find(self, name_or_path: str | None) -> PreTrainedTokenizerBase:
+        """Return the tokenizer for an adapter whose config names `name_or_path`.
+
+        Raises:
+            TokenizerNotFoundError: there is none.
+        """
+        if self.given is not None:
+            return self.given
+        if name_or_path not in self._found:
+            self._found[name_or_path] = find_tokenizer(name_or_path, self.base_model_name)
+        return self._found[name_or_path]

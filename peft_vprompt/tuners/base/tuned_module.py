@@ -1,0 +1,30 @@
+"""`TunedModule`: what a fine-tuning baseline trains beside, or in the place of, one module of the model.
+
+It is called with that module and with its arguments. New modules are in float32 also beside a model in half precision, to
+which they give their results in its own. Shapes: b = batch, s = tokens, d = width, c = classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class TunedModule(nn.Module):
+    """A trained module. `forward(base_layer, *args, **kwargs)` answers in the place of `base_layer(*args, **kwargs)`."""
+
+    def merged(self, base_layer: nn.Module) -> nn.Module:
+        """Return a module without PEFT that computes the same.
+
+        Raises:
+            ValueError: there is none among the model's own modules.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is a module of its own and cannot be merged into the base model's weights. Use "
+            "unload() for the base model without it, or keep the adapter and call save_pretrained()."
+        )
+
+
+def full_precision(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precisions, in which batch normalisation would keep its running statistics too."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,45 @@
+"""Bias tuning (BitFit)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..base.classifier_parts import ClassifierParts
+from ..base.config import BaselineConfig
+from ..base.module_tuner import ModuleTuner
+from ..base.tuned_module import TunedModule
+
+
+class Bias(TunedModule):
+    """Another bias for a module that has one; starts from the module's."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.bias = nn.Parameter(base_layer.bias.detach().clone())
+
+    def forward(self, base_layer: nn.Module, *args, **kwargs) -> Tensor:
+        """Return the module's own computation with this bias."""
+        return functional_call(base_layer, {"bias": self.bias.to(base_layer.bias.dtype)}, args, kwargs)
+
+    def merged(self, base_layer: nn.Module) -> nn.Module:
+        """Return the module, with this bias."""
+        base_layer.bias.data = self.bias.detach().to(base_layer.bias.dtype, copy=True)
+        return base_layer
+
+
+class BiasTuningModel(ModuleTuner):
+    """A trained bias for every module of the encoder that has one. Source: KMnP/vpt `src/models/vit_models.py`."""
+
+    peft_name = "bias_tuning"
+    prefix = "bias_tuning_"
+    module_class = Bias
+
+    @classmethod
+    def targets(cls, config: BaselineConfig, classifier: ClassifierParts) -> list[str]:
+        """Return every module with a bias of its own, the head aside."""
+        return [
+            name
+            for name, module in classifier.own_modules.items()
+            if isinstance(getattr(module, "bias", None), nn.Parameter) and name != classifier.head
+        ]

@@ -1,0 +1,45 @@
+"""Configuration of knowledge-guided context optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft.utils import PeftType
+
+from ...utils.validation import require_number
+from ..base.config import ContextConfig, check_templates
+
+
+@dataclass
+class KgCoOpConfig(ContextConfig):
+    """KgCoOp: CoOp's context, held near the class features of the frozen model.
+
+    Paper: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023. Defaults are
+    those of the authors' scripts: four context tokens that start from "a photo of a", weight 8.
+
+    Example:
+
+    ```python
+    KgCoOpConfig(class_names=["cat", "dog"], frozen_template="a photo of a {}, a type of pet.")
+    ```
+    """
+
+    prompt_init: str = field(
+        default="text", metadata={"help": "'text' (the words of prompt_init_text) or 'random' (normal, std 0.02)."}
+    )
+    prompt_init_text: str | None = field(default="a photo of a", metadata={"help": "Words to start the context from."})
+    text_consistency_weight: float = field(
+        default=8.0, metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones."}
+    )
+    frozen_template: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Text around the name that the frozen model reads; a list is averaged. Default: template."},
+    )
+
+    def __post_init__(self):
+        self.peft_type = PeftType.KGCOOP
+        super().__post_init__()
+        self.set_length(default=4)
+        require_number("text_consistency_weight", self.text_consistency_weight, 0)
+        if self.frozen_template is not None:
+            check_templates("frozen_template", self.frozen_template)

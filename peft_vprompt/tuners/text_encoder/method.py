@@ -1,0 +1,36 @@
+"""Fine-tuning of the whole text encoder.
+
+Paper: Wu et al., "Why Is Prompt Tuning for Vision-Language Models Robust to Noisy Labels?", ICCV 2023, section 3.
+"""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ...backbones.base import TextView, VisionView
+from ...errors import UnsupportedModelError
+from ..base.method import PromptMethod
+from ..base.tuner import PromptTuner
+from .config import TextEncoderConfig
+
+
+class TextEncoderTuning(PromptMethod):
+    """No prompts: PEFT's own wrappers train and save copies of the text tower's parts."""
+
+    trains_text_encoder = True
+
+    def check(self, config: TextEncoderConfig, vision: VisionView, text: TextView | None) -> None:
+        """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy."""
+        if any(isinstance(module, BaseTunerLayer) for module in text.module.modules()):
+            raise UnsupportedModelError(
+                "The text encoder carries adapters (a LoRA, say), and a copy of it cannot be saved with them. Merge "
+                "them into the base model first (merge_and_unload)."
+            )
+
+
+class TextEncoderModel(PromptTuner):
+    """TEnc-FT's tuner."""
+
+    peft_name = "text_encoder"
+    prefix = "text_encoder_"
+    method = TextEncoderTuning()
