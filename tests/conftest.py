@@ -1,11 +1,18 @@
 """Fixtures shared by all tests. Nothing reaches the network."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from models import CLASS_NAMES, CONFIGS, tiny_tokenizer
+from accelerate.state import AcceleratorState, GradientState
+
+from peft_vprompt.cli import options
+from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.experiments import models
+from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
+from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_vit
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,3 +54,50 @@ def shared() -> Path:
 def fixed_seed():
     """The same random prompts in every run, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def clip_path(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def vit_path(tmp_path_factory):
+    return save_tiny_vit(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory):
+    return save_colours(tmp_path_factory.mktemp("colours") / "colours.parquet")
+
+
+@pytest.fixture
+def embedded(monkeypatch, clip_path, colours):
+    """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
+    data = load_images(DataOptions(colours, label_column="colour"))
+    monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
+    monkeypatch.setattr(options, "demo_task", lambda split: data[split])
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """What makes many small runs quick: one thread, and a garbage collector that looks at new objects only.
+
+    The Trainer collects garbage at the end of each run, most of it among the objects of imported libraries.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forgetful():
+    """Accelerate keeps precision and devices for the whole process; each test starts without them."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)

@@ -13,11 +13,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import torch
-from backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
-from models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
@@ -34,6 +32,8 @@ from peft_vprompt import (
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCODERS, UNSUPPORTED, SwinView, view
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import METHODS, unsupported
+from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
+from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
 
 #: Rows of the method table: the name people know, and its published configuration on CLIP ViT-B/16. Words only change
@@ -131,7 +131,7 @@ class Support:
 
 
 def text_methods() -> str:
-    """The methods that every model without a text tower refuses; `tests/test_support.py` tries each."""
+    """The methods that every model without a text tower refuses; `tests/backbones/test_support.py` tries each."""
     refused = [m.title for name, m in METHODS.items() if all(unsupported(name, model) for model in VISION_MODELS)]
     return f"They have no text tower: {'; '.join(refused)} are refused there."
 

@@ -1,0 +1,88 @@
+"""Every method on every class of base models: it works, or it is refused with the reason that the registry gives."""
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from peft_vprompt import VisualPromptConfig
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
+from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.tuners.base.registry import METHODS, TRANSFER, unsupported
+from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, inputs, tiny
+from tests.support.models import CLASS_NAMES, CONFIGS, labels, tiny_tokenizer
+
+
+MODELS = [*DUAL_MODELS, *VISION_MODELS]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for kind in {frame(name) for name in DUAL_MODELS}:
+        tiny_tokenizer(kind).save_pretrained(folder / kind)
+    return folder
+
+
+def test_nothing_is_left_out():
+    assert set(CONFIGS) == set(METHODS)
+    # A class that this release of transformers lacks is the only one that may be missing.
+    import transformers
+
+    assert {name for name in (*DUAL_ENCODERS, *ENCODERS, *HEADS) if hasattr(transformers, name)} == set(MODELS)
+    assert not set(MODELS) & set(UNSUPPORTED)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_cell(method, model, tokenizers, tmp_path):
+    build = next(iter(CONFIGS[method].values()))
+    options = {}
+    if model in DUAL_MODELS or METHODS[method].model_class.needs_text:
+        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tokenizers / frame(model))}
+    base, reason = tiny(model), unsupported(method, model)
+    if reason is not None:
+        before = str(base)
+        with pytest.raises(UnsupportedModelError) as error:
+            get_peft_model(base, build(**options))
+        assert str(error.value) == reason and METHODS[method].title in reason and model in reason
+        assert str(base) == before
+        return
+    prompted = get_peft_model(base, build(**options))
+    if model in DUAL_MODELS or model in HEADS:
+        prompted(**inputs(model), labels=labels()).loss.backward()
+    else:
+        prompted.encode_images(**inputs(model)).sum().backward()
+    assert all(p.grad is not None for p in prompted.parameters() if p.requires_grad)
+    prompted.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny(model), str(tmp_path))
+    with torch.no_grad():
+        if model in ENCODERS:
+            answers = [m.encode_images(**inputs(model)) for m in (prompted, loaded)]
+        else:
+            answers = [m(**inputs(model)).logits for m in (prompted, loaded)]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("model", [name for name in HEADS if name in VISION_MODELS])
+@pytest.mark.parametrize("method", TRANSFER)
+def test_other_ways_to_transfer(method, model):
+    base = tiny(model)
+    before = str(base)
+    if (method, model) == ("side_tuning", "Siglip2ForImageClassification"):
+        with pytest.raises(UnsupportedModelError, match="takes images.*padded rows of patches"):
+            get_peft_model(base, TRANSFER[method].config_class())
+        assert str(base) == before
+        return
+    prompted = get_peft_model(base, TRANSFER[method].config_class())
+    prompted(**inputs(model), labels=labels()).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in prompted.parameters())
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_models_that_are_refused_as_a_whole(name):
+    look_alike = type(name, (nn.Module,), {})()  # looked up by name: timm need not be installed
+    with pytest.raises(UnsupportedModelError) as error:
+        get_peft_model(look_alike, VisualPromptConfig())
+    assert str(error.value) == unsupported("visual_prompt", name)
+    assert name in str(error.value) and "Use " in str(error.value)

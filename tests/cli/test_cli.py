@@ -1,0 +1,278 @@
+"""The command line, on tiny models and images in temporary folders."""
+
+import json
+import warnings
+
+import pytest
+from typer.testing import CliRunner
+
+from peft_vprompt import ContextOptConfig
+from peft_vprompt.backbones.supported import DUAL_ENCODERS
+from peft_vprompt.cli import app
+from peft_vprompt.experiments.models import METHODS
+from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES
+from peft_vprompt.version import __version__
+from tests.support.command_line import QUICK, train, vprompt
+from tests.support.saved_models import COLOURS, save_tiny
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("train",), ("evaluate",)])
+def test_help_teaches(command):
+    shown = vprompt(*command, "--help")
+    assert "MALLOC" in shown if not command else "Examples" in shown
+
+
+def test_version():
+    assert vprompt("--version").strip() == f"vprompt {__version__}"
+
+
+def test_help_lists_every_method():
+    assert all(name in vprompt("train", "--help") for name in METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_every_method(method, clip_path, colours, tmp_path):
+    moves = METHODS[method].new_classes
+    more = [] if moves else ["--all-classes"]
+    more += (
+        ["--lr", 0.01] if METHODS[method].transfer else []
+    )  # the published rate is for batches of 128 and diverges here
+    shown = train(tmp_path, clip_path, colours, "--method", method, *QUICK, *more)
+    assert METHODS[method].title in shown
+    results = json.loads((tmp_path / "results.json").read_text())
+    halves = {"base": ["blue", "green"], "novel": ["red", "white"]}
+    assert results["classes"] == (halves if moves else {"all": sorted(COLOURS)})
+    assert set(results["accuracy"]) == ({"base", "novel", "hm"} if moves else {"all"})
+    assert (tmp_path / "adapter_model.safetensors").is_file() == (method != "zero-shot")
+    if method == "zero-shot":
+        assert results["trainable_parameters"] == results["steps"] == 0
+    else:
+        assert results["adapter_bytes"] == (tmp_path / "adapter_model.safetensors").stat().st_size
+        assert results["steps"] == 2 * (len(next(iter(results["classes"].values()))) * 4 // 4)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.new_classes])
+def test_methods_that_learn_their_classes_need_all(method, clip_path, colours, tmp_path):
+    assert "use all classes" in train(tmp_path, clip_path, colours, "--method", method, *QUICK, code=2)
+
+
+def test_the_authors_recipe_is_the_default(clip_path, colours, tmp_path):
+    train(tmp_path, clip_path, colours, "--method", "maple", "--shots", 2)
+    recipe = json.loads((tmp_path / "results.json").read_text())["recipe"]
+    published = RECIPES["maple"]
+    assert (recipe["learning_rate"], recipe["batch_size"], recipe["epochs"]) == (0.0035, 4, 5)
+    assert recipe["source"] == published.source
+
+
+def test_train_then_evaluate_gives_the_same_accuracy(clip_path, colours, tmp_path):
+    train(tmp_path / "a", clip_path, colours, "--method", "ivlp", "--lr", 0.05, *QUICK)
+    accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]
+    for subset in ("base", "novel"):
+        output = tmp_path / f"{subset}.json"
+        shown = vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", subset, "--output", output)
+        again = json.loads(output.read_text())
+        assert again["accuracy"] == {subset: accuracy[subset]}
+        assert f"Accuracy on {subset} (2 classes, 6 images): {accuracy[subset]:.2f} %" in shown
+
+
+def test_evaluate_on_other_data_and_names(clip_path, colours, tmp_path):
+    train(tmp_path / "a", clip_path, colours, "--method", "coop", *QUICK)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(reversed(COLOURS)))
+    data = ("--data", colours, "--label-column", "colour", "--class-names", names, "--split", "train")
+    vprompt("evaluate", "--adapter", tmp_path / "a", *data, "--output", tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["classes"] == list(reversed(COLOURS))
+    assert result["images"] == 28
+
+
+def test_zero_shot_of_an_adapter_is_the_plain_model(clip_path, colours, tmp_path):
+    train(tmp_path / "a", clip_path, colours, "--method", "maple", "--lr", 0.05, *QUICK)
+    train(tmp_path / "z", clip_path, colours, "--method", "zero-shot")
+    vprompt(
+        "evaluate", "--adapter", tmp_path / "a", "--zero-shot", "--subset", "novel", "--output", tmp_path / "n.json"
+    )
+    plain = json.loads((tmp_path / "z" / "results.json").read_text())["accuracy"]["novel"]
+    assert json.loads((tmp_path / "n.json").read_text())["accuracy"]["novel"] == plain
+
+
+def test_classifier(vit_path, colours, tmp_path):
+    train(tmp_path, vit_path, colours, "--method", "vpt", "--all-classes", *QUICK, "--epochs", 12)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["accuracy"]) == {"all"}
+    vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == results["accuracy"]
+    assert "model with a text tower" in vprompt("evaluate", "--adapter", tmp_path, "--zero-shot", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Dinov2ForImageClassification", "vpt"),
+        ("BeitForImageClassification", "vpt"),
+        ("SiglipModel", "coop"),
+        ("SiglipModel", "vpt"),
+        ("MetaClip2Model", "maple"),
+        ("Siglip2Model", "maple"),
+        ("Siglip2ForImageClassification", "vpt"),
+        ("CLIPForImageClassification", "vpt"),
+    ],
+)
+def test_train_and_evaluate_other_backbones(name, method, colours, tmp_path):
+    classes = [] if name in DUAL_ENCODERS else ["--all-classes"]
+    train(tmp_path / "a", save_tiny(tmp_path / "base", name), colours, "--method", method, *QUICK, *classes)
+    accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]
+    subset = "base" if name in DUAL_ENCODERS else "all"
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", subset, "--output", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["accuracy"] == {subset: accuracy[subset]}
+
+
+def test_warnings_are_one_line(clip_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        shown = train(tmp_path, clip_path, colours, "--method", "coop", *QUICK, "--epochs", 1)
+    assert "Warning: All of epochs=1 is warm-up" in shown
+
+
+def test_started_again_it_resumes(clip_path, colours, tmp_path):
+    for _ in range(2):
+        train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
+    assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 4
+
+
+def test_config_fields_can_be_set(clip_path, colours, tmp_path):
+    fields = ("--set", "num_virtual_tokens=3", "--set", "class_token_position=front")
+    train(tmp_path, clip_path, colours, "--method", "coop", *fields, *QUICK)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["num_virtual_tokens"], config["class_token_position"]) == (3, "front")
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = ("--method", "coop", "--cache-features", "--views", views, *QUICK)
+    train(tmp_path / "a", clip_path, colours, *options)
+    assert len(list((tmp_path / "cache" / "vprompt-features").iterdir())) == 3
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["settings"]["cache_features"] and results["settings"]["views"] == views
+    assert results["steps"] == 4
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", "base", "--output", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["accuracy"]["base"] == results["accuracy"]["base"]
+
+
+def test_demo(embedded, tmp_path):
+    shown = vprompt("demo", "--output", tmp_path, "--shots", 4)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [run["settings"]["method"] for run in results["runs"]] == list(DEMO_CHANGES)
+    assert all(METHODS[name].title in shown for name in DEMO_CHANGES)
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    for run in results["runs"]:
+        folder = tmp_path / run["settings"]["method"]
+        assert (folder / "adapter_model.safetensors").is_file() == (run["recipe"] is not None)
+        if run["recipe"]:
+            vprompt("evaluate", "--adapter", folder, "--subset", "novel", "--output", folder / "novel.json")
+            assert json.loads((folder / "novel.json").read_text())["accuracy"]["novel"] == run["accuracy"]["novel"]
+
+
+def test_demo_of_some_methods(embedded, tmp_path):
+    shown = vprompt("demo", "--output", tmp_path, "--methods", "zero-shot, coop", "--shots", 1)
+    assert "CoOp" in shown and "MaPLe" not in shown
+    assert "No method 'clip'" in vprompt("demo", "--output", tmp_path, "--methods", "coop,clip", code=2)
+
+
+def test_train_on_the_embedded_task(embedded, tmp_path):
+    vprompt("train", "--output", tmp_path, "--method", "maple", *QUICK)
+    assert json.loads((tmp_path / "results.json").read_text())["data"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (("--method", "prefix"), "No method 'prefix'"),
+        (("--label-column", "species"), "No column 'species'. The data has: image, colour"),
+        (("--shots", 9), "fewer than 9 training images: blue (7)"),
+        (("--set", "depth"), "--set takes NAME=VALUE"),
+        (("--set", "depth=3"), "MaPLe has no option depth"),
+        (("--set", "prompt_depth=9"), "prompt_depth"),
+        (("--epochs", 0), "`epochs` must be greater than 0"),
+        (("--where", "colour=pink"), "No row is left"),
+        (("--data", "/nowhere/at/all"), "No file or folder /nowhere/at/all"),
+        (("--model", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--class-names", "/nowhere/names.txt"), "names.txt"),
+        (("--method", "coop", "--set", "class_specific=true"), "class"),
+        (("--cache-features",), "do not cache features"),
+        (("--views", 2), "Received: views=2"),
+    ],
+)
+def test_user_errors_are_one_line(more, match, clip_path, colours, tmp_path):
+    shown = train(tmp_path / "out", clip_path, colours, *QUICK, *more, code=2)
+    assert match in shown
+    assert len(shown.strip().splitlines()) == 1 and "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_traceback_on_demand(clip_path, colours, tmp_path):
+    arguments = ["--traceback", "train", "--output", str(tmp_path), "--data", "/nowhere/at/all"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_classifier_needs_all_classes(vit_path, colours, tmp_path):
+    assert "Use all classes" in train(tmp_path, vit_path, colours, "--method", "vpt", *QUICK, code=2)
+
+
+def test_data_options_need_data(tmp_path):
+    shown = vprompt("train", "--output", tmp_path, "--label-column", "kind", code=2)
+    assert "need --data. Received: label_column" in shown
+
+
+def test_evaluate_needs_an_adapter(tmp_path):
+    for adapter in (tmp_path / "gone", "me/no-such-adapter"):
+        shown = vprompt("evaluate", "--adapter", adapter, code=2)
+        assert f"'{adapter}'. There is no such folder" in shown and "on the Hub" in shown
+    assert f"with adapter_config.json. Received: '{tmp_path}'" in vprompt("evaluate", "--adapter", tmp_path, code=2)
+
+
+def test_evaluate_needs_data(tmp_path):
+    ContextOptConfig().save_pretrained(tmp_path)
+    assert "Give --data" in vprompt("evaluate", "--adapter", tmp_path, code=2)
+
+
+def test_evaluate_refuses_a_subset(clip_path, colours, tmp_path):
+    train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
+    assert "--subset half" in vprompt("evaluate", "--adapter", tmp_path, "--subset", "half", code=2)
+
+
+def test_a_broken_parquet_file(clip_path, tmp_path):
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
+    shown = train(tmp_path / "out", clip_path, tmp_path / "broken.parquet", code=2)
+    assert len(shown.strip().splitlines()) == 1
+
+
+def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp_path):
+    arguments = ("--method", "coop", "--all-classes", "--shots", 4, "--batch-size", 4, "--epochs", 3)
+    train(tmp_path, clip_path, colours, *arguments)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    shown = train(tmp_path, clip_path, colours, *arguments, "--lr", "1e38", code=1)
+    assert "Training diverged in epoch" in shown and "diverged; nothing else was written" in shown
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    for adapter in (tmp_path, tmp_path / "diverged"):
+        vprompt("evaluate", "--adapter", adapter, "--model", clip_path, "--data", colours, "--label-column", "colour")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    {
+        "sweep": ("--output", "x"),
+        "noise-study": ("--output", "x"),
+        "pseudo-label": ("--output", "x"),
+        "evaluate": ("--adapter", "x"),
+        "demo": (),
+        "convert": ("x", "--output", "x", "--method", "coop"),
+    }.items(),
+)
+def test_commands_of_one_process_refuse_several(command, arguments, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = vprompt(command, *arguments, code=2)
+    assert f"`vprompt {command}` runs in one process. Received: 2" in shown

@@ -1,0 +1,181 @@
+"""What the documentation says is what the code does."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
+
+import peft_vprompt
+from peft_vprompt import (
+    CoCoOpConfig,
+    ContextOptConfig,
+    MaPLeConfig,
+    PromptConfig,
+    ReadOnlyPromptConfig,
+    VisualPromptConfig,
+)
+from peft_vprompt.tuners.base.registry import METHODS
+from tests.support.models import CLASS_NAMES
+
+
+ROOT = Path(__file__).parents[2]
+ROWS = re.findall(
+    r"^\| `(\w+Config)` \| `(\w+)` \| `(.+?)` \| (.+) \|$", (ROOT / "docs/paper_index.md").read_text(), re.M
+)
+
+
+@pytest.mark.parametrize(("config", "field", "default", "source"), ROWS, ids=lambda value: str(value)[:20])
+def test_paper_index_matches_the_defaults(config, field, default, source):
+    config_class = getattr(peft_vprompt, config)
+    classes = {"class_names": CLASS_NAMES} if issubclass(config_class, PromptConfig) else {}
+    assert repr(getattr(config_class(**classes), field)) == default
+    assert source
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_every_published_default_is_indexed(method):
+    own = {f.name for f in fields(method.config_class)} - {f.name for f in fields(PromptConfig)}
+    indexed = {field for config, field, _, _ in ROWS if config == method.config_class.__name__}
+    unset = {
+        f.name
+        for f in fields(method.config_class)
+        if f.default is None and getattr(method.config_class(class_names=CLASS_NAMES), f.name) is None
+    }
+    assert own - unset <= indexed
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+def test_every_config_field_explains_itself(method):
+    for field in fields(method.config_class):
+        assert field.metadata.get("help"), field.name
+        assert field.default is not MISSING or field.default_factory is not MISSING
+
+
+def test_generated_tables_are_up_to_date():
+    run = subprocess.run([sys.executable, ROOT / "docs/render/tables.py", "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, f"run `python docs/render/tables.py`\n{run.stderr[-500:]}"
+
+
+def test_changelog_and_version():
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", peft_vprompt.__version__)
+
+
+def test_links_in_the_documentation_lead_somewhere():
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+# ---- trained parameters on real shapes ----------------------------------------------------------------------------
+
+TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048, "num_hidden_layers": 12}
+SHAPES = {
+    "ViT-B/32": (
+        TEXT,
+        {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 32},
+        512,
+    ),
+    "ViT-B/16": (
+        TEXT,
+        {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16},
+        512,
+    ),
+    "ViT-L/14": (
+        TEXT | {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+        {
+            "hidden_size": 1024,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+        },
+        768,
+    ),
+}
+SHAPES["ViT-L/14@336"] = (SHAPES["ViT-L/14"][0], SHAPES["ViT-L/14"][1] | {"image_size": 336}, 768)
+
+COUNTS = [
+    (ContextOptConfig(), 8_192),
+    (ContextOptConfig(num_virtual_tokens=4), 2_048),
+    (ContextOptConfig(num_virtual_tokens=4, class_specific=True, class_names=CLASS_NAMES), 5 * 2_048),
+    (CoCoOpConfig(prompt_init="random"), 35_360),
+    (MaPLeConfig(prompt_init="random"), 3_555_072),
+    (MaPLeConfig(prompt_init="random", prompt_depth=3), 1_185_024),
+    (MaPLeConfig(prompt_init="random", coupling="none", prompt_depth=12), 30_720),
+    (MaPLeConfig(prompt_init="random", coupling="none"), 23_040),
+    (VisualPromptConfig(num_virtual_tokens=8, deep=True), 73_728),
+    (ReadOnlyPromptConfig(), 30_720),
+]
+
+
+def on_meta(shape):
+    text, vision, projection = SHAPES[shape]
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
+
+
+def trained(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), COUNTS, ids=lambda v: type(v).__name__ if isinstance(v, PromptConfig) else str(v)
+)
+def test_published_parameter_counts_on_vit_b16(config, count):
+    assert trained(get_peft_model(on_meta("ViT-B/16"), config, low_cpu_mem_usage=True)) == count
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_clip_shape(shape):
+    base = on_meta(shape)
+    width, size = base.config.vision_config.hidden_size, base.config.vision_config.image_size
+    model = get_peft_model(base, MaPLeConfig(prompt_init="random"), low_cpu_mem_usage=True)
+    assert trained(model) == 9 * (
+        2 * base.config.text_config.hidden_size + width * (base.config.text_config.hidden_size + 1)
+    )
+    features = model.encode_images(torch.empty(2, 3, size, size, device="meta"))
+    assert features.shape == (2, base.config.projection_dim)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"num_virtual_tokens": 10}, 84_580),
+        ({"num_virtual_tokens": 50}, 115_300),
+        ({"num_virtual_tokens": 10, "deep": True}, 169_060),
+        ({"num_virtual_tokens": 50, "deep": True}, 537_700),
+    ],
+)
+def test_published_parameter_counts_of_vpt(options, count):
+    with torch.device("meta"):
+        vit = ViTForImageClassification(ViTConfig(num_labels=100))
+    assert trained(get_peft_model(vit, VisualPromptConfig(**options), low_cpu_mem_usage=True)) == count
+
+
+def test_a_failed_installation_does_not_count_as_done(tmp_path):
+    for name in ("dev", "constraints.txt", "pyproject.toml"):
+        shutil.copy2(ROOT / name, tmp_path)
+    pip = "#!/bin/sh\\necho no network >&2\\nexit 1\\n"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nmkdir -p "$3/bin"\nprintf \'{pip}\' > "$3/bin/python"\nchmod +x "$3/bin/python"\n')
+    python.chmod(0o755)
+    for command in ("demo", "test", "lint", "test-oldest"):
+        run = subprocess.run(
+            ["sh", "dev", command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHON": str(python)},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 1 and "no network" in run.stderr
+    assert not list(tmp_path.glob(".venv*/.installed*"))

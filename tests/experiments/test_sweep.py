@@ -1,0 +1,219 @@
+"""The grid search: every pair once, the best chosen on validation images, resumed where it was stopped."""
+
+import json
+import sys
+
+import pytest
+
+from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.experiments import sweep as module
+from peft_vprompt.experiments.run import Settings
+from peft_vprompt.experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial, sweep
+from tests.support.command_line import vprompt
+from tests.support.labelled_images import write_vtab
+from tests.support.saved_models import COLOURS
+
+
+GRID = Grid((2.5, 0.5), (0.01, 0.0))
+
+
+@pytest.fixture(scope="module")
+def data(colours):
+    return load_images(DataOptions(colours, label_column="colour"))
+
+
+@pytest.fixture
+def settings(vit_path):
+    return Settings(method="linear", model=vit_path, shots=None, epochs=2, batch_size=8)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The settings and sizes of every training that a search makes, in order."""
+    runs, plain = [], module.run_experiment
+
+    def run(settings, data, output, **options):
+        report = plain(settings, data, output, **options)
+        runs.append(
+            (settings.learning_rate, settings.weight_decay, settings.seed, len(data["train"]), len(data["test"]))
+        )
+        return report
+
+    monkeypatch.setattr(module, "run_experiment", run)
+    return runs
+
+
+def test_the_papers_grid():
+    assert Grid().axes == {
+        "base_rate": [50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05],
+        "weight_decay": [0.01, 0.001, 0.0001, 0],
+    }
+    assert len(BASE_RATES) * len(WEIGHT_DECAYS) == 40
+
+
+def test_every_pair_is_rated_and_the_best_is_tested(settings, data, counted, tmp_path):
+    report = sweep(settings, data, tmp_path, grid=GRID, seeds=(3, 4))
+    rates = [rate * 8 / 256 for rate in GRID.base_rates]
+    validation = report["images"]["validation"]
+    assert sorted(counted[:4]) == sorted(
+        (rate, decay, 1, report["images"]["train"], validation) for rate in rates for decay in GRID.weight_decays
+    )
+    best = report["best"]
+    assert best["accuracy"] == max(trial["accuracy"] for trial in report["trials"])
+    both = report["images"]["train"] + validation
+    assert counted[4:] == [
+        (best["learning_rate"], best["weight_decay"], seed, both, len(data["test"])) for seed in (3, 4)
+    ]
+    values = [run["accuracy"] for run in report["runs"]]
+    assert report["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    assert report["accuracy"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert report["trainable_parameters"] == 4 * 25
+    assert json.loads((tmp_path / "sweep.json").read_text())["trials"] == report["trials"]
+    assert not list(tmp_path.glob("trials/**/checkpoints"))
+
+
+def test_a_search_that_was_stopped_goes_on(settings, data, counted, tmp_path, monkeypatch):
+    counting, started = module.run_experiment, []
+
+    def killed(*arguments, **options):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(arguments)
+        return counting(*arguments, **options)
+
+    monkeypatch.setattr(module, "run_experiment", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    monkeypatch.setattr(module, "run_experiment", counting)
+    report = sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    assert len(counted) == 5 and len(set(counted)) == 5  # four pairs and the last run, none twice
+    assert sweep(settings, data, tmp_path, grid=GRID, seeds=(1,)) == report | {"environment": report["environment"]}
+    assert len(counted) == 5
+
+
+def test_a_search_that_failed_again_and_again_goes_on(settings, data, counted, tmp_path, monkeypatch):
+    counting = module.run_experiment
+
+    def failing(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "run_experiment", failing)
+    for _ in range(6):
+        with pytest.raises(MemoryError):
+            sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    monkeypatch.setattr(module, "run_experiment", counting)
+    report = sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
+    assert len(report["trials"]) == len(GRID.pairs) and len(set(counted)) == len(counted) == 5
+
+
+def test_images_that_are_augmented_once_are_another_search(settings, data, counted, tmp_path):
+    grid = Grid((0.5,), (0.0,))
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,), cached=True)
+    sweep(settings, data, tmp_path, grid=grid, seeds=(1,), cached=True)
+    assert len(counted) == 4
+
+
+def test_an_extended_grid_keeps_what_is_done(settings, data, counted, tmp_path):
+    sweep(settings, data, tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    report = sweep(settings, data, tmp_path, grid=Grid((0.5, 1e-6), (0.0,)), seeds=(1,))
+    assert len(counted) == 3 + (report["best"]["base_rate"] != 0.5)
+    assert [trial["base_rate"] for trial in report["trials"]] == [0.5, 1e-6]
+
+
+def test_another_search_in_the_same_folder_is_its_own(settings, data, counted, tmp_path):
+    small = Grid((0.5,), (0.0,))
+    sweep(settings, data, tmp_path, grid=small, seeds=(1,))
+    sweep(Settings(**vars(settings) | {"epochs": 3}), data, tmp_path, grid=small, seeds=(1,))
+    assert len(counted) == 4
+
+
+def test_the_validation_split_of_the_data_is_used(settings, data, counted, tmp_path):
+    splits = data["train"].train_test_split(6, seed=0)
+    own = {"train": splits["train"], "validation": splits["test"], "test": data["test"]}
+    report = sweep(settings, type(data)(own), tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    assert report["images"] == {"train": len(splits["train"]), "validation": 6, "test": len(data["test"])}
+
+
+def test_with_few_shots_the_last_runs_train_on_the_shots_alone(settings, data, counted, tmp_path):
+    few = Settings(**vars(settings) | {"shots": 2, "batch_size": 4})
+    report = sweep(few, data, tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    saved = json.loads((tmp_path / "final" / "seed-1" / "results.json").read_text())
+    assert saved["steps"] == 2 * (2 * len(COLOURS) // 4) and report["settings"]["shots"] == 2
+
+
+def test_the_smaller_rate_wins_a_tie():
+    trials = [
+        Trial(5.0, 5.0, 0.0, 80.0),
+        Trial(1.0, 1.0, 0.01, 80.0),
+        Trial(1.0, 1.0, 0.0, 80.0),
+        Trial(0.1, 0.1, 0, 9),
+    ]
+    assert best_trial(trials) == trials[2]
+
+
+def test_errors(settings, data, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"base_rates to be numbers > 0. Received: base_rates=\[0.5, 0\]"):
+        Grid((0.5, 0))
+    with pytest.raises(ValueError, match="weight_decays to be numbers >= 0"):
+        Grid((0.5,), (-1.0,))
+    with pytest.raises(ValueError, match="at least one seed"):
+        sweep(settings, data, tmp_path, seeds=())
+    with pytest.raises(ValueError, match="Zero-shot trains nothing"):
+        sweep(Settings(method="zero-shot"), data, tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'peft_vprompt\[sweep\]'"):
+        sweep(settings, data, tmp_path)
+
+
+QUICK = ("--rates", "2.5,0.5", "--weight-decays", "0", "--seeds", "1,2", "--epochs", 2, "--batch-size", 4)
+
+
+def test_command(vit_path, colours, tmp_path):
+    arguments = ("--model", vit_path, "--data", colours, "--label-column", "colour", "--method", "linear")
+    shown = vprompt("sweep", "--output", tmp_path, *arguments, *QUICK)
+    assert "over 2 runs, 100 trained parameters" in " ".join(shown.split())
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "--rates takes numbers" in vprompt("sweep", "--output", tmp_path, *arguments, "--rates", "fast", code=2)
+
+
+def test_train_sweep_and_evaluate_a_task(vit_path, tmp_path):
+    write_vtab(tmp_path / "data" / "patch_camelyon")
+    arguments = ("--model", vit_path, "--data", tmp_path / "data", "--benchmark", "vtab-1k/patch_camelyon")
+    vprompt("sweep", "--output", tmp_path / "sweep", *arguments, "--method", "bias", *QUICK)
+    report = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert report["images"] == {"train": 6, "validation": 2, "test": 4}
+    training = ("--all-classes", "--shots", 0, "--train-split", "trainval", "--epochs", 2, "--batch-size", 4)
+    vprompt("train", "--output", tmp_path / "run", *arguments, "--method", "bias", *training)
+    run = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert run["recipe"]["crop"] == "none" and run["steps"] == 4
+    vprompt("evaluate", "--adapter", tmp_path / "run", "--output", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == run["accuracy"]
+
+
+def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
+    from peft_vprompt.data import find_tasks
+
+    shown = []
+
+    def fake(settings, data, place, **options):
+        shown.append(options["data_description"]["benchmark"])
+        report = {"title": "Linear", "trainable_parameters": 1, "runs": [{}], "accuracy": {"mean": 50.0, "std": 0.0}}
+        trial = {"base_rate": 1.0, "weight_decay": 0.0, "accuracy": 1.0}
+        return report | {"trials": [trial], "best": trial}
+
+    command_module = sys.modules["peft_vprompt.cli.sweep"]
+    monkeypatch.setattr(command_module, "run_sweep", fake)
+    monkeypatch.setattr(command_module, "read_data", lambda options: None)
+    arguments = ("--data", tmp_path, "--benchmark", "fgvc", "--method", "linear", "--output", tmp_path / "out")
+    assert "fgvc/fgvc" in vprompt("sweep", *arguments)
+    assert shown == [task.full_name for task in find_tasks("fgvc")]
+    means = json.loads((tmp_path / "out" / "benchmark.json").read_text())["means"]
+    assert means == {"fgvc/fgvc": 50.0}
+
+
+def test_the_command_without_optuna_is_one_line(vit_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    arguments = ("--model", vit_path, "--data", colours, "--label-column", "colour", "--method", "linear")
+    shown = vprompt("sweep", "--output", tmp_path / "out", *arguments, *QUICK, code=2)
+    assert "pip install 'peft_vprompt[sweep]'" in shown and len(shown.strip().splitlines()) == 1

@@ -1,0 +1,357 @@
+"""Building models by method name, training by recipe, resuming, evaluating, writing results."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rich
+import torch
+from transformers import TrainerCallback
+
+from peft_vprompt.errors import TrainingDivergedError
+from peft_vprompt.experiments import reports
+from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
+from peft_vprompt.training import trainer
+from peft_vprompt.training.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
+from peft_vprompt.training.recipes import Recipe, lr_schedule
+from peft_vprompt.training.trainer import checkpoint_folder, last_checkpoint, train
+from peft_vprompt.utils import io
+from peft_vprompt.utils.environment import environment
+from tests.support.models import CLASS_NAMES, NEW_NAMES, images
+
+
+TRAINED = [name for name, method in METHODS.items() if method.recipe]
+#: Methods that start from the model's own weights, whatever the seed.
+NOT_DRAWN = {"classifier-c", "tenc-ft", "class-name"}
+QUICK = Recipe(learning_rate=0.05, batch_size=4, epochs=3, source="test")
+LONG = replace(QUICK, learning_rate=0.01, batch_size=6)
+
+
+@pytest.fixture
+def rows():
+    """18 noisy images, each with the colour of its class."""
+    colours = 2 * torch.randn(len(CLASS_NAMES), 3, 1, 1, generator=torch.Generator().manual_seed(1))
+    return [{"pixel_values": x + colours[index % 5], "labels": index % 5} for index, x in enumerate(images(18))]
+
+
+def prompts(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Diverge(TrainerCallback):
+    """Stands for a rate that is too high: from one step on, what is trained is not a number."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data.fill_(float("nan"))
+
+
+class Snapshots(TrainerCallback):
+    """What was trained, before the first epoch and after each."""
+
+    def __init__(self):
+        self.before, self.after = None, {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.before = prompts(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.after[round(state.epoch)] = prompts(model)
+
+
+class Kill(TrainerCallback):
+    """Stands for a kill: stops the process's training in the middle of an epoch."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class TestBuild:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_classifies(self, method, clip_path):
+        built = build_model(clip_path, method, CLASS_NAMES)
+        assert built.model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
+        assert built.trainable_parameters == sum(value.numel() for value in prompts(built.model).values()) > 0
+        # Ways to transfer train on any model by the recipe of classifiers.
+        row = METHODS[method]
+        assert built.recipe is (row.classifier_recipe if row.transfer else row.recipe)
+
+    @pytest.mark.parametrize("method", TRAINED)
+    def test_seed_decides_the_first_prompts(self, method, clip_path):
+        first, again, other = (prompts(build_model(clip_path, method, CLASS_NAMES, seed).model) for seed in (1, 1, 2))
+        assert same(first, again)
+        assert same(first, other) == (method in NOT_DRAWN)
+
+    def test_published_depth_is_cut_to_the_model(self, clip_path):
+        config = build_model(clip_path, "maple", CLASS_NAMES).model.peft_config["default"]
+        assert config.prompt_depth == 3
+
+    def test_options_replace_defaults(self, clip_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES, num_virtual_tokens=4).model
+        assert model.peft_config["default"].num_virtual_tokens == 4
+
+    def test_depth_asked_for_is_not_cut(self, clip_path):
+        with pytest.raises(ValueError, match="prompt_depth"):
+            build_model(clip_path, "maple", CLASS_NAMES, prompt_depth=4)
+
+    def test_unknown_method(self, clip_path):
+        with pytest.raises(ValueError, match="No method 'adalora'. Choose one of: zero-shot"):
+            build_model(clip_path, "adalora", CLASS_NAMES)
+
+    def test_unknown_option(self, clip_path):
+        with pytest.raises(ValueError, match="CoOp has no option depth. It has: class_specific"):
+            build_model(clip_path, "coop", CLASS_NAMES, depth=3)
+
+    def test_classifier(self, vit_path):
+        built = build_model(vit_path, "vpt", NEW_NAMES)
+        assert built.model(pixel_values=images()).logits.shape == (4, len(NEW_NAMES))
+        assert built.model.get_base_model().config.id2label == dict(enumerate(NEW_NAMES))
+        assert built.recipe is METHODS["vpt"].classifier_recipe
+
+    def test_classifier_has_no_text(self, vit_path):
+        with pytest.raises(ValueError, match="CoOp needs a model with a text tower.*vit has none.*: vpt"):
+            build_model(vit_path, "coop", CLASS_NAMES)
+
+    def test_classifier_cannot_change_classes(self, vit_path):
+        with pytest.raises(ValueError, match="head for its 5 classes.*: fox, wolf pack, airbus"):
+            set_class_names(build_model(vit_path, "vpt", CLASS_NAMES).model, NEW_NAMES)
+
+
+class TestTrain:
+    @pytest.mark.parametrize("method", TRAINED)
+    def test_prompts_learn_and_the_rest_is_frozen(self, method, clip_path, rows, tmp_path):
+        model = build_model(clip_path, method, CLASS_NAMES).model
+        frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
+        before = prompts(model)
+        result = train(model, rows, LONG, tmp_path, epochs=25, checkpoints=False)
+        losses = [entry["loss"] for entry in result.history if "loss" in entry]
+        assert losses[-1] < losses[0]
+        assert not any(torch.equal(before[name], value) for name, value in prompts(model).items())
+        assert all(torch.equal(frozen[name], value) for name, value in model.named_parameters() if name in frozen)
+
+    def test_rates_steps_and_times(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        result = train(model, rows, QUICK, tmp_path, rows, epochs=3, checkpoints=False)
+        assert result.steps == 12  # 18 images make four full batches of 4
+        assert result.resumed_step == 0
+        assert 0 < result.seconds_per_step < result.train_seconds
+        rates = [entry["learning_rate"] for entry in result.history if "learning_rate" in entry]
+        assert rates == pytest.approx(lr_schedule(QUICK, 3))
+        measured = [entry["eval_accuracy"] for entry in result.history if "eval_accuracy" in entry]
+        assert len(measured) == 3 and measured[-1] == pytest.approx(accuracy(model, rows))
+
+    def test_fewer_images_than_a_batch(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        assert train(model, rows[:3], QUICK, tmp_path, epochs=2, checkpoints=False).steps == 2
+
+    def test_a_killed_run_goes_on_bit_for_bit(self, clip_path, rows, tmp_path, monkeypatch):
+        def run(folder):
+            model = build_model(clip_path, "maple", CLASS_NAMES).model
+            return train(model, rows, QUICK, tmp_path / folder, epochs=4), prompts(model)
+
+        _, whole = run("whole")
+        with monkeypatch.context() as patched:
+            patched.setattr(trainer, "StepTimer", lambda: Kill(10))  # in the third epoch of four steps
+            with pytest.raises(KeyboardInterrupt):
+                run("killed")
+        result, resumed = run("killed")
+        assert (result.resumed_step, result.steps) == (8, 16)
+        assert same(whole, resumed)
+
+    def test_a_finished_run_is_not_trained_again(self, clip_path, rows, tmp_path):
+        first = build_model(clip_path, "coop", CLASS_NAMES).model
+        train(first, rows, QUICK, tmp_path, epochs=2)
+        second = build_model(clip_path, "coop", CLASS_NAMES).model
+        result = train(second, rows, QUICK, tmp_path, epochs=2)
+        assert result.resumed_step == result.steps == 8
+        assert np.isnan(result.seconds_per_step)
+        assert same(prompts(first), prompts(second))
+
+    def test_a_diverged_run_stops_and_can_be_started_again(self, clip_path, rows, tmp_path):
+        def run(*callbacks):
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            return train(model, rows, QUICK, tmp_path, epochs=4, callbacks=callbacks)
+
+        with pytest.raises(TrainingDivergedError, match="Training diverged in epoch 2 of 4.*lower learning rate"):
+            run(Diverge(6))
+        again = run()
+        assert (again.resumed_step, again.steps) == (4, 16)  # of the diverged epoch no checkpoint was made
+
+    @pytest.mark.parametrize("checkpoints", [True, False])
+    def test_a_diverged_run_leaves_the_last_finite_values(self, checkpoints, clip_path, rows, tmp_path):
+        def run(folder, *callbacks):
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            try:
+                train(model, rows, QUICK, folder, epochs=4, callbacks=callbacks, checkpoints=checkpoints)
+            except TrainingDivergedError as error:
+                return prompts(model), error.epoch
+            return prompts(model), None
+
+        snapshots = Snapshots()
+        run(tmp_path / "sound", snapshots)
+        kept, epoch = run(tmp_path / "third", Diverge(9))
+        assert epoch == 3 and same(kept, snapshots.after[2])
+        kept, epoch = run(tmp_path / "first", Diverge(2))
+        assert epoch == 1 and same(kept, snapshots.before)
+
+    def test_the_batch_is_the_recipes_whatever_the_machine(self, clip_path, rows, tmp_path, monkeypatch):
+        batches = []
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: batches.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+        plain = trainer._arguments
+
+        def with_two_gpus(*args):
+            arguments = plain(*args)
+            arguments.n_gpu  # noqa: B018 - finds the devices
+            arguments._n_gpu = 2
+            return arguments
+
+        monkeypatch.setattr(trainer, "_arguments", with_two_gpus)
+        assert train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False).steps == 8
+        assert set(batches) == {QUICK.batch_size}
+
+    def test_processes_share_the_batch(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 2))
+        arguments = trainer._arguments(QUICK, tmp_path, 1, 1, False, False, 0, False)
+        trainer._keep_batch(arguments, QUICK, images=4)
+        assert arguments.per_device_train_batch_size == 2 and arguments.dataloader_drop_last
+        with pytest.raises(ValueError, match="batch that 2 processes can share. Received: batch_size=3"):
+            trainer._keep_batch(arguments, replace(QUICK, batch_size=3), images=4)
+
+    def test_an_interrupted_run_leaves_no_bar(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with pytest.raises(KeyboardInterrupt):
+            train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False, progress="CoOp", callbacks=[Kill(2)])
+        assert not rich.get_console()._live_stack
+
+    def test_other_settings_start_afresh(self, clip_path, rows, tmp_path):
+        for recipe in (QUICK, replace(QUICK, learning_rate=0.01)):
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            assert train(model, rows, recipe, tmp_path, epochs=2).resumed_step == 0
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+    def test_a_checkpoint_cut_off_is_passed_over(self, tmp_path):
+        for step, state in ((4, '{"global_step": 4}'), (8, '{"global_'), (12, None)):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            if state:
+                (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        assert last_checkpoint(tmp_path).name == "checkpoint-4"
+        assert last_checkpoint(tmp_path / "none") is None
+
+    def test_checkpoint_folder_depends_on_settings_alone(self, tmp_path):
+        assert checkpoint_folder(tmp_path, {"a": 1, "b": 2}) == checkpoint_folder(tmp_path, {"b": 2, "a": 1})
+        assert checkpoint_folder(tmp_path, {"a": 1}) != checkpoint_folder(tmp_path, {"a": 2})
+
+    def test_warm_up_alone_warns(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with pytest.warns(UserWarning, match="All of epochs=1 is warm-up"):
+            train(model, rows, QUICK, tmp_path, epochs=1, checkpoints=False)
+
+    def test_empty_set(self, clip_path, tmp_path):
+        with pytest.raises(ValueError, match="training set is empty"):
+            train(build_model(clip_path, "coop", CLASS_NAMES).model, [], QUICK, tmp_path, epochs=1)
+
+    def test_classifier_trains_and_reloads(self, vit_path, rows, tmp_path):
+        built = build_model(vit_path, "vpt", CLASS_NAMES)
+        train(built.model, rows, QUICK, tmp_path, epochs=8, checkpoints=False)
+        built.model.save_pretrained(tmp_path / "adapter")
+        again = load_adapter(tmp_path / "adapter", class_names=CLASS_NAMES)
+        assert torch.equal(built.model.eval()(pixel_values=images()).logits, again.model(pixel_values=images()).logits)
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize(("base", "novel", "expected"), [(80, 60, 480 / 7), (50, 50, 50), (0, 90, 0)])
+    def test_harmonic_mean(self, base, novel, expected):
+        assert harmonic_mean(base, novel) == pytest.approx(expected)
+
+    def test_harmonic_mean_refuses_negatives(self):
+        with pytest.raises(ValueError, match="novel=-1"):
+            harmonic_mean(3, -1)
+
+    def test_predict_is_argmax_whatever_the_batch(self, clip_path, rows):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model.train()
+        predicted, true = predict(model, rows, batch_size=5)
+        assert model.training
+        with torch.no_grad():
+            pixel_values = torch.stack([row["pixel_values"] for row in rows])
+            expected = model.eval()(pixel_values=pixel_values).logits.argmax(-1)
+        assert predicted.tolist() == expected.tolist() == predict(model, rows)[0].tolist()
+        assert true.tolist() == [row["labels"] for row in rows]
+        assert accuracy(model, rows) == pytest.approx(100 * np.mean(expected.numpy() == true))
+
+    def test_every_set_has_its_own_classes(self, clip_path, rows):
+        model = build_model(clip_path, "maple", CLASS_NAMES).model
+        novel = [row | {"labels": row["labels"] % len(NEW_NAMES)} for row in rows]
+        results = evaluate(model, {"base": EvalSet(rows, CLASS_NAMES), "novel": EvalSet(novel, NEW_NAMES)})
+        model.set_class_names(NEW_NAMES)
+        assert results["novel"] == accuracy(model, novel)
+        assert results["hm"] == harmonic_mean(results["base"], results["novel"])
+
+    def test_zero_shot_is_the_plain_model(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "maple", CLASS_NAMES).model
+        before = evaluate(model, {"all": EvalSet(rows, CLASS_NAMES)}, zero_shot=True)
+        train(model, rows, LONG, tmp_path, epochs=25, checkpoints=False)
+        assert evaluate(model, {"all": EvalSet(rows, CLASS_NAMES)}, zero_shot=True) == before
+        prompted = model.eval()(pixel_values=images()).logits
+        with model.disable_adapter():
+            assert not torch.allclose(model(pixel_values=images()).logits, prompted)
+
+    def test_no_images(self, clip_path):
+        with pytest.raises(ValueError, match="No image"):
+            accuracy(build_model(clip_path, "coop", CLASS_NAMES).model, [])
+
+
+class TestReports:
+    RUN = {
+        "title": "CoOp",
+        "trainable_parameters": 8192,
+        "adapter_bytes": 32900,
+        "seconds_per_step": float("nan"),
+        "train_seconds": 3.0,
+        "accuracy": {"base": 82.69, "novel": 63.22, "hm": 71.66},
+    }
+
+    def test_json_is_whole_or_absent(self, tmp_path):
+        path = tmp_path / "deep" / "results.json"
+        io.write_json({"nan": float("nan"), "high": float("inf"), "list": [1, {"x": 0.5}]}, path)
+        assert json.loads(path.read_text()) == {"nan": None, "high": None, "list": [1, {"x": 0.5}]}
+        with pytest.raises(TypeError):
+            io.write_json({"bad": object()}, path)
+        with pytest.raises(RuntimeError, match="disk"), io.atomic_path(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError("disk")
+        assert json.loads(path.read_text())["list"] == [1, {"x": 0.5}]
+        assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+    def test_environment_names_machine_and_versions(self):
+        found = environment()
+        assert found["machine"]["cpu"] and found["machine"]["cores"] >= 1
+        assert found["versions"]["torch"] == torch.__version__
+
+    def test_table(self, capsys):
+        from rich.console import Console
+
+        zero_shot = self.RUN | {"title": "Zero-shot", "adapter_bytes": None, "accuracy": {"base": 69.34}}
+        Console(width=120).print(reports.results_table([self.RUN, zero_shot]))
+        shown = capsys.readouterr().out
+        assert all(text in shown for text in ("CoOp", "8,192", "32,900", "71.66", "69.34", "–"))
+
+    def test_plot(self, tmp_path):
+        reports.plot_results([self.RUN, self.RUN | {"accuracy": {"base": 1.0}}], tmp_path / "plot.png", "title")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,483 @@
+"""What every adapter of every method must do: train, save, load, switch, disable, delete, unload."""
+
+import copy
+import json
+import pickle
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
+from peft_vprompt.tuners.base.registry import METHODS
+from tests.support.models import (
+    BACKBONES,
+    CLASS_NAMES,
+    CONFIGS,
+    NEW_NAMES,
+    disturb,
+    images,
+    labels,
+    logits,
+    tiny_clip,
+    tiny_vit,
+)
+
+
+pytestmark = pytest.mark.core
+
+CASES = [(method, case) for method in METHODS for case in CONFIGS[method]]
+VISION_BACKBONES = [name for name in BACKBONES if name != "CLIPModel"]
+HEADED = ("CLIPForImageClassification", "ViTForImageClassification")
+
+
+def test_every_registered_method_is_tested():
+    assert set(CONFIGS) == set(METHODS)
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def config(request, tokenizer_path):
+    method, case = request.param
+    return CONFIGS[method][case](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+
+
+def test_only_prompts_learn_and_all_of_them(config):
+    model = get_peft_model(tiny_clip(), config).train()
+    for name, parameter in model.named_parameters():
+        if name.endswith("hidden_bias"):  # the one hidden unit of the tiny Meta-Net may start dead
+            torch.nn.init.ones_(parameter)
+    model(pixel_values=images(), labels=labels()).loss.backward()
+    prompts = {name for name, p in model.named_parameters() if ".default." in name}
+    assert prompts
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == prompts
+    assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == prompts
+
+
+def test_save_and_load_is_bit_identical(config, tmp_path):
+    model = disturb(get_peft_model(tiny_clip(), config))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path))
+    assert torch.equal(logits(loaded), logits(model))
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert loaded.class_names == CLASS_NAMES
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_low_cpu_mem_usage_loads_the_same(config, tmp_path):
+    model = disturb(get_peft_model(tiny_clip(), config))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path), low_cpu_mem_usage=True)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_loaded_adapter_trains_on(config, tmp_path):
+    disturb(get_peft_model(tiny_clip(), config)).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path), is_trainable=True).train()
+    loaded(pixel_values=images(), labels=labels()).loss.backward()
+    assert all(p.grad is not None for p in loaded.parameters() if p.requires_grad)
+    assert any(p.requires_grad for p in loaded.parameters())
+
+
+STATE_KEYS = {
+    ("visual_prompt", "deep"): {"vision_model.visual_prompt_learner.tokens": (3, 2, 24)},
+    ("visual_prompt", "projected"): {
+        "vision_model.visual_prompt_learner.tokens": (3, 3, 6),
+        "vision_model.visual_prompt_learner.projection_weight": (24, 6),
+        "vision_model.visual_prompt_learner.projection_bias": (24,),
+    },
+    ("context_opt", "end"): {"text_model.context_prompt_learner.tokens": (1, 4, 32)},
+    ("context_opt", "full"): {
+        "text_model.context_prompt_learner.tokens": (1, 3, 32),
+        "text_model.context_prompt_learner.name_tokens": (40, 32),
+    },
+    ("context_opt", "class-specific"): {"text_model.context_prompt_learner.tokens": (5, 2, 32)},
+    ("class_head", "text"): {"text_model.class_head_learner.weight": (5, 16)},
+    ("cocoop", "words"): {
+        "text_model.conditional_prompt_learner.tokens": (1, 4, 32),
+        "text_model.conditional_prompt_learner.hidden_weight": (1, 16),
+        "text_model.conditional_prompt_learner.hidden_bias": (1,),
+        "text_model.conditional_prompt_learner.output_weight": (32, 1),
+        "text_model.conditional_prompt_learner.output_bias": (32,),
+    },
+    ("read_only_prompt", "rpo"): {
+        "text_model.readonly_prompt_learner.tokens": (1, 4, 32),
+        "vision_model.readonly_prompt_learner.tokens": (1, 4, 24),
+    },
+    ("mrpo", "replace"): {
+        "text_model.linked_prompt_learner.tokens": (1, 4, 32),
+        "vision_model.linked_prompt_learner.weight": (1, 24, 32),
+        "vision_model.linked_prompt_learner.bias": (1, 24),
+    },
+    ("mrpo", "free"): {
+        "text_model.linked_prompt_learner.tokens": (2, 4, 32),
+        "vision_model.linked_prompt_learner.tokens": (2, 4, 24),
+    },
+    ("maple", "maple"): {
+        "text_model.multimodal_prompt_learner.tokens": (2, 2, 32),
+        "vision_model.multimodal_prompt_learner.weight": (2, 24, 32),
+        "vision_model.multimodal_prompt_learner.bias": (2, 24),
+    },
+    ("maple", "ivlp"): {
+        "text_model.multimodal_prompt_learner.tokens": (3, 1, 32),
+        "vision_model.multimodal_prompt_learner.tokens": (3, 4, 24),
+    },
+}
+
+
+@pytest.mark.parametrize(("method", "case"), STATE_KEYS, ids="-".join)
+def test_names_of_saved_tensors_are_pinned(method, case, make, tmp_path):
+    get_peft_model(tiny_clip(), make(method, case)).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    expected = {f"base_model.model.{key}": shape for key, shape in STATE_KEYS[method, case].items()}
+    assert {key: tuple(value.shape) for key, value in saved.items()} == expected
+
+
+def test_every_method_has_pinned_names():
+    assert {method for method, _ in STATE_KEYS} | {"text_encoder"} == set(METHODS)
+
+
+def test_a_text_encoder_is_saved_whole_and_nothing_else(make, tmp_path):
+    get_peft_model(tiny_clip(), make("text_encoder", "whole")).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    expected = {
+        f"base_model.model.text_model.base_layer.{key}" for key, _ in tiny_clip().text_model.named_parameters()
+    }
+    assert set(saved) == expected
+
+
+def test_disable_gives_the_base_model_back(config, tokenizer_path):
+    base = tiny_clip()
+    ids = torch.tensor([[136, 3, 74, 137], [136, 5, 75, 137]])
+    with torch.no_grad():
+        expected = base(input_ids=ids, pixel_values=images())
+    model = disturb(get_peft_model(base, config))
+    before = logits(model)
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(input_ids=ids, pixel_values=images())
+        zero_shot = model(pixel_values=images()).logits
+    assert torch.equal(plain.logits_per_image, expected.logits_per_image)
+    assert torch.equal(plain.vision_model_output.last_hidden_state, expected.vision_model_output.last_hidden_state)
+    assert zero_shot.shape == (4, 5)
+    assert not torch.allclose(before, zero_shot, atol=1e-4)
+    assert torch.equal(logits(model), before)
+
+
+def test_unload_gives_the_untouched_base_back(config):
+    base, reference = tiny_clip(attn_implementation="eager"), tiny_clip(attn_implementation="eager")
+    trainable = {name for name, p in base.named_parameters() if p.requires_grad}
+    unloaded = disturb(get_peft_model(base, config)).unload()
+    assert unloaded is base and type(unloaded) is CLIPModel
+    assert str(unloaded) == str(reference)
+    assert not hasattr(unloaded, "peft_config")
+    assert {name for name, p in unloaded.named_parameters() if p.requires_grad} == trainable
+    assert all(m.self_attn.config is unloaded.text_model.config for m in unloaded.text_model.encoder.layers)
+    for (name, mine), (other, theirs) in zip(
+        unloaded.state_dict().items(), reference.state_dict().items(), strict=True
+    ):
+        assert name == other and torch.equal(mine, theirs)
+    get_peft_model(unloaded, config)  # and it can be wrapped again
+
+
+def test_merging_is_refused(config):
+    model = get_peft_model(tiny_clip(), config)
+    with pytest.raises(ValueError, match="cannot be merged.*unload"):
+        model.merge_and_unload()
+    with pytest.raises(ValueError, match="cannot be merged.*unload"):
+        model.merge_adapter()
+
+
+def test_new_class_names(config):
+    model = disturb(get_peft_model(tiny_clip(), config))
+    if getattr(config, "belongs_to_classes", False):
+        with pytest.raises(ValueError, match="for each of its 5 classes.*mean nothing for other names"):
+            model.set_class_names(NEW_NAMES)
+        return
+    before = logits(model)
+    model.set_class_names(NEW_NAMES)
+    assert logits(model).shape == (4, 3)
+    assert model.encode_classes(images()).shape[-1] == 16
+    model.set_class_names(CLASS_NAMES)
+    assert torch.equal(logits(model), before)
+
+
+def test_saved_names_are_those_of_training(make, tmp_path):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end")).eval()
+    model.set_class_names(NEW_NAMES)
+    logits(model)
+    model.save_pretrained(tmp_path / "evaluated")
+    assert json.loads((tmp_path / "evaluated/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
+    model.train()
+    loss = model(pixel_values=images(), labels=torch.tensor([0, 1, 2, 0])).loss
+    model.save_pretrained(tmp_path / "called")  # in training mode, but nothing has been learned
+    assert json.loads((tmp_path / "called/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
+    loss.backward()
+    model.save_pretrained(tmp_path / "trained")
+    assert json.loads((tmp_path / "trained/adapter_config.json").read_text())["class_names"] == NEW_NAMES
+
+
+def test_an_adapter_without_names_keeps_the_first(make, tmp_path):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end", class_names=None)).eval()
+    for names in (NEW_NAMES, CLASS_NAMES):
+        model.set_class_names(names)
+        logits(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["class_names"] == NEW_NAMES
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_adapters_of_different_methods(method, make, tmp_path):
+    cases = {name: next(iter(CONFIGS[name])) for name in METHODS}
+    expected = {}
+    for name, case in cases.items():
+        alone = disturb(get_peft_model(tiny_clip(), make(name, case)))
+        alone.save_pretrained(tmp_path / name)
+        expected[name] = logits(alone)
+    model = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / method), adapter_name=method)
+    for name in METHODS:
+        if name != method:
+            model.load_adapter(str(tmp_path / name), name)
+    assert torch.equal(logits(model), expected[method])
+    for name in METHODS:
+        model.set_adapter(name)
+        assert torch.equal(logits(model), expected[name])
+    model.save_pretrained(tmp_path / "all")
+    again = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / "all" / method))
+    assert torch.equal(logits(again), expected[method])
+
+
+@pytest.mark.parametrize("active", ["default", "other"])
+def test_disabling_reaches_every_copy_of_the_text_encoder(active, make):
+    model = disturb(get_peft_model(tiny_clip(), make("context_opt", "end")))
+    model.add_adapter("other", make("text_encoder", "whole"))
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = logits(disturb(model))
+    model.set_adapter(active)
+    with model.disable_adapter():
+        logits(model)
+    for name, value in expected.items():
+        model.set_adapter(name)
+        assert torch.equal(logits(model), value)
+
+
+def test_classes_belong_to_the_adapter(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end")).eval()
+    model.add_adapter("other", make("maple", "maple", class_names=NEW_NAMES))
+    assert logits(model).shape == (4, 5)
+    model.set_adapter("other")
+    assert model.class_names == NEW_NAMES and logits(model).shape == (4, 3)
+    model.set_adapter("default")
+    assert model.class_names == CLASS_NAMES and logits(model).shape == (4, 5)
+
+
+def test_only_the_active_adapter_learns(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"))
+    model.add_adapter("other", make("maple", "maple"))
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"default"}
+    model.set_adapter("other")
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"other"}
+    model.train()(pixel_values=images(), labels=labels()).loss.backward()
+
+
+def test_delete_adapter(make):
+    model = disturb(get_peft_model(tiny_clip(), make("context_opt", "end")))
+    expected = logits(model)
+    model.add_adapter("other", make("maple", "maple"))
+    model.set_adapter("other")
+    model.delete_adapter("other")
+    assert list(model.peft_config) == ["default"] and model.active_adapter == "default"
+    assert torch.equal(logits(model), expected)
+    assert not any(".other." in name for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="other"):
+        model.delete_adapter("other")
+    with pytest.raises(ValueError, match="'default' is the only adapter.*unload"):
+        model.delete_adapter("default")
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_foreign_method_keeps_pefts_error(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"))
+    with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
+        model.add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
+
+
+def with_lora() -> CLIPModel:
+    base = inject_adapter_in_model(
+        LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False), tiny_clip()
+    )
+    return base.eval()
+
+
+def test_base_that_carries_a_lora(config, tmp_path):
+    torch.manual_seed(7)
+    base = with_lora()
+    ids = torch.tensor([[136, 3, 74, 137]])
+    with torch.no_grad():
+        expected = base(input_ids=ids, pixel_values=images()).logits_per_image
+    weights = copy.deepcopy(base.state_dict())
+    if config.peft_type == "TEXT_ENCODER":
+        with pytest.raises(ValueError, match="carries adapters.*Merge"):
+            get_peft_model(base, config)
+        return
+    with pytest.warns(UserWarning, match="second time"):
+        model = get_peft_model(base, config)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+    disturb(model).save_pretrained(tmp_path)
+    assert not any("lora" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(input_ids=ids, pixel_values=images()).logits_per_image, expected)
+    after = logits(model)
+    other = with_lora()
+    other.load_state_dict(weights)
+    assert torch.equal(logits(PeftModel.from_pretrained(other, str(tmp_path))), after)
+    unloaded = model.unload()
+    assert all(torch.equal(weights[k], v) for k, v in unloaded.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(unloaded(input_ids=ids, pixel_values=images()).logits_per_image, expected)
+
+
+def test_base_that_is_a_peft_model(make):
+    lora = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    with pytest.warns(UserWarning, match="second time"):
+        model = disturb(get_peft_model(lora, make("maple", "maple")))
+    assert logits(model).shape == (4, 5)
+    assert model.unload() is lora
+
+
+@pytest.mark.parametrize("backbone", VISION_BACKBONES)
+@pytest.mark.parametrize("case", CONFIGS["visual_prompt"])
+def test_vision_backbones(backbone, case, tmp_path):
+    config = CONFIGS["visual_prompt"][case]()
+    base = BACKBONES[backbone]()
+    with torch.no_grad():
+        expected = base(pixel_values=images())
+    model = get_peft_model(base, config).train()
+    output = model(pixel_values=images(), **({"labels": labels()} if backbone in HEADED else {}))
+    (output.loss if backbone in HEADED else model.encode_images(images()).sum()).backward()
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learning == {n for n, p in model.named_parameters() if p.grad is not None}
+    assert any("classifier" in name for name in learning) == (backbone in HEADED)
+
+    disturb(model).save_pretrained(tmp_path)
+    key = "logits" if backbone in HEADED else "last_hidden_state"
+    with torch.no_grad():
+        mine = model(pixel_values=images())[key]
+        loaded = PeftModel.from_pretrained(BACKBONES[backbone](), str(tmp_path))
+        assert torch.equal(loaded(pixel_values=images())[key], mine)
+        with model.disable_adapter():
+            assert torch.equal(model(pixel_values=images())[key], expected[key])
+        unloaded = model.unload()
+        assert unloaded is base and type(unloaded).__name__ == backbone
+        assert torch.equal(unloaded(pixel_values=images())[key], expected[key])
+
+
+def test_heads_switch_with_the_adapter():
+    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2))
+    first = disturb(model)(pixel_values=images()).logits.detach()
+    model.add_adapter("other", VisualPromptConfig(num_virtual_tokens=4, deep=True))
+    model.set_adapter("other")
+    assert not torch.allclose(model(pixel_values=images()).logits, first)
+    model.set_adapter("default")
+    assert torch.equal(model(pixel_values=images()).logits, first)
+
+
+def test_shallow_is_deep_with_one_layer(make):
+    states = []
+    for case in ({"deep": False}, {"deep": True, "num_deep_layers": 1}):
+        torch.manual_seed(3)
+        states.append(logits(get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=4, **case)).eval()))
+    assert torch.equal(*states)
+
+
+def test_auto_class_rebuilds_the_base_model(config, tmp_path, tokenizer_path):
+    tiny_clip().save_pretrained(tmp_path / "base")
+    model = disturb(get_peft_model(CLIPModel.from_pretrained(tmp_path / "base"), config))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter"))
+    assert type(loaded.get_base_model()).__name__ == "CLIPModel"
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_auto_class_for_a_vision_model(tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        type(tiny_vit()).from_pretrained(tmp_path / "base"), VisualPromptConfig(num_virtual_tokens=2)
+    )
+    disturb(model).save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter"))
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_auto_class_refuses_foreign_libraries(make, tmp_path):
+    get_peft_model(tiny_clip(), make("maple", "maple")).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}}))
+    with pytest.raises(ValueError, match="import 'os'.*not allowed"):
+        AutoPeftModelForImageClassification.from_pretrained(str(tmp_path))
+    path.write_text(json.dumps(config | {"auto_mapping": None}))
+    with pytest.raises(ValueError, match="does not name its base model's class"):
+        AutoPeftModelForImageClassification.from_pretrained(str(tmp_path))
+
+
+def test_peft_config_reads_our_configs(config, tmp_path):
+    get_peft_model(tiny_clip(), config).save_pretrained(tmp_path)
+    read = peft.PeftConfig.from_pretrained(str(tmp_path))
+    assert type(read) is type(config)
+    assert read.class_names == CLASS_NAMES
+
+
+def test_modules_to_save(make, tmp_path):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end", modules_to_save=["visual_projection"])).train()
+    model(pixel_values=images(), labels=labels()).loss.backward()
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any("visual_projection" in n for n in trained)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    disturb(model).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path))
+    assert torch.equal(logits(loaded), logits(model))
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.allclose(model.encode_images(images()), clean_features(), atol=1e-6)
+
+
+@torch.no_grad()
+def clean_features():
+    return torch.nn.functional.normalize(tiny_clip().get_image_features(images()).pooler_output, dim=-1)
+
+
+def test_copies_and_pickles(config):
+    model = disturb(get_peft_model(tiny_clip(), config))
+    expected = logits(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        disturb(model)
+        assert torch.equal(logits(other), expected)
+        assert other.unload().__class__ is CLIPModel
+        model = disturb(get_peft_model(tiny_clip(), config))
+
+
+def test_print_trainable_parameters(make, capsys):
+    get_peft_model(tiny_clip(), make("context_opt", "end")).print_trainable_parameters()
+    assert "trainable params: 128 ||" in capsys.readouterr().out
+
+
+def test_state_dict_of_an_inactive_adapter(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"))
+    model.add_adapter("other", make("maple", "maple"))
+    keys = get_peft_model_state_dict(model, adapter_name="other").keys()
+    assert {key.split(".")[3] for key in keys} == {"multimodal_prompt_learner"}
+    assert all(".other" not in key for key in keys)
+
+
+def test_model_card_names_the_import(make, tmp_path):
+    get_peft_model(tiny_clip(), make("maple", "maple")).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "import peft_vprompt" in card and "MaPLe" in card and ", ".join(CLASS_NAMES) in card
