@@ -19,8 +19,8 @@ from peft_vprompt import ContextOptConfig
 from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.training.evaluation import accuracy
-from peft_vprompt.training.recipes import RECIPES
 from peft_vprompt.training.trainer import train
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 def main(
@@ -40,7 +40,7 @@ def main(
     images = select_classes(few_shot(demo_task("train"), shots, seed), base).with_transform(TrainTransform(processor))
     config = ContextOptConfig(class_names=base, prompt_init="text", prompt_init_text="a photo of a")
     coop = get_peft_model(CLIPModel.from_pretrained(path), config)
-    recipe = RECIPES["coop"].override(learning_rate=0.02, batch_size=32)
+    recipe = METHODS["coop"].recipe.override(learning_rate=0.02, batch_size=32)
     train(coop, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress="CoOp")
 
     # The logits follow the names: one column each, in this order.

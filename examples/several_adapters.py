@@ -17,8 +17,8 @@ from peft_vprompt import ContextOptConfig, MaPLeConfig
 from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.training.evaluation import accuracy
-from peft_vprompt.training.recipes import RECIPES
 from peft_vprompt.training.trainer import train
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 def main(
@@ -45,7 +45,7 @@ def main(
     both.add_adapter("coop", configs["coop"])
     for name in configs:
         both.set_adapter(name)
-        recipe = RECIPES[name].override(learning_rate=0.02, batch_size=32)
+        recipe = METHODS[name].recipe.override(learning_rate=0.02, batch_size=32)
         train(both, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress=name)
 
     # Prompts and class names switch together; without any adapter the model is the zero-shot CLIP it was.

@@ -150,8 +150,8 @@ class PlainCoCoOp(PlainCLIP):
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits [b, c] of image features."""
-        hidden = F.relu(F.linear(images, self.get("text.hidden_weight"), self.get("text.hidden_bias")))
-        shifts = F.linear(hidden, self.get("text.output_weight"), self.get("text.output_bias"))
+        hidden = F.relu(F.linear(images, self.get("text.meta_net.0.weight"), self.get("text.meta_net.0.bias")))
+        shifts = F.linear(hidden, self.get("text.meta_net.2.weight"), self.get("text.meta_net.2.bias"))
         rows = []
         for image, shift in zip(images, shifts, strict=True):
             texts = self.read_ends(self.encode_texts(self.put_context(self.get("text.tokens")[0] + shift)))

@@ -18,8 +18,8 @@ from peft_vprompt.data import TrainTransform, base_novel_split, few_shot, select
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.run import eval_sets
 from peft_vprompt.training.evaluation import evaluate
-from peft_vprompt.training.recipes import RECIPES
 from peft_vprompt.training.trainer import train
+from peft_vprompt.tuners.base.registry import METHODS
 
 
 def main(
@@ -45,7 +45,7 @@ def main(
     processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     images = select_classes(few_shot(demo_task("train"), shots, seed), base).with_transform(TrainTransform(processor))
     # The authors' recipe, but with the steps that the tiny embedded model wants.
-    recipe = RECIPES["mrpo"].override(learning_rate=0.02, batch_size=32)
+    recipe = METHODS["mrpo"].recipe.override(learning_rate=0.02, batch_size=32)
     train(peft_model, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress="MRPO")
     peft_model.save_pretrained(output)
 

@@ -28,10 +28,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_vprompt.data import base_novel_split, select_classes
 from peft_vprompt.demo import demo_task
-from peft_vprompt.experiments.models import get_method
 from peft_vprompt.experiments.run import Settings
 from peft_vprompt.experiments.sweep import Grid, Trial, best_trial, final_runs, search, summary
-from peft_vprompt.experiments.transfer import find_transfer
+from peft_vprompt.tuners.base.registry import get_method
 from peft_vprompt.utils.environment import environment
 from peft_vprompt.utils.io import write_json
 
@@ -163,7 +162,7 @@ def count_on_vit_b16() -> list[dict]:
     for name, trains in VIT_B16:
         with torch.device("meta"):
             vit = ViTForImageClassification(ViTConfig(num_labels=100))
-        config = find_transfer(name).config(vit)
+        config = get_method(name).configure(vit)
         model = get_peft_model(vit, config, low_cpu_mem_usage=True)
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         rows.append({"name": name, "config": type(config).__name__, "trains": trains, "parameters": count})

@@ -21,7 +21,7 @@ from transformers import (
 from ..demo import demo_model_path
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
-from ..tuners.base.spec import Depth, MethodSpec
+from ..tuners.base.spec import MethodSpec
 
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
@@ -69,10 +69,9 @@ def build_model(
             f"{spec.title} needs a model with a text tower, such as CLIP; {base.config.model_type} has none. "
             f"Possible on this model: {', '.join(possible)}."
         )
-    values = spec.defaults(_depth(base.config)) | spec.find_targets(base) | options
     if dual:
-        values |= {"class_names": list(class_names)}
-    model = get_peft_model(base, spec.config_class(**values))
+        options |= {"class_names": list(class_names)}
+    model = get_peft_model(base, spec.configure(base, is_classifier=not dual, **options))
     return ModelBundle(model, _image_processor(base), spec.recipe if dual else spec.classifier_recipe)
 
 
@@ -171,9 +170,3 @@ def _check_options(spec: MethodSpec, options: dict) -> None:
     own -= {"class_names", "class_names_digest"}
     if unknown := [name for name in options if name not in own]:
         raise ValueError(f"{spec.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(own))}.")
-
-
-def _depth(config) -> Depth:
-    if is_dual_encoder(config):
-        return Depth(config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers)
-    return Depth(0, getattr(config, "vision_config", config).num_hidden_layers)

@@ -183,7 +183,7 @@ def test_images_of_another_size(name):
         options = {"interpolate_pos_encoding": True}
     else:
         options = {}
-    model.base_model.vision_tower.requires_grad_(False)
+    model.base_model.vision_encoder.requires_grad_(False)
     mine = numbers(model(pixel_values=large, **options))
     prompts, base = tokens(model).detach(), model.unload()
     if name == "ViTMAEModel":
@@ -232,7 +232,7 @@ def test_every_kind_of_visual_prompt_learns_or_is_refused(name, variant):
 @pytest.mark.parametrize("name", [name for name in FLAT_MODELS if name in HEADS and not name.startswith("Siglip2")])
 def test_heads_find_a_feature_of_another_pooling(name):
     model = get_peft_model(tiny(name), VisualPromptConfig(**SHALLOW, pooling="img_pool")).eval()
-    tower = model.base_model.vision_tower.tower
+    tower = model.base_model.vision_encoder.view
     with torch.no_grad():
         output = model(**inputs(name), output_hidden_states=True)
         first = 1 if name.startswith(("CLIP", "MetaClip2")) else tower.num_prefix_tokens
@@ -254,7 +254,7 @@ def test_heads_find_a_feature_of_another_pooling(name):
 def test_rows_alone_get_what_they_get_in_a_whole_layer(name):
     tower = view(encoder_of(tiny(name)))
     layer, hidden = list(tower.layers)[-1], torch.randn(2, 9, tower.width, requires_grad=True)
-    if not tower.knows_parts(layer):
+    if not tower.knows_modules(layer):
         pytest.skip("its layers run whole, here or in this release of transformers")
     with torch.no_grad():
         whole = tower.run_layer(layer, hidden)
@@ -267,7 +267,7 @@ def test_rows_alone_get_what_they_get_in_a_whole_layer(name):
 @pytest.mark.parametrize("name", [name for name in FLAT_MODELS if name in HEADS])
 def test_a_head_has_the_last_layer_compute_no_other_rows(name):
     model = get_peft_model(tiny(name), VisualPromptConfig(**DEEP)).train()
-    tower, rows, results = model.base_model.vision_tower.tower, [], []
+    tower, rows, results = model.base_model.vision_encoder.view, [], []
     norms = [module for module in list(tower.layers)[-1].modules() if isinstance(module, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     for whole in (False, True):  # who asks for hidden states gets all of them

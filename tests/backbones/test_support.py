@@ -8,7 +8,7 @@ from torch import nn
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.tuners.base.registry import METHODS, TRANSFER, unsupported
+from peft_vprompt.tuners.base.registry import BASELINES, PROMPT_METHODS, unsupported
 from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, inputs, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, labels, tiny_tokenizer
 
@@ -25,7 +25,7 @@ def tokenizers(tmp_path_factory):
 
 
 def test_nothing_is_left_out():
-    assert set(CONFIGS) == set(METHODS)
+    assert set(CONFIGS) == set(PROMPT_METHODS)
     # A class that this release of transformers lacks is the only one that may be missing.
     import transformers
 
@@ -34,18 +34,18 @@ def test_nothing_is_left_out():
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROMPT_METHODS)
 def test_cell(method, model, tokenizers, tmp_path):
     build = next(iter(CONFIGS[method].values()))
     options = {}
-    if model in DUAL_MODELS or METHODS[method].model_class.needs_text:
+    if model in DUAL_MODELS or PROMPT_METHODS[method].tuner_class.method.needs_text:
         options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tokenizers / frame(model))}
     base, reason = tiny(model), unsupported(method, model)
     if reason is not None:
         before = str(base)
         with pytest.raises(UnsupportedModelError) as error:
             get_peft_model(base, build(**options))
-        assert str(error.value) == reason and METHODS[method].title in reason and model in reason
+        assert str(error.value) == reason and PROMPT_METHODS[method].title in reason and model in reason
         assert str(base) == before
         return
     prompted = get_peft_model(base, build(**options))
@@ -65,16 +65,16 @@ def test_cell(method, model, tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("model", [name for name in HEADS if name in VISION_MODELS])
-@pytest.mark.parametrize("method", TRANSFER)
+@pytest.mark.parametrize("method", BASELINES)
 def test_other_ways_to_transfer(method, model):
     base = tiny(model)
     before = str(base)
     if (method, model) == ("side_tuning", "Siglip2ForImageClassification"):
         with pytest.raises(UnsupportedModelError, match="takes images.*padded rows of patches"):
-            get_peft_model(base, TRANSFER[method].config_class())
+            get_peft_model(base, BASELINES[method].config_class())
         assert str(base) == before
         return
-    prompted = get_peft_model(base, TRANSFER[method].config_class())
+    prompted = get_peft_model(base, BASELINES[method].config_class())
     prompted(**inputs(model), labels=labels()).loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in prompted.parameters())
 

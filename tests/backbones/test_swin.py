@@ -44,7 +44,7 @@ def test_equals_the_plain_implementation(version, options, shape, size):
     base, config = swin(version, **shape), VisualPromptConfig(**options)
     pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     model = get_peft_model(base, config).eval()
-    tensors, vision = learned(model), model.base_model.vision_tower
+    tensors, vision = learned(model), model.base_model.vision_encoder
     logits = model(pixel_values=pixel_values).logits
     prompts = [prompt for tensor in tensors.values() for prompt in tensor]
     encoded = plain_swin(vision.base_layer, pixel_values, prompts, config.first_layer)
@@ -92,7 +92,7 @@ def test_the_authors_windows_read_prompts_of_other_images(shared):
 @pytest.mark.parametrize("pooling", ["original", "imgprompt_pool", "img_pool", "prompt_pool"])
 def test_pooling(pooling):
     model = get_peft_model(swin(), VisualPromptConfig(num_virtual_tokens=3, pooling=pooling)).eval()
-    tokens = model.base_model.vision_tower(images()).last_hidden_state
+    tokens = model.base_model.vision_encoder(images()).last_hidden_state
     rows = {"img_pool": tokens[:, 3:], "prompt_pool": tokens[:, :3]}.get(pooling, tokens)
     expected = model.get_base_model().classifier(rows.mean(1))
     torch.testing.assert_close(model(pixel_values=images()).logits, expected, **CLOSE)

@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS
 from peft_vprompt.cli import app
-from peft_vprompt.experiments.models import METHODS
-from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES
+from peft_vprompt.experiments.models import DEMO_CHANGES, METHODS
 from peft_vprompt.version import __version__
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.saved_models import COLOURS, save_tiny
@@ -35,7 +34,7 @@ def test_train_every_method(method, clip_path, colours, tmp_path):
     moves = METHODS[method].new_classes
     more = [] if moves else ["--all-classes"]
     more += (
-        ["--lr", 0.01] if METHODS[method].transfer else []
+        ["--lr", 0.01] if METHODS[method].is_baseline else []
     )  # the published rate is for batches of 128 and diverges here
     shown = train(tmp_path, clip_path, colours, "--method", method, *QUICK, *more)
     assert METHODS[method].title in shown
@@ -59,7 +58,7 @@ def test_methods_that_learn_their_classes_need_all(method, clip_path, colours, t
 def test_the_authors_recipe_is_the_default(clip_path, colours, tmp_path):
     train(tmp_path, clip_path, colours, "--method", "maple", "--shots", 2)
     recipe = json.loads((tmp_path / "results.json").read_text())["recipe"]
-    published = RECIPES["maple"]
+    published = METHODS["maple"].recipe
     assert (recipe["learning_rate"], recipe["batch_size"], recipe["epochs"]) == (0.0035, 4, 5)
     assert recipe["source"] == published.source
 

@@ -31,7 +31,7 @@ def test_a_checkpoint_becomes_an_adapter(base, tmp_path):
     result = run(tmp_path / "model.pth.tar-50", *arguments)
     assert result.exit_code == 0, result.output
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), str(tmp_path / "adapter"))
-    assert torch.equal(model.base_model.text_tower.active_prompts.tokens[0], context)
+    assert torch.equal(model.base_model.text_encoder.active_prompts.tokens[0], context)
     assert model.active_peft_config.class_token_position == "front"
     assert model(pixel_values=images()).logits.shape == (4, 5)
 

@@ -8,7 +8,7 @@ from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
 from peft_vprompt.core.checkpointing import checkpointed_chunks
 from peft_vprompt.core.packed_prompts import pack_bounded
 from peft_vprompt.core.tokenization import context_sequences
-from peft_vprompt.tuners.base import class_features
+from peft_vprompt.tuners.base import class_list
 from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_tokenizer
 from tests.support.training_cases import CASES, Case, gradients
 
@@ -26,8 +26,8 @@ def loss_and_gradients(case: Case, tokenizer_path: str, **config) -> dict:
 @pytest.mark.parametrize("case", DUAL_CASES, ids=str)
 def test_pieces_change_nothing(case, tokenizer_path, monkeypatch):
     expected = loss_and_gradients(case, tokenizer_path)
-    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 30)
-    monkeypatch.setattr(class_features, "MAX_KV_CACHE_ROWS", 30)
+    monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", 30)
+    monkeypatch.setattr(class_list, "MAX_KV_CACHE_ROWS", 30)
     torch.testing.assert_close(loss_and_gradients(case, tokenizer_path), expected, rtol=0, atol=1e-10)
 
 
@@ -45,7 +45,7 @@ def test_of_pieces_only_one_is_kept(tokenizer_path, monkeypatch):
     names = [f"{word} {index}" for index, word in enumerate(["cat", "dog"] * 20)]
     kept = {}
     for max_rows in (10_000, 40):
-        monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", max_rows)
+        monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", max_rows)
         model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path, class_names=names).train()
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
@@ -76,10 +76,12 @@ def test_templates_share_one_bound(tokenizer_path, monkeypatch):
     """Of several lists of texts that each fit, only as much is kept as fits together."""
     kept = {}
     for max_rows in (10_000, 80):
-        monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", max_rows)
+        monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", max_rows)
         case = Case("CLIPModel", "context_opt", "end")
         model = case.build(tokenizer_path, class_names=[f"cat {index}" for index in range(20)], num_contexts=6).train()
-        assert all(len(parts) == 1 for parts in model.base_model._classes().pack(0, 20, 0, torch.device("cpu")))
+        assert all(
+            len(parts) == 1 for parts in model.class_name_classifier.classes.pack(0, 20, 0, torch.device("cpu"))
+        )
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
             model(pixel_values=images(), labels=labels())
@@ -91,8 +93,8 @@ def test_zero_shot_in_pieces(tokenizer_path, monkeypatch):
     model = Case("CLIPModel", "context_opt", "end").build(tokenizer_path).eval()
     with model.disable_adapter(), torch.no_grad():
         expected = model.encode_classes()
-        model.base_model.feature_cache.clear()
-        monkeypatch.setattr(class_features, "ZERO_SHOT_BATCH", 2)
+        model.class_name_classifier.memory.features.clear()
+        monkeypatch.setattr(class_list, "ZERO_SHOT_BATCH", 2)
         torch.testing.assert_close(model.encode_classes(), expected, rtol=0, atol=1e-6)
 
 
@@ -138,7 +140,7 @@ def test_many_adapters_in_one_pass_equal_one_by_one(many):
 
 def test_the_frozen_pass_is_shared(many):
     rows = []
-    layers = many.base_model.vision_tower.tower.layers
+    layers = many.base_model.vision_encoder.view.layers
     handles = [layer.mlp.register_forward_hook(lambda m, a, out: rows.append(out.shape[1])) for layer in layers]
     with torch.no_grad():
         many.classify_with_adapters(images(), list(ADAPTERS))

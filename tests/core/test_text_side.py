@@ -46,7 +46,7 @@ def both_ways(model):
         lambda prompts: model.encode_classes(),
         lambda prompts: plain_text_features(plain, sequences[0], prompts),
     ):
-        holder = tuner.text_tower.active_prompts
+        holder = tuner.text_encoder.active_prompts
         prompts = None if holder is None else holder()
         value = features(prompts)
         gradient = None
@@ -270,9 +270,9 @@ def cached(tokenizer_path):
     """A model in eval mode, with a count of the passes through its text tower."""
     model = text_model("context_opt", "end", tokenizer_path)
     passes = []
-    tower = model.base_model.text_tower
-    original = tower.encode_packed
-    tower.encode_packed = lambda *args, **kwargs: passes.append(1) or original(*args, **kwargs)
+    tower = model.base_model.text_encoder
+    original = tower.encode_class_prompts
+    tower.encode_class_prompts = lambda *args, **kwargs: passes.append(1) or original(*args, **kwargs)
     with torch.no_grad():
         first = model.encode_classes()
     assert len(passes) == 1
@@ -361,7 +361,7 @@ def test_features_are_dropped(cached, change):
         again.shape != first.shape or not torch.allclose(again.float(), first, atol=1e-5) or again.dtype != first.dtype
     )
     fresh = copy.deepcopy(model)
-    fresh.base_model.feature_cache.clear()
+    fresh.class_name_classifier.memory.features.clear()
     assert torch.equal(encode_again(fresh), again)
 
 

@@ -22,7 +22,7 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     VisualPromptConfig,
 )
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import CLASS_NAMES
 
 
@@ -40,7 +40,7 @@ def test_paper_index_matches_the_defaults(config, field, default, source):
     assert source
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+@pytest.mark.parametrize("method", PROMPT_METHODS.values(), ids=lambda m: m.name)
 def test_every_published_default_is_indexed(method):
     own = {f.name for f in fields(method.config_class)} - {f.name for f in fields(PromptConfig)}
     indexed = {field for config, field, _, _ in ROWS if config == method.config_class.__name__}
@@ -52,7 +52,7 @@ def test_every_published_default_is_indexed(method):
     assert own - unset <= indexed
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+@pytest.mark.parametrize("method", PROMPT_METHODS.values(), ids=lambda m: m.name)
 def test_every_config_field_explains_itself(method):
     for field in fields(method.config_class):
         assert field.metadata.get("help"), field.name

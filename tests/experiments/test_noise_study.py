@@ -19,8 +19,9 @@ from peft_vprompt.experiments.noise_study import METHODS, Study, parse_method, s
 from peft_vprompt.experiments.run import Settings
 from peft_vprompt.losses.classification import GeneralizedCrossEntropy
 from peft_vprompt.training.gradient_probe import GradientProbe
-from peft_vprompt.training.recipes import RECIPES, Recipe
+from peft_vprompt.training.recipes import Recipe
 from peft_vprompt.training.trainer import train
+from peft_vprompt.tuners.base.shared_recipes import PTNL
 from tests.support.command_line import vprompt
 from tests.support.labelled_images import write_vtab
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_vit
@@ -159,7 +160,7 @@ class TestGradients:
         config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, num_virtual_tokens=2)
         model = get_peft_model(tiny_clip(), config)
         torch.manual_seed(1)
-        torch.nn.init.normal_(model.base_model.text_tower.active_prompts.tokens, std=0.02)
+        torch.nn.init.normal_(model.base_model.text_encoder.active_prompts.tokens, std=0.02)
         return model
 
     def test_probe_leaves_the_run_alone(self, tokenizer_path, tmp_path):
@@ -167,7 +168,7 @@ class TestGradients:
         for callbacks in ([], [GradientProbe(self.ROWS, [1, 2], GeneralizedCrossEntropy())]):
             model = self.model(tokenizer_path)
             train(model, self.ROWS, recipe, tmp_path, epochs=3, checkpoints=False, callbacks=callbacks)
-            results.append(model.base_model.text_tower.active_prompts.tokens)
+            results.append(model.base_model.text_encoder.active_prompts.tokens)
         assert torch.equal(*results)
         assert [entry["epoch"] for entry in callbacks[0].history] == [0, 1, 2, 3]
 
@@ -184,7 +185,9 @@ class TestGradients:
         for part in ([0, 3, 4, 5, 6, 8, 9], [1, 2, 7]):
             pixels = torch.stack([self.ROWS[i]["pixel_values"] for i in part])
             loss = model(pixel_values=pixels, labels=torch.tensor([i % 5 for i in part])).loss
-            gradients.append(torch.autograd.grad(loss, model.base_model.text_tower.active_prompts.tokens)[0].flatten())
+            gradients.append(
+                torch.autograd.grad(loss, model.base_model.text_encoder.active_prompts.tokens)[0].flatten()
+            )
         clean, noisy = gradients
         (entry,) = probe.history
         assert entry["clean_norm"] == pytest.approx(clean.norm().item(), rel=1e-4)
@@ -205,7 +208,7 @@ def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip
     with pytest.raises(ZeroDivisionError):
         result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])
         raise result.exception
-    published = RECIPES["ptnl"]
+    published = PTNL
     base = next(settings for _, settings in studies[0].runs())
     expected = (0.02, 32) if embedded else (published.learning_rate, published.batch_size)
     assert (base.learning_rate, base.batch_size, base.epochs) == (*expected, 7)

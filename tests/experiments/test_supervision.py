@@ -11,7 +11,8 @@ from peft_vprompt.experiments.models import build_model
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, threshold, top_k, zero_shot
 from peft_vprompt.experiments.run import Settings, run_experiment
 from peft_vprompt.experiments.supervision import Supervision, training_images
-from peft_vprompt.training.recipes import RECIPES
+from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.shared_recipes import PTNL
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.labelled_images import SecretRows
 from tests.support.saved_models import COLOURS
@@ -179,7 +180,11 @@ def test_other_images_with_the_same_labels_are_another_run(clip_path, data, tmp_
 
 @pytest.mark.parametrize(
     ("supervision", "recipe"),
-    [(Supervision(), "coop"), (Supervision("pair", 0.25), "ptnl"), (Supervision(unlabelled="top-k"), "ptnl")],
+    [
+        (Supervision(), METHODS["coop"].recipe),
+        (Supervision("pair", 0.25), PTNL),
+        (Supervision(unlabelled="top-k"), PTNL),
+    ],
 )
 def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(
     supervision, recipe, clip_path, data, monkeypatch, tmp_path
@@ -189,7 +194,7 @@ def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(
     settings = Settings("coop", clip_path, 4, base_novel=False, supervision=supervision)
     with pytest.raises(ZeroDivisionError):
         run_experiment(settings, data, tmp_path)
-    assert seen[0]["recipe"] == RECIPES[recipe] and seen[0]["epochs"] == RECIPES[recipe].epochs_for(4)
+    assert seen[0]["recipe"] == recipe and seen[0]["epochs"] == recipe.epochs_for(4)
 
 
 @pytest.mark.parametrize("more", (("--cache-features",), ("--unlabelled",), ("--noise", "confusion")))

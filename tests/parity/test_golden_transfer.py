@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from peft_vprompt.experiments.transfer import TRANSFERS
+from peft_vprompt.tuners.base.registry import METHODS
 from tests.support.golden_vpt import Reference, close, load_recipe, sgd_losses
 
 
@@ -50,7 +50,7 @@ def case(request, shared, recipe):
     name, options = CASES[request.param]
     reference = Reference.load(shared / "golden" / "vpt", recipe, request.param)
     base = reference.build()
-    model = get_peft_model(base, TRANSFERS[name].config(base, **options)).eval()
+    model = get_peft_model(base, METHODS[name].configure(base, **options)).eval()
     parameters = plain(model.named_parameters())
     for key, value in reference.section("param").items():
         parameters[translated(key)].data.copy_(value)
@@ -59,7 +59,7 @@ def case(request, shared, recipe):
 
 def plain(tensors) -> dict[str, torch.Tensor]:
     """Our trained tensors by the names that they have in the model itself."""
-    inside = r"\.(\w+_parts|modules_to_save)\.default(\.module)?"
+    inside = r"\.(\w+_modules|modules_to_save)\.default(\.module)?"
     return {
         re.sub(inside, "", name.removeprefix("base_model.model.")): t for name, t in tensors if ".default." in name
     }

@@ -49,7 +49,7 @@ def test_logits_and_encoded_tokens(case):
     output = model(**inputs)
     close(output.logits, reference.tensors["eval.logits"])
     close(output.loss, torch.tensor(reference.facts["eval_loss"]))
-    tower = model.base_model.vision_tower(inputs["pixel_values"])
+    tower = model.base_model.vision_encoder(inputs["pixel_values"])
     close(tower.last_hidden_state, reference.tensors["eval.encoded"])
     pooled = tower.last_hidden_state[:, 0] if tower.pooler_output is None else tower.pooler_output
     close(pooled, reference.tensors["eval.features"])

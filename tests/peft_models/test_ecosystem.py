@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, pipeline
 
 from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig, MaPLeConfig, VisualPromptConfig
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import CLASS_NAMES, CONFIGS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
 
 
@@ -124,13 +124,13 @@ print(len(expected))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip() == str(len(METHODS))
+    assert run.stdout.strip() == str(len(PROMPT_METHODS))
 
 
 def test_output_flags_of_transformers():
     for base in (tiny_vit(), tiny_clip(attn_implementation="eager")):
         model = get_peft_model(base, VisualPromptConfig(num_virtual_tokens=3, deep=True)).eval()
-        tower = model.base_model.vision_tower
+        tower = model.base_model.vision_encoder
         base.set_attn_implementation("eager")
         output = tower(images(2), output_hidden_states=True, output_attentions=True)
         assert len(output.hidden_states) == 4 and output.hidden_states[0].shape == (2, 20, 24)

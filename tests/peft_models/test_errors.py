@@ -25,7 +25,7 @@ from peft_vprompt import (
 )
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.errors import AdapterMismatchError
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import (
     BACKBONES,
     CLASS_NAMES,
@@ -53,7 +53,7 @@ def coop(tokenizer_path, base=None, **options):
 # ---- class names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROMPT_METHODS)
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -254,7 +254,9 @@ def test_unsupported_backbone():
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "CLIPModel"])
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].model_class.needs_text])
+@pytest.mark.parametrize(
+    "method", [name for name in PROMPT_METHODS if PROMPT_METHODS[name].tuner_class.method.needs_text]
+)
 def test_text_methods_need_a_text_tower(method, backbone):
     config = next(iter(CONFIGS[method].values()))(class_names=CLASS_NAMES)
     with pytest.raises(ValueError, match="no text tower. Supported models: CLIPModel"):

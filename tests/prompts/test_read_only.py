@@ -26,14 +26,14 @@ def read_only_model(config, tokenizer_path, **clip):
 def plain_prompts(model, config):
     """The prompts in front of each layer as the paper has them, and the leaves to ask for gradients of."""
     tuner = model.base_model
-    text = tuner.text_tower.active_prompts
+    text = tuner.text_encoder.active_prompts
     depth = getattr(config, "prompt_depth", 1)
     own = text.tokens.detach().clone().requires_grad_()
     update = getattr(config, "prompt_update", "replace")
     dead = [torch.randn(text.tokens.shape[1], 32, requires_grad=True) for _ in range(depth - own.shape[0])]
     text_prompts = [*dead, *own.unbind(0)]
     leaves = {"text": own}
-    vision = tuner.vision_tower.active_prompts
+    vision = tuner.vision_encoder.active_prompts
     if getattr(config, "coupling", "none") == "linear":
         leaves["weight"] = vision.weight.detach().clone().requires_grad_()
         leaves["bias"] = vision.bias.detach().clone().requires_grad_()
@@ -63,8 +63,8 @@ def test_equal_to_the_masked_sequence(method, case, tokenizer_path):
     F.cross_entropy(mine, labels()).backward()
     F.cross_entropy(expected, labels()).backward()
     tuner = model.base_model
-    vision_holder = tuner.vision_tower.active_prompts
-    ours = {"text": tuner.text_tower.active_prompts.tokens}
+    vision_holder = tuner.vision_encoder.active_prompts
+    ours = {"text": tuner.text_encoder.active_prompts.tokens}
     ours |= {name: getattr(vision_holder, name) for name in ("weight", "bias") if name in leaves}
     if "vision" in leaves:
         ours["vision"] = vision_holder.tokens
@@ -83,7 +83,7 @@ def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
         expected = base.vision_model(images(), output_hidden_states=True)
     model = read_only_model(CONFIGS[method][case](), tokenizer_path)
     seen = []
-    for layer in model.base_model.vision_tower.tower.layers:
+    for layer in model.base_model.vision_encoder.view.layers:
         layer.register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
         model(pixel_values=images())
@@ -99,8 +99,8 @@ def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
 def test_plain_tokens_run_without_gradients(tokenizer_path):
     model = read_only_model(ReadOnlyPromptConfig(num_virtual_tokens=2), tokenizer_path).train()
     graphs = []
-    for tower in (model.base_model.vision_tower, model.base_model.text_tower):
-        for layer in tower.tower.layers:
+    for tower in (model.base_model.vision_encoder, model.base_model.text_encoder):
+        for layer in tower.view.layers:
             layer.mlp.register_forward_hook(lambda m, args, out: graphs.append((out.shape[1], out.requires_grad)))
     model(pixel_values=images(), labels=labels()).loss.backward()
     readers = {2, 2 * len(CLASS_NAMES)}
@@ -111,7 +111,7 @@ def test_plain_tokens_run_without_gradients(tokenizer_path):
 def test_the_text_record_is_made_once(tokenizer_path):
     model = read_only_model(MRPOConfig(prompt_depth=2), tokenizer_path).train()
     rows = []
-    layer = model.base_model.text_tower.tower.layers[0]
+    layer = model.base_model.text_encoder.view.layers[0]
     layer.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
@@ -127,7 +127,7 @@ def test_the_text_record_is_made_once(tokenizer_path):
     step()
     assert len(rows) == 2
     with torch.no_grad():
-        model.base_model.text_tower.base_layer.embeddings.position_embedding.weight.mul_(2)
+        model.base_model.text_encoder.base_layer.embeddings.position_embedding.weight.mul_(2)
     step()
     assert len(rows) == 3
 
@@ -145,7 +145,7 @@ def test_readers_start_near_the_end_and_class_tokens(tokenizer_path):
     model = read_only_model(ReadOnlyPromptConfig(num_virtual_tokens=3), tokenizer_path)
     base = model.get_base_model()
     text, vision = (
-        tower.active_prompts.tokens[0] for tower in (model.base_model.text_tower, model.base_model.vision_tower)
+        tower.active_prompts.tokens[0] for tower in (model.base_model.text_encoder, model.base_model.vision_encoder)
     )
     end = base.text_model.embeddings.token_embedding.weight[137]
     for tokens, near in ((text, end), (vision, base.vision_model.embeddings.class_embedding)):

@@ -85,7 +85,7 @@ def test_equals_the_plain_implementation(options, build):
     base = shaken(build().eval())
     config = VisualPromptConfig(**options)
     model = get_peft_model(base, config).eval()
-    tensors, vision = learned(model), model.base_model.vision_tower
+    tensors, vision = learned(model), model.base_model.vision_encoder
     pixel_values = torch.randn(2, 3, *vision.tower.image_size, generator=torch.Generator().manual_seed(2))
     logits, tokens = model(pixel_values=pixel_values).logits, vision(pixel_values).last_hidden_state
     head = base.classifier.modules_to_save["default"]
@@ -114,7 +114,7 @@ def test_read_only_prompts_read_and_are_not_read(options):
     config = VisualPromptConfig(read_only=True, **options)
     plain = base.vit(images()).last_hidden_state
     model = get_peft_model(base, config).eval()
-    tensors, vision = learned(model), model.base_model.vision_tower
+    tensors, vision = learned(model), model.base_model.vision_encoder
     logits, output = model(pixel_values=images()).logits, vision(images())
     assert torch.equal(output.last_hidden_state, plain)
     head, tokens = base.classifier.modules_to_save["default"], tensors["tokens"]
@@ -272,7 +272,7 @@ def test_the_patch_embedding_of_channels_starts_from_the_models():
 def test_dropout_has_a_mask_of_its_own_for_each_image():
     config = VisualPromptConfig(location="add-1", deep=True, prompt_dropout=0.5)
     model = get_peft_model(tiny_vit(), config).train()
-    prompts = model.base_model.vision_tower.prompts(4)
+    prompts = model.base_model.vision_encoder.prompts(4)
     assert prompts.shape == (3, 4, 1, 24)
     kept = prompts != 0
     assert (kept[:, 0] != kept[:, 1]).any() and 0.3 < kept.float().mean() < 0.7
@@ -302,7 +302,7 @@ def test_clip_normalises_pixels_in_its_own_way(tokenizer_path):
     pixels = learned(model)["pixels"]
     mean, std = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     normal = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    vision = model.base_model.vision_tower
+    vision = model.base_model.vision_encoder
     weight = vision.embeddings.patch_embedding.weight
     expected = torch.stack([(weight * normal[0, :, :, k : k + 8]).sum((1, 2, 3)) for k in (0, 8)])
     torch.testing.assert_close(vision.prompts(1)[0], expected, **CLOSE)
@@ -361,7 +361,7 @@ def test_read_only_prompts_on_clip_equal_masked_attention(tokenizer_path):
 )
 def test_a_head_that_reads_the_class_token_has_the_last_layer_compute_no_other(config):
     model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=3, **config)).train()
-    layer = list(model.base_model.vision_tower.tower.layers)[-1]
+    layer = list(model.base_model.vision_encoder.view.layers)[-1]
     rows = []
     norms = [module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
@@ -372,6 +372,6 @@ def test_a_head_that_reads_the_class_token_has_the_last_layer_compute_no_other(c
         output.loss.backward()
         results.append((output.logits.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
-    if model.base_model.vision_tower.tower.head_rows is None:
+    if model.base_model.vision_encoder.view.head_rows is None:
         pytest.skip("this release of transformers has layers of other parts, which run whole")
     assert rows[0] == 1 and rows[1] >= 17

@@ -23,6 +23,7 @@ from peft_vprompt import (
     ClassHeadConfig,
     CoCoOpConfig,
     ContextOptConfig,
+    KgCoOpConfig,
     MaPLeConfig,
     MRPOConfig,
     ReadOnlyPromptConfig,
@@ -148,6 +149,10 @@ CONFIGS = {
     "cocoop": {
         "random": lambda **kw: CoCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
         "words": lambda **kw: CoCoOpConfig(**kw),
+    },
+    "kgcoop": {
+        "words": lambda **kw: KgCoOpConfig(**kw),
+        "random": lambda **kw: KgCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
     },
     "class_head": {
         "random": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES} | kw),

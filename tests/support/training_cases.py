@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, HEADS
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import BACKBONES, CLASS_NAMES, CONFIGS, images, labels
 
 
@@ -50,14 +50,14 @@ class Case:
 
 def _backbones(method: str) -> list[str]:
     """The models with logits of their own that a method can be put on."""
-    names = DUAL_ENCODERS if METHODS[method].model_class.needs_text else {**DUAL_ENCODERS, **HEADS}
+    names = DUAL_ENCODERS if PROMPT_METHODS[method].tuner_class.method.needs_text else {**DUAL_ENCODERS, **HEADS}
     return [name for name in names if name in BACKBONES]
 
 
 #: Every configuration of every method on each of these models that it trains.
 CASES = [
     Case(backbone, method, variant)
-    for method in METHODS
+    for method in PROMPT_METHODS
     for backbone in _backbones(method)
     for variant in CONFIGS[method]
 ]

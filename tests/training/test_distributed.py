@@ -84,11 +84,13 @@ def train_with_trainer(case: Case, tokenizer_path: str, output, per_process: int
 @contextmanager
 def counted_classes(model):
     """How many classes each pass through the text tower encodes."""
-    tower, counts = model.base_model.text_tower, []
-    original = tower.encode_packed
-    tower.encode_packed = lambda packed, **kwargs: counts.append(packed.num_classes) or original(packed, **kwargs)
+    tower, counts = model.base_model.text_encoder, []
+    original = tower.encode_class_prompts
+    tower.encode_class_prompts = lambda packed, **kwargs: (
+        counts.append(packed.num_classes) or original(packed, **kwargs)
+    )
     yield counts
-    del tower.encode_packed
+    del tower.encode_class_prompts
 
 
 def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:

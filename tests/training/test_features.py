@@ -22,7 +22,7 @@ from peft_vprompt.training.cached_features import (
     feature_rows,
     model_fingerprint,
 )
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.backbones import DUAL_MODELS, frame, inputs, tiny
 from tests.support.labelled_images import pictures
 from tests.support.models import CLASS_NAMES, CONFIGS, IMAGE_SIZE, images, labels, tiny_clip, tiny_tokenizer
@@ -33,7 +33,7 @@ PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=
 EVAL, TRAIN = EvalTransform(PROCESSOR), TrainTransform(PROCESSOR)
 
 #: Configurations whose image features are those of the frozen model, and those whose are not.
-CASES = [(method, variant) for method in METHODS for variant in CONFIGS[method]]
+CASES = [(method, variant) for method in PROMPT_METHODS for variant in CONFIGS[method]]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def gradients(model, **inputs):
 def test_features_give_the_logits_and_gradients_of_pixels(method, variant, tokenizer_path):
     config = CONFIGS[method][variant](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
     model = get_peft_model(tiny_clip(), config).train()
-    if model.base_model.vision_tower.active_prompts is not None:
+    if model.base_model.vision_encoder.active_prompts is not None:
         with pytest.raises(UnsupportedModelError, match="learns visual prompts"):
             model(image_features=torch.eye(4, 16))
         with model.disable_adapter(), torch.no_grad():
@@ -261,8 +261,8 @@ def test_errors(coop, tmp_path, tokenizer_path):
     with pytest.raises(UnsupportedModelError, match="be it its projection"):
         cache_features(projected, pictures(), EVAL, cache_dir=tmp_path)
     with projected.disable_adapter():
-        projected.base_model.require_fixed_images()
-    coop.base_model.vision_tower.base_layer.requires_grad_(True)
+        projected.class_name_classifier.require_fixed_images()
+    coop.base_model.vision_encoder.base_layer.requires_grad_(True)
     with pytest.raises(UnsupportedModelError, match="image encoder that is trained"):
         coop(image_features=torch.eye(2, 16))
 

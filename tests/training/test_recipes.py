@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
-from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES, Recipe, lr_schedule, lr_scheduler
+from peft_vprompt.experiments.models import DEMO_CHANGES
+from peft_vprompt.training.recipes import Recipe, lr_schedule, lr_scheduler
+from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.shared_recipes import CLASSIFIER
 
 
-COOP = RECIPES["coop"]
+COOP = METHODS["coop"].recipe
 
 
 @pytest.mark.parametrize(
@@ -16,7 +19,7 @@ COOP = RECIPES["coop"]
     [("coop", 0.002, 32, 200), ("maple", 0.0035, 4, 5), ("ivlp", 0.0035, 4, 5), ("vpt", 0.0025, 4, 5)],
 )
 def test_published_values(method, learning_rate, batch_size, epochs):
-    recipe = RECIPES[method]
+    recipe = METHODS[method].recipe
     assert (recipe.learning_rate, recipe.batch_size, recipe.epochs_for(16)) == (learning_rate, batch_size, epochs)
     assert (recipe.momentum, recipe.weight_decay, recipe.warmup_learning_rate) == (0.9, 5e-4, 1e-5)
     assert recipe.source
@@ -50,7 +53,7 @@ def test_schedule_of_the_authors_code(shared):
 
 
 def test_linear_warmup():
-    rates = lr_schedule(RECIPES["vpt-classifier"], 100)
+    rates = lr_schedule(CLASSIFIER, 100)
     assert rates[:3] == pytest.approx([0, 0.05, 0.1])
     assert rates[10] == max(rates) == 0.5
     assert rates[55] == pytest.approx(0.25)

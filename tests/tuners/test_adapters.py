@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import (
     BACKBONES,
     CLASS_NAMES,
@@ -30,13 +30,13 @@ from tests.support.models import (
 
 pytestmark = pytest.mark.core
 
-CASES = [(method, case) for method in METHODS for case in CONFIGS[method]]
+CASES = [(method, case) for method in PROMPT_METHODS for case in CONFIGS[method]]
 VISION_BACKBONES = [name for name in BACKBONES if name != "CLIPModel"]
 HEADED = ("CLIPForImageClassification", "ViTForImageClassification")
 
 
 def test_every_registered_method_is_tested():
-    assert set(CONFIGS) == set(METHODS)
+    assert set(CONFIGS) == set(PROMPT_METHODS)
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -48,7 +48,7 @@ def config(request, tokenizer_path):
 def test_only_prompts_learn_and_all_of_them(config):
     model = get_peft_model(tiny_clip(), config).train()
     for name, parameter in model.named_parameters():
-        if name.endswith("hidden_bias"):  # the one hidden unit of the tiny Meta-Net may start dead
+        if name.endswith("meta_net.0.bias"):  # the one hidden unit of the tiny Meta-Net may start dead
             torch.nn.init.ones_(parameter)
     model(pixel_values=images(), labels=labels()).loss.backward()
     prompts = {name for name, p in model.named_parameters() if ".default." in name}
@@ -99,13 +99,14 @@ STATE_KEYS = {
         "text_model.context_prompt_learner.name_tokens": (40, 32),
     },
     ("context_opt", "class-specific"): {"text_model.context_prompt_learner.tokens": (5, 2, 32)},
-    ("class_head", "text"): {"text_model.class_head_learner.weight": (5, 16)},
+    ("kgcoop", "words"): {"text_model.knowledge_prompt_learner.tokens": (1, 4, 32)},
+    ("class_head", "text"): {"text_model.class_head_readout.weight": (5, 16)},
     ("cocoop", "words"): {
         "text_model.conditional_prompt_learner.tokens": (1, 4, 32),
-        "text_model.conditional_prompt_learner.hidden_weight": (1, 16),
-        "text_model.conditional_prompt_learner.hidden_bias": (1,),
-        "text_model.conditional_prompt_learner.output_weight": (32, 1),
-        "text_model.conditional_prompt_learner.output_bias": (32,),
+        "text_model.conditional_prompt_learner.meta_net.0.weight": (1, 16),
+        "text_model.conditional_prompt_learner.meta_net.0.bias": (1,),
+        "text_model.conditional_prompt_learner.meta_net.2.weight": (32, 1),
+        "text_model.conditional_prompt_learner.meta_net.2.bias": (32,),
     },
     ("read_only_prompt", "rpo"): {
         "text_model.readonly_prompt_learner.tokens": (1, 4, 32),
@@ -141,7 +142,7 @@ def test_names_of_saved_tensors_are_pinned(method, case, make, tmp_path):
 
 
 def test_every_method_has_pinned_names():
-    assert {method for method, _ in STATE_KEYS} | {"text_encoder"} == set(METHODS)
+    assert {method for method, _ in STATE_KEYS} | {"text_encoder"} == set(PROMPT_METHODS)
 
 
 def test_a_text_encoder_is_saved_whole_and_nothing_else(make, tmp_path):
@@ -232,20 +233,20 @@ def test_an_adapter_without_names_keeps_the_first(make, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["class_names"] == NEW_NAMES
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROMPT_METHODS)
 def test_several_adapters_of_different_methods(method, make, tmp_path):
-    cases = {name: next(iter(CONFIGS[name])) for name in METHODS}
+    cases = {name: next(iter(CONFIGS[name])) for name in PROMPT_METHODS}
     expected = {}
     for name, case in cases.items():
         alone = disturb(get_peft_model(tiny_clip(), make(name, case)))
         alone.save_pretrained(tmp_path / name)
         expected[name] = logits(alone)
     model = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / method), adapter_name=method)
-    for name in METHODS:
+    for name in PROMPT_METHODS:
         if name != method:
             model.load_adapter(str(tmp_path / name), name)
     assert torch.equal(logits(model), expected[method])
-    for name in METHODS:
+    for name in PROMPT_METHODS:
         model.set_adapter(name)
         assert torch.equal(logits(model), expected[name])
     model.save_pretrained(tmp_path / "all")

@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional as F
 
-from peft_vprompt.tuners.base import class_features
+from peft_vprompt.tuners.base import class_list
 from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_tokenizer
 from tests.support.plain import plain_text_features
 
@@ -23,11 +23,11 @@ def loop_over_images(model, pixel_values):
     """One image at a time, its context repeated for every padded class."""
     plain, tuner = tiny_clip(), model.base_model
     sequences = tuner.method.class_sequences(model.active_peft_config, model.class_names, tiny_tokenizer())[0]
-    holder, rows = tuner.text_tower.active_prompts, []
+    holder, rows = tuner.text_encoder.active_prompts, []
     features = F.normalize(plain.get_image_features(pixel_values).pooler_output, dim=-1)
     for feature in features:
-        hidden = F.relu(F.linear(feature, holder.hidden_weight, holder.hidden_bias))
-        context = holder.tokens[0] + F.linear(hidden, holder.output_weight, holder.output_bias)
+        hidden = F.relu(F.linear(feature, holder.meta_net[0].weight, holder.meta_net[0].bias))
+        context = holder.tokens[0] + F.linear(hidden, holder.meta_net[2].weight, holder.meta_net[2].bias)
         classes = plain_text_features(plain, sequences, context[None])
         rows.append(plain.logit_scale.exp() * classes @ feature)
     return torch.stack(rows)
@@ -48,11 +48,11 @@ def test_one_batch_equals_the_loop(model):
 def test_chunks_change_nothing(model, monkeypatch):
     whole = model(pixel_values=images()).logits
     expected = gradients(model, whole)
-    monkeypatch.setattr(class_features, "MAX_TOKEN_ROWS", 1)
+    monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", 1)
     passes = []
-    tower = model.base_model.text_tower
-    original = tower.encode_packed
-    monkeypatch.setattr(tower, "encode_packed", lambda packed, x: passes.append(len(x)) or original(packed, x))
+    tower = model.base_model.text_encoder
+    original = tower.encode_class_prompts
+    monkeypatch.setattr(tower, "encode_class_prompts", lambda packed, x: passes.append(len(x)) or original(packed, x))
     chunked = model(pixel_values=images()).logits
     assert passes == [1, 1, 1, 1]
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)

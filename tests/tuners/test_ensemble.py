@@ -20,7 +20,7 @@ def member(seed, tokenizer_path, **options):
     config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, **options)
     model = get_peft_model(tiny_clip(), config)
     torch.manual_seed(seed)
-    model.base_model.text_tower.active_prompts.tokens.data += 0.3 * torch.randn(
+    model.base_model.text_encoder.active_prompts.tokens.data += 0.3 * torch.randn(
         1, config.num_contexts * config.num_virtual_tokens, 32
     )
     return model.eval()
@@ -50,7 +50,7 @@ def test_logits_are_the_mean_of_the_members(options, tokenizer_path, tmp_path):
 def test_contexts_can_be_trained_together(tokenizer_path):
     model = member(0, tokenizer_path, num_virtual_tokens=2, num_contexts=2)
     model(pixel_values=images(), labels=labels()).loss.backward()
-    gradient = model.base_model.text_tower.active_prompts.tokens.grad
+    gradient = model.base_model.text_encoder.active_prompts.tokens.grad
     assert (gradient.abs().sum(-1) > 0).all() and gradient.shape == (1, 4, 32)
 
 

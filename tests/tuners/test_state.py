@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.tuners.base.registry import METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.backbones import tiny
 from tests.support.models import (
     CLASS_NAMES,
@@ -26,7 +26,7 @@ from tests.support.models import (
 
 pytestmark = pytest.mark.core
 
-CASES = [(method, case) for method in METHODS for case in CONFIGS[method]]
+CASES = [(method, case) for method in PROMPT_METHODS for case in CONFIGS[method]]
 
 
 def trained(model):
@@ -142,7 +142,7 @@ def test_features_of_other_adapters_are_kept_while_one_learns(make):
     with torch.no_grad():
         expected = model.classify_with_adapters(images(), ["a", "b"])
     passes = []
-    layer = model.base_model.text_tower.tower.layers[0]
+    layer = model.base_model.text_encoder.view.layers[0]
     handle = layer.mlp.register_forward_hook(lambda *args: passes.append(args))
     results = model.classify_with_adapters(images(), ["a", "b"])
     handle.remove()
@@ -281,7 +281,7 @@ def test_readers_pass_gradients_on_to_images_and_towers_that_want_some(method, c
     model = get_peft_model(tiny_clip().double(), make(method, case)).double().eval()
     disturb(model)
     pixels = images().double().requires_grad_()
-    towers = (model.base_model.vision_tower, model.base_model.text_tower)
+    towers = (model.base_model.vision_encoder, model.base_model.text_encoder)
     weights = [tower.base_layer.encoder.layers[0].mlp.fc1.weight.requires_grad_() for tower in towers]
     loss = lambda: model(pixel_values=pixels, labels=labels()).loss  # noqa: E731
     for tensor, gradient in zip([pixels, *weights], torch.autograd.grad(loss(), [pixels, *weights]), strict=True):

@@ -15,12 +15,12 @@ from peft_vprompt import (
 )
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
 from peft_vprompt.experiments.models import METHODS, get_method
-from peft_vprompt.experiments.transfer import TRANSFERS, find_transfer
-from peft_vprompt.tuners.base.registry import TRANSFER
+from peft_vprompt.tuners.base.registry import BASELINES
 from tests.support.models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
 from tests.support.published_counts import COUNTS
 
 
+FINE_TUNING = [name for name, spec in METHODS.items() if spec.is_baseline]
 OURS = (BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, MLPHeadConfig, SideTuningConfig)
 #: What `merge_and_unload` can write into the base model.
 MERGEABLE = ("full", "linear", "mlp-3", "partial-1", "bias", "lora")
@@ -50,7 +50,7 @@ def learn(model, steps=3):
 
 def made(name, base=None):
     base = tiny_vit() if base is None else base
-    return get_peft_model(base, TRANSFERS[name].config(base))
+    return get_peft_model(base, METHODS[name].configure(base))
 
 
 @torch.no_grad()
@@ -63,14 +63,14 @@ def test_published_parameter_counts_on_vit_b16(row, count):
     name, options = row
     with torch.device("meta"):
         vit = ViTForImageClassification(ViTConfig(num_labels=100))
-    config = find_transfer(name).config(vit, **dict(options))
+    config = get_method(name).configure(vit, **dict(options))
     model = get_peft_model(vit, config, low_cpu_mem_usage=True)
     assert sum(p.numel() for p in trained(model).values()) == count
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("base", [tiny_vit, tiny_clip_classifier], ids=["vit", "clip"])
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_save_load_switch_off_and_unload(name, base, tmp_path):
     plain = logits(base())
     model = learn(made(name, base()))
@@ -87,7 +87,7 @@ def test_save_load_switch_off_and_unload(name, base, tmp_path):
         torch.testing.assert_close(logits(model.unload()), plain, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_the_adapters_folder_is_enough(name, tmp_path):
     tiny_vit().save_pretrained(tmp_path / "base")
     model = learn(made(name, ViTForImageClassification.from_pretrained(tmp_path / "base")))
@@ -96,7 +96,7 @@ def test_the_adapters_folder_is_enough(name, tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
 
 
-def own(names=TRANSFERS):
+def own(names=FINE_TUNING):
     """Ways to transfer that are not PEFT's own."""
     return [name for name in names if name != "lora"]
 
@@ -157,7 +157,7 @@ def test_a_task_type_of_another_kind_is_refused():
         BiasTuningConfig(task_type="CAUSAL_LM")
 
 
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_every_trained_parameter_learns_and_no_other(name):
     model = made(name)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -166,29 +166,29 @@ def test_every_trained_parameter_learns_and_no_other(name):
     changed = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     # the softmax does not see a bias on the keys
     silent = {
-        key for key in wanted - changed if key.endswith(("k_proj.bias", "k_proj.bias_tuning_parts.default.bias"))
+        key for key in wanted - changed if key.endswith(("k_proj.bias", "k_proj.bias_tuning_modules.default.bias"))
     }
     assert changed <= wanted and wanted - changed <= silent
 
 
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_merging(name):
     model = learn(made(name))
     expected = logits(model)
     if name in MERGEABLE:
         merged = model.merge_and_unload().eval()
-        assert not any("_parts" in key or "lora" in key or "modules_to_save" in key for key in merged.state_dict())
+        assert not any("_modules" in key or "lora" in key or "modules_to_save" in key for key in merged.state_dict())
         torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
     else:
         with pytest.raises(ValueError, match="cannot be merged"):
             model.merge_and_unload()
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFERS if not name.startswith("vpt")])
+@pytest.mark.parametrize("name", [name for name in FINE_TUNING if not name.startswith("vpt")])
 def test_two_adapters(name):
     model = learn(made(name))
     first = logits(model)
-    model.add_adapter("other", TRANSFERS[name].config(tiny_vit()))
+    model.add_adapter("other", METHODS[name].configure(tiny_vit()))
     model.set_adapter("other")
     learn(model, steps=1)
     assert not torch.equal(logits(model), first)
@@ -198,7 +198,7 @@ def test_two_adapters(name):
     torch.testing.assert_close(logits(model), first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", FINE_TUNING)
 def test_the_stock_trainer(name, tmp_path):
     model = made(name)
     rows = [
@@ -249,8 +249,8 @@ def test_side_tuning_blends_the_feature_of_the_head():
 
 
 def test_every_registered_config_is_reachable_and_explains_itself():
-    configs = {type(TRANSFERS[name].config(tiny_vit())) for name in TRANSFERS}
-    assert set(OURS) == {method.config_class for method in TRANSFER.values()} <= configs
+    configs = {type(METHODS[name].configure(tiny_vit())) for name in FINE_TUNING}
+    assert set(OURS) == {method.config_class for method in BASELINES.values()} <= configs
     for config in OURS:
         own = vars(config).get("__annotations__", {})
         assert all(config.__dataclass_fields__[name].metadata.get("help") for name in own)
@@ -259,7 +259,7 @@ def test_every_registered_config_is_reachable_and_explains_itself():
 def test_any_number_of_layers():
     assert get_method("partial-2").title == "Partial-2"
     assert get_method("mlp-5").transfer.options == {"num_layers": 5}
-    assert set(TRANSFERS) <= set(METHODS)
+    assert set(FINE_TUNING) <= set(METHODS)
     with pytest.raises(ValueError, match="No method 'partial-0'"):
         get_method("partial-0")
 

@@ -16,6 +16,13 @@ from ...core.tokenization import TokenSequence
 #: in it. At ViT-B/16's text width a row keeps about three tenths of a megabyte.
 MAX_TOKEN_ROWS = 8192
 
+#: Most plain token rows whose keys and values are kept for read-only prompts over a whole training: 1.6 GB in float32
+#: at ViT-B/16's text width. More are computed anew in every step.
+MAX_KV_CACHE_ROWS = 4 * MAX_TOKEN_ROWS
+
+#: Class names per call of the base model in zero-shot classification.
+ZERO_SHOT_BATCH = 1024
+
 
 @dataclass(eq=False)
 class ClassList:

@@ -34,7 +34,8 @@ from ...core.tokenization import check_lengths, encode_text, fill, warn_alike
 from ...errors import ClassNamesError, UnsupportedModelError
 from ...losses.regularizers import Features, weighted_terms
 from ...readouts import CosineReadout
-from .class_list import MAX_TOKEN_ROWS, ClassList
+from . import class_list
+from .class_list import ClassList
 from .config import PromptConfig, check_class_names
 from .feature_cache import FeatureCache, autocast_dtype, checksum, fingerprint, may_keep
 from .frozen import LazyFrozenFeatures
@@ -51,14 +52,6 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTuner
 
     from ...backbones.dual_encoder import DualEncoderView
-
-
-#: Most plain token rows whose keys and values are kept for read-only prompts over a whole training: 1.6 GB in float32
-#: at ViT-B/16's text width. More are computed anew in every step.
-MAX_KV_CACHE_ROWS = 4 * MAX_TOKEN_ROWS
-
-#: Class names per call of the base model in zero-shot classification.
-ZERO_SHOT_BATCH = 1024
 
 
 @dataclass
@@ -488,13 +481,13 @@ class ClassNameClassifier:
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
         chunks = [chunk for template in templates for chunk in template]
-        keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= MAX_KV_CACHE_ROWS
+        keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
         if len(chunks) == 1:
             encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache)]
         else:
             encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache)
             sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
-            encoded = checkpointed_chunks(encode, chunks, sizes, MAX_TOKEN_ROWS)
+            encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
         features = iter(self.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
         return self.method.combine([torch.cat([next(features) for _ in template]) for template in templates])
 
@@ -505,11 +498,11 @@ class ClassNameClassifier:
         def encode(piece: tuple) -> Tensor:
             return self.dual.project_text(self.text.encode_class_prompts(*piece))
 
-        together = max(1, MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
+        together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
         images = image_features.tensor_split(max(1, math.ceil(len(image_features) / together)))
         pieces = [(chunk, some) for some in images for chunk in chunks]
         sizes = [chunk.num_rows * len(some) for chunk, some in pieces]
-        features = iter(checkpointed_chunks(encode, pieces, sizes, MAX_TOKEN_ROWS))
+        features = iter(checkpointed_chunks(encode, pieces, sizes, class_list.MAX_TOKEN_ROWS))
         return torch.cat([torch.cat([next(features) for _ in chunks], dim=1) for _ in images])
 
     # ---- the frozen model -------------------------------------------------------------------------------------
@@ -550,9 +543,12 @@ class ClassNameClassifier:
         for template in templates:
             texts = [fill(template, name) for name in names]
             check_lengths([encode_text(tokenizer, t) for t in texts], names, self.text.view.max_positions)
-            batches = [texts[start : start + ZERO_SHOT_BATCH] for start in range(0, len(texts), ZERO_SHOT_BATCH)]
+            batches = [
+                texts[start : start + class_list.ZERO_SHOT_BATCH]
+                for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
+            ]
             encode = functools.partial(self._encode_texts, tokenizer)
-            chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), ZERO_SHOT_BATCH)
+            chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
             features.append(torch.cat(chunks))
         return average_features(features)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from peft.tuners.tuners_utils import BaseTuner
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .checkpoint_layout import Layout
 
@@ -23,6 +23,12 @@ class Depth(NamedTuple):
 
     text: int
     vision: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, is_classifier: bool) -> Depth:
+        """Return the depth of a model by its config; that of an image classifier has no text tower."""
+        vision = getattr(config, "vision_config", config).num_hidden_layers
+        return cls(0 if is_classifier else config.text_config.num_hidden_layers, vision)
 
     @property
     def both(self) -> int:
@@ -84,3 +90,14 @@ class MethodSpec:
     checkpoints: Mapping[str, Callable[[dict[str, Tensor]], Layout]] = field(default_factory=dict)
     numbered: str | None = None
     demo: Mapping | None = None
+
+    def configure(self, model: PreTrainedModel, is_classifier: bool | None = None, **options) -> PeftConfig:
+        """Return the method's PEFT config for a model; `options` replace the method's own values.
+
+        Args:
+            model: the base model.
+            is_classifier: whether it is used without a text tower; default: what the method is for.
+        """
+        classifier = self.is_baseline if is_classifier is None else is_classifier
+        values = self.defaults(Depth.of(model.config, classifier)) | self.find_targets(model) | options
+        return self.config_class(**values)
