@@ -1,69 +1,17 @@
-"""How the authors train each method: learning rate, batch, epochs, schedule, augmentation, as data with its source.
+"""The authors' recipes by method, and the learning rates that a `Recipe` means.
 
-A `Recipe` says how to train, whatever the data; `epochs_for` turns its table of shots into a number of epochs and
-`lr_schedule` its warm-up into one learning rate per epoch. Nothing here trains: see `training`.
+What a recipe is: see `tuners.base.recipe`. Nothing here trains: see `trainer`.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..tuners.base.recipe import Averaging, Recipe
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about the training of a method that is not the method.
 
-    Attributes:
-        learning_rate: the highest learning rate of SGD.
-        batch_size: images per step.
-        epochs: passes over the few shots, or pairs (most shots, epochs) in ascending order, the last for any number.
-        source: where the authors state these values.
-        warmup: `"constant"`: `warmup_epochs` at `warmup_learning_rate`; `"linear"`: from zero up to the learning rate.
-        warmup_epochs: length of the warm-up in epochs.
-        warmup_learning_rate: learning rate of a constant warm-up.
-        momentum: momentum of SGD.
-        weight_decay: weight decay of SGD, on all trained parameters.
-        crop: augmentation, see `data.TrainTransform`.
-    """
-
-    learning_rate: float
-    batch_size: int
-    epochs: int | tuple[tuple[int, int], ...]
-    source: str
-    warmup: Literal["constant", "linear"] = "constant"
-    warmup_epochs: int = 1
-    warmup_learning_rate: float = 1e-5
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: str = "random_resized_crop"
-
-    def epochs_for(self, shots: int | None) -> int:
-        """Number of epochs for `shots` images per class; None stands for all images."""
-        if isinstance(self.epochs, int):
-            return self.epochs
-        return next((epochs for most, epochs in self.epochs if shots and shots <= most), self.epochs[-1][1])
-
-    def override(self, **values) -> "Recipe":
-        """The same recipe with the values that are not None replaced.
-
-        A linear warm-up keeps its share of the epochs (10 of 100 in VPT's recipe) when their number changes.
-
-        Raises:
-            ValueError: if a number is not positive (a weight decay may be 0).
-        """
-        changed = {name: value for name, value in values.items() if value is not None}
-        for name, value in changed.items():
-            if name == "weight_decay" and value == 0:
-                continue
-            if isinstance(value, (int, float)) and not value > 0:
-                raise ValueError(f"`{name}` must be greater than 0. Received: {name}={value}.")
-        if self.warmup == "linear" and "epochs" in changed and "warmup_epochs" not in changed:
-            changed["warmup_epochs"] = round(self.warmup_epochs * changed["epochs"] / self.epochs_for(None))
-        source = f"{self.source}; changed by the user: {', '.join(sorted(changed))}" if changed else self.source
-        return replace(self, source=source, **changed)
+__all__ = ["DEMO_CHANGES", "RECIPES", "Averaging", "Recipe", "lr_schedule", "lr_scheduler"]
 
 
 _CLIP_SOURCE = "SGD momentum 0.9 and weight decay 5e-4 inherited from Dassl; "
@@ -154,35 +102,49 @@ DEMO_CHANGES: dict[str, dict] = {
 }
 
 
-def lr_schedule(recipe: Recipe, epochs: int) -> list[float]:
-    """The learning rate of every epoch.
+def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: int | None = None) -> list[float]:
+    """Return the learning rate of every epoch, or of every step where the recipe's schedule goes by steps.
 
-    With a constant warm-up of w epochs: `warmup_learning_rate`, then lr/2 (1 + cos(pi (e - w) / epochs)). The authors'
-    period is the whole number of epochs although the cosine starts late, so the last epoch does not reach zero.
-    With a linear warm-up: lr e/w, then lr/2 (1 + cos(pi (e - w) / (epochs - w))); epoch 0 trains at zero, as theirs.
+    Let t count the epochs (or the steps) from 0, T their number and w the warm-up in the same unit. The cosine from
+    t = 0 is c(t, T) = min_lr + (lr - min_lr)/2 (1 + cos(pi t / T)). With a constant warm-up: `warmup_learning_rate`,
+    then c(t - w, T). The authors' period is the whole number of epochs although the cosine starts late, so the last
+    epoch does not reach the minimum (Dassl `optim/lr_scheduler.py`). With a linear warm-up: lr t/w, then
+    c(t - w, T - w); epoch 0 trains at zero, as in KMnP/vpt `src/solver/lr_scheduler.py`.
+
+    Args:
+        recipe: the rates, the warm-up and the unit of the schedule.
+        epochs: passes over the training images.
+        steps_per_epoch: optimiser steps in each; only a schedule by steps needs it.
+        steps: optimiser steps in all, where the last epoch is not a whole one; None for whole epochs.
 
     Returns:
-        `epochs` learning rates.
+        One learning rate per epoch, or per step.
 
     Raises:
         ValueError: if `epochs` is below 1.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1. Received: epochs={epochs}.")
-    warmup = recipe.warmup_epochs
+    by_step = recipe.schedule == "cosine_per_step"
+    total = (steps or epochs * steps_per_epoch) if by_step else epochs
+    warmup = recipe.warmup_epochs * (steps_per_epoch if by_step else 1)
+    linear = recipe.warmup == "linear"
+    period = max(total - warmup, 1) if linear else total
 
-    def rate(epoch: int) -> float:
-        if epoch < warmup:
-            linear = recipe.learning_rate * epoch / warmup
-            return linear if recipe.warmup == "linear" else recipe.warmup_learning_rate
-        period = max(epochs - warmup, 1) if recipe.warmup == "linear" else epochs
-        return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * (epoch - warmup) / period))
+    def rate(time: int) -> float:
+        if time < warmup:
+            return recipe.learning_rate * time / warmup if linear else recipe.warmup_learning_rate
+        height = recipe.learning_rate - recipe.min_learning_rate
+        return recipe.min_learning_rate + 0.5 * height * (1 + math.cos(math.pi * (time - warmup) / period))
 
-    return [rate(epoch) for epoch in range(epochs)]
+    return [rate(time) for time in range(total)]
 
 
-def lr_scheduler(optimizer: Optimizer, recipe: Recipe, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """`lr_schedule` for a trainer that steps its scheduler after every batch: the rate changes between epochs only."""
-    rates = lr_schedule(recipe, epochs)
-    # One step past the last epoch is asked for after the last batch, when the rate does not matter any more.
-    return LambdaLR(optimizer, lambda step: rates[min(step // steps_per_epoch, epochs - 1)] / recipe.learning_rate)
+def lr_scheduler(
+    optimizer: Optimizer, recipe: Recipe, epochs: int, steps_per_epoch: int, steps: int | None = None
+) -> LambdaLR:
+    """Return `lr_schedule` for a trainer that steps its scheduler after every batch."""
+    rates = lr_schedule(recipe, epochs, steps_per_epoch, steps)
+    unit = 1 if recipe.schedule == "cosine_per_step" else steps_per_epoch
+    # One step past the last is asked for after the last batch, when the rate does not matter any more.
+    return LambdaLR(optimizer, lambda step: rates[min(step // unit, len(rates) - 1)] / recipe.learning_rate)
