@@ -15,6 +15,7 @@ from .classification import (
     Unhinged,
     WeightedSum,
     make_loss,
+    read_aux_loss,
     read_logits,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "Unhinged",
     "WeightedSum",
     "make_loss",
+    "read_aux_loss",
     "read_logits",
 ]

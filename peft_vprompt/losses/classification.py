@@ -1,7 +1,8 @@
 """Losses for classification with clean and with noisy labels.
 
 Every loss is a module that is called as `loss(logits, labels)`, or by `Trainer(compute_loss_func=loss)`, which hands
-over the model's output and the number of items to divide by. Shapes: n = samples, c = classes, p = softmax(logits).
+over the model's output and the number of items to divide by. Where that output has an `aux_loss`, the weighted sum of
+a method's regularisers, every loss adds it. Shapes: n = samples, c = classes, p = softmax(logits).
 All are computed in float32 at least, also under autocast, and from log-probabilities, so that values and gradients
 are finite at p = 0 and at p = 1.
 
@@ -45,10 +46,14 @@ class ClassificationLoss(nn.Module):
         self.ignore_index, self.reduction = ignore_index, reduction
 
     def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of `logits` [n, c].
+        """The loss of `logits` [n, c], and of the regularisers.
+
+        An output's `aux_loss`, a mean as each regulariser is, is added once to the "mean"; for "sum" and "none" it is
+        added to the loss of each sample that counts. With `num_items_in_batch` it is weighted by the share of the
+        samples that count, so that accumulated batches add up to the mean over all of them.
 
         Args:
-            logits: a tensor, or a model's output that has `logits`.
+            logits: a tensor, or a model's output that has `logits` and may have `aux_loss`, a scalar or None.
             labels: class numbers [n], or a distribution over the classes for each sample [n, c].
             num_items_in_batch: what "mean" divides by instead, as `Trainer` counts it over all accumulated batches: the
                 labels, which are c for each sample where they are distributions. Class weights do not change it.
@@ -56,21 +61,27 @@ class ClassificationLoss(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or labels out of range (checked where they are on the CPU).
         """
+        aux_loss = read_aux_loss(logits)
         logits = read_logits(logits)
         self._check(logits, labels)
         with torch.autocast(logits.device.type, enabled=False):
             log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
             if labels.is_floating_point():
                 losses, total = self._soft(log_p, labels.to(log_p)), logits.shape[0]
+                counted = torch.ones_like(losses)
                 if num_items_in_batch is not None:
                     num_items_in_batch = num_items_in_batch / labels.shape[1]
             else:
                 losses, total = self._hard(log_p, labels)
-            if self.reduction == "none":
-                return losses
-            if self.reduction == "sum":
-                return losses.sum()
-            return losses.sum() / (total if num_items_in_batch is None else num_items_in_batch)
+                counted = (labels != self.ignore_index).to(losses)
+            if self.reduction == "mean":
+                divisor = total if num_items_in_batch is None else num_items_in_batch
+                share = 1.0 if num_items_in_batch is None else counted.sum() / num_items_in_batch
+                loss = losses.sum() / divisor
+                return loss if aux_loss is None else loss + share * aux_loss.to(losses)
+            if aux_loss is not None:
+                losses = losses + counted * aux_loss.to(losses)
+            return losses.sum() if self.reduction == "sum" else losses
 
     def _hard(self, log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         counted = labels != self.ignore_index
@@ -127,6 +138,13 @@ def read_logits(output) -> Tensor:
     if isinstance(output, Tensor):
         return output
     return output["logits"] if isinstance(output, dict) else output.logits
+
+
+def read_aux_loss(output) -> Tensor | None:
+    """The weighted sum of the regularisers in a model's output; None without any, or of a tensor of logits."""
+    if isinstance(output, Tensor):
+        return None
+    return output.get("aux_loss") if isinstance(output, dict) else getattr(output, "aux_loss", None)
 
 
 class CrossEntropy(ClassificationLoss):

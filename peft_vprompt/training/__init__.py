@@ -1,1 +1,38 @@
 """Training by a recipe with the stock Trainer, its callbacks, evaluation, cached image features."""
+
+from ..tuners.base.recipe import Averaging, Recipe
+from .averaging import AverageWeights
+from .cached_features import RandomViews, cache_features, feature_rows
+from .callbacks import ProgressBar, StepTimer, StopIfDiverged
+from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits
+from .gradient_probe import GradientProbe
+from .recipes import lr_schedule, lr_scheduler
+from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer, train
+
+
+__all__ = [
+    "AverageWeights",
+    "Averaging",
+    "EvalSet",
+    "GradientProbe",
+    "ProgressBar",
+    "RandomViews",
+    "Recipe",
+    "RecipeTrainer",
+    "StepTimer",
+    "StopIfDiverged",
+    "TrainResult",
+    "accuracy",
+    "cache_features",
+    "compute_metrics",
+    "evaluate",
+    "feature_rows",
+    "harmonic_mean",
+    "last_checkpoint",
+    "lr_schedule",
+    "lr_scheduler",
+    "make_optimizer",
+    "predict",
+    "predict_logits",
+    "train",
+]

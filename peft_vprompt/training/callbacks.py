@@ -1,4 +1,6 @@
-"""TODO training/callbacks."""
+"""Callbacks of a run: a stop when it diverges, step times, the progress bar. Averages of weights: see `averaging`."""
+
+from __future__ import annotations
 
 import statistics
 import time
@@ -7,9 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import (
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 
 
 class StopIfDiverged(TrainerCallback):
@@ -42,14 +42,27 @@ class StopIfDiverged(TrainerCallback):
         self._finite = [value.detach().clone() for value in trained_values(model)]
 
 
-def trained_values(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Return what training changes: parameters that require gradients, and the statistics of modules that have such."""
-    values = []
-    for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        statistics_beside = [b for b in module.buffers(recurse=False) if b.is_floating_point()] if own else []
-        values += [*own, *statistics_beside]
+def named_trained_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return what training changes, by name.
+
+    These are the parameters that require gradients, and the statistics (floating-point buffers) of modules that have
+    such parameters. A parameter that several modules share has the first one's name.
+    """
+    values = {}
+    seen = set()
+    for prefix, module in model.named_modules():
+        own = [(name, p) for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+        buffers = module.named_buffers(recurse=False) if own else []
+        for name, value in [*own, *((name, b) for name, b in buffers if b.is_floating_point())]:
+            if id(value) not in seen:
+                seen.add(id(value))
+                values[f"{prefix}.{name}" if prefix else name] = value
     return values
+
+
+def trained_values(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the values of `named_trained_values`."""
+    return list(named_trained_values(model).values())
 
 
 class StepTimer(TrainerCallback):

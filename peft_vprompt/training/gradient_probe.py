@@ -13,9 +13,10 @@ from ..utils.eval_mode import eval_mode
 
 
 class GradientProbe(TrainerCallback):
-    """Before the first and after every epoch: the gradients of the clean and of the noisy samples' mean losses.
+    """Measure, before the first and after every epoch, the gradients of the clean and of the noisy samples' mean losses.
 
-    Changes nothing in the run: gradients are computed beside those of the training, on samples fixed at the start.
+    The losses include the method's regularisers. Nothing in the run changes: gradients are computed beside those of
+    the training, on samples fixed at the start.
 
     Args:
         rows: the training rows, as the model takes them.
@@ -58,6 +59,8 @@ class GradientProbe(TrainerCallback):
         """Gradient of the mean loss of a batch by everything that is trained, in one vector."""
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        if getattr(model, "class_name_classifier", None) is not None:
+            inputs["output_aux_loss"] = True  # evaluation leaves the regularisers out, which training minimises too
         with eval_mode(model):  # dropout would draw from the run's random numbers
             loss = self.loss(model(**inputs), batch["labels"].to(device))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

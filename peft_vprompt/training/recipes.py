@@ -1,8 +1,4 @@
-"""How the authors train each method: learning rate, batch, epochs, schedule, augmentation, as data with its source.
-
-A `Recipe` says how to train, whatever the data; `epochs_for` turns its table of shots into a number of epochs and
-`lr_schedule` its warm-up into one learning rate per epoch. Nothing here trains: see `training`.
-"""
+"""The learning rates that a `Recipe` means. What a recipe is: see `tuners.base.recipe`; who trains: see `trainer`."""
 
 import math
 
@@ -12,35 +8,49 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..tuners.base.recipe import Recipe
 
 
-def lr_schedule(recipe: Recipe, epochs: int) -> list[float]:
-    """The learning rate of every epoch.
+def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: int | None = None) -> list[float]:
+    """Return the learning rate of every epoch, or of every step where the recipe's schedule goes by steps.
 
-    With a constant warm-up of w epochs: `warmup_learning_rate`, then lr/2 (1 + cos(pi (e - w) / epochs)). The authors'
-    period is the whole number of epochs although the cosine starts late, so the last epoch does not reach zero.
-    With a linear warm-up: lr e/w, then lr/2 (1 + cos(pi (e - w) / (epochs - w))); epoch 0 trains at zero, as theirs.
+    Let t count the epochs (or the steps) from 0, T their number and w the warm-up in the same unit. The cosine from
+    t = 0 is c(t, T) = min_lr + (lr - min_lr)/2 (1 + cos(pi t / T)). With a constant warm-up: `warmup_learning_rate`,
+    then c(t - w, T). The authors' period is the whole number of epochs although the cosine starts late, so the last
+    epoch does not reach the minimum (Dassl `optim/lr_scheduler.py`). With a linear warm-up: lr t/w, then
+    c(t - w, T - w); epoch 0 trains at zero, as in KMnP/vpt `src/solver/lr_scheduler.py`.
+
+    Args:
+        recipe: the rates, the warm-up and the unit of the schedule.
+        epochs: passes over the training images.
+        steps_per_epoch: optimiser steps in each; only a schedule by steps needs it.
+        steps: optimiser steps in all, where the last epoch is not a whole one; None for whole epochs.
 
     Returns:
-        `epochs` learning rates.
+        One learning rate per epoch, or per step.
 
     Raises:
         ValueError: if `epochs` is below 1.
     """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1. Received: epochs={epochs}.")
-    warmup = recipe.warmup_epochs
+    by_step = recipe.schedule == "cosine_per_step"
+    total = (steps or epochs * steps_per_epoch) if by_step else epochs
+    warmup = recipe.warmup_epochs * (steps_per_epoch if by_step else 1)
+    linear = recipe.warmup == "linear"
+    period = max(total - warmup, 1) if linear else total
 
-    def rate(epoch: int) -> float:
-        if epoch < warmup:
-            linear = recipe.learning_rate * epoch / warmup
-            return linear if recipe.warmup == "linear" else recipe.warmup_learning_rate
-        period = max(epochs - warmup, 1) if recipe.warmup == "linear" else epochs
-        return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * (epoch - warmup) / period))
+    def rate(time: int) -> float:
+        if time < warmup:
+            return recipe.learning_rate * time / warmup if linear else recipe.warmup_learning_rate
+        height = recipe.learning_rate - recipe.min_learning_rate
+        return recipe.min_learning_rate + 0.5 * height * (1 + math.cos(math.pi * (time - warmup) / period))
 
-    return [rate(epoch) for epoch in range(epochs)]
+    return [rate(time) for time in range(total)]
 
 
-def lr_scheduler(optimizer: Optimizer, recipe: Recipe, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """`lr_schedule` for a trainer that steps its scheduler after every batch: the rate changes between epochs only."""
-    rates = lr_schedule(recipe, epochs)
-    # One step past the last epoch is asked for after the last batch, when the rate does not matter any more.
-    return LambdaLR(optimizer, lambda step: rates[min(step // steps_per_epoch, epochs - 1)] / recipe.learning_rate)
+def lr_scheduler(
+    optimizer: Optimizer, recipe: Recipe, epochs: int, steps_per_epoch: int, steps: int | None = None
+) -> LambdaLR:
+    """Return `lr_schedule` for a trainer that steps its scheduler after every batch."""
+    rates = lr_schedule(recipe, epochs, steps_per_epoch, steps)
+    unit = 1 if recipe.schedule == "cosine_per_step" else steps_per_epoch
+    # One step past the last is asked for after the last batch, when the rate does not matter any more.
+    return LambdaLR(optimizer, lambda step: rates[min(step // unit, len(rates) - 1)] / recipe.learning_rate)

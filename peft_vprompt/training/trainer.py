@@ -1,4 +1,4 @@
-"""Training by the authors' recipe with the stock `transformers.Trainer`: SGD, rates per epoch, resume after a kill."""
+"""Training by a recipe with the stock `transformers.Trainer`: optimizer, schedule, callbacks, resume after a kill."""
 
 import hashlib
 import json
@@ -23,9 +23,12 @@ from transformers import (
 from transformers.trainer_callback import TrainerState
 
 from ..errors import TrainingDivergedError
+from ..tuners.base.recipe import Recipe
+from ..utils.validation import require_int
+from .averaging import AVERAGE_FILE, AverageWeights
 from .callbacks import StepTimer, StopIfDiverged, _progress_bar
 from .evaluation import compute_metrics
-from .recipes import Recipe, lr_scheduler
+from .recipes import lr_scheduler
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def train(
     output_dir: str | Path,
     eval_set: Sequence[dict] | None = None,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
     seed: int = 1,
     loss: Callable | None = None,
     settings: dict | None = None,
@@ -66,16 +70,21 @@ def train(
 ) -> TrainResult:
     """Train the parameters of `model` that require gradients, in place.
 
+    What the method does beside its loss, such as a projection of its gradients, comes from the model: callbacks of the
+    Trainer that `model.method_callbacks()` makes, if the model has that. Where the recipe averages weights the model
+    holds the average at the end; the accuracies and the checkpoints along the way are of the weights without it.
+
     Args:
         model: a PEFT model whose call takes `labels` and `pixel_values` or `image_features`.
         train_set: rows with `labels` and `pixel_values` or `image_features`.
         recipe: how to train.
         output_dir: checkpoints go to `output_dir/checkpoints/<digest of the settings>`.
         eval_set: rows to measure the accuracy on after every epoch.
-        epochs: passes over `train_set`, see `Recipe.epochs_for`.
+        epochs: passes over `train_set`, see `Recipe.epochs_for`; None with `steps`.
+        steps: optimiser steps instead, see `Recipe.steps_for`; the last epoch may be cut short.
         seed: seed of the order of images and of the augmentation.
         loss: what to minimise instead of the model's own loss, such as those in `losses`.
-        settings: whatever else the run depends on (data, method). A run with the same recipe, epochs, seed and
+        settings: whatever else the run depends on (data, method). A run with the same recipe, length, seed and
             settings goes on from its last checkpoint; any other starts afresh beside it.
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
@@ -84,20 +93,37 @@ def train(
         callbacks: further callbacks of the Trainer.
 
     Raises:
-        ValueError: if `train_set` is empty.
+        ValueError: if `train_set` is empty, or not exactly one of `epochs` and `steps` is given.
         TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
             checkpoint is made of the others.
     """
-    _check(train_set, recipe, epochs)
+    _check(train_set, epochs, steps)
     identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
-    folder = checkpoint_folder(output_dir, identity)
-    arguments = _arguments(recipe, folder, epochs, seed, checkpoints, bf16, workers, eval_set is not None)
+    folder = checkpoint_folder(output_dir, identity | ({"steps": steps} if steps else {}))
+    arguments = _arguments(recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None)
     _keep_batch(arguments, recipe, len(train_set))
-    timer, divergence = StepTimer(), StopIfDiverged()
-    checkpoint = last_checkpoint(folder) if checkpoints else None
+    steps_per_epoch = _steps_per_epoch(arguments, len(train_set))
+    if steps is not None:
+        epochs = math.ceil(steps / steps_per_epoch)
+        arguments.max_steps = steps
+    _warn_of_warmup(recipe, epochs)
+    checkpoint = last_checkpoint(folder, averaged=recipe.averaging is not None) if checkpoints else None
+    resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if steps is not None and resumed_step >= steps:
+        # All steps are made: without this the Trainer would make one more, to complete the last epoch.
+        arguments.max_steps = -1
+        arguments.num_train_epochs = resumed_step // steps_per_epoch
+    optimizer = make_optimizer(model, recipe)
+    scheduler = lr_scheduler(optimizer, recipe, epochs, steps_per_epoch, steps)
+    timer = StepTimer()
+    divergence = StopIfDiverged()
+    own = getattr(model, "method_callbacks", None)
+    of_method = own() if own is not None else []
+    # The average comes after the watch for divergence: no average is saved of values that are not finite.
+    average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
     with _progress_bar(progress) as bars:
-        watchers = [timer, *callbacks, divergence, *bars]
-        trainer = _trainer(model, arguments, train_set, eval_set, recipe, loss, watchers)
+        watchers = [timer, *of_method, *callbacks, divergence, *average, *bars]
+        trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if divergence.epoch is not None:
@@ -111,13 +137,19 @@ def train(
         seconds_per_step=timer.median,
         train_seconds=time.perf_counter() - start,
         history=trainer.state.log_history,
-        resumed_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        resumed_step=resumed_step,
     )
 
 
-def _check(train_set: Sequence[dict], recipe: Recipe, epochs: int) -> None:
+def _check(train_set: Sequence[dict], epochs: int | None, steps: int | None) -> None:
     if not len(train_set):
         raise ValueError("The training set is empty.")
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"Expected a number of epochs or of steps. Received: epochs={epochs}, steps={steps}.")
+    require_int("epochs" if steps is None else "steps", epochs if steps is None else steps, 1)
+
+
+def _warn_of_warmup(recipe: Recipe, epochs: int) -> None:
     if epochs <= recipe.warmup_epochs:
         warnings.warn(
             f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned.",
@@ -130,7 +162,7 @@ def _trainer(
     arguments: TrainingArguments,
     train_set: Sequence[dict],
     eval_set: Sequence[dict] | None,
-    recipe: Recipe,
+    optimizers: tuple[torch.optim.Optimizer, LambdaLR],
     loss: Callable | None,
     callbacks: list[TrainerCallback],
 ) -> Trainer:
@@ -142,7 +174,7 @@ def _trainer(
         data_collator=default_data_collator,
         compute_metrics=compute_metrics,
         compute_loss_func=loss,
-        optimizers=_optimizer_and_scheduler(model, recipe, arguments, len(train_set)),
+        optimizers=optimizers,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -196,18 +228,19 @@ def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> No
     arguments.dataloader_drop_last = images >= recipe.batch_size  # full batches only, as the authors' loader
 
 
-def _optimizer_and_scheduler(
-    model: torch.nn.Module, recipe: Recipe, arguments: TrainingArguments, images: int
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer of the parameters of `model` that require gradients."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, betas=tuple(recipe.betas), eps=recipe.eps, **shared)
+
+
+def _steps_per_epoch(arguments: TrainingArguments, images: int) -> int:
     batch = arguments.train_batch_size * arguments.world_size
-    steps_per_epoch = max(images // batch if arguments.dataloader_drop_last else math.ceil(images / batch), 1)
-    return optimizer, lr_scheduler(optimizer, recipe, int(arguments.num_train_epochs), steps_per_epoch)
+    return max(images // batch if arguments.dataloader_drop_last else math.ceil(images / batch), 1)
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
@@ -216,10 +249,15 @@ def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
     return Path(output_dir) / "checkpoints" / digest
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint: the Trainer writes its state last, so without one it was cut off."""
+def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
+    """Return the newest complete checkpoint: the Trainer writes its state last, so without one it was cut off.
+
+    A checkpoint of a run with `averaged` weights is complete with the average alone.
+    """
     complete = []
     for state_file in folder.glob("checkpoint-*/trainer_state.json"):
+        if averaged and not (state_file.parent / AVERAGE_FILE).is_file():
+            continue
         try:
             complete.append((TrainerState.load_from_json(str(state_file)).global_step, state_file.parent))
         except (json.JSONDecodeError, TypeError):

@@ -1,0 +1,157 @@
+"""`AverageWeights`: a run ends with an average of the weights it went through, not with the last ones."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from ..tuners.base.recipe import Averaging
+from ..utils.io import atomic_path
+from .callbacks import named_trained_values
+
+
+#: The average so far, in a checkpoint.
+AVERAGE_FILE = "weight_average.safetensors"
+
+#: Entries of the file beside the values: the last epoch that was averaged, and the logarithm of the weights' sum.
+_EPOCH, _LOG_TOTAL = "average.epoch", "average.log_total"
+
+
+class AverageWeights(TrainerCallback):
+    """Average what is trained over a run, and give the average to the model at the end of training.
+
+    Works with any `Trainer` that saves in its `output_dir`. The average is kept in float32 at least, beside the
+    model: training, evaluation along the way and the weights in checkpoints are those without it. Each checkpoint has
+    the average so far in `weight_average.safetensors`, from which a resumed run goes on to the same bits. Where a
+    step makes a value that is not finite the model keeps its own.
+
+    Args:
+        averaging: which average.
+
+    Raises:
+        ValueError: when training begins: a checkpoint to resume from has no average or one of other values; there are
+            no epochs to average; or the arguments ask for the best checkpoint at the end, or for sharded weights.
+    """
+
+    def __init__(self, averaging: Averaging):
+        self.averaging = averaging
+        self._average: dict[str, Tensor] = {}
+        self._epoch = 0
+        self._log_total = -math.inf
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
+        """Start from the weights as they are, or from a checkpoint's average."""
+        self._check(args, state)
+        self._epoch = 0
+        self._log_total = -math.inf
+        self._average = {
+            name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
+            for name, value in named_trained_values(model).items()
+        }
+        if state.global_step:
+            self._load(_average_file(args, state))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
+        """Count the step, or the epoch where the step was its last: the checkpoint of this step has it then."""
+        if self.averaging.kind == "ema":
+            self._add(model, 1 - self.averaging.decay)
+        elif float(state.epoch).is_integer() or state.global_step >= state.max_steps:
+            self._add_epoch(model, state)
+        self._save(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
+    ):
+        """Count an epoch that was cut short."""
+        if self.averaging.kind != "ema":
+            self._add_epoch(model, state)
+        self._save(args, state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Complete a checkpoint that a later callback asked for."""
+        if args.should_save and not _average_file(args, state).is_file():
+            self._write(_average_file(args, state))
+
+    @torch.no_grad()
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
+        """Give the model the average, unless nothing was averaged or training diverged."""
+        averaged = self.averaging.kind == "ema" or self._epoch
+        if averaged and all(bool(value.isfinite().all()) for value in self._average.values()):
+            for name, value in named_trained_values(model).items():
+                value.copy_(self._average[name])
+
+    def _check(self, args: TrainingArguments, state: TrainerState) -> None:
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "Expected a run that ends with its average. Received: load_best_model_at_end=True, which asks for the "
+                "weights of one checkpoint. Set it to False, or leave out AverageWeights."
+            )
+        if args.fsdp or args.deepspeed:
+            raise ValueError(
+                f"Expected whole weights in every process. Received: fsdp={args.fsdp!r}, deepspeed={args.deepspeed!r}, "
+                "which share them out. Use one process, or several with DistributedDataParallel."
+            )
+        first = self.averaging.from_epoch
+        if first is not None and not state.global_step and first > state.num_train_epochs:
+            raise ValueError(
+                f"Expected from_epoch to be one of the {state.num_train_epochs} epochs. Received: from_epoch={first}."
+            )
+
+    def _add_epoch(self, model: torch.nn.Module, state: TrainerState) -> None:
+        """Count the epoch that ends, once; the last epoch of a run that counts steps may be cut short."""
+        epoch = math.ceil(state.epoch or 0)
+        if epoch <= self._epoch or epoch < (self.averaging.from_epoch or 0):
+            return
+        self._epoch = epoch
+        # By logarithms, since the weight of an early epoch may be too small for a number.
+        log_weight = 0.0
+        if self.averaging.kind == "gaussian":
+            log_weight = -0.5 * ((epoch - self.averaging.mean) / self.averaging.std) ** 2
+        high, low = max(self._log_total, log_weight), min(self._log_total, log_weight)
+        self._log_total = high + math.log1p(math.exp(low - high))
+        self._add(model, math.exp(log_weight - self._log_total))
+
+    @torch.no_grad()
+    def _add(self, model: torch.nn.Module, share: float) -> None:
+        """Move the average towards the model's weights; after shares w_e / (w_1 + ... + w_e) it is the weighted mean."""
+        for name, value in named_trained_values(model).items():
+            average = self._average[name]
+            average.lerp_(value.to(average), share)
+
+    def _save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        # Before the Trainer writes its part, so that there is never a whole checkpoint without the average.
+        if control.should_save and args.should_save:
+            self._write(_average_file(args, state))
+
+    def _write(self, path: Path) -> None:
+        progress = {_EPOCH: torch.tensor(self._epoch), _LOG_TOTAL: torch.tensor(self._log_total, dtype=torch.float64)}
+        with atomic_path(path) as partial:
+            save_file({name: value.contiguous() for name, value in self._average.items()} | progress, partial)
+
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(
+                f"Expected the average of the weights beside the checkpoint that training resumes from. Received: no "
+                f"file {path}. Resume from a checkpoint of a run with AverageWeights in this output_dir, or start afresh."
+            )
+        saved = load_file(path)
+        self._epoch = int(saved.pop(_EPOCH, torch.tensor(0)))
+        self._log_total = float(saved.pop(_LOG_TOTAL, torch.tensor(-math.inf)))
+        shapes = {name: tuple(value.shape) for name, value in saved.items()}
+        if shapes != {name: tuple(value.shape) for name, value in self._average.items()}:
+            raise ValueError(
+                f"Expected the average of the {len(self._average)} values that are trained. Received: others in {path}. "
+                "Resume with the model and the method of the checkpoint, or start afresh."
+            )
+        for name, value in self._average.items():
+            value.copy_(saved[name])
+
+
+def _average_file(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / AVERAGE_FILE
