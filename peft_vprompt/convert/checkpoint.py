@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import AutoConfig
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError
 from ..tuners.base.registry import METHODS
+from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 from .layouts import LAYOUTS, Layout
 
@@ -174,10 +174,7 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
 
 def _write(config: PeftConfig, weights: dict, output: Path) -> None:
     """Write config and weights through temporary names."""
-    output.mkdir(parents=True, exist_ok=True)
     config.record_classes()
-    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as staging:
+    with atomic_files(output) as staging:
         config.save_pretrained(staging)
-        save_file(weights, Path(staging, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
-        for path in Path(staging).iterdir():
-            os.replace(path, output / path.name)
+        save_file(weights, staging / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -1,6 +1,5 @@
 """Training by the authors' recipe with the stock `transformers.Trainer`: SGD, rates per epoch, resume after a kill."""
 
-import hashlib
 import json
 import math
 import time
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.trainer_callback import TrainerState
 
 from ..errors import TrainingDivergedError
+from ..utils.digests import digest_json
 from .callbacks import StepTimer, StopIfDiverged, _progress_bar
 from .evaluation import compute_metrics
 from .recipes import Recipe, lr_scheduler
@@ -212,8 +212,7 @@ def _optimizer_and_scheduler(
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
     """Folder for the checkpoints of one run: the same for the same settings, another for any other."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return Path(output_dir) / "checkpoints" / digest
+    return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
