@@ -233,7 +233,7 @@ class _Objective:
 
 
 def _accuracies(study) -> dict[tuple[float, float], float]:
-    """Validation accuracy of the pairs that are done."""
+    """Return the validation accuracy of the pairs that are done."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     return {(trial.params["base_rate"], trial.params["weight_decay"]): trial.value for trial in done}
 
