@@ -5,11 +5,8 @@ disk or the network. The same options give the same weights on the same kind of 
 records the options, the learning curve and what was reached.
 """
 
-import json
 import math
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +26,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, get_co
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES
 from peft_vprompt.demo.task import TEMPLATE, demo_task
 from peft_vprompt.demo.world import COLOURS, Scene, describe, render, sample_scene, simplify
+from peft_vprompt.utils.io import atomic_files, write_json
 
 from .tiny_clip import MAX_TOKENS, build_model, image_processor, train_tokenizer
 
@@ -246,8 +244,7 @@ def save(
     folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, record: dict
 ) -> None:
     """Write weights, tokenizer, processor, `training.json` and `README.md`; each file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with atomic_files(folder) as scratch:
         for part in (model, tokenizer, processor):
             part.save_pretrained(scratch)
         options = record["options"]
@@ -261,11 +258,10 @@ def save(
             template=TEMPLATE,
             **options | {"vocabulary": len(tokenizer)},
         )
-        Path(scratch, "README.md").write_text(readme, encoding="utf-8")
-        Path(scratch, "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        for file in Path(scratch).iterdir():
+        (scratch / "README.md").write_text(readme, encoding="utf-8")
+        write_json(record, scratch / "training.json")
+        for file in scratch.iterdir():
             file.chmod(0o644)
-            os.replace(file, folder / file.name)
 
 
 def _listed(numbers: dict[str, float]) -> str:

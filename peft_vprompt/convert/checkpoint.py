@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.prompted_encoder import LEARNER
 from ..tuners.base.registry import METHODS, find_method
+from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 
 
@@ -178,10 +178,7 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
 
 def _write(config: PeftConfig, weights: dict, output: Path) -> None:
     """Write config and weights through temporary names."""
-    output.mkdir(parents=True, exist_ok=True)
     config.record_classes()
-    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as staging:
+    with atomic_files(output) as staging:
         config.save_pretrained(staging)
-        save_file(weights, Path(staging, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
-        for path in Path(staging).iterdir():
-            os.replace(path, output / path.name)
+        save_file(weights, staging / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

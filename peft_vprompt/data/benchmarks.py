@@ -11,7 +11,6 @@ Numbers of classes: KMnP/vpt `tune_vtab.py` and `configs/prompt/`. Nothing is do
 
 from __future__ import annotations
 
-import json
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from PIL.Image import Resampling
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..utils.io import read_json
 from ..utils.validation import shorten
 from .images import RGBImage
 
@@ -66,7 +66,7 @@ class TransferTask:
         return "random_crop" if self.benchmark == "fgvc" else "none"
 
     def image_processor(self, size: int):
-        """The published preprocessing for a model that takes `size` x `size` pixels; ImageNet mean and deviation.
+        """Return the published preprocessing for a model that takes `size` x `size` pixels; ImageNet mean and deviation.
 
         FGVC: short side to 8/7 of the size (256 for 224), centre crop. VTAB-1k: resized to the size, whatever the shape.
         Source: KMnP/vpt `src/data/transforms.py`, `src/data/datasets/tf_dataset.py`.
@@ -123,10 +123,10 @@ TRANSFER_TASKS: dict[str, TransferTask] = {
 
 
 def find_tasks(name: str) -> list[TransferTask]:
-    """The task of that full name, or all tasks of a benchmark.
+    """Return the task of that full name, or all tasks of a benchmark.
 
     Raises:
-        ValueError: if there is none; the message lists the names.
+        ValueError: there is none; the message lists the names.
     """
     found = [task for task in TRANSFER_TASKS.values() if name in (task.full_name, task.benchmark)]
     if not found:
@@ -138,7 +138,7 @@ def find_tasks(name: str) -> list[TransferTask]:
 
 
 def find_task(name: str) -> TransferTask:
-    """The task of that full name.
+    """Return the task of that full name.
 
     Raises:
         ValueError: there is none, or the name is of a whole benchmark.
@@ -186,12 +186,12 @@ def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None =
 
 
 def with_trainval(splits: DatasetDict) -> DatasetDict:
-    """The splits with `trainval`, training and validation images together."""
+    """Return the splits with `trainval`, training and validation images together."""
     return DatasetDict(splits | {TRAINVAL: concatenate_datasets([splits["train"], splits["validation"]])})
 
 
 def group_means(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Means over the tasks of every group, as the papers report them, by `benchmark/group`.
+    """Return the means over the tasks of every group, as the papers report them, by `benchmark/group`.
 
     Args:
         accuracies: accuracy by full task name.
@@ -221,10 +221,10 @@ Rows = list[tuple[str, int]]
 
 
 def _read_json(task: TransferTask, folder: Path) -> dict[str, Rows]:
-    """Rows of the splits of an FGVC data set."""
+    """Read the rows of the splits of an FGVC data set."""
     splits = {}
     for split, stem in FGVC_SPLITS.items():
-        content = json.loads(_existing(folder / f"{stem}.json").read_text(encoding="utf-8"))
+        content = read_json(_existing(folder / f"{stem}.json"))
         if not isinstance(content, dict) or not all(isinstance(label, int) for label in content.values()):
             raise ValueError(f"Expected a JSON object {{image path: class id}}. Received: {folder / stem}.json.")
         splits[split] = [(_image(folder / task.image_folder, path), label) for path, label in content.items()]
@@ -232,7 +232,7 @@ def _read_json(task: TransferTask, folder: Path) -> dict[str, Rows]:
 
 
 def _read_lists(folder: Path) -> dict[str, Rows]:
-    """Rows of the splits of a VTAB-1k task."""
+    """Read the rows of the splits of a VTAB-1k task."""
     splits = {}
     for split, stem in VTAB_SPLITS.items():
         rows = []

@@ -1,4 +1,4 @@
-"""Choosing rows of a labelled data set: few shots per class, base and novel classes, a stratified test split.
+"""The choice of rows of a labelled data set: few shots per class, base and novel classes, a stratified test split.
 
 Everything here works on the label column alone, so no image is decoded.
 """
@@ -35,8 +35,9 @@ def few_shot(
         The chosen rows with their labels as they are, ordered by class.
 
     Raises:
-        ValueError: if `shots` or `seed` is out of range, a name is not a class of the data set, or a class has fewer
+        ValueError: `shots` or `seed` is out of range, a name is not a class of the data set, or a class has fewer
             than `shots` images (the message names the classes).
+        TypeError: the label column is no `ClassLabel`.
     """
     if shots < 1:
         raise ValueError(f"`shots` must be at least 1. Received: shots={shots}.")
@@ -64,7 +65,7 @@ def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     This is the rule of the base-to-novel benchmark (CoCoOp, Zhou et al. 2022, section 4.1).
 
     Raises:
-        ValueError: if there are fewer than two classes, so that nothing would be novel.
+        ValueError: there are fewer than two classes, so that nothing would be novel.
     """
     if len(class_names) < 2:
         raise ValueError(
@@ -78,7 +79,8 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
     """Keep the rows of the named classes and relabel them 0, 1, ... in the order of `class_names`.
 
     Raises:
-        ValueError: if a name is not a class of the data set, or no row is left.
+        ValueError: a name is not a class of the data set, or no row is left.
+        TypeError: the label column is no `ClassLabel`.
     """
     names = _class_names(dataset, label_column)
     new_label = np.full(len(names), -1)
@@ -91,7 +93,9 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
     return rows.add_column(label_column, labels[kept], feature=ClassLabel(names=list(class_names)))
 
 
-def stratified_split(dataset: Dataset, test_fraction: float, seed: int, label_column: str = "label"):
+def stratified_split(
+    dataset: Dataset, test_fraction: float, seed: int, label_column: str = "label"
+) -> tuple[Dataset, Dataset]:
     """Split off the same share of every class, to test on or to validate with.
 
     Args:
@@ -105,11 +109,13 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int, label_co
         A pair: what stays, and what is split off.
 
     Raises:
-        ValueError: if `test_fraction` is not between 0 and 1 or a class has fewer than two images.
+        ValueError: `test_fraction` is not between 0 and 1, or a class has fewer than two images.
+        TypeError: the label column is no `ClassLabel`.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"`test_fraction` must lie between 0 and 1. Received: test_fraction={test_fraction}.")
-    names, counts = _class_names(dataset, label_column), class_counts(dataset, label_column)
+    names = _class_names(dataset, label_column)
+    counts = class_counts(dataset, label_column)
     if small := [name for name, count in zip(names, counts, strict=True) if count < 2]:
         raise ValueError(f"Too few images to split some off (2 are needed): {shorten(small)}.")
     labels = _labels(dataset, label_column)
@@ -121,7 +127,12 @@ def stratified_split(dataset: Dataset, test_fraction: float, seed: int, label_co
 
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
-    """Number of images of every class, in label order: int array of shape [classes]."""
+    """Return the number of images of every class, in label order, int [classes].
+
+    Raises:
+        ValueError: there is no such column.
+        TypeError: the label column is no `ClassLabel`.
+    """
     names = _class_names(dataset, label_column)
     return np.bincount(_labels(dataset, label_column), minlength=len(names))
 

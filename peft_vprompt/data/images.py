@@ -56,7 +56,8 @@ def _to_eight_bits(image: Image.Image) -> np.ndarray:
 
 def _value_range(values: np.ndarray, floats: bool) -> tuple[float, float]:
     """Return the values that are to be black and white."""
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     ranges = (1.0, 255.0, 65535.0) if floats else (255.0, 65535.0)
     fitting = [top for top in ranges if high <= top]
     return (0.0, fitting[0]) if low >= 0 and fitting else (low, high)

@@ -35,8 +35,13 @@ class NoisyLabels:
 
     @classmethod
     def compare(cls, true: ArrayLike, noisy: ArrayLike, num_classes: int) -> NoisyLabels:
-        """Describe noisy labels by what they differ in from the true ones."""
-        true, noisy = _check_labels(true, num_classes), _check_labels(noisy, num_classes)
+        """Describe noisy labels [n] by what they differ in from the true ones [n].
+
+        Raises:
+            ValueError: labels out of range, or none.
+        """
+        true = _check_labels(true, num_classes)
+        noisy = _check_labels(noisy, num_classes)
         counts = np.zeros((num_classes, num_classes))
         np.add.at(counts, (true, noisy), 1)
         matrix = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -56,7 +61,8 @@ def symmetric_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int)
     Raises:
         ValueError: a rate out of range, labels out of range, or a class so small that the rate changes no label.
     """
-    labels, rng = _check_labels(labels, num_classes), np.random.default_rng(seed)
+    labels = _check_labels(labels, num_classes)
+    rng = np.random.default_rng(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = (labels[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
@@ -64,8 +70,19 @@ def symmetric_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int)
 
 
 def pair_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int) -> NoisyLabels:
-    """Replace labels y by y + 1, the last class by the first. Arguments and errors as for `symmetric_noise`."""
-    labels, rng = _check_labels(labels, num_classes), np.random.default_rng(seed)
+    """Replace labels y by y + 1, the last class by the first.
+
+    Args:
+        labels: true labels [n].
+        rate: share of the labels of every class to replace, in [0, 1].
+        num_classes: number of classes.
+        seed: seed of the generator.
+
+    Raises:
+        ValueError: as for `symmetric_noise`.
+    """
+    labels = _check_labels(labels, num_classes)
+    rng = np.random.default_rng(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = (labels[chosen] + 1) % num_classes
@@ -73,7 +90,7 @@ def pair_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int) -> N
 
 
 def confused_labels(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
-    """The wrong class that a zero-shot model likes most for each sample, int [n].
+    """Return the wrong class that a zero-shot model likes most for each sample, int [n].
 
     Args:
         labels: true labels [n].
@@ -96,11 +113,19 @@ def confused_labels(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
 def confusion_noise(labels: ArrayLike, rate: float, probabilities: ArrayLike, seed: int) -> NoisyLabels:
     """Replace labels by the wrong class that a zero-shot model likes most (`confused_labels`).
 
-    Arguments and errors as for `symmetric_noise` and `confused_labels`.
+    Args:
+        labels: true labels [n].
+        rate: share of the labels of every class to replace, in [0, 1].
+        probabilities: zero-shot probabilities [n, c].
+        seed: seed of the generator.
+
+    Raises:
+        ValueError: as for `symmetric_noise` and `confused_labels`.
     """
     wrong = confused_labels(labels, probabilities)
     num_classes = np.shape(probabilities)[1]
-    labels, rng = _check_labels(labels, num_classes), np.random.default_rng(seed)
+    labels = _check_labels(labels, num_classes)
+    rng = np.random.default_rng(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = wrong[chosen]
@@ -108,7 +133,12 @@ def confusion_noise(labels: ArrayLike, rate: float, probabilities: ArrayLike, se
 
 
 def transition_noise(labels: ArrayLike, matrix: ArrayLike, seed: int) -> NoisyLabels:
-    """Draw every label from its row of a transition matrix [c, c]: row y, column k is the probability of y -> k.
+    """Draw every label from its row of a transition matrix.
+
+    Args:
+        labels: true labels [n].
+        matrix: [c, c]; row y, column k is the probability that a label y becomes k.
+        seed: seed of the generator.
 
     Raises:
         ValueError: a matrix that is not square, has negative entries, or whose rows do not sum to one.
@@ -118,7 +148,8 @@ def transition_noise(labels: ArrayLike, matrix: ArrayLike, seed: int) -> NoisyLa
         raise ValueError(f"Expected a square transition matrix. Received: shape {list(matrix.shape)}.")
     if (matrix < 0).any() or not np.allclose(matrix.sum(1), 1, atol=1e-6):
         raise ValueError(f"Expected rows of probabilities that sum to 1. Received sums: {matrix.sum(1).tolist()}.")
-    labels, rng = _check_labels(labels, len(matrix)), np.random.default_rng(seed)
+    labels = _check_labels(labels, len(matrix))
+    rng = np.random.default_rng(seed)
     borders = matrix.cumsum(1)[labels]
     drawn = (rng.random((len(labels), 1)) >= borders / borders[:, -1:]).sum(1)
     return NoisyLabels.compare(labels, drawn, len(matrix))
@@ -127,7 +158,7 @@ def transition_noise(labels: ArrayLike, matrix: ArrayLike, seed: int) -> NoisyLa
 def inject_false_positives(
     labels: ArrayLike, shots: int, num_false: int, num_classes: int, seed: int
 ) -> tuple[np.ndarray, NoisyLabels]:
-    """Few shots per class, of which `num_false` are images of other classes under the class's label.
+    """Choose few shots per class, of which `num_false` are images of other classes under the class's label.
 
     The images of every class are parted: the first ceil(n (1 - num_false / shots)) may be its own shots, the others
     may be false positives of other classes. The noise rate is num_false / shots in every class.
@@ -135,6 +166,13 @@ def inject_false_positives(
     Source: CEWu/PTNL `trainers/utils.py`, select_top_k_similarity_per_class_with_noisy_label. Deviation: no image is
     taken twice (the authors draw false positives with replacement, and an image that two classes draw counts for the
     later one alone).
+
+    Args:
+        labels: true labels [n].
+        shots: samples per class.
+        num_false: how many of them are of other classes.
+        num_classes: number of classes.
+        seed: seed of the generator.
 
     Returns:
         The chosen samples [classes * shots], class by class with the false positives first, and their labels.
@@ -144,7 +182,8 @@ def inject_false_positives(
     """
     if shots < 1 or not 0 <= num_false <= shots:
         raise ValueError(f"Expected 0 <= num_false <= shots. Received: num_false={num_false}, shots={shots}.")
-    labels, rng = _check_labels(labels, num_classes), np.random.default_rng(seed)
+    labels = _check_labels(labels, num_classes)
+    rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == label) for label in range(num_classes)]
     # In whole numbers: ceil(n (1 - f / s)) must not be moved by rounding.
     parts = [-(-len(rows) * (shots - num_false) // shots) for rows in members]
@@ -161,7 +200,7 @@ def inject_false_positives(
 
 
 def _assign_to_others(labels: np.ndarray, pool: np.ndarray, takers: np.ndarray, rng) -> np.ndarray:
-    """A different sample of the pool for each entry of `takers`, never one of the taker's own class."""
+    """Return a different sample of the pool for each entry of `takers`, never one of the taker's own class."""
     if len(pool) < len(takers):
         raise ValueError(
             f"Expected {len(takers)} images to serve as false positives. The classes leave {len(pool)}. "
@@ -189,7 +228,7 @@ def add_noise(
     probabilities: ArrayLike | None = None,
     label_column: str = "label",
 ) -> tuple[Dataset | DatasetDict, NoisyLabels]:
-    """Noise on the labels of a data set. Of a `DatasetDict` the training split alone is changed.
+    """Put noise on the labels of a data set; of a `DatasetDict` the training split alone is changed.
 
     Args:
         data: rows whose `label_column` is a `ClassLabel`; the input is not changed.
@@ -246,7 +285,7 @@ def _check_labels(labels: ArrayLike, num_classes: int) -> np.ndarray:
 
 
 def _choose(labels: np.ndarray, rate: float, num_classes: int, rng) -> np.ndarray:
-    """Positions of the labels to replace: round(rate * n) of the n samples of every class."""
+    """Return the positions of the labels to replace: round(rate * n) of the n samples of every class."""
     if not 0 <= rate <= 1:
         raise ValueError(f"Expected a noise rate from 0 to 1. Received: rate={rate}.")
     counts = np.bincount(labels, minlength=num_classes)

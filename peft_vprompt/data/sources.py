@@ -1,4 +1,4 @@
-"""Reading labelled images: an image folder, parquet files or a data set of the Hub, always with the same two columns.
+"""Labelled images from an image folder, parquet files or a data set of the Hub, always with the same two columns.
 
 Whatever the source, `load_images` returns a `datasets.DatasetDict` with `image` (decoded to RGB when it is read) and
 `label` (`ClassLabel`, all splits with the same names). Images stay encoded until they are read.
@@ -65,8 +65,8 @@ def load_images(options: DataOptions) -> DatasetDict:
         the same for every number of shots and every training seed.
 
     Raises:
-        FileNotFoundError: if the path does not exist and is no id on the Hub.
-        ValueError: if a column or split is missing, a label has no name, a class has no image, or a filter leaves
+        FileNotFoundError: the path does not exist and is no id on the Hub.
+        ValueError: a column or split is missing, a label has no name, a class has no image, or a filter leaves
             nothing; the message names what is there.
     """
     if options.benchmark is not None:
@@ -77,7 +77,8 @@ def load_images(options: DataOptions) -> DatasetDict:
     splits = _label(splits, options)
     if "test" not in splits:
         splits["train"], splits["test"] = stratified_split(splits["train"], options.test_fraction, options.split_seed)
-    names, counts = splits["train"].features["label"].names, class_counts(splits["train"])
+    names = splits["train"].features["label"].names
+    counts = class_counts(splits["train"])
     if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
         raise ValueError(f"Classes without a training image: {shorten(missing)}.")
     return DatasetDict(splits)
@@ -151,8 +152,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Read class names in label order from a text file (one per line) or a JSON list of strings.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty, or is JSON but not a list of strings.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, or is JSON but not a list of strings.
     """
     text = Path(path).read_text(encoding="utf-8-sig")
     if Path(path).suffix == ".json":
@@ -167,7 +168,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 
 def _load_benchmark(options: DataOptions) -> DatasetDict:
-    """The splits of a task: `train`, `test` and, where it is not trained on, `validation`."""
+    """Return the splits of a task: `train`, `test` and, where it is not trained on, `validation`."""
     splits = with_trainval(load_task(options.benchmark, options.path, options.class_names))
     chosen = _choose_splits(splits, options)
     left = {"validation": splits["validation"]} if options.train_split != TRAINVAL else {}
@@ -175,8 +176,9 @@ def _load_benchmark(options: DataOptions) -> DatasetDict:
 
 
 def _read(options: DataOptions) -> dict[str, Dataset]:
-    """All splits at a local path or of a data set on the Hub."""
-    path, local = options.path, Path(options.path).expanduser()
+    """Read all splits at a local path or of a data set on the Hub."""
+    path = options.path
+    local = Path(path).expanduser()
     if local.is_file():
         if local.suffix != ".parquet":
             raise ValueError(f"A data file must be parquet. Received: {path}.")
@@ -201,8 +203,9 @@ def _split_by_column(splits: dict[str, Dataset], column: str) -> dict[str, Datas
 
 
 def _texts(rows: Dataset, column: str) -> np.ndarray:
-    """The values of a column as text, those of a `ClassLabel` by their names: array [rows]."""
-    feature, values = rows.features[column], rows[column][:]
+    """Return the values of a column as text, those of a `ClassLabel` by their names, as an array [rows]."""
+    feature = rows.features[column]
+    values = rows[column][:]
     if isinstance(feature, ClassLabel):
         values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
     return np.asarray([str(value) for value in values])
@@ -244,7 +247,7 @@ def _check_column(dataset: Dataset, column: str) -> None:
 
 
 def _where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
-    """Bool array [rows]: which rows meet every condition."""
+    """Return which rows meet every condition, bool [rows]."""
     mask = np.ones(len(dataset), dtype=bool)
     for condition in where:
         column, equals, value = condition.partition("=")
@@ -266,7 +269,7 @@ def _where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
 def _number_labels(
     splits: dict[str, Dataset], masks: dict[str, np.ndarray], options: DataOptions, counted: list[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Labels 0..classes-1 of every row (-1: left out) and the class names."""
+    """Return labels 0..classes-1 of every row (-1: left out) and the class names."""
     raw = {name: _raw_names(split, masks[name], options) for name, split in splits.items()}
     counts = Counter(value for name in counted for value in raw[name][masks[name]])
     order = _class_order(next(iter(splits.values())), counts, options)
@@ -292,11 +295,9 @@ def _number_labels(
 
 
 def _raw_names(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.ndarray:
-    """The class name of every row, as an object array [rows]."""
-    feature, values = (
-        dataset.features[options.label_column],
-        np.asarray(dataset[options.label_column][:], dtype=object),
-    )
+    """Return the class name of every row, as an object array [rows]."""
+    feature = dataset.features[options.label_column]
+    values = np.asarray(dataset[options.label_column][:], dtype=object)
     if _holds_names(feature):
         if any(value is None for value in values[mask]):
             raise ValueError(f"Rows without a label in the column {options.label_column!r}.")
@@ -321,7 +322,7 @@ def _holds_names(feature) -> bool:
 
 
 def _class_order(dataset: Dataset, counts: Counter, options: DataOptions) -> list[str]:
-    """Class names in label order: as given, as the data set has them, or sorted."""
+    """Return class names in label order: as given, as the data set has them, or sorted."""
     feature = dataset.features[options.label_column]
     if options.class_names is not None:
         return list(options.class_names)

@@ -28,7 +28,7 @@ class EvalTransform:
         return dict(self.image_processor(images, return_tensors="pt")) | _labels(batch)
 
     def settings(self) -> dict:
-        """What decides the pixels, for the key of a cache."""
+        """Return what decides the pixels, for the key of a cache."""
         return {"transform": "eval", "image_processor": self.image_processor.to_dict()}
 
 
@@ -45,7 +45,7 @@ class TrainTransform:
         scale: range of the crop's share of the image area, for `"random_resized_crop"`.
 
     Raises:
-        ValueError: if `crop` is unknown or `scale` is not an increasing pair in (0, 1].
+        ValueError: `crop` is unknown or `scale` is not an increasing pair in (0, 1].
     """
 
     random = True
@@ -57,7 +57,8 @@ class TrainTransform:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
         self.image_processor = image_processor
-        self.crop_name, self.crop = crop, crops[crop]
+        self.crop_name = crop
+        self.crop = crops[crop]
         self.scale = scale
         self.size = None if takes_any_shape(image_processor) else image_size(image_processor)
 
@@ -70,7 +71,7 @@ class TrainTransform:
         return dict(inputs) | _labels(batch)
 
     def settings(self) -> dict:
-        """What decides the pixels beside the random numbers, for the key of a cache."""
+        """Return what decides the pixels beside the random numbers, for the key of a cache."""
         return {"transform": self.crop_name, "scale": self.scale, "image_processor": self.image_processor.to_dict()}
 
     def _augment(self, image: Image.Image) -> Image.Image:
@@ -89,7 +90,8 @@ class TrainTransform:
             ratio = max(width / image.width, height / image.height) * 8 / 7
             size = (round(image.width * ratio), round(image.height * ratio))
             image = image.resize(size, self.image_processor.resample)
-        left, top = _integer(image.width - width), _integer(image.height - height)
+        left = _integer(image.width - width)
+        top = _integer(image.height - height)
         return image.crop((left, top, left + width, top + height))
 
 
@@ -105,25 +107,29 @@ def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tupl
     for _ in range(10):
         area = width * height * _uniform(*scale)
         ratio = math.exp(_uniform(math.log(3 / 4), math.log(4 / 3)))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        crop_width = round(math.sqrt(area * ratio))
+        crop_height = round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left, top = _integer(width - crop_width), _integer(height - crop_height)
+            left = _integer(width - crop_width)
+            top = _integer(height - crop_height)
             return left, top, left + crop_width, top + crop_height
-    crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    crop_width = min(width, round(height * 4 / 3))
+    crop_height = min(height, round(width * 4 / 3))
+    left = (width - crop_width) // 2
+    top = (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
 
 
 def takes_any_shape(image_processor) -> bool:
-    """Whether a processor gives padded rows of patches of images that keep their shape, as SigLIP 2's."""
+    """Tell whether a processor gives padded rows of patches of images that keep their shape, as SigLIP 2's."""
     return hasattr(image_processor, "max_num_patches")
 
 
 def image_size(image_processor) -> tuple[int, int]:
-    """(width, height) in pixels of the images that a processor gives.
+    """Return (width, height) in pixels of the images that a processor gives.
 
     Raises:
-        ValueError: if the processor has no fixed size.
+        ValueError: the processor has no fixed size.
     """
     crops = getattr(image_processor, "do_center_crop", None)
     size = image_processor.crop_size if crops else image_processor.size
@@ -145,7 +151,7 @@ def cache_pixels(dataset: Dataset) -> list[dict]:
 
 
 def _labels(batch: dict) -> dict:
-    """The labels of a batch; an unlabelled one has none."""
+    """Return the labels of a batch; an unlabelled one has none."""
     return {"labels": batch["label"]} if "label" in batch else {}
 
 
@@ -154,5 +160,5 @@ def _uniform(low: float, high: float) -> float:
 
 
 def _integer(high: int) -> int:
-    """A whole number in [0, high]."""
+    """Draw a whole number in [0, high]."""
     return int(torch.randint(high + 1, ()).item())

@@ -40,13 +40,18 @@ class Calibration:
     count: np.ndarray
 
     def to_dict(self) -> dict:
-        """For JSON."""
+        """Return the error and the bins as JSON can hold them."""
         arrays = {"confidence": self.confidence, "accuracy": self.accuracy, "count": self.count}
         return {"ece": self.ece, "bins": {name: array.tolist() for name, array in arrays.items()}}
 
 
 def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
-    """Expected calibration error of the top predictions (Guo et al. 2017, equation 3), in equally wide bins.
+    """Return the calibration of the top predictions in equally wide bins (Guo et al. 2017, equation 3).
+
+    Args:
+        probabilities: [n, c].
+        labels: true labels, int [n].
+        bins: number of bins.
 
     Raises:
         ValueError: shapes that do not fit, values that are no probabilities, or no bin.
@@ -54,7 +59,8 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     table, labels = _check(probabilities, labels)
     if bins < 1:
         raise ValueError(f"Expected at least one bin. Received: bins={bins}.")
-    confidence, right = table.max(1), table.argmax(1) == labels
+    confidence = table.max(1)
+    right = table.argmax(1) == labels
     # Bin i holds the confidences in (i / bins, (i + 1) / bins].
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
@@ -65,7 +71,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
 
 
 def plot_reliability(result: Calibration, path: str | Path, title: str = "") -> None:
-    """Draw accuracy against confidence, with the share of samples in each bin, as PNG."""
+    """Draw accuracy against confidence, with the share of samples in each bin, and write it as PNG."""
     bins = len(result.count)
     left = np.arange(bins) / bins
     with saved_figure(path) as (axes,):
@@ -98,6 +104,10 @@ def estimate_noise(labels: ArrayLike, probabilities: ArrayLike) -> NoiseEstimate
     A sample counts for the likeliest class whose probability reaches the mean probability that samples with that
     label have (confident learning; Northcutt et al. 2021, section 3.1). The estimate is as good as the model.
 
+    Args:
+        labels: labels to look at, int [n].
+        probabilities: the model's, [n, c].
+
     Raises:
         ValueError: shapes that do not fit, or values that are no probabilities.
     """
@@ -120,13 +130,23 @@ def estimate_noise(labels: ArrayLike, probabilities: ArrayLike) -> NoiseEstimate
 
 
 def most_confused(labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str], limit: int = 10) -> list[dict]:
-    """The pairs of classes that are mistaken for each other most often.
+    """Return the pairs of classes that are mistaken for each other most often.
+
+    Args:
+        labels: true labels, int [n].
+        predicted: predicted labels, int [n].
+        class_names: names in label order.
+        limit: number of pairs at most.
 
     Returns:
         `{"true", "predicted", "count", "share"}`, the share being of the true class's samples.
+
+    Raises:
+        ValueError: shapes that do not fit, or no label that is a class.
     """
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(class_names)))
-    sizes, wrong = matrix.sum(1), matrix - np.diag(matrix.diagonal())
+    sizes = matrix.sum(1)
+    wrong = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     pairs = [(int(true), int(guess)) for true, guess in zip(*np.unravel_index(order, matrix.shape), strict=True)]
     return [
@@ -148,11 +168,17 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
     Returns:
         `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction) and
         `estimated_noise` in the labels, which means something for images that the model was not trained on.
+
+    Raises:
+        ValueError: no image, or labels that are not the model's classes.
     """
     with model.disable_adapter() if zero_shot else nullcontext():
         logits, labels = predict_logits(model, test_set.rows)
-    table, names = torch.from_numpy(logits).softmax(-1).numpy(), test_set.class_names
-    result, noise, predicted = calibration(table, labels), estimate_noise(labels, table), table.argmax(1)
+    table = torch.from_numpy(logits).softmax(-1).numpy()
+    names = test_set.class_names
+    predicted = table.argmax(1)
+    result = calibration(table, labels)
+    noise = estimate_noise(labels, table)
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
     report = {
@@ -170,20 +196,21 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
 
 
 def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -> dict:
-    """Coverage of pseudo-labels, and their accuracy where true labels exist.
+    """Return the coverage of pseudo-labels, and their accuracy where true labels exist.
 
     Args:
         chosen: the pseudo-labels.
-        labels: true labels of all n images that they were made for; None where nobody knows them.
+        labels: true labels, int [n], of all n images that they were made for; None where nobody knows them.
 
     Returns:
         `images`, `chosen`, `coverage` (share of the classes that have an image), `per_class` (chosen images), and with
         labels `accuracy` of the chosen, `accuracy_of_all`, `accuracy_per_class`, `ece` and `confused`.
 
     Raises:
-        ValueError: another number of labels than images.
+        ValueError: another number of labels than images, or labels that are not the classes.
     """
-    num_classes, names = len(chosen.class_names), chosen.class_names
+    names = chosen.class_names
+    num_classes = len(names)
     counts = np.bincount(chosen.labels, minlength=num_classes)
     report = {
         "images": len(chosen.probabilities),
@@ -208,7 +235,8 @@ def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -
 
 
 def _check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    table, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    table = np.asarray(probabilities, dtype=float)
+    labels = np.asarray(labels)
     if table.ndim != 2 or labels.shape != (len(table),) or not len(table):
         raise ValueError(
             f"Expected probabilities [samples, classes] and one label each. Received: {list(table.shape)} and "

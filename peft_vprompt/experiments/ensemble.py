@@ -9,7 +9,7 @@ from ..tuners.coop import ContextOptConfig
 
 
 def context_tokens(model: PeftModel) -> torch.Tensor:
-    """A copy of the active adapter's context, [1, n, width].
+    """Return a copy of the active adapter's context, [1, n, width].
 
     Raises:
         ValueError: the adapter is not a context that all classes share.
@@ -25,7 +25,7 @@ def context_tokens(model: PeftModel) -> torch.Tensor:
 
 @torch.no_grad()
 def set_contexts(model: PeftModel, contexts: Sequence[torch.Tensor]) -> None:
-    """Put contexts from `context_tokens` into the active adapter, which has room for as many.
+    """Put contexts from `context_tokens`, each [1, n, width], into the active adapter, which has room for as many.
 
     Raises:
         ValueError: another number of contexts, or another length, than the adapter's.

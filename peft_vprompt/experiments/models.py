@@ -90,7 +90,8 @@ def load_adapter(
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
 
     Raises:
-        OSError: there is no such adapter.
+        OSError: there is no such adapter, or no such base model.
+        AdapterMismatchError: the adapter does not fit the base model, or its file cannot be read.
     """
     config = adapter_config(adapter)
     if model_name_or_path is None and not embedded:
@@ -101,7 +102,7 @@ def load_adapter(
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:
-    """The config of a saved adapter.
+    """Read the config of a saved adapter.
 
     Args:
         adapter: its folder or Hub id.
@@ -156,7 +157,7 @@ def load_base(
 
 
 def is_dual_encoder(config) -> bool:
-    """Whether a model compares images with texts; a saved classifier of its image encoder has the same config."""
+    """Tell whether a model compares images with texts; a saved classifier of its image encoder has the same config."""
     classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
     return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
 

@@ -16,7 +16,7 @@ BESIDE = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor
 
 
 def study_table(result: dict) -> Table:
-    """A rich table with a row for each method, loss and noise, and a column for each rate."""
+    """Return a rich table with a row for each method, loss and noise, and a column for each rate."""
     rates = sorted({row["rate"] for row in result["summary"]})
     table = Table(title="Accuracy (%) at each share of wrong labels")
     for heading in ("Method", "Loss", "Noise"):
@@ -33,19 +33,19 @@ def study_table(result: dict) -> Table:
 
 
 def show(row: dict) -> str:
-    """Mean and standard deviation over seeds."""
+    """Return mean and standard deviation over seeds as text, and how many runs diverged."""
     diverged = f" ({row['diverged']} diverged)" if row.get("diverged") else ""
     return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}") + diverged
 
 
 def name_of(row: dict) -> str:
-    """The method's title, with the fields of its config that were set."""
+    """Return the method's title, with the fields of its config that were set."""
     _, config = parse_method(row["method"])
     return row["title"] + "".join(f", {name}={value}" for name, value in config.items())
 
 
 def with_clean(summary: list[dict]) -> list[dict]:
-    """The rows, with those of clean labels once for each kind of noise: the noise of rate 0 is none."""
+    """Return the rows, with those of clean labels once for each kind of noise: the noise of rate 0 is none."""
     labelled = [row for row in summary if row["unlabelled"] is None]
     kinds = sorted({row["noise"] for row in labelled if row["noise"]}) or [None]
     rows = [row | {"noise": kind} for kind in kinds for row in labelled if row["noise"] in (kind, None)]
@@ -80,13 +80,13 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
 
 
 def context_length(row: dict) -> int | None:
-    """Context tokens of a run of CoOp that starts at random; None for others."""
+    """Return the number of context tokens of a run of CoOp that starts at random; None for others."""
     method, config = parse_method(row["method"])
     return config.get("num_virtual_tokens", 16) if method == "coop" and "prompt_init" not in config else None
 
 
 def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str]) -> list[Path]:
-    """Accuracy against the noise rate, a panel for each value of `panel` and a line for each label."""
+    """Draw accuracy against the noise rate, a panel for each value of `panel` and a line for each label."""
     panels = list(dict.fromkeys(row[panel] for row in rows))
     if not panels or len({row["rate"] for row in rows}) < 2:
         return []
@@ -99,7 +99,8 @@ def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str
                     lines.setdefault(label(row), []).append(row)
             for name, points in lines.items():
                 points = sorted(points, key=lambda row: row["rate"])
-                x, y = [100 * row["rate"] for row in points], [row["mean"] for row in points]
+                x = [100 * row["rate"] for row in points]
+                y = [row["mean"] for row in points]
                 colour = f"C{names.index(name)}"
                 ax.errorbar(x, y, [row["std"] or 0 for row in points], None, "o-", c=colour, capsize=2, label=name)
             ax.set(title=value, xlabel="wrong labels (%)", ylabel="accuracy (%)", ylim=(0, 100))
@@ -110,7 +111,7 @@ def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str
 
 
 def _gradients(path: Path, runs: list[dict]) -> list[Path]:
-    """Norms and cosine over training of the first seed of every method and loss that was probed."""
+    """Draw norms and cosine over training of the first seed of every method and loss that was probed."""
     probed = {}
     for run in runs:
         if run["gradients"]:
@@ -123,8 +124,10 @@ def _gradients(path: Path, runs: list[dict]) -> list[Path]:
     with saved_figure(path, columns=len(panels)) as axes:
         for ax, (quantity, title) in zip(axes, panels.items(), strict=True):
             for (name, loss), history in probed.items():
-                colour, style = f"C{names.index(name)}", "-" if loss == "ce" else "--"
-                x, y = [entry["epoch"] for entry in history], [entry[quantity] for entry in history]
+                colour = f"C{names.index(name)}"
+                style = "-" if loss == "ce" else "--"
+                x = [entry["epoch"] for entry in history]
+                y = [entry[quantity] for entry in history]
                 ax.plot(x, y, style, color=colour, label=f"{name}, {loss}")
             ax.set(title=title, xlabel="epoch", yscale="linear" if quantity == "cosine" else "log")
         axes[-1].legend(**BESIDE)

@@ -5,8 +5,6 @@ Every run is saved when it is done and is not repeated, so a study that was stop
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 import warnings
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
@@ -24,11 +22,13 @@ from ..losses.classification import make_loss
 from ..training.cached_features import cache_features
 from ..tuners.base.registry import get_method
 from ..tuners.base.shared_recipes import PTNL
+from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.validation import parse_fields
-from .models import build_model
-from .run import Settings, as_published, class_names_of, run_experiment
+from .models import ModelBundle, build_model
+from .run import RESULTS, as_published, class_names_of, finished_run, run_experiment
+from .settings import Settings
 from .supervision import Supervision, training_images
 
 
@@ -71,7 +71,7 @@ class Study:
     without_labels: bool = False
 
     def runs(self) -> Iterator[tuple[str, Settings]]:
-        """Every run: the method as it was asked for, and its settings. Seeds come last: all of seed 1 comes first.
+        """Yield every run: the method as it was asked for, and its settings. All of the first seed come first.
 
         Raises:
             ValueError: an unknown method, loss or kind of noise, a rate out of range, or too few shots.
@@ -108,7 +108,11 @@ class Study:
 
 
 def parse_method(spec: str) -> tuple[str, dict]:
-    """`coop:num_virtual_tokens=4:class_token_position=front` as the method's name and the fields of its config."""
+    """Return a method's name and the fields of its config, from a text such as `coop:num_virtual_tokens=4`.
+
+    Raises:
+        ValueError: what follows a colon is not NAME=VALUE.
+    """
     method, *fields = spec.split(":")
     return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
@@ -124,13 +128,16 @@ def run_study(study: Study, data: DatasetDict, output: str | Path, data_descript
 
     Returns:
         What `study.json` holds: the runs, their means and standard deviations over seeds, machine and versions.
+
+    Raises:
+        ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
     """
     runs = list(study.runs())  # refuses what is wrong before the first run
     records = []
     for spec, settings in runs:
         folder = Path(output) / "runs" / _name(spec, settings, data_description)
         probe = study.gradients and _is_probed(study, settings)
-        report = _saved(folder, probe)
+        report = finished_run(folder, settings, data_description, gradients=probe)
         if report is None:
             report = _run(settings, data, folder, data_description, probe)
         records.append(_record(spec, report))
@@ -145,19 +152,11 @@ def _is_probed(study: Study, settings: Settings) -> bool:
 
 
 def _name(spec: str, settings: Settings, data_description: dict | None) -> str:
-    """Folder of a run: readable, and different for every difference in settings or data."""
+    """Return the folder of a run: readable, and different for every difference in settings or data."""
     supervision = settings.supervision
     parts = [spec.replace(":", "_").replace("=", "-"), settings.loss or "own", supervision.unlabelled]
     parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
-    identity = json.dumps([asdict(settings), data_description], sort_keys=True, default=str)
-    return "-".join([*filter(None, parts), hashlib.sha256(identity.encode()).hexdigest()[:8]])
-
-
-def _saved(folder: Path, probe: bool) -> dict | None:
-    """The report of a finished run."""
-    path = folder / "results.json"
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return None if report is not None and probe and not report.get("gradients") else report
+    return "-".join([*filter(None, parts), digest_json([asdict(settings), data_description], 8)])
 
 
 def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: dict | None, probe: bool) -> dict:
@@ -173,41 +172,55 @@ def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: 
         warnings.warn(f"{folder.name}: {error}", stacklevel=2)
         title = get_method(settings.method).title
         report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
-        write_json(report, folder / "results.json")
+        write_json(report, folder / RESULTS)
         return report
 
 
 def linear_probe(
     settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
 ) -> dict:
-    """A logistic regression on the frozen image features, its strength of regularisation chosen by cross-validation.
+    """Train a logistic regression on the frozen image features and write its `results.json`.
 
-    The features are those of the images as they are: nothing is augmented, as in the paper.
+    The strength of regularisation is chosen by cross-validation. The features are those of the images as they are:
+    nothing is augmented, as in the paper.
+
+    Args:
+        settings: what to run: base model, shots, seed and supervision count.
+        data: `train` and `test`, as for `run_experiment`.
+        output: folder for `results.json`.
+        data_description: where the images are from.
+
+    Returns:
+        What `results.json` holds: settings, accuracy and what is worth reporting about the labels.
+
+    Raises:
+        ValueError: what the model, the data or the supervision refuses.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
     """
     names = class_names_of(data)
     benchmark = (data_description or {}).get("benchmark")
     clip = as_published(build_model(settings.model, "zero-shot", names), benchmark)
-    images, facts = training_images(
-        settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True
-    )
-    transform, features = EvalTransform(clip.image_processor), []
-    with clip.model.disable_adapter():
-        for rows in (images, data["test"]):
-            cached = cache_features(clip.model, rows, transform).with_format("numpy")
-            features.append((np.stack(cached["image_features"][:]), np.asarray(cached["label"][:])))
-    (x, y), (x_test, y_test) = features
+    labelled = training_images(settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True)
+    x, y = _features(clip, labelled.rows)
+    x_test, y_test = _features(clip, data["test"])
     strengths = {"C": np.logspace(-2, 4, 7)}
     probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
     accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
-    report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **facts}
-    write_json(report, Path(output) / "results.json")
+    report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **labelled.report}
+    write_json(report, Path(output) / RESULTS)
     return report
 
 
+def _features(clip: ModelBundle, images: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frozen image features, float32 [n, dim], and the labels, int [n]."""
+    with clip.model.disable_adapter():
+        cached = cache_features(clip.model, images, EvalTransform(clip.image_processor)).with_format("numpy")
+    return np.stack(cached["image_features"][:]), np.asarray(cached["label"][:])
+
+
 def _record(spec: str, report: dict) -> dict:
-    """What the study keeps of a run."""
+    """Return what the study keeps of a run."""
     settings = report["settings"]
     supervision = settings["supervision"]
     return {
@@ -228,11 +241,12 @@ def _record(spec: str, report: dict) -> dict:
 
 
 def summarise(records: list[dict]) -> list[dict]:
-    """Mean and standard deviation of the accuracy over seeds, for every method, loss, noise and rate.
+    """Return mean and standard deviation of the accuracy over seeds, for every method, loss, noise and rate.
 
     Runs that diverged are counted in `diverged` and are no part of the mean; a row of which nothing is left is left out.
     """
-    keys, groups = ("method", "title", "loss", "noise", "rate", "unlabelled"), {}
+    keys = ("method", "title", "loss", "noise", "rate", "unlabelled")
+    groups: dict[tuple, list[float | None]] = {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in keys), []).append(record["accuracy"])
     finite = {group: [value for value in values if value is not None] for group, values in groups.items()}

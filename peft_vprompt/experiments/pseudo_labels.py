@@ -45,7 +45,7 @@ def zero_shot(
     combine: str = "probabilities",
     batch_size: int = 100,
 ) -> np.ndarray:
-    """Zero-shot probabilities of every image, float32 [images, classes].
+    """Return the zero-shot probabilities of every image, float32 [images, classes].
 
     Args:
         clips: one or several CLIPs with their image processors, as `build_model(path, "zero-shot", names)` gives;
@@ -69,7 +69,7 @@ def zero_shot(
 
 
 def _combine_features(encoded: Sequence[_Encoded]) -> Tensor:
-    """Probabilities [n, c] by the mean features of several models, with their mean scale."""
+    """Return probabilities [n, c] by the mean features of several models, with their mean scale."""
     sizes = [each.images.shape[1] for each in encoded]
     if len(set(sizes)) > 1:
         raise ValueError(f"Expected CLIPs with features of one size. Received sizes: {sizes}. Average probabilities.")
@@ -82,7 +82,15 @@ def _combine_features(encoded: Sequence[_Encoded]) -> Tensor:
 
 
 def combine_logits(logits: Sequence[Tensor], combine: str) -> Tensor:
-    """Probabilities [n, c] from the logits of several models: the mean of probabilities, or softmax of mean logits."""
+    """Return probabilities [n, c] from the logits of several models.
+
+    Args:
+        logits: each model's, [n, c].
+        combine: "probabilities" for the mean of the models' softmax, "logits" for the softmax of their mean logits.
+
+    Raises:
+        ValueError: an unknown `combine`.
+    """
     table = torch.stack([each.float() for each in logits])
     if combine == "probabilities":
         return table.softmax(-1).mean(0)
@@ -102,7 +110,7 @@ class _Encoded(NamedTuple):
 
 @torch.no_grad()
 def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int) -> _Encoded:
-    """By the CLIP without its adapter."""
+    """Encode images and class names by the CLIP without its adapter."""
     model = clip.model
     classifier = model.class_name_classifier
     with model.disable_adapter():
@@ -160,7 +168,7 @@ class PseudoLabels:
         return len(self.indices)
 
     def label(self, images: Dataset) -> Dataset:
-        """The chosen images with the column `label`; other columns are left out, true labels with them.
+        """Return the chosen images with the column `label`; other columns are left out, true labels with them.
 
         Raises:
             ValueError: another number of images than the labels were made for, or no image was chosen.
@@ -194,7 +202,8 @@ class PseudoLabels:
         except SafetensorError as error:
             raise ValueError(f"Cannot read {str(path)!r} as pseudo-labels: {error}. {remedy}") from error
         with file:
-            about, names = file.metadata() or {}, ("indices", "labels", "confidences", "probabilities")
+            about = file.metadata() or {}
+            names = ("indices", "labels", "confidences", "probabilities")
             if "class_names" not in about or set(names) != set(file.keys()):
                 raise ValueError(f"{path} holds no pseudo-labels. {remedy}")
             arrays = {name: file.get_tensor(name) for name in names}
@@ -202,23 +211,47 @@ class PseudoLabels:
 
 
 def top_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16) -> PseudoLabels:
-    """The k most confident images of each predicted class (UPL); all with k=None.
+    """Choose the k most confident images of each predicted class (UPL); all with k=None.
+
+    Args:
+        probabilities: [n, c].
+        class_names: names in label order.
+        k: images per class.
 
     Raises:
-        ValueError: k below 1, or a table that does not fit the names. So with every selector.
+        ValueError: k below 1, or a table that does not fit the names.
     """
     return _per_class(probabilities, class_names, {"selector": "top-k", "k": _count(k)}, lambda rows: rows[:k])
 
 
 def random_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16, seed: int = 1) -> PseudoLabels:
-    """k images of each predicted class at random (robust UPL): wrong labels are then spread, not concentrated."""
+    """Choose k images of each predicted class at random (robust UPL): wrong labels are then spread, not concentrated.
+
+    Args:
+        probabilities: [n, c].
+        class_names: names in label order.
+        k: images per class; None for all.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: k below 1, or a table that does not fit the names.
+    """
     rng = np.random.default_rng(seed)
     source = {"selector": "random-k", "k": _count(k), "seed": seed}
     return _per_class(probabilities, class_names, source, lambda rows: rows[np.sort(rng.permutation(len(rows))[:k])])
 
 
 def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: float) -> PseudoLabels:
-    """All images whose confidence is above `minimum`."""
+    """Choose all images whose confidence is above `minimum`.
+
+    Args:
+        probabilities: [n, c].
+        class_names: names in label order.
+        minimum: confidence in [0, 1).
+
+    Raises:
+        ValueError: a threshold out of range, or a table that does not fit the names.
+    """
     if not 0 <= minimum < 1:
         raise ValueError(f"Expected a confidence threshold in [0, 1). Received: minimum={minimum}.")
     table = _check_table(probabilities, class_names)
@@ -229,17 +262,26 @@ def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: fl
 
 
 def quota(probabilities: np.ndarray, class_names: Sequence[str], counts: int | Sequence[int]) -> PseudoLabels:
-    """Every class gets its number of images (one for all, or one per class), if there are enough.
+    """Choose a number of images for every class (one number for all, or one per class), if there are enough.
 
     Pairs of an image and a class are taken in the order of their probability, while the image is free and the class
     has room. So classes that zero-shot hardly ever predicts get images too, and no image is taken twice.
+
+    Args:
+        probabilities: [n, c].
+        class_names: names in label order.
+        counts: images per class.
+
+    Raises:
+        ValueError: a negative number, or not one per class, or a table that does not fit the names.
     """
     table = _check_table(probabilities, class_names)
     room = np.array([counts] * table.shape[1] if np.ndim(counts) == 0 else counts, dtype=int)
     if room.shape != (table.shape[1],) or (room < 0).any():
         raise ValueError(f"Expected a number >= 0 for all {table.shape[1]} classes, or one each. Received: {counts}.")
     source = {"selector": "quota", "counts": room.tolist()}
-    free, taken = np.ones(len(table), dtype=bool), [[] for _ in room]
+    free = np.ones(len(table), dtype=bool)
+    taken = [[] for _ in room]
     for pair in np.argsort(-table, axis=None, kind="stable"):
         image, label = divmod(int(pair), table.shape[1])
         if free[image] and len(taken[label]) < room[label]:
@@ -261,7 +303,8 @@ def _per_class(
 ) -> PseudoLabels:
     """Choose among the images of each predicted class, which are given by descending confidence."""
     table = _check_table(probabilities, class_names)
-    predicted, order = table.argmax(1), np.argsort(-table.max(1), kind="stable")
+    predicted = table.argmax(1)
+    order = np.argsort(-table.max(1), kind="stable")
     chosen = [choose(order[predicted[order] == label]) for label in range(table.shape[1])]
     return _collect(table, class_names, source, chosen)
 

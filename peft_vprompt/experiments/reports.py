@@ -1,4 +1,4 @@
-"""Results on disk and on screen: JSON that names its machine and versions, a table, a plot. Never half-written."""
+"""The results of runs as a table and as a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..utils.plotting import saved_figure
 
 
 def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
-    """A rich table with one row per run of `experiment.run_experiment`; missing numbers show as a dash."""
+    """Return a rich table with one row per run of `run.run_experiment`; missing numbers show as a dash."""
     table = Table(title=title)
     table.add_column("Method")
     for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *_accuracy_columns(runs)):

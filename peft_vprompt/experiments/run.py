@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
+from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..data import (
@@ -23,63 +24,25 @@ from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
 from ..training.evaluation import EvalSet, evaluate, set_class_names
 from ..training.gradient_probe import GradientProbe
-from ..training.recipes import Recipe
 from ..training.trainer import TrainResult, train
+from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
-from ..tuners.base.spec import MethodSpec
 from ..tuners.coop import ContextOptConfig
+from ..utils.digests import digest_arrays
 from ..utils.environment import environment
-from ..utils.io import write_json
+from ..utils.io import read_json, write_json
 from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
 from .models import ModelBundle, build_model
-from .supervision import Supervision, digest, training_images
+from .settings import Settings, as_json, changed_settings
+from .supervision import LabelledImages, training_images
 
+
+#: What a run says about itself, in the folder of its adapter.
+RESULTS = "results.json"
 
 #: Folder, beside the adapter, of the last finite values of a run that diverged.
 DIVERGED = "diverged"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the outcome of a run, beside the images.
-
-    Attributes:
-        method: a name in the method table.
-        model: folder or Hub id of the base model; None for the embedded one.
-        shots: training images per class; None for all.
-        seed: seed of the shots, of the prompts' first values and of the order of images.
-        base_novel: train on the base classes and test on base and novel; else train and test on all.
-        epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it. CoOp's is PTNL's
-            where labels are noisy or not read.
-        config: changes to the method's default config, by field.
-        bf16: autocast to bfloat16 while training.
-        cache_features: train and test on image features that are computed once and kept on the disk, which methods
-            without visual prompts can. The augmentation is then fixed.
-        views: cached augmentations of every training image, one of which is drawn in each epoch.
-        loss: a name in `losses.LOSSES`; None for the model's own cross-entropy.
-        loss_options: parameters of the loss.
-        supervision: whose labels to train on.
-        ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
-    """
-
-    method: str
-    model: str | None = None
-    shots: int | None = 16
-    seed: int = 1
-    base_novel: bool = True
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    weight_decay: float | None = None
-    config: dict = field(default_factory=dict)
-    bf16: bool = False
-    cache_features: bool = False
-    views: int = 1
-    loss: str | None = None
-    loss_options: dict = field(default_factory=dict)
-    supervision: Supervision = Supervision()
-    ensemble: int = 1
 
 
 def run_experiment(
@@ -106,110 +69,228 @@ def run_experiment(
         watch: measure the test accuracy after every epoch.
         checkpoints: save one after every epoch, so that a killed run goes on where it was.
         workers: processes that load images.
-        gradients: measure the gradients of clean and noisy samples (`gradients.GradientProbe`) along the way.
+        gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
 
     Returns:
         What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
 
     Raises:
-        ValueError: if the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
+        ValueError: the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
             the model, the data or the recipe; all of it before training.
         TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
             in `output` stays.
     """
-    method = get_method(settings.method)
-    _check(settings, method)
-    classes = split_classes(class_names_of(data), settings.base_novel)
-    trained = next(iter(classes.values()))
-    built = _build(settings, [*classes.values(), trained], (data_description or {}).get("benchmark"))
-    recipe, keep = _recipe(settings, built), _keeper(settings, built, cached)
-    keep_tests = keep if settings.cache_features else Dataset.with_transform  # pixels of all of them may not fit
-    test_sets = eval_sets(data["test"], classes, built.image_processor, keep_tests)
-    results, about_labels = [], {}
-    if recipe is not None:
-        how = {"checkpoints": checkpoints, "progress": None if quiet else method.title, "workers": workers}
-        how["eval_set"] = next(iter(test_sets.values())).rows if watch else None
-        run = {"data": data_description, "classes": trained, "cached": cached}
+    check_settings(settings)
+    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet)
+    run = Run(settings, data, Path(output), options)
+    run.build()
+    run.prepare_tests()
+    if run.recipe is not None:
+        run.label()
+        run.train()
+    run.evaluate()
+    return run.save()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes, beside its settings: the arguments of `run_experiment` of these names."""
+
+    data_description: dict | None = None
+    cached: bool = False
+    watch: bool = False
+    checkpoints: bool = True
+    workers: int = 0
+    gradients: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class Run:
+    """One run of one method, as steps that are taken in the order they stand in, and what each of them makes.
+
+    Attributes:
+        settings: what to run.
+        data: `train` and `test`.
+        output: folder for the adapter and `results.json`.
+        options: how the run goes.
+        classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
+        bundle: the model, its image processor and its recipe; from `build`.
+        recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
+        test_sets: test images of every split, as the model takes them; from `prepare_tests`.
+        labelled: images and labels to train on; from `label`.
+        probes: measures of gradients along the way, one or none; from `train`.
+        results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
+        accuracy: in percent, by split; from `evaluate`.
+    """
+
+    settings: Settings
+    data: DatasetDict
+    output: Path
+    options: RunOptions
+    classes: dict[str, list[str]] = field(init=False)
+    bundle: ModelBundle = field(init=False)
+    recipe: Recipe | None = field(init=False)
+    test_sets: dict[str, EvalSet] = field(init=False)
+    labelled: LabelledImages | None = field(default=None, init=False)
+    probes: list[GradientProbe] = field(default_factory=list, init=False)
+    results: list[TrainResult] = field(default_factory=list, init=False)
+    accuracy: dict[str, float] = field(init=False)
+
+    def __post_init__(self):
+        self.classes = split_classes(class_names_of(self.data), self.settings.base_novel)
+
+    @property
+    def trained_classes(self) -> list[str]:
+        """Names of the classes to train on, in label order."""
+        return next(iter(self.classes.values()))
+
+    def build(self) -> None:
+        """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
+        settings = self.settings
+        config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+        bundle = build_model(settings.model, settings.method, self.trained_classes, settings.seed, **config)
+        noisy_recipe = get_method(settings.method).noisy_recipe
+        if noisy_recipe is not None and not settings.supervision.is_plain:
+            bundle = replace(bundle, recipe=noisy_recipe)
+        self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
+        self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
+        for names in [*self.classes.values(), self.trained_classes]:
+            set_class_names(self.bundle.model, names)
+
+    def prepare_tests(self) -> None:
+        """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept."""
+        self.test_sets = eval_sets(self.data["test"], self.classes, self.bundle.image_processor, self._rows)
+
+    def label(self) -> None:
+        """Pick the training images and label them as the settings say."""
+        self.labelled = training_images(
+            self.settings.supervision,
+            self.data["train"],
+            self.trained_classes,
+            self.settings.shots,
+            self.settings.seed,
+            self.bundle,
+            self.settings.cache_features,
+        )
+
+    def train(self) -> None:
+        """Train on the labelled images; with an ensemble, contexts from several seeds, joined in one adapter.
+
+        Raises:
+            TrainingDivergedError: training diverged; the last finite values are saved beside the adapter's place.
+        """
+        transform = TrainTransform(self.bundle.image_processor, self.recipe.crop)
+        rows = self._rows(self.labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+        if self.options.gradients:
+            self.probes = [GradientProbe(rows, self.labelled.wrong, _loss(self.settings))]
         try:
-            results, about_labels = _learn(
-                settings, built, recipe, data["train"], keep, Path(output), run, gradients, **how
-            )
+            if self.settings.ensemble == 1:
+                self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
+            else:
+                self._train_ensemble(rows)
         except TrainingDivergedError as error:
-            raise _keep_finite(built, error, Path(output) / DIVERGED) from error
-    facts = {
-        "data": data_description,
-        "cached": cached,
-        "classes": classes,
-        "test_images": {name: len(test_set.rows) for name, test_set in test_sets.items()},
-        "accuracy": evaluate(built.model, test_sets, zero_shot=recipe is None),
-    }
-    set_class_names(built.model, trained)
-    return _save(settings, built, recipe, results, facts | about_labels, Path(output))
+            folder = self.output / DIVERGED
+            self.bundle.model.save_pretrained(folder)
+            message = f"{error} The last finite values are in {folder}; nothing else was written."
+            raise TrainingDivergedError(message, error.epoch) from error
+
+    def evaluate(self) -> None:
+        """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
+        self.accuracy = evaluate(self.bundle.model, self.test_sets, zero_shot=self.recipe is None)
+        set_class_names(self.bundle.model, self.trained_classes)
+
+    def save(self) -> dict:
+        """Write the adapter, if one was trained, and `results.json`; return what the latter holds."""
+        adapter_bytes = None
+        if self.results:
+            self.bundle.model.save_pretrained(self.output)
+            adapter_bytes = (self.output / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+        report = {
+            "title": get_method(self.settings.method).title,
+            "settings": asdict(self.settings),
+            "recipe": asdict(self.recipe) | {"epochs": self._epochs} if self.recipe else None,
+            "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
+            "adapter_bytes": adapter_bytes,
+            **_training_report(self.results),
+            "data": self.options.data_description,
+            "cached": self.options.cached,
+            "classes": self.classes,
+            "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
+            "accuracy": self.accuracy,
+            **(self.labelled.report if self.labelled else {}),
+            **({"gradients": self.probes[0].history} if self.probes else {}),
+            "environment": environment(),
+        }
+        write_json(report, self.output / RESULTS)
+        return report
+
+    @property
+    def _epochs(self) -> int:
+        return self.recipe.epochs_for(self.settings.shots)
+
+    def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
+        """Train one model, and keep what training gave."""
+        options = self.options
+        watched = next(iter(self.test_sets.values())).rows if options.watch else None
+        result = train(
+            model,
+            output_dir=folder,
+            train_set=rows,
+            recipe=self.recipe,
+            eval_set=watched,
+            epochs=self._epochs,
+            seed=seed,
+            loss=_loss(self.settings),
+            settings=self._identity(),
+            checkpoints=options.checkpoints,
+            progress=None if options.quiet else get_method(self.settings.method).title,
+            bf16=self.settings.bf16,
+            workers=options.workers,
+            callbacks=self.probes,
+        )
+        self.results.append(result)
+
+    def _train_ensemble(self, rows) -> None:
+        """Train contexts from several seeds one by one and join them in one adapter."""
+        contexts = []
+        names = self.bundle.model.class_names
+        for seed in range(self.settings.seed, self.settings.seed + self.settings.ensemble):
+            member = build_model(self.settings.model, self.settings.method, names, seed, **self.settings.config)
+            self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
+            contexts.append(context_tokens(member.model))
+        set_contexts(self.bundle.model, contexts)
+
+    def _identity(self) -> dict:
+        """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
+        return {
+            "settings": asdict(self.settings),
+            "labels": digest_arrays(self.labelled.rows["label"][:]),
+            "chosen": self.labelled.choice,
+            "data": self.options.data_description,
+            "classes": self.trained_classes,
+            "cached": self.options.cached,
+        }
+
+    def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
+        """Return transformed images: as features on the disk, as pixels in memory, or as they are read."""
+        if not self.settings.cache_features:
+            rows = images.with_transform(transform)
+            return cache_pixels(rows) if in_memory else rows
+        model = self.bundle.model
+        with model.disable_adapter() if self.recipe is None else nullcontext():
+            features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
+        return feature_rows(features, views)
 
 
-def _keep_finite(built: ModelBundle, error: TrainingDivergedError, folder: Path) -> TrainingDivergedError:
-    """Save the last finite values beside the place of the adapter, which stays as it is."""
-    built.model.save_pretrained(folder)
-    message = f"{error} The last finite values are in {folder}; nothing else was written."
-    return TrainingDivergedError(message, error.epoch)
+def check_settings(settings: Settings) -> None:
+    """Refuse settings that contradict each other, before anything is read or built.
 
-
-def _build(settings: Settings, class_lists: list[list[str]], benchmark: str | None) -> ModelBundle:
-    """The model, with the last list of classes; what cannot be evaluated later is refused before training."""
-    config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
-    built = build_model(settings.model, settings.method, class_lists[-1], settings.seed, **config)
-    noisy_recipe = get_method(settings.method).noisy_recipe
-    if noisy_recipe is not None and not settings.supervision.is_plain:
-        built = replace(built, recipe=noisy_recipe)
-    built = as_published(built, benchmark)
-    for names in class_lists:
-        set_class_names(built.model, names)
-    return built
-
-
-def _learn(
-    settings: Settings,
-    built: ModelBundle,
-    recipe: Recipe,
-    images: Dataset,
-    keep: Callable,
-    output: Path,
-    identity: dict,
-    gradients: bool,
-    **how,
-) -> tuple[list[TrainResult], dict]:
-    """Label the training images as the settings say and train on them: the results, and facts about the labels."""
-    images, about = training_images(
-        settings.supervision,
-        images,
-        identity["classes"],
-        settings.shots,
-        settings.seed,
-        built,
-        settings.cache_features,
-    )
-    rows, loss = keep(images, TrainTransform(built.image_processor, recipe.crop), settings.views), _loss(settings)
-    chosen = {"chosen": about["pseudo_labels"]["digest"]} if "pseudo_labels" in about else {}
-    probes = [GradientProbe(rows, about.get("noise", {}).get("wrong", []), loss)] if gradients else []
-    options = how | {
-        "train_set": rows,
-        "recipe": recipe,
-        "epochs": recipe.epochs_for(settings.shots),
-        "loss": loss,
-        "settings": {"settings": asdict(settings), "labels": digest(images["label"][:])} | chosen | identity,
-        "bf16": settings.bf16,
-        "callbacks": probes,
-    }
-    results = _train_contexts(settings, built, output, options)
-    return results, about | ({"gradients": probes[0].history} if probes else {})
-
-
-def _loss(settings: Settings) -> ClassificationLoss | None:
-    return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
-
-
-def _check(settings: Settings, method: MethodSpec) -> None:
+    Raises:
+        ValueError: an unknown method or loss, or a method that cannot do what the settings ask for.
+    """
+    method = get_method(settings.method)
     if settings.base_novel and not method.new_classes:
         raise ValueError(
             f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
@@ -237,10 +318,62 @@ def _check(settings: Settings, method: MethodSpec) -> None:
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
+    if settings.views != 1 and not settings.cache_features:
+        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+
+
+def _changed(recipe: Recipe, settings: Settings) -> Recipe:
+    return recipe.override(
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _loss(settings: Settings) -> ClassificationLoss | None:
+    return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
+
+
+def _training_report(results: list[TrainResult]) -> dict:
+    """Return what `results.json` says of the trainings: steps, times and the log."""
+    return {
+        "steps": sum(result.steps for result in results),
+        "seconds_per_step": statistics.median(result.seconds_per_step for result in results) if results else None,
+        "train_seconds": sum(result.train_seconds for result in results) if results else None,
+        "resumed_step": sum(result.resumed_step for result in results),
+        "history": [entry for result in results for entry in result.history],
+    }
+
+
+def finished_run(
+    folder: Path,
+    settings: Settings,
+    data_description: dict | None = None,
+    cached: bool = False,
+    gradients: bool = False,
+) -> dict | None:
+    """Return the report in a folder if it is of a run with these settings on these data, else None.
+
+    Args:
+        folder: where the run was saved.
+        settings: what was run.
+        data_description: where the images are from; a report that says nothing of it is taken as on these.
+        cached: whether every training image was augmented once.
+        gradients: whether the gradients must have been measured.
+    """
+    report = read_json(folder / RESULTS, missing_ok=True)
+    if report is None:
+        return None
+    described = as_json(data_description)
+    same_data = report.get("data", described) == described and report.get("cached", False) == cached
+    same_settings = changed_settings(report["settings"]) == changed_settings(asdict(settings))
+    measured = bool(report.get("gradients")) or not gradients
+    return report if same_data and same_settings and measured else None
 
 
 def class_names_of(data: DatasetDict) -> list[str]:
-    """The class names of the data; unlabelled training images have those of the test images.
+    """Return the class names of the data; unlabelled training images have those of the test images.
 
     Raises:
         ValueError: there are no images to test on.
@@ -251,96 +384,42 @@ def class_names_of(data: DatasetDict) -> list[str]:
     return labelled.features["label"].names
 
 
-def _train_contexts(settings: Settings, built: ModelBundle, output: Path, options: dict) -> list[TrainResult]:
-    """Train the model; with an ensemble train contexts from several seeds one by one and join them in one adapter."""
-    if settings.ensemble == 1:
-        return [train(built.model, output_dir=output, seed=settings.seed, **options)]
-    results, contexts = [], []
-    for seed in range(settings.seed, settings.seed + settings.ensemble):
-        names = built.model.class_names
-        member = build_model(settings.model, settings.method, names, seed, **settings.config).model
-        results.append(train(member, output_dir=output / f"context-{seed}", seed=seed, **options))
-        contexts.append(context_tokens(member))
-    set_contexts(built.model, contexts)
-    return results
+def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
+    """Return the model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one.
 
-
-def as_published(built: ModelBundle, benchmark: str | None) -> ModelBundle:
-    """The model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one."""
+    Raises:
+        ValueError: an unknown task, or an image processor without a fixed size.
+    """
     if benchmark is None:
-        return built
+        return bundle
     task = find_task(benchmark)
-    processor = task.image_processor(image_size(built.image_processor)[0])
-    recipe = None if built.recipe is None else replace(built.recipe, crop=task.crop)
-    return replace(built, image_processor=processor, recipe=recipe)
+    processor = task.image_processor(image_size(bundle.image_processor)[0])
+    recipe = None if bundle.recipe is None else replace(bundle.recipe, crop=task.crop)
+    return replace(bundle, image_processor=processor, recipe=recipe)
 
 
 def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
-    """Class names by the name of the split they are evaluated in; the first split is the one to train on."""
+    """Return class names by the name of the split they are evaluated in; the first split is the one to train on.
+
+    Raises:
+        ValueError: fewer than two classes to make base and novel of.
+    """
     return dict(zip(("base", "novel"), base_novel_split(names), strict=True)) if base_novel else {"all": names}
 
 
 def eval_sets(
     test: Dataset, classes: dict[str, list[str]], image_processor, keep: Callable = Dataset.with_transform
 ) -> dict[str, EvalSet]:
-    """The test images of every split, preprocessed as the model wants them; `keep` applies the transform."""
+    """Return the test images of every split, preprocessed as the model wants them.
+
+    Args:
+        test: labelled images.
+        classes: class names by the name of the split.
+        image_processor: the model's.
+        keep: applies the transform to images of one split.
+
+    Raises:
+        ValueError: a name is not a class of the images, or a split has no image.
+    """
     transform = EvalTransform(image_processor)
     return {name: EvalSet(keep(select_classes(test, names), transform), names) for name, names in classes.items()}
-
-
-def _keeper(settings: Settings, built: ModelBundle, cached: bool) -> Callable:
-    """How transformed images are kept: as features on the disk, as pixels in memory, or not at all."""
-    if settings.views != 1 and not settings.cache_features:
-        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
-
-    def features(rows: Dataset, transform, views: int = 1):
-        with built.model.disable_adapter() if built.recipe is None else nullcontext():
-            kept = cache_features(built.model, rows, transform, views=views, seed=settings.seed)
-        return feature_rows(kept, views)
-
-    def pixels(rows: Dataset, transform, views: int = 1):
-        rows = rows.with_transform(transform)
-        return cache_pixels(rows) if cached else rows
-
-    return features if settings.cache_features else pixels
-
-
-def _recipe(settings: Settings, built: ModelBundle) -> Recipe | None:
-    if built.recipe is None:
-        return None
-    return built.recipe.override(
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def _save(
-    settings: Settings,
-    built: ModelBundle,
-    recipe: Recipe | None,
-    results: list[TrainResult],
-    facts: dict,
-    output: Path,
-) -> dict:
-    adapter_bytes = None
-    if results:
-        built.model.save_pretrained(output)
-        adapter_bytes = (output / SAFETENSORS_WEIGHTS_NAME).stat().st_size
-    report = {
-        "title": get_method(settings.method).title,
-        "settings": asdict(settings),
-        "recipe": asdict(recipe) | {"epochs": recipe.epochs_for(settings.shots)} if recipe else None,
-        "trainable_parameters": built.trainable_parameters if results else 0,
-        "adapter_bytes": adapter_bytes,
-        "steps": sum(result.steps for result in results),
-        "seconds_per_step": statistics.median(result.seconds_per_step for result in results) if results else None,
-        "train_seconds": sum(result.train_seconds for result in results) if results else None,
-        "resumed_step": sum(result.resumed_step for result in results),
-        "history": [entry for result in results for entry in result.history],
-        **facts,
-        "environment": environment(),
-    }
-    write_json(report, output / "results.json")
-    return report

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -14,6 +13,7 @@ from datasets import ClassLabel, Dataset
 from ..data import EvalTransform, few_shot, select_classes
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
+from ..utils.digests import digest_arrays
 from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
 
 
@@ -75,6 +75,28 @@ class Supervision:
         return self.uses_labels and self.noise is None
 
 
+class LabelledImages(NamedTuple):
+    """Images to train on, with the labels to train with.
+
+    Attributes:
+        rows: data set with `image` and `label`.
+        report: what is worth reporting about the labels, for JSON: `noise` or `pseudo_labels`, or nothing.
+    """
+
+    rows: Dataset
+    report: dict
+
+    @property
+    def wrong(self) -> list[int]:
+        """Positions of the rows whose labels noise made wrong."""
+        return self.report["noise"]["wrong"] if "noise" in self.report else []
+
+    @property
+    def choice(self) -> str | None:
+        """Digest of the images that were chosen and of their pseudo-labels; None where labels were read."""
+        return self.report["pseudo_labels"]["digest"] if "pseudo_labels" in self.report else None
+
+
 def training_images(
     supervision: Supervision,
     images: Dataset,
@@ -83,8 +105,8 @@ def training_images(
     seed: int,
     clip: ModelBundle,
     cached: bool = False,
-) -> tuple[Dataset, dict]:
-    """The images to train on, with the labels to train with.
+) -> LabelledImages:
+    """Return the images to train on, with the labels to train with.
 
     Args:
         supervision: whose labels to take.
@@ -99,28 +121,24 @@ def training_images(
         Rows with `image` and `label`, and what is worth reporting about the labels.
 
     Raises:
+        FileNotFoundError: there is no file of pseudo-labels.
         ValueError: classes that are too small, or what the kind of supervision refuses.
     """
     if not supervision.uses_labels:
         chosen = _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached)
-        about = {"source": chosen.source, "images": len(chosen), "digest": digest(chosen.indices, chosen.labels)}
-        return chosen.label(images), {"pseudo_labels": about}
+        digest = digest_arrays(chosen.indices, chosen.labels)
+        report = {"source": chosen.source, "images": len(chosen), "digest": digest}
+        return LabelledImages(chosen.label(images), {"pseudo_labels": report})
     if supervision.noise == FALSE_POSITIVE:
         return _false_positives(supervision, images, class_names, shots, seed)
     if shots is not None:
         images = few_shot(images, shots, seed, class_names=class_names)
     images = select_classes(images, class_names)
     if supervision.noise is None:
-        return images, {}
+        return LabelledImages(images, {})
     table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
     images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
-    return images, _noise_facts(supervision, noise)
-
-
-def digest(*numbers: np.ndarray | list[int]) -> str:
-    """Tells apart runs that differ in these numbers alone: labels, or which images have them."""
-    content = b"".join(np.asarray(each, dtype=np.int64).tobytes() for each in numbers)
-    return hashlib.sha256(content).hexdigest()[:16]
+    return LabelledImages(images, _noise_report(supervision, noise))
 
 
 def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
@@ -146,7 +164,7 @@ def _table(images: Dataset, class_names: list[str], clip: ModelBundle, cached: b
     return zero_shot(clip, images, class_names)
 
 
-def _false_positives(supervision, images, class_names, shots, seed) -> tuple[Dataset, dict]:
+def _false_positives(supervision, images, class_names, shots, seed) -> LabelledImages:
     if shots is None:
         raise ValueError("Expected a number of shots with noise='false-positive'. Received: all images.")
     images = select_classes(images, class_names)
@@ -159,9 +177,16 @@ def _false_positives(supervision, images, class_names, shots, seed) -> tuple[Dat
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
     rows = images.select(chosen).remove_columns("label")
     rows = rows.add_column("label", noise.labels, feature=ClassLabel(names=class_names))
-    return rows, _noise_facts(supervision, noise)
+    return LabelledImages(rows, _noise_report(supervision, noise))
 
 
-def _noise_facts(supervision: Supervision, noise: NoisyLabels) -> dict:
-    about = {"kind": supervision.noise, "rate": supervision.noise_rate, "achieved_rate": noise.rate}
-    return {"noise": about | {"matrix": noise.matrix.tolist(), "wrong": np.flatnonzero(noise.mask).tolist()}}
+def _noise_report(supervision: Supervision, noise: NoisyLabels) -> dict:
+    return {
+        "noise": {
+            "kind": supervision.noise,
+            "rate": supervision.noise_rate,
+            "achieved_rate": noise.rate,
+            "matrix": noise.matrix.tolist(),
+            "wrong": np.flatnonzero(noise.mask).tolist(),
+        }
+    }

@@ -8,8 +8,6 @@ Source: Jia et al., "Visual Prompt Tuning", ECCV 2022, appendix A, and KMnP/vpt 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import statistics
 import warnings
@@ -18,14 +16,16 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
 from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
+from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
-from .run import Settings, run_experiment
+from .run import finished_run, run_experiment
+from .settings import Settings, changed_settings
 
 
 #: The learning rate for a batch of 256; the rate of a run is in proportion to its batch.
@@ -60,7 +60,7 @@ class Grid:
 
     @property
     def axes(self) -> dict[str, list[float]]:
-        """What Optuna's grid sampler takes."""
+        """The grid as Optuna's sampler takes it."""
         return {"base_rate": list(self.base_rates), "weight_decay": list(self.weight_decays)}
 
     @property
@@ -118,10 +118,12 @@ def sweep(
     Raises:
         ImportError: Optuna is missing; the message says how to install it.
         ValueError: no seed, a method that trains nothing, or whatever `run_experiment` refuses.
+        TrainingDivergedError: a last run diverged; trials that do are rated 0.
     """
     if not seeds:
         raise ValueError("Expected at least one seed. Received: seeds=[].")
-    output, options = Path(output), {"data_description": data_description, "cached": cached, "workers": workers}
+    output = Path(output)
+    options = {"data_description": data_description, "cached": cached, "workers": workers}
     settings = replace(settings, base_novel=False)
     train, validation = training_and_validation(data)
     trials = search(settings, DatasetDict(train=train, test=validation), output, grid or Grid(), **options)
@@ -143,8 +145,12 @@ def sweep(
     return report
 
 
-def training_and_validation(data: DatasetDict) -> tuple:
-    """The training and validation images, of which the second are split off where the data has none."""
+def training_and_validation(data: DatasetDict) -> tuple[Dataset, Dataset]:
+    """Return the training and validation images, of which the second are split off where the data has none.
+
+    Raises:
+        ValueError: a class has too few images to split some off.
+    """
     if "validation" in data:
         return data["train"], data["validation"]
     return stratified_split(data["train"], VALIDATION_FRACTION, seed=0)
@@ -167,40 +173,23 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
 
     Raises:
         ImportError: Optuna is missing; the message says how to install it.
-        ValueError: the method trains nothing.
+        ValueError: the method trains nothing, or whatever `run_experiment` refuses.
     """
     optuna = _optuna()
-    recipe = _recipe(settings)
-    batch_size = settings.batch_size or recipe.batch_size
     output = Path(output)
     what = [changed_settings(asdict(settings)), options.get("data_description")]
     what += ["cached"] if options.get("cached") else []
-    trials = Path(output) / "trials" / _digest(what)
+    objective = _Objective(settings, data, grid, output / "trials" / digest_json(what, 12), options)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
     output.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal.JournalFileBackend(str(output / "journal.log"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(journal),
         sampler=sampler,
-        study_name=_digest([*what, grid.axes]),
+        study_name=digest_json([*what, grid.axes], 12),
         direction="maximize",
         load_if_exists=True,
     )
-
-    def objective(trial) -> float:
-        base_rate = trial.suggest_categorical("base_rate", grid.axes["base_rate"])
-        weight_decay = trial.suggest_categorical("weight_decay", grid.axes["weight_decay"])
-        rate = base_rate * batch_size / REFERENCE_BATCH
-        tried = replace(settings, learning_rate=rate, weight_decay=weight_decay)
-        folder = trials / f"rate-{base_rate:g}-decay-{weight_decay:g}"
-        try:
-            report = run_once(tried, data, folder, **options)
-        except TrainingDivergedError as error:
-            warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
-            return 0.0  # as bad as can be, so that it is not chosen
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial that is done needs none
-        return report["accuracy"]["all"]
-
     if not sampler.is_exhausted(study):
         study.optimize(objective)  # the sampler stops it when the grid is done
     # The sampler does not repeat pairs that failed, and a search that failed again and again left some waiting already.
@@ -209,19 +198,48 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
             study.enqueue_trial({"base_rate": base_rate, "weight_decay": weight_decay})
         study.optimize(objective, n_trials=len(missing))
     accuracies = _accuracies(study)
-    return [
-        Trial(rate, rate * batch_size / REFERENCE_BATCH, decay, accuracies[rate, decay]) for rate, decay in grid.pairs
-    ]
+    return [Trial(rate, objective.learning_rate(rate), decay, accuracies[rate, decay]) for rate, decay in grid.pairs]
+
+
+class _Objective:
+    """The validation accuracy of a pair, in percent, as Optuna asks for it."""
+
+    def __init__(self, settings: Settings, data: DatasetDict, grid: Grid, folder: Path, options: dict):
+        self.settings = settings
+        self.data = data
+        self.axes = grid.axes
+        self.folder = folder
+        self.options = options
+        recipe = _recipe(settings)
+        self.batch_size = settings.batch_size or recipe.batch_size
+
+    def learning_rate(self, base_rate: float) -> float:
+        """Return the learning rate of a run, in proportion to its batch."""
+        return base_rate * self.batch_size / REFERENCE_BATCH
+
+    def __call__(self, trial) -> float:
+        """Train with the pair that the sampler suggests and rate it; a run that diverged is rated 0."""
+        base_rate = trial.suggest_categorical("base_rate", self.axes["base_rate"])
+        weight_decay = trial.suggest_categorical("weight_decay", self.axes["weight_decay"])
+        tried = replace(self.settings, learning_rate=self.learning_rate(base_rate), weight_decay=weight_decay)
+        folder = self.folder / f"rate-{base_rate:g}-decay-{weight_decay:g}"
+        try:
+            report = run_once(tried, self.data, folder, **self.options)
+        except TrainingDivergedError as error:
+            warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
+            return 0.0  # as bad as can be, so that it is not chosen
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial that is done needs none
+        return report["accuracy"]["all"]
 
 
 def _accuracies(study) -> dict[tuple[float, float], float]:
-    """Validation accuracy of the pairs that are done."""
+    """Return the validation accuracy of the pairs that are done."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     return {(trial.params["base_rate"], trial.params["weight_decay"]): trial.value for trial in done}
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The highest validation accuracy; among equals the smallest learning rate, then the smallest weight decay."""
+    """Return the trial of the highest validation accuracy; among equals the smallest learning rate, then the smallest weight decay."""
     return max(trials, key=lambda trial: (trial.accuracy, -trial.learning_rate, -trial.weight_decay))
 
 
@@ -232,40 +250,25 @@ def final_runs(
 
     Returns:
         The reports of `run_experiment`, in the order of the seeds.
+
+    Raises:
+        ValueError, TrainingDivergedError: as `run_experiment`.
     """
     return [run_once(replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", **options) for seed in seeds]
 
 
 def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> dict:
-    """`run_experiment`, or the report in the folder if it is of a run with these settings on these data."""
-    path = folder / "results.json"
-    if path.is_file():
-        report = json.loads(path.read_text(encoding="utf-8"))
-        same_data = report["data"] == _as_json(options.get("data_description"))
-        same_data &= report.get("cached", False) == options.get("cached", False)
-        if same_data and changed_settings(report["settings"]) == changed_settings(asdict(settings)):
-            return report
-    return run_experiment(settings, data, folder, **options)
+    """Return the report of a run, which is made unless the folder has one with these settings on these data.
 
-
-def changed_settings(settings: dict) -> dict:
-    """The settings that are not the defaults, as JSON has them: a setting added later changes no earlier run."""
-    defaults = _as_json(asdict(Settings(method="")))
-    return {
-        name: value for name, value in _as_json(settings).items() if name not in defaults or value != defaults[name]
-    }
-
-
-def _digest(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _as_json(value):
-    return json.loads(json.dumps(value))  # tuples become lists
+    Raises:
+        ValueError, TrainingDivergedError: as `run_experiment`.
+    """
+    report = finished_run(folder, settings, options.get("data_description"), options.get("cached", False))
+    return run_experiment(settings, data, folder, **options) if report is None else report
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Accuracy of every run, their mean and their standard deviation (of a sample; 0 for a single run)."""
+    """Return the accuracy of every run, their mean and their standard deviation (of a sample; 0 for a single run)."""
     values = [run["accuracy"]["all"] for run in runs]
     return {
         "trainable_parameters": runs[0]["trainable_parameters"],

@@ -11,7 +11,7 @@ from ..utils.plotting import saved_figure
 
 
 def sweep_table(report: dict, title: str | None = None) -> Table:
-    """Validation accuracy of every pair, and below it the test accuracy with the best."""
+    """Return a rich table of the validation accuracy of every pair, and below it the test accuracy with the best."""
     rates, decays, accuracy = _grid(report)
     best = report["best"]
     table = Table(
@@ -31,7 +31,7 @@ def sweep_table(report: dict, title: str | None = None) -> Table:
 
 
 def means_table(means: Mapping[str, float]) -> Table:
-    """Means of the groups of a benchmark."""
+    """Return a rich table of the means of the groups of a benchmark."""
     table = Table(title="Mean test accuracy")
     table.add_column("Group")
     table.add_column("Accuracy", justify="right")
@@ -58,7 +58,7 @@ def plot_sweep(report: dict, path: str | Path) -> None:
 
 
 def _grid(report: dict) -> tuple[list[float], list[float], dict[tuple[float, float], float]]:
-    """Rates, weight decays, and accuracy by pair."""
+    """Return rates, weight decays, and accuracy by pair."""
     accuracy = {(trial["base_rate"], trial["weight_decay"]): trial["accuracy"] for trial in report["trials"]}
     rates = list(dict.fromkeys(rate for rate, _ in accuracy))
     return rates, list(dict.fromkeys(decay for _, decay in accuracy)), accuracy

@@ -23,7 +23,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class ClassificationLoss(nn.Module):
-    """What all losses share.
+    """A loss of logits [n, c] against class numbers [n] or distributions [n, c]; what all losses share.
 
     Args:
         weight: weight of each class [c]; with it, "mean" divides by the sum of the weights of the labels.
@@ -43,10 +43,11 @@ class ClassificationLoss(nn.Module):
             if weight.ndim != 1 or bool((weight < 0).any()):
                 raise ValueError(f"Expected one weight >= 0 for each class. Received: weight={weight.tolist()}.")
         self.register_buffer("weight", weight, persistent=False)
-        self.ignore_index, self.reduction = ignore_index, reduction
+        self.ignore_index = ignore_index
+        self.reduction = reduction
 
     def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of `logits` [n, c], and of the regularisers.
+        """Return the loss of `logits` [n, c] with that of the regularisers: a number, or [n] without a reduction.
 
         An output's `aux_loss`, a mean as each regulariser is, is added once to the "mean"; for "sum" and "none" it is
         added to the loss of each sample that counts. With `num_items_in_batch` it is weighted by the share of the
@@ -67,7 +68,8 @@ class ClassificationLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
             if labels.is_floating_point():
-                losses, total = self._soft(log_p, labels.to(log_p)), logits.shape[0]
+                losses = self._soft(log_p, labels.to(log_p))
+                total = logits.shape[0]
                 counted = torch.ones_like(losses)
                 if num_items_in_batch is not None:
                     num_items_in_batch = num_items_in_batch / labels.shape[1]
@@ -96,16 +98,20 @@ class ClassificationLoss(nn.Module):
         return self.of_shares(log_p, shares, weights)
 
     def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each sample, [n], for the log-probabilities [n, c] and labels [n]."""
+        """Return the loss of each sample [n] for log-probabilities [n, c] and labels [n]."""
         return self.of_log_p(log_p.gather(1, labels[:, None])[:, 0])
 
     def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-        """The same for distributions over the labels [n, c]: the expected loss, with a weight for each class."""
+        """Return the expected loss of each sample [n] for distributions over the labels [n, c] and class weights [n, c]."""
         losses = self.of_log_p(log_p).masked_fill(shares == 0, 0.0)  # a share of zero counts for nothing, even of inf
         return (shares * weights * losses).sum(-1)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """The loss as a function of the label's log-probability alone, for losses that are one."""
+        """Return the loss [...] as a function of the label's log-probability [...] alone, for losses that are one.
+
+        Raises:
+            TypeError: a loss that is no such function, and defines `of_labels` and `of_shares` instead.
+        """
         raise TypeError(f"{type(self).__name__} must define of_log_p, or of_labels and of_shares")
 
     def _check(self, logits: Tensor, labels: Tensor) -> None:
@@ -134,7 +140,7 @@ class ClassificationLoss(nn.Module):
 
 
 def read_logits(output) -> Tensor:
-    """The logits of a model's output, or the tensor itself."""
+    """Return the logits [n, c] of a model's output, or the tensor itself."""
     if isinstance(output, Tensor):
         return output
     return output["logits"] if isinstance(output, dict) else output.logits
@@ -155,16 +161,16 @@ class CrossEntropy(ClassificationLoss):
         self.label_smoothing = _between("label_smoothing", label_smoothing, 0, 1)
 
     def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """`torch.nn.functional.cross_entropy`'s."""
+        """Return `torch.nn.functional.cross_entropy` of each sample [n] for log-probabilities [n, c], labels [n]."""
         return F.cross_entropy(log_p, labels, reduction="none", label_smoothing=self.label_smoothing)
 
     def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-        """The smoothed shares' expected loss."""
+        """Return the expected loss [n] of the smoothed distributions [n, c]."""
         shares = (1 - self.label_smoothing) * shares + self.label_smoothing / shares.shape[1]
         return super().of_shares(log_p, shares, weights)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """-log p."""
+        """Return -log p [...]."""
         return -log_p
 
 
@@ -182,7 +188,7 @@ class GeneralizedCrossEntropy(ClassificationLoss):
         self.epsilon = _between("epsilon", epsilon, 0, 1)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """-expm1(q log p) / q."""
+        """Return -expm1(q log p) / q [...], which is (1 - p^q) / q without a loss of digits near p = 1."""
         if self.epsilon:
             log_p = torch.logaddexp(log_p, log_p.new_tensor(math.log(self.epsilon)))
         return -torch.expm1(self.q * log_p) / self.q if self.q else -log_p
@@ -192,7 +198,7 @@ class Unhinged(ClassificationLoss):
     """1 - p_y, half the mean absolute error of p to the one-hot label (van Rooyen et al. 2015; Ghosh et al. 2017)."""
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """-expm1(log p)."""
+        """Return -expm1(log p) [...], which is 1 - p without a loss of digits near p = 1."""
         return -torch.expm1(log_p)
 
 
@@ -207,7 +213,7 @@ class PHuberCrossEntropy(ClassificationLoss):
         self.tau = _above("tau", tau, 1)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """The two pieces."""
+        """Return the curve where p is large and the line below it [...]."""
         line = -self.tau * log_p.exp() + math.log(self.tau) + 1
         return torch.where(log_p <= -math.log(self.tau), line, -log_p)
 
@@ -228,7 +234,7 @@ class PHuberGeneralizedCrossEntropy(ClassificationLoss):
         self.tau = _above("tau", tau, 1)
 
     def of_log_p(self, log_p: Tensor) -> Tensor:
-        """The two pieces."""
+        """Return the curve where p is large and the line below it [...]."""
         log_t = math.log(self.tau) / (self.q - 1)
         line = -math.expm1(self.q * log_t) / self.q - self.tau * (log_p.exp() - math.exp(log_t))
         return torch.where(log_p <= log_t, line, -torch.expm1(self.q * log_p) / self.q)
@@ -240,15 +246,16 @@ class ReverseCrossEntropy(ClassificationLoss):
     Probabilities are kept above `min_p`, and labels t above `min_t` before the logarithm: log 0 stands for -9.21.
     """
 
-    min_p, min_t = 1e-7, 1e-4
+    min_p = 1e-7
+    min_t = 1e-4
 
     def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """9.21 times the probability of the other classes."""
+        """Return 9.21 times the probability of the other classes [n] for log-probabilities [n, c] and labels [n]."""
         others = log_p.exp().clamp(self.min_p, 1).scatter(1, labels[:, None], 0.0)
         return -math.log(self.min_t) * others.sum(-1)
 
     def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-        """The same for any distribution t; a sample's weight is its expected class weight."""
+        """Return the loss [n] for distributions t [n, c]; the weight of a sample is its expected class weight."""
         losses = -(log_p.exp().clamp(self.min_p, 1) * shares.clamp(self.min_t, 1).log()).sum(-1)
         return losses * (shares * weights).sum(-1)
 
@@ -257,11 +264,19 @@ class NormalizedCrossEntropy(ClassificationLoss):
     """log p_y / sum_k log p_k: between 0 and 1 (Ma et al. 2020)."""
 
     def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """Needs two classes: with one, it is 0 / 0."""
+        """Return the loss of each sample [n] for log-probabilities [n, c] and labels [n].
+
+        Raises:
+            ValueError: a single class, for which the loss is 0 / 0.
+        """
         return self._normalise(log_p).gather(1, labels[:, None])[:, 0]
 
     def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-        """The expected loss."""
+        """Return the expected loss of each sample [n] for distributions over the labels [n, c].
+
+        Raises:
+            ValueError: a single class, for which the loss is 0 / 0.
+        """
         return (shares * weights * self._normalise(log_p)).sum(-1)
 
     @staticmethod
@@ -276,15 +291,17 @@ class WeightedSum(ClassificationLoss):
 
     def __init__(self, first: ClassificationLoss, second: ClassificationLoss, alpha: float, beta: float, **shared):
         super().__init__(**shared)
-        self.first, self.second = first, second
-        self.alpha, self.beta = _above("alpha", alpha, 0, equal=True), _above("beta", beta, 0, equal=True)
+        self.first = first
+        self.second = second
+        self.alpha = _above("alpha", alpha, 0, equal=True)
+        self.beta = _above("beta", beta, 0, equal=True)
 
     def of_labels(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """Both losses of each sample."""
+        """Return the weighted sum of both losses of each sample [n]."""
         return self.alpha * self.first.of_labels(log_p, labels) + self.beta * self.second.of_labels(log_p, labels)
 
     def of_shares(self, log_p: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
-        """Both losses of each distribution."""
+        """Return the weighted sum of both expected losses of each sample [n]."""
         first, second = (loss.of_shares(log_p, shares, weights) for loss in (self.first, self.second))
         return self.alpha * first + self.beta * second
 
@@ -318,7 +335,11 @@ LOSSES: dict[str, type[ClassificationLoss]] = {
 
 
 def make_loss(name: str, **options) -> ClassificationLoss:
-    """The loss of this name.
+    """Make the loss of a name in `LOSSES`.
+
+    Args:
+        name: the name.
+        **options: parameters of the loss, and those that all losses share.
 
     Raises:
         ValueError: an unknown name or option, or an option out of range.

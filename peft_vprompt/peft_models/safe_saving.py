@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -25,6 +24,7 @@ from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE
+from ..utils.io import atomic_files
 from .model_card import is_untouched, render_model_card, seal
 
 
@@ -148,15 +148,10 @@ class SavedPeftModel(PeftModel):
         for name in kwargs.get("selected_adapters") or self.peft_config:
             self._check_finite(name)
             self._complete_config(self.peft_config.get(name))
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
+        with atomic_files(target) as staging:
             if (target / "README.md").is_file():
                 shutil.copy2(target / "README.md", staging)
-            super().save_pretrained(staging, *args, **kwargs)
-            for path in sorted(p for p in Path(staging).rglob("*") if p.is_file()):
-                destination = target / path.relative_to(staging)
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, destination)
+            super().save_pretrained(str(staging), *args, **kwargs)
 
     def _check_finite(self, adapter_name: str) -> None:
         """Refuse to save what could not be loaded again."""

@@ -7,8 +7,6 @@ not part of it, so that noisy or changed labels use the same file.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +24,8 @@ from transformers import default_data_collator
 
 from ..tuners.base.feature_cache import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
+from ..utils.devices import device_of
+from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
 from ..utils.io import atomic_path
 from ..utils.validation import require_int
@@ -80,8 +80,7 @@ def cache_features(
         "views": views,
         "seed": seed if transform.random else None,
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest}.arrow"
+    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest_json(key, 32)}.arrow"
     if not path.is_file():
         rows = images.select_columns("image").with_transform(transform)
         with atomic_path(path) as partial:
@@ -115,7 +114,7 @@ def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
     `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     with eval_mode(model), torch.autocast(device.type, enabled=False):
         features = model.encode_images(**{name: tensor.to(device) for name, tensor in batch.items()})
     return features.float().cpu()
@@ -156,18 +155,15 @@ def model_fingerprint(model) -> str:
     base = model.get_base_model()
     text = {id(tensor) for tensor in model.class_name_classifier.text.state_dict(keep_vars=True).values()}
     config = getattr(base.config, "vision_config", base.config).to_dict()
-    digest = hashlib.sha256(
-        json.dumps({k: v for k, v in config.items() if k not in _IRRELEVANT}, sort_keys=True, default=str).encode()
-    )
+    digest = Digest()
+    digest.add(digest_json({k: v for k, v in config.items() if k not in _IRRELEVANT}, 64).encode())
     for name, tensor in sorted(base.state_dict(keep_vars=True).items()):
         if id(tensor) not in text and "learner." not in name:
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name.replace('base_layer.', '')}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            digest.add_tensor(name.replace("base_layer.", ""), tensor)
     for name, module in base.named_modules():  # a LoRA that the base model carries, say
         if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptedEncoder):
-            digest.update(f"{name}{switches(module)}".encode())
-    return digest.hexdigest()
+            digest.add(f"{name}{switches(module)}".encode())
+    return digest.hex()
 
 
 def image_fingerprint(images: Dataset) -> str:
@@ -180,9 +176,9 @@ def image_fingerprint(images: Dataset) -> str:
         raise ValueError(
             f"Expected a column 'image' of images. Received: {images.features}. Read the data with load_images."
         )
-    digest = hashlib.sha256()
+    digest = Digest()
     feature = images.features["image"]
-    digest.update(repr(replace(feature, id=None)).encode())  # how the images are read
+    digest.add(repr(replace(feature, id=None)).encode())  # how the images are read
     column = images.select_columns("image").cast_column("image", replace(feature, decode=False)).with_format(None)
     for batch in column.iter(batch_size=256):
         for image in batch["image"]:
@@ -190,6 +186,5 @@ def image_fingerprint(images: Dataset) -> str:
             if content is None:
                 status = os.stat(image["path"])
                 content = f"{image['path']}{status.st_size}{status.st_mtime_ns}".encode()
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-    return digest.hexdigest()
+            digest.add(len(content).to_bytes(8, "little")).add(content)
+    return digest.hex()

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.validation import shorten
 
@@ -50,7 +51,7 @@ def predict_logits(
     Returns:
         Logits, float32 [images, classes], and true labels, int [images].
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     logits, labels = [], []
     with eval_mode(model):
         for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback, default_data_collator
 
 from ..losses.classification import CrossEntropy
+from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 
 
@@ -57,7 +58,7 @@ class GradientProbe(TrainerCallback):
 
     def _gradient(self, model, batch: dict) -> Tensor:
         """Gradient of the mean loss of a batch by everything that is trained, in one vector."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         if getattr(model, "class_name_classifier", None) is not None:
             inputs["output_aux_loss"] = True  # evaluation leaves the regularisers out, which training minimises too

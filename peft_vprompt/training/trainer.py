@@ -1,6 +1,5 @@
 """Training by a recipe with the stock `transformers.Trainer`: optimizer, schedule, callbacks, resume after a kill."""
 
-import hashlib
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..errors import TrainingDivergedError
 from ..tuners.base.recipe import Recipe
+from ..utils.digests import digest_json
 from ..utils.validation import require_int
 from .averaging import AVERAGE_FILE, AverageWeights
 from .callbacks import StepTimer, StopIfDiverged, _progress_bar
@@ -245,8 +245,7 @@ def _steps_per_epoch(arguments: TrainingArguments, images: int) -> int:
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
     """Folder for the checkpoints of one run: the same for the same settings, another for any other."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return Path(output_dir) / "checkpoints" / digest
+    return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
 
 
 def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:

@@ -1,4 +1,4 @@
-"""TODO utils/environment."""
+"""The machine and the versions that a result depends on."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("peft-vprompt", "peft", "transformers", "torch", "accelerate", "data
 
 
 def environment() -> dict:
-    """The machine and the versions a result was measured with."""
+    """Return the machine and the versions that a result is measured with, for JSON."""
     return {
         "machine": {
             "cpu": cpu_model(),
@@ -27,7 +27,7 @@ def environment() -> dict:
 
 
 def cpu_model() -> str:
-    """Name of the processor, as the operating system gives it."""
+    """Return the name of the processor, as the operating system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`eval_mode`: a model in evaluation mode for a while."""
+"""A model in evaluation mode for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

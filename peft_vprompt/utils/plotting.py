@@ -1,4 +1,4 @@
-"""TODO utils/plotting."""
+"""Figures that are written as PNG, without a display."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from .io import atomic_path
 
 @contextmanager
 def saved_figure(path: str | Path, columns: int = 1, size: tuple[float, float] | None = None) -> Iterator:
-    """A row of axes to draw on; written as PNG at the end of the block. `size` is in inches."""
+    """Yield a row of axes to draw on, written as PNG at the end of the block. `size` is in inches."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""TODO utils/validation."""
+"""Checks of values, whose errors say what was expected and what was received."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from collections.abc import Sequence
 
 
 def require_choice(name: str, value, allowed: Sequence) -> None:
-    """Raise a ValueError unless `value` is one of `allowed`."""
+    """Refuse a value that is not one of `allowed`.
+
+    Raises:
+        ValueError: another value; names it and the allowed ones.
+    """
     if value not in allowed:
         raise ValueError(f"Expected {name} to be one of {list(allowed)}. Received: {name}={value!r}.")
 
 
 def parse_fields(items: Sequence[str] | None, where: str) -> dict:
-    """Fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
+    """Read fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
 
     Raises:
         ValueError: an item of another form; names `where` it was given.
@@ -39,7 +43,11 @@ def require_number(name: str, value, minimum: float) -> None:
 
 
 def require_int(name: str, value, minimum: int) -> None:
-    """Raise a ValueError unless `value` is an integer of at least `minimum`."""
+    """Refuse a value that is not an integer of at least `minimum`.
+
+    Raises:
+        ValueError: another value.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"Expected {name} to be an integer >= {minimum}. Received: {name}={value!r}.")
 

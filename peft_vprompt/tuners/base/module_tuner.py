@@ -92,3 +92,8 @@ class ModuleTuner(BaseTuner):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad = self._was_trainable.get(name, True)
         return self.model
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Return a key without the adapter's name, which stands in front of the names inside its module."""
+        return key.replace(f".{cls.prefix}modules.{adapter_name}.", f".{cls.prefix}modules.")

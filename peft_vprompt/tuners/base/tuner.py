@@ -309,6 +309,13 @@ class PromptTuner(BaseTuner):
         own = tuple(f".{cls.prefix}{kind}.{adapter_name}." for kind in (LEARNER, READOUT))
         return {key: value for key, value in state_dict.items() if any(part in key for part in own)}
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Return a key without the adapter's name, which stands in front of the names inside its module."""
+        for kind in (LEARNER, READOUT):
+            key = key.replace(f".{cls.prefix}{kind}.{adapter_name}.", f".{cls.prefix}{kind}.")
+        return key
+
 
 def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
     """Refuse modules that are not there, and modules of the encoders, of which PEFT cannot keep copies beside prompts.

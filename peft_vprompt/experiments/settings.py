@@ -1,0 +1,61 @@
+"""What decides the outcome of a run, and how two runs are told apart by it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from .supervision import Supervision
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run, beside the images.
+
+    Attributes:
+        method: a name in `models.METHODS`.
+        model: folder or Hub id of the base model; None for the embedded one.
+        shots: training images per class; None for all.
+        seed: seed of the shots, of the prompts' first values and of the order of images.
+        base_novel: train on the base classes and test on base and novel; else train and test on all.
+        epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it. CoOp's is PTNL's
+            where labels are noisy or not read.
+        config: changes to the method's default config, by field.
+        bf16: autocast to bfloat16 while training.
+        cache_features: train and test on image features that are computed once and kept on the disk, which methods
+            without visual prompts can. The augmentation is then fixed.
+        views: cached augmentations of every training image, one of which is drawn in each epoch.
+        loss: a name in `losses.LOSSES`; None for the model's own cross-entropy.
+        loss_options: parameters of the loss.
+        supervision: whose labels to train on.
+        ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
+    """
+
+    method: str
+    model: str | None = None
+    shots: int | None = 16
+    seed: int = 1
+    base_novel: bool = True
+    epochs: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
+    config: dict = field(default_factory=dict)
+    bf16: bool = False
+    cache_features: bool = False
+    views: int = 1
+    loss: str | None = None
+    loss_options: dict = field(default_factory=dict)
+    supervision: Supervision = Supervision()
+    ensemble: int = 1
+
+
+def changed_settings(settings: dict) -> dict:
+    """Return the settings that are not the defaults, as JSON has them: a setting added later changes no earlier run."""
+    defaults = as_json(asdict(Settings(method="")))
+    return {
+        name: value for name, value in as_json(settings).items() if name not in defaults or value != defaults[name]
+    }
+
+
+def as_json(value):
+    """Return a value as it is read back from JSON: tuples become lists."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all."""
+
+import json
+import math
+
+import pytest
+
+from peft_vprompt.utils.io import atomic_files, atomic_path, read_json, write_json
+
+
+def everything_in(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_take_the_places_of_the_old_ones_and_leave_the_others(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    (tmp_path / "replaced").write_text("old")
+    with atomic_files(tmp_path) as staging:
+        (staging / "replaced").write_text("new")
+        (staging / "sub").mkdir()
+        (staging / "sub" / "added").write_text("new")
+        assert everything_in(tmp_path)["replaced"] == "old"
+    assert everything_in(tmp_path) == {"kept": "old", "replaced": "new", "sub/added": "new"}
+
+
+def test_a_failed_block_changes_no_file_and_leaves_none(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(KeyError), atomic_files(tmp_path) as staging:
+        (staging / "file").write_text("half")
+        raise KeyError
+    with pytest.raises(KeyError), atomic_path(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and everything_in(tmp_path) == {"file": "old"}
+
+
+def test_json_is_read_as_it_was_written_with_null_for_what_json_lacks(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    write_json({"é": [1.5, math.inf, {"x": math.nan}], "tuple": (1,)}, path)
+    assert read_json(path) == {"é": [1.5, None, {"x": None}], "tuple": [1]}
+
+
+def test_a_missing_file_is_none_only_where_it_may_be(tmp_path):
+    assert read_json(tmp_path / "none.json", missing_ok=True) is None
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(json.JSONDecodeError):
+        read_json(tmp_path / "broken.json", missing_ok=True)
