@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS
-from peft_vprompt.cli import app, options
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import models
 from peft_vprompt.experiments.models import METHODS
 from peft_vprompt.training.recipes import DEMO_CHANGES, RECIPES
 from peft_vprompt.version import __version__
+from vprompt import app
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def embedded(monkeypatch, clip_path, colours):
     """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
-    monkeypatch.setattr(options, "demo_task", lambda split: data[split])
+    monkeypatch.setattr("peft_vprompt.demo.demo_task", lambda split: data[split])
 
 
 def test_demo(embedded, tmp_path):

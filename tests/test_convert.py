@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
-from peft_vprompt.cli import app
+from vprompt import app
 
 
 @pytest.fixture

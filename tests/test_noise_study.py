@@ -14,7 +14,6 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
-from peft_vprompt.cli import app
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import noise_study, pseudo_labels
 from peft_vprompt.experiments.noise_plots import show, with_clean
@@ -24,6 +23,7 @@ from peft_vprompt.losses.classification import GeneralizedCrossEntropy
 from peft_vprompt.training.gradient_probe import GradientProbe
 from peft_vprompt.training.recipes import RECIPES, Recipe
 from peft_vprompt.training.trainer import train
+from vprompt import app
 
 
 def study(clip_path, colours, output, *more, code=0):  # noqa: F811
@@ -200,7 +200,9 @@ class TestGradients:
 @pytest.mark.parametrize("embedded", (True, False))
 def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip_path, tmp_path, monkeypatch):  # noqa: F811
     studies = []
-    monkeypatch.setattr("peft_vprompt.cli.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0)
+    monkeypatch.setattr(
+        "peft_vprompt.experiments.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0
+    )
     model = () if embedded else ("--model", clip_path)
     with pytest.raises(ZeroDivisionError):
         result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])
