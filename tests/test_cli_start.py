@@ -140,3 +140,13 @@ def test_errors_that_a_user_can_mend_are_one_line(error, code, monkeypatch):
         assert result.exit_code == code
         assert result.stderr.strip() == "Error: bad value"
     assert CliRunner().invoke(app, ["--traceback", "demo"]).exception is raised
+
+
+def test_the_benchmark_of_the_start(tmp_path, monkeypatch):
+    from examples.benchmarks import startup
+
+    monkeypatch.setattr(startup, "processor_seconds", lambda arguments: 0.8 if "sweep" in arguments else 0.2)
+    startup.main(output=tmp_path, repeats=2)
+    result = json.loads((tmp_path / "startup.json").read_text())
+    assert set(result["cells"]) == {*startup.CASES} >= {f"vprompt {name} --help" for name in COMMANDS}
+    assert {bar["case"] for bar in result["bars"] if not bar["passed"]} == {"vprompt sweep --help"}
