@@ -1,6 +1,6 @@
 """`python -m peft_vprompt` is `vprompt`."""
 
-from .cli import app
+from vprompt import app
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from peft_vprompt.cli import options
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import models
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_vit
+from vprompt import options
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

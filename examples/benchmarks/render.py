@@ -56,6 +56,8 @@ python -m examples.benchmarks.render
 * "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
 * Classes shared out over processes are measured [apart](results/benchmarks/sharding_cpu_float32.json), by
   `python -m examples.benchmarks.sharding`.
+* The start of the command line and of the package is measured [apart](results/benchmarks/startup.json), too, by
+  `python -m examples.benchmarks.startup`.
 * Freed memory is kept by the process on both sides ([why](../README.md#more)).
 
 {machine}

@@ -22,11 +22,11 @@ from .measure import TOLERANCE
 ROOT = Path(__file__).parents[2]
 
 
-def commit() -> str:
-    """The last commit that changed the package, and whether the working tree differs from it."""
+def commit(*folders: str) -> str:
+    """The last commit that changed the folders (default: the package), and whether the working tree differs from it."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments, "--", "peft_vprompt"]
+        command = ["git", "-C", str(ROOT), *arguments, "--", *(folders or ("peft_vprompt",))]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

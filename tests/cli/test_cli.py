@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS
-from peft_vprompt.cli import app
 from peft_vprompt.experiments.models import DEMO_CHANGES, METHODS
 from peft_vprompt.version import __version__
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.saved_models import COLOURS, save_tiny
+from vprompt import app
 
 
 @pytest.mark.parametrize("command", [(), ("demo",), ("train",), ("evaluate",)])

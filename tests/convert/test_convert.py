@@ -6,8 +6,8 @@ from peft import PeftModel
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
-from peft_vprompt.cli import app
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_tokenizer
+from vprompt import app
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
-from peft_vprompt.cli import app
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import noise_study, pseudo_labels
 from peft_vprompt.experiments.noise_plots import show, with_clean
@@ -25,6 +24,7 @@ from peft_vprompt.tuners.base.shared_recipes import PTNL
 from tests.support.command_line import vprompt
 from tests.support.labelled_images import write_vtab
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_vit
+from vprompt import app
 
 
 def study(clip_path, colours, output, *more, code=0):
@@ -203,7 +203,9 @@ class TestGradients:
 @pytest.mark.parametrize("embedded", (True, False))
 def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip_path, tmp_path, monkeypatch):
     studies = []
-    monkeypatch.setattr("peft_vprompt.cli.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0)
+    monkeypatch.setattr(
+        "peft_vprompt.experiments.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0
+    )
     model = () if embedded else ("--model", clip_path)
     with pytest.raises(ZeroDivisionError):
         result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])

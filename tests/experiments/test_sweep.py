@@ -202,9 +202,8 @@ def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
         trial = {"base_rate": 1.0, "weight_decay": 0.0, "accuracy": 1.0}
         return report | {"trials": [trial], "best": trial}
 
-    command_module = sys.modules["peft_vprompt.cli.sweep"]
-    monkeypatch.setattr(command_module, "run_sweep", fake)
-    monkeypatch.setattr(command_module, "read_data", lambda options: None)
+    monkeypatch.setattr("peft_vprompt.experiments.sweep.sweep", fake)
+    monkeypatch.setattr(sys.modules["vprompt.sweep"], "read_data", lambda options: None)
     arguments = ("--data", tmp_path, "--benchmark", "fgvc", "--method", "linear", "--output", tmp_path / "out")
     assert "fgvc/fgvc" in vprompt("sweep", *arguments)
     assert shown == [task.full_name for task in find_tasks("fgvc")]

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from typer.testing import CliRunner
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.cli import app
 from peft_vprompt.convert import convert_checkpoint
 from tests.support.golden_vpt import load_recipe
+from vprompt import app
 
 
 pytestmark = pytest.mark.core

@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from peft_vprompt.cli import app
+from vprompt import app
 
 
 QUICK = ("--shots", 4, "--epochs", 2, "--batch-size", 4)

@@ -1,29 +1,26 @@
 """`vprompt pseudo-label`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from datasets import DatasetDict
 from rich.markup import escape
 
-from ..data import DataOptions, load_images
-from ..experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
-from ..experiments.models import build_model
-from ..experiments.pseudo_labels import SELECTORS, PseudoLabels, threshold, zero_shot
-from ..experiments.run import as_published
-from ..utils.environment import environment
-from ..utils.io import write_json
-from . import options
-from .app import command, console, one_process, say_saved
+from .app import command, console, say_saved
 from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data
 
 
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from peft_vprompt.data import DataOptions
+    from peft_vprompt.experiments.pseudo_labels import PseudoLabels
+
+
 @command
-@one_process
 @takes_data()
 def pseudo_label(
     output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],
-    data: DataOptions | None,
+    data: "DataOptions | None",
     model: Annotated[
         list[str] | None, option("Folder or Hub id of a CLIP; several are averaged. Default: the embedded one.")
     ] = None,
@@ -51,6 +48,13 @@ def pseudo_label(
     - `vprompt pseudo-label --output labels.safetensors --data path/to/unlabelled/images --class-names names.txt`
     - `vprompt train --all-classes --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
+    from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
+    from peft_vprompt.experiments.models import build_model
+    from peft_vprompt.experiments.pseudo_labels import zero_shot
+    from peft_vprompt.experiments.run import as_published
+    from peft_vprompt.utils.environment import environment
+    from peft_vprompt.utils.io import write_json
+
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
     fields = {} if not template else {"template": template}
@@ -76,7 +80,7 @@ def pseudo_label(
     say_saved(output)
 
 
-def _class_names(images: DatasetDict, data: DataOptions | None) -> list[str]:
+def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
     if "test" in images:
         return images["test"].features["label"].names
     if data.class_names is None:
@@ -84,7 +88,9 @@ def _class_names(images: DatasetDict, data: DataOptions | None) -> list[str]:
     return list(data.class_names)
 
 
-def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> PseudoLabels:
+def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> "PseudoLabels":
+    from peft_vprompt.experiments.pseudo_labels import SELECTORS, threshold
+
     if minimum is not None:
         return threshold(table, names, minimum)
     if selector not in SELECTORS:
@@ -92,7 +98,10 @@ def _choose(table, names, selector: str, per_class: int | None, minimum: float |
     return SELECTORS[selector](table, names, per_class, seed)
 
 
-def _true_labels(data: DataOptions | None) -> list[int]:
+def _true_labels(data: "DataOptions | None") -> list[int]:
     """What the labels of the training images really are: asked for by `--check` alone."""
-    train = options.demo_task("train") if data is None else load_images(data)["train"]
+    from peft_vprompt.data import load_images
+    from peft_vprompt.demo import demo_task
+
+    train = demo_task("train") if data is None else load_images(data)["train"]
     return train["label"][:]

@@ -2,27 +2,23 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from ..data import DataOptions, find_tasks, group_means
-from ..experiments.run import Settings
-from ..experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid
-from ..experiments.sweep import sweep as run_sweep
-from ..experiments.sweep_report import means_table, plot_sweep, sweep_table
-from ..tuners.base.registry import get_method
-from ..utils.environment import environment
-from ..utils.io import write_json
-from .app import command, console, one_process, say_saved
+from .app import command, console, say_saved
+from .choices import BASE_RATES, WEIGHT_DECAYS
 from .options import Cached, MethodName, Model, Workers, option, read_data, split_numbers, takes_data, takes_recipe
 
 
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+
+
 @command
-@one_process
 @takes_data()
 @takes_recipe(without=("lr",))
 def sweep(
     output: Annotated[Path, option("Folder for the journal, the runs, sweep.json and sweep.png.")],
-    data: DataOptions | None,
+    data: "DataOptions | None",
     recipe: dict,
     method: MethodName = "vpt-deep",
     model: Model = None,
@@ -52,6 +48,13 @@ def sweep(
     - `vprompt sweep --model google/vit-base-patch16-224-in21k --data path/to/vtab-1k --benchmark vtab-1k
       --method vpt-deep --output runs/vtab`
     """
+    from peft_vprompt.data import find_tasks
+    from peft_vprompt.experiments.run import Settings
+    from peft_vprompt.experiments.sweep import Grid
+    from peft_vprompt.experiments.sweep import sweep as run_sweep
+    from peft_vprompt.experiments.sweep_report import plot_sweep, sweep_table
+    from peft_vprompt.tuners.base.registry import get_method
+
     get_method(method)
     settings = Settings(method=method, model=model, shots=shots or None, base_novel=False, **recipe)
     grid = Grid(split_numbers("--rates", rates), split_numbers("--weight-decays", weight_decays))
@@ -81,6 +84,11 @@ def sweep(
 
 def _save_means(reports: dict[str, dict], output: Path) -> None:
     """Write and show the means of the groups of a benchmark."""
+    from peft_vprompt.data import group_means
+    from peft_vprompt.experiments.sweep_report import means_table
+    from peft_vprompt.utils.environment import environment
+    from peft_vprompt.utils.io import write_json
+
     accuracies = {name: report["accuracy"]["mean"] for name, report in reports.items()}
     means = group_means(accuracies)
     write_json({"tasks": accuracies, "means": means, "environment": environment()}, output / "benchmark.json")

@@ -2,13 +2,8 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from ..data import DataOptions
-from ..experiments.reports import results_table
-from ..experiments.run import Settings, run_experiment
-from ..experiments.supervision import Supervision
-from ..tuners.base.registry import get_method
 from .app import command, console, say_saved
 from .options import (
     UNLABELLED,
@@ -28,6 +23,11 @@ from .options import (
 )
 
 
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+    from peft_vprompt.experiments.supervision import Supervision
+
+
 BaseNovel = Annotated[
     bool,
     option(
@@ -43,17 +43,17 @@ CacheFeatures = Annotated[
 ]
 
 
-@command
+@command(several_processes=True)
 @takes_data()
 @takes_recipe()
 @takes_loss
 @takes_supervision
 def train(
     output: Annotated[Path, option("Folder for the adapter and results.json.")],
-    data: DataOptions | None,
+    data: "DataOptions | None",
     recipe: dict,
     loss: dict,
-    supervision: Supervision,
+    supervision: "Supervision",
     method: MethodName = "maple",
     model: Model = None,
     shots: Shots = 16,
@@ -85,6 +85,10 @@ def train(
     - `vprompt train --output runs/g --method coop --all-classes --unlabelled --selector random-k --loss gce
       --ensemble 4 --cache-features`
     """
+    from peft_vprompt.experiments.reports import results_table
+    from peft_vprompt.experiments.run import Settings, run_experiment
+    from peft_vprompt.tuners.base.registry import get_method
+
     settings = Settings(
         method=method,
         model=model,

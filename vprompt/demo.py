@@ -5,21 +5,15 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from ..experiments.models import DEMO_CHANGES
-from ..experiments.reports import plot_results, results_table
-from ..experiments.run import Settings, run_experiment
-from ..tuners.base.registry import get_method
-from ..utils.environment import environment
-from ..utils.io import write_json
-from .app import command, console, one_process
+from .app import command, console
+from .choices import DEMO_METHODS
 from .options import Seed, option, read_data, split_list
 
 
 @command
-@one_process
 def demo(
     output: Annotated[Path, option("Folder for adapters, results.json and results.png.")] = Path("runs/demo"),
-    methods: Annotated[str, option("Methods, separated by commas.")] = ",".join(DEMO_CHANGES),
+    methods: Annotated[str, option("Methods, separated by commas.")] = ",".join(DEMO_METHODS),
     shots: Annotated[int, option("Training images per class.")] = 16,
     seed: Seed = 1,
 ):
@@ -35,6 +29,13 @@ def demo(
     - `vprompt demo`
     - `vprompt demo --methods zero-shot,maple --shots 4 --seed 2`
     """
+    from peft_vprompt.experiments.models import DEMO_CHANGES
+    from peft_vprompt.experiments.reports import plot_results, results_table
+    from peft_vprompt.experiments.run import Settings, run_experiment
+    from peft_vprompt.tuners.base.registry import get_method
+    from peft_vprompt.utils.environment import environment
+    from peft_vprompt.utils.io import write_json
+
     chosen = split_list(methods)
     for name in chosen:
         get_method(name)

@@ -2,27 +2,23 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from ..data import DataOptions
-from ..data.label_noise import KINDS
-from ..experiments.models import DEMO_CHANGES
-from ..experiments.noise_plots import plot_study, study_table
-from ..experiments.noise_study import LINEAR_PROBE, METHODS, Study, run_study
-from ..experiments.run import Settings
-from ..experiments.supervision import FALSE_POSITIVE
-from ..losses.classification import LOSSES
-from .app import command, console, one_process, say_saved
+from .app import command, console, say_saved
+from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
 from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
 
 
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+
+
 @command
-@one_process
 @takes_data()
 @takes_recipe(without=("bf16", "config"))
 def noise_study(
     output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
-    data: DataOptions | None,
+    data: "DataOptions | None",
     recipe: dict,
     methods: Annotated[
         str,
@@ -30,8 +26,8 @@ def noise_study(
             f"Methods of `vprompt train`, and {LINEAR_PROBE}, separated by commas. Fields of the config follow a colon: "
             "coop:num_virtual_tokens=4."
         ),
-    ] = ",".join(METHODS),
-    kinds: Annotated[str, option(f"Kinds of noise: {', '.join(KINDS)}, {FALSE_POSITIVE}.")] = "symmetric",
+    ] = ",".join(STUDY_METHODS),
+    kinds: Annotated[str, option(f"Kinds of noise: {', '.join(NOISE_KINDS)}.")] = "symmetric",
     rates: Annotated[str, option("Shares of wrong labels.")] = "0,0.125,0.25,0.5",
     losses: Annotated[str, option(f"Losses: {', '.join(LOSSES)}.")] = "ce,gce",
     seeds: Annotated[str, option("Seeds of the shots, the noise, the prompts and the order of images.")] = "1,2,3",
@@ -60,6 +56,11 @@ def noise_study(
     - `vprompt noise-study --output runs/length --methods coop:num_virtual_tokens=1,coop:num_virtual_tokens=16
       --losses ce`
     """
+    from peft_vprompt.experiments.models import DEMO_CHANGES
+    from peft_vprompt.experiments.noise_plots import plot_study, study_table
+    from peft_vprompt.experiments.noise_study import Study, run_study
+    from peft_vprompt.experiments.run import Settings
+
     if model is None:
         recipe |= {name: value for name, value in DEMO_CHANGES["coop"].items() if recipe[name] is None}
     base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)

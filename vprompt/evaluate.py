@@ -1,28 +1,23 @@
 """`vprompt evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 
-from ..data import DataOptions, load_split
-from ..experiments.diagnostics import diagnose
-from ..experiments.models import adapter_config, load_adapter
-from ..experiments.run import as_published, eval_sets, split_classes
-from ..training.evaluation import evaluate as evaluate_model
-from ..utils.environment import environment
-from ..utils.io import write_json
-from . import options
-from .app import command, console, one_process
+from .app import command, console
 from .options import option, saved_data_options, saved_run, takes_data
 
 
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+
+
 @command
-@one_process
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 def evaluate(
     adapter: Annotated[str, option("Folder or Hub id of a trained adapter.")],
-    data: DataOptions | None,
+    data: "DataOptions | None",
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[
         str | None, option("Split to evaluate on; default: the one that the training tested on.", panel="Data")
@@ -43,10 +38,19 @@ def evaluate(
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
     - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
     """
+    from peft_vprompt.data import load_split
+    from peft_vprompt.demo import demo_task
+    from peft_vprompt.experiments.diagnostics import diagnose
+    from peft_vprompt.experiments.models import adapter_config, load_adapter
+    from peft_vprompt.experiments.run import as_published, eval_sets, split_classes
+    from peft_vprompt.training.evaluation import evaluate as evaluate_model
+    from peft_vprompt.utils.environment import environment
+    from peft_vprompt.utils.io import write_json
+
     adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
-    rows = load_split(data, split or data.test_split) if data else options.demo_task(split or "test")
+    rows = load_split(data, split or data.test_split) if data else demo_task(split or "test")
     names = rows.features["label"].names
     classes = split_classes(names, subset != "all") | {"all": names}
     if subset not in classes:
@@ -80,7 +84,7 @@ def evaluate(
         )
 
 
-def _data_of_the_training(adapter: str, saved: dict | None) -> DataOptions | None:
+def _data_of_the_training(adapter: str, saved: dict | None) -> "DataOptions | None":
     """How to read the images that the adapter was trained with; None for the embedded task."""
     if saved is None:
         raise ValueError(f"{adapter} has no results.json that names its data. Give --data.")

@@ -4,25 +4,19 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from datasets import DatasetDict
 
-from ..data import DataOptions, load_images, load_unlabelled, read_class_names
-from ..data.label_noise import KINDS
-from ..demo import demo_task
-from ..experiments.pseudo_labels import SELECTORS
-from ..experiments.supervision import FALSE_POSITIVE, Supervision
-from ..losses.classification import LOSSES
-from ..tuners.base.registry import METHODS
-from ..utils.validation import parse_fields
+from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS
 
 
-DATA_HELP = {field.name: field.metadata["help"] for field in fields(DataOptions)}
-DEFAULTS = DataOptions("")
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from peft_vprompt.data import DataOptions
+    from peft_vprompt.experiments.supervision import Supervision
 
 
 def option(help_text: str, *names: str, panel: str | None = None):
@@ -31,7 +25,7 @@ def option(help_text: str, *names: str, panel: str | None = None):
 
 
 def _data_option(name: str, *flags: str):
-    return option(DATA_HELP[name], *flags, panel="Data")
+    return option(DATA[name]["help"], *flags, panel="Data")
 
 
 ClassNames = Annotated[
@@ -46,7 +40,7 @@ DATA_OPTIONS = {
     "train_split": Annotated[str, _data_option("train_split")],
     "test_split": Annotated[str, _data_option("test_split")],
     "split_column": Annotated[str | None, _data_option("split_column")],
-    "where": Annotated[list[str] | None, option(DATA_HELP["where"] + " May be repeated.", "--where", panel="Data")],
+    "where": Annotated[list[str] | None, option(DATA["where"]["help"] + " May be repeated.", "--where", panel="Data")],
     "min_images": Annotated[int, _data_option("min_images")],
     "class_names": ClassNames,
     "clean_names": Annotated[bool, _data_option("clean_names", "--clean-names/--raw-names")],
@@ -54,8 +48,9 @@ DATA_OPTIONS = {
     "test_fraction": Annotated[float, _data_option("test_fraction")],
 }
 NOISY, UNLABELLED = "Noisy labels", "No labels"
-LOSS_NAMES = ", ".join(LOSSES)
-Loss = Annotated[str | None, option(f"One of: {LOSS_NAMES}. Default: the model's own cross-entropy.", panel=NOISY)]
+Loss = Annotated[
+    str | None, option(f"One of: {', '.join(LOSSES)}. Default: the model's own cross-entropy.", panel=NOISY)
+]
 Q = Annotated[float | None, option("q of the loss gce or phuber-gce.", "--q", panel=NOISY)]
 LossOptions = Annotated[
     list[str] | None,
@@ -65,7 +60,9 @@ SELECTOR_HELP = f"Which images that zero-shot labelled to take: {', '.join(SELEC
 #: Whose labels to train on: type and default of each option.
 SUPERVISION_OPTIONS = {
     "noise": (
-        Annotated[str | None, option(f"Put label noise in: {', '.join(KINDS)} or {FALSE_POSITIVE}.", panel=NOISY)],
+        Annotated[
+            str | None, option(f"Put label noise in: {', '.join(NOISE_KINDS[:-1])} or {NOISE_KINDS[-1]}.", panel=NOISY)
+        ],
         None,
     ),
     "noise_rate": (Annotated[float, option("Share of wrong labels in every class.", panel=NOISY)], 0.0),
@@ -85,7 +82,7 @@ SUPERVISION_OPTIONS = {
 Model = Annotated[
     str | None, option("Folder or Hub id of a base model, such as a CLIP or a ViT; default: the embedded one.")
 ]
-MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}.")]
+MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
 LearningRate = Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")]
@@ -147,8 +144,8 @@ def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()
         default: what is used without `--data`, for the help.
         without: options of `DATA_OPTIONS` that the command has no use for.
     """
-    defaults = {name: getattr(DEFAULTS, name) for name in DATA_OPTIONS} | {"where": None}
-    path = Annotated[str | None, option(f"{DATA_HELP['path']} Default: {default}.")]
+    defaults = {name: DATA[name]["default"] for name in DATA_OPTIONS} | {"where": None}
+    path = Annotated[str | None, option(f"{DATA['path']['help']} Default: {default}.")]
     shown = {name: (kind, defaults[name]) for name, kind in DATA_OPTIONS.items() if name not in without}
     return bundle("data", {"data": (path, None)} | shown, read_data_options)
 
@@ -163,6 +160,8 @@ def takes_recipe(without: tuple[str, ...] = ()) -> Callable:
 
 
 def _read_recipe(lr: float | None = None, config: list[str] | None = None, **values) -> dict:
+    from peft_vprompt.utils.validation import parse_fields
+
     return values | {"learning_rate": lr, "config": parse_fields(config, "--set")}
 
 
@@ -172,6 +171,8 @@ def takes_loss(command: Callable) -> Callable:
 
 
 def _read_loss(loss: str | None, q: float | None, loss_set: list[str] | None) -> dict:
+    from peft_vprompt.utils.validation import parse_fields
+
     return {"loss": loss, "loss_options": ({} if q is None else {"q": q}) | parse_fields(loss_set, "--loss-set")}
 
 
@@ -180,7 +181,9 @@ def takes_supervision(command: Callable) -> Callable:
     return bundle("supervision", SUPERVISION_OPTIONS, _read_supervision)(command)
 
 
-def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Path | None, **noise) -> Supervision:
+def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Path | None, **noise) -> "Supervision":
+    from peft_vprompt.experiments.supervision import Supervision
+
     if selector is not None and not unlabelled:
         raise ValueError(f"A selector needs --unlabelled. Received: --selector {selector} without it.")
     path = None if pseudo_labels is None else str(pseudo_labels)
@@ -189,17 +192,34 @@ def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Pat
 
 def read_data_options(
     data: str | None, where: list[str] | None, class_names: Path | None, **values
-) -> DataOptions | None:
-    """The data options, or None for the embedded task, which takes none."""
+) -> "DataOptions | None":
+    """Make the data options of their values; None for the embedded task, which takes none.
+
+    Raises:
+        ValueError: there is no path, but an option that says how to read it.
+    """
+    from peft_vprompt.data import DataOptions, read_class_names
+
+    defaults = DataOptions("")
     values |= {"where": tuple(where or ()), "class_names": read_class_names(class_names) if class_names else None}
-    changed = [name for name, value in values.items() if value != getattr(DEFAULTS, name)]
+    changed = [name for name, value in values.items() if value != getattr(defaults, name)]
     if data is None and changed:
         raise ValueError(f"Options that say how to read data need --data. Received: {', '.join(changed)}.")
     return None if data is None else DataOptions(data, **values)
 
 
-def read_data(options: DataOptions | None, unlabelled: bool = False) -> DatasetDict:
-    """The images that the options name, or the embedded task; on demand without the labels of the training images."""
+def read_data(options: "DataOptions | None", unlabelled: bool = False) -> "DatasetDict":
+    """Read the images that the options name, or draw the embedded task.
+
+    Args:
+        options: None for the embedded task.
+        unlabelled: leave out the labels of the training images.
+    """
+    from datasets import DatasetDict
+
+    from peft_vprompt.data import load_images, load_unlabelled
+    from peft_vprompt.demo import demo_task
+
     if options is not None:
         return load_unlabelled(options) if unlabelled else load_images(options)
     train = demo_task("train")
@@ -231,8 +251,10 @@ def saved_run(adapter: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def saved_data_options(saved: dict) -> DataOptions | None:
-    """The data options of a saved run; JSON has turned their tuples into lists."""
+def saved_data_options(saved: dict) -> "DataOptions | None":
+    """Make the data options of a saved run; JSON has turned their tuples into lists."""
+    from peft_vprompt.data import DataOptions
+
     if saved["data"] is None:
         return None
     return DataOptions(

@@ -6,19 +6,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..convert import LAYOUTS, convert_checkpoint
-from ..data import read_class_names
-from ..utils.validation import parse_fields
-from .app import command, console, one_process
+from .app import command, console
+from .choices import CONVERTIBLE
 from .options import ClassNames, option
 
 
 @command
-@one_process
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code, such as model.pth.tar-5.")],
     output: Annotated[Path, option("Folder for the adapter.")],
-    method: Annotated[str, option(f"One of: {', '.join(LAYOUTS)}.")],
+    method: Annotated[str, option(f"One of: {', '.join(CONVERTIBLE)}.")],
     model: Annotated[str | None, option("Folder or Hub id of the base model; checks every shape.")] = None,
     class_names: ClassNames = None,
     config: Annotated[
@@ -34,6 +31,10 @@ def convert(
       --class-names names.txt --output maple-adapter`
     - `vprompt convert output/model.pth.tar-200 --method coop --set class_token_position=front --output coop-adapter`
     """
+    from peft_vprompt.convert import convert_checkpoint
+    from peft_vprompt.data import read_class_names
+    from peft_vprompt.utils.validation import parse_fields
+
     names = read_class_names(class_names) if class_names else None
     converted = convert_checkpoint(
         checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config, "--set")

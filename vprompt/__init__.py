@@ -1,0 +1,12 @@
+"""`vprompt`: the demo, training and evaluation on the command line. One file per command; `app` and `options` are shared.
+
+The command stands beside `peft_vprompt`, not in it, and no file here imports the package, torch or transformers before a
+command runs: a help text appears at once. What help texts say about the package is in `choices`. Only options and
+messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
+"""
+
+from . import convert, demo, evaluate, methods, noise_study, pseudo_label, sweep, train
+from .app import app
+
+
+__all__ = ["app", "convert", "demo", "evaluate", "methods", "noise_study", "pseudo_label", "sweep", "train"]

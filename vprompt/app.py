@@ -1,0 +1,134 @@
+"""The application: what `vprompt` itself takes, and how errors and warnings are shown."""
+
+import functools
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+
+MEMORY_HINT = (
+    "On a CPU, page faults can take a large part of a training step. glibc keeps freed memory, and spares them, when "
+    "started with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=536870912` in the environment."
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Prompt learning for vision and vision-language transformers: few parameters learn, the model stays frozen.\n\n"
+    "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
+)
+console = Console()
+_state = {"traceback": False}
+
+
+def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
+    """Make a function a command; what the user can mend is one line and exit status 2 (1 where training diverged).
+
+    Args:
+        function: does the work; imports what it needs when it is called.
+        several_processes: whether the command has a use for the processes of a launcher; others refuse them.
+    """
+    if function is None:
+        return functools.partial(command, several_processes=several_processes)
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            if not several_processes:
+                _require_one_process(function.__name__.replace("_", "-"))
+            _quiet_libraries()
+            return function(*args, **kwargs)
+        except Exception as error:
+            if _state["traceback"] or not _can_be_mended(error):
+                raise
+            _say("[bold red]Error:[/]", str(error) or type(error).__name__)
+            raise typer.Exit(1 if _is_a(error, "peft_vprompt.errors", "TrainingDivergedError") else 2) from error
+
+    return app.command()(wrapped)
+
+
+def _can_be_mended(error: Exception) -> bool:
+    """Whether an error is about what the user gave, and its message says what to change."""
+    expected = (ValueError, TypeError, OSError, ImportError)
+    return isinstance(error, expected) or _is_a(error, "datasets.exceptions", "DatasetsError")
+
+
+def _is_a(error: Exception, module: str, name: str) -> bool:
+    """Whether an error is of a class that is not imported here: a module that is not loaded has raised nothing."""
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+
+
+def _require_one_process(name: str) -> None:
+    """Refuse a command under a launcher of several processes, of which each would do and write everything."""
+    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if processes > 1:
+        raise ValueError(
+            f"`vprompt {name}` runs in one process. Received: {processes}, each of which "
+            "would repeat all work in the same folder. Start it without torchrun or accelerate launch; of several "
+            "processes one training can make use, see examples/train_with_accelerate.py."
+        )
+
+
+def _quiet_libraries() -> None:
+    """Keep progress bars and advice of other libraries out of a command's output."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _say(label: str, message: str) -> None:
+    """Print one line to the standard error."""
+    Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
+
+
+def say_saved(place) -> None:
+    """Say where the results are."""
+    console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    _say("[yellow]Warning:[/]", str(message))
+
+
+def version() -> str:
+    """Read the package's version from its file, since importing the package takes seconds.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    package = find_spec("peft_vprompt")
+    if package is None or package.origin is None:
+        raise ImportError("The package peft_vprompt is not installed.")
+    return runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vprompt {version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+):
+    """Options that stand before the command, and how messages are shown while it runs."""
+    _state["traceback"] = traceback
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of other libraries: nothing a user can act on
+    warnings.showwarning = _show_warning
