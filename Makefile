@@ -1,5 +1,7 @@
 # For those who type make: each target is a command of ./dev.
-demo lint test test-nightly test-oldest:
+targets = demo lint test test-nightly test-oldest coverage docs release-check
+
+$(targets):
 	@./dev $@
 
-.PHONY: demo lint test test-nightly test-oldest
+.PHONY: $(targets)

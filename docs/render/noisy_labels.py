@@ -74,7 +74,7 @@ trainer = Trainer(model=model, args=args, train_dataset=rows, compute_loss_func=
 |---|---|---|
 {losses}
 
-`peft_vprompt.noise` puts wrong labels in, to try this out: symmetric, pair, confusion (the wrong class that zero-shot
+`peft_vprompt.data.label_noise` puts wrong labels in, to try this out: symmetric, pair, confusion (the wrong class that zero-shot
 likes most), any transition matrix, and false positives as in the PTNL authors' code. It never touches a test split or
 the global random numbers.
 
@@ -94,7 +94,7 @@ with several CLIPs or templates if you like, and `--check` says how good they ar
 ## Cached image features
 
 Without visual prompts the image features never change, so they are computed once and kept on disk (`--cache-features`,
-`peft_vprompt.data.cache_features`), keyed by encoder, preprocessing and images; training is then the text side alone. The
+`peft_vprompt.training.cached_features`), keyed by encoder, preprocessing and images; training is then the text side alone. The
 augmentation is fixed: `--views n` keeps n augmentations of every image and draws one in each epoch. One view trains
 fastest and suits noise studies; 4 to 8 keep most of what a fresh augmentation gives, for n times the time and space of
 the first pass. Methods with visual prompts refuse.

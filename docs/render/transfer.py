@@ -31,11 +31,11 @@ the number of shots. One run is known to about 1.5 points (320 images), so most 
 what chance does. The rate was chosen with the shots of one seed: with eight shots one of LoRA's three runs diverges at the
 rate that was best there."""
 
-PAGE_TEXT = """# Other ways to transfer a vision model
+PAGE_TEXT = """# Fine-tuning baselines
 
 <!-- Rendered by docs/render/transfer.py from docs/results/transfer.json; do not edit. -->
 
-Visual prompts are one way among many to use a pretrained image encoder for other classes. The baselines of the VPT paper
+Prompts are compared with what else adapts a pretrained image encoder to other classes. The baselines of the VPT paper
 (Jia et al., "Visual Prompt Tuning", ECCV 2022, section 4.1) are PEFT adapters here, so that they train on the same data, by
 the same schedule, and are saved, loaded, switched and reported like the prompts.
 

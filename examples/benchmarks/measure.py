@@ -216,7 +216,7 @@ def counted_rows(layers: dict[str, nn.ModuleList]):
 
 
 def measure_memory(case: Case, inputs: Inputs, side: str) -> dict[str, int]:
-    """Peak memory of one run of one side: `peak_bytes` above the built model, `process_bytes` with everything.
+    """Peak memory of one run of one side: `peak_bytes` above the loaded model, `process_bytes` with everything.
 
     `ms` is the time of this first run, for cells that are run once.
     """

@@ -200,13 +200,13 @@ class PlainVPT(PlainMaPLe):
 
 
 class PlainRPO(PlainCLIP):
-    """mlvlab/RPO `trainers/rpo.py`: readers and plain tokens in one sequence under a mask."""
+    """mlvlab/RPO `trainers/rpo.py`: read-only prompts and plain tokens in one sequence under a mask."""
 
     learns_vision = True
 
     @property
     def num_extra_vision_rows(self) -> int:
-        """Readers."""
+        """Read-only prompts."""
         return self.text_prompts()[0].shape[0]
 
     def text_prompts(self) -> list[Tensor]:
@@ -244,16 +244,16 @@ class PlainRPO(PlainCLIP):
         return self.project_image(self.encode_images(pixel_values, prompts, mask)[:, -count:])
 
     def compare(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Mean over the pairs of readers."""
+        """Mean over the pairs of prompts."""
         scale = self.clip.logit_scale.exp()
         pairs = [scale * images[:, k] @ texts[:, k].t() for k in range(images.shape[1])]
         return torch.stack(pairs).mean(0)
 
 
 class PlainMRPO(PlainRPO):
-    """MRPO, equations 2-7: layers 1 to `depth` each drop the readers' outputs and insert new ones.
+    """MRPO, equations 2-7: layers 1 to `depth` each drop the prompts' outputs and insert new ones.
 
-    The readers of the layers before the last insertion change nothing; they are here because the method has them.
+    The prompts of the layers before the last insertion change nothing; they are here because the method has them.
     """
 
     depth = 9
@@ -273,7 +273,7 @@ class PlainMRPO(PlainRPO):
         return [*self.earlier.to(self.word_vectors.dtype), self.get("text.tokens")[0]]
 
     def visual_prompts(self) -> list[Tensor]:
-        """Linear images of the text readers, one map per layer."""
+        """Linear images of the text prompts, one map per layer."""
         weights = torch.cat([self.earlier_weight, self.trained["vision.weight"]]).to(self.word_vectors.dtype)
         biases = torch.cat([self.earlier_bias, self.trained["vision.bias"]]).to(self.word_vectors.dtype)
         return [F.linear(*three) for three in zip(self.text_prompts(), weights, biases, strict=True)]

@@ -47,7 +47,7 @@ python -m examples.benchmarks.render
 * **ms** is the median over interleaved repeats, **ratio** the median of plain/ours within the repeats. **Timed** is how
   many threads a cell had and which clock: *processor* is the processor's time, which other work on a shared machine hardly
   moves.
-* **Memory** is the peak of one run above the built model, each side in a process of its own.
+* **Memory** is the peak of one run above the loaded model, each side in a process of its own.
 * **Rows** are token rows per layer that pass the feed-forward maps: text + image.
 * **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
   computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs.
@@ -58,14 +58,14 @@ python -m examples.benchmarks.render
   `python -m examples.benchmarks.sharding`.
 * The start of the command line and of the package is measured [apart](results/benchmarks/startup.json), too, by
   `python -m examples.benchmarks.startup`.
-* Freed memory is kept by the process on both sides ([why](../README.md#more)).
+* Freed memory is kept by the process on both sides ([why](../README.md#memory-on-cpu-machines)).
 
 {machine}
 
 ## Bars
 
 What the package is meant to reach in float32, at 100 classes and four images unless said otherwise. Nothing is
-approximated, so a ratio far above the number of times fewer products is out of reach: RPO's 2,400 readers and CoCoOp's
+approximated, so a ratio far above the number of times fewer products is out of reach: RPO's 2,400 read-only prompts and CoCoOp's
 rows for every image have to be computed, and the frozen image pass is the same on both sides.
 
 {bars}

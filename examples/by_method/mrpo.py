@@ -35,9 +35,9 @@ def main(
     base, novel = base_novel_split(demo_task("train").features["label"].names)
     config = MRPOConfig(
         class_names=base,
-        num_virtual_tokens=4,  # pairs of readers; the logit is the mean of their cosines
-        prompt_depth=3,  # layers at which readers start anew, from the first; the paper takes 9 of 12
-        prompt_update="replace",  # or "accumulate": prompts are added to the readers
+        num_virtual_tokens=4,  # pairs of read-only prompts; the logit is the mean of their cosines
+        prompt_depth=3,  # layers at which prompts start anew, from the first; the paper takes 9 of 12
+        prompt_update="replace",  # or "accumulate": prompts are added to the carried ones
     )
     peft_model = get_peft_model(CLIPModel.from_pretrained(path), config)
     peft_model.print_trainable_parameters()

@@ -35,7 +35,7 @@ def main(
     base, novel = base_novel_split(demo_task("train").features["label"].names)
     config = ReadOnlyPromptConfig(
         class_names=base,
-        num_virtual_tokens=24,  # pairs of readers; the logit is the mean of their cosines
+        num_virtual_tokens=24,  # pairs of read-only prompts; the logit is the mean of their cosines
     )
     peft_model = get_peft_model(CLIPModel.from_pretrained(path), config)
     peft_model.print_trainable_parameters()

@@ -1,4 +1,4 @@
-"""The ways to transfer a small ViT to the embedded task; collects docs/results/transfer.json.
+"""Visual prompts and the fine-tuning baselines on a small ViT and the embedded task; collects docs/results/transfer.json.
 
 python examples/studies/compare_transfer.py runs/transfer               # goes on where it was stopped
 python examples/studies/compare_transfer.py runs/transfer --minutes 9   # starts no new run after nine minutes
