@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from ..readouts.cosine import cosines
 
 
 class DualEncoderView:
@@ -34,22 +34,44 @@ class DualEncoderView:
         return self.module.logit_scale.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the joint space is: with the scale."""
+        return self.module.logit_scale.device
+
+    @property
     def feature_dim(self) -> int:
         """Size of the joint space."""
         return self.module.config.projection_dim
 
-    def text_features(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
+    @property
+    def logit_scale(self) -> Tensor:
+        """What similarities are multiplied by, a scalar: the inverse of the softmax's temperature."""
+        return self.module.logit_scale.exp()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to scaled similarities, a scalar; None where nothing is."""
+        return None
+
+    def project_text(self, pooled: Tensor) -> Tensor:
+        """Project text features [..., d] to the joint space, L2-normalised: [..., e]."""
         # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
         return F.normalize(self.text_projection(pooled.to(self.dtype)), dim=-1)
 
-    def image_features(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """Project image features [..., d] to the joint space, L2-normalised: [..., e]."""
         return F.normalize(self.module.visual_projection(pooled), dim=-1)
 
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines [images, classes]."""
-        return self.module.logit_scale.exp() * cosines(image_features, text_features)
+    def scaled(self, similarity: Tensor) -> Tensor:
+        """Return the logits for similarities of images and classes, of any shape: scaled, with the bias."""
+        logits = self.logit_scale * similarity
+        return logits if self.bias is None else logits + self.bias
+
+    # fmt: off
+    text_features = lambda self, pooled: self.project_text(pooled)  # noqa: E731  # TODO(lead): remove
+    image_features = lambda self, pooled: self.project_image(pooled)  # noqa: E731  # TODO(lead): remove
+    logits = lambda self, image, text: self.scaled(import_module("peft_vprompt.readouts.cosine").cosines(image, text))  # noqa: E731, E501  # TODO(lead): remove
+    # fmt: on
 
 
 class BertDualEncoderView(DualEncoderView):
@@ -82,10 +104,11 @@ class SiglipDualEncoderView(DualEncoderView):
         """Size of the text head's output."""
         return self.module.config.text_config.projection_size
 
-    def image_features(self, pooled: Tensor) -> Tensor:
-        """L2-normalised."""
-        return F.normalize(pooled, dim=-1)
+    @property
+    def bias(self) -> Tensor:
+        """SigLIP's learned bias, a scalar."""
+        return self.module.logit_bias
 
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines with a bias [images, classes]."""
-        return super().logits(image_features, text_features) + self.module.logit_bias
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """L2-normalise image features [..., e], which are in the joint space already."""
+        return F.normalize(pooled, dim=-1)

@@ -30,6 +30,7 @@ from .. import (
     TextEncoderConfig,
     VisualPromptConfig,
 )
+from ..backbones.supported import is_dual_encoder
 from ..demo import demo_model_path
 from ..training.recipes import RECIPES, Recipe
 from .transfer import TRANSFERS, Transfer, find_transfer
@@ -282,12 +283,6 @@ def load_base(
         label2id={name: label for label, name in names.items()},
         ignore_mismatched_sizes=True,
     )
-
-
-def is_dual_encoder(config) -> bool:
-    """Whether a model compares images with texts; a saved classifier of its image encoder has the same config."""
-    classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
-    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
 
 
 def _image_processor(base: PreTrainedModel):
