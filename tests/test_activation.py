@@ -76,10 +76,15 @@ def test_the_very_modules_come_back_with_their_hooks():
     original.register_forward_hook(lambda *args: calls.append("before"))
     install(parent)
     lean = parent[0]
-    assert type(lean) is LeanQuickGELU and original not in parent.modules() and parent.state_dict().keys() == {
-        "1.weight",
-        "1.bias",
-    }
+    assert (
+        type(lean) is LeanQuickGELU
+        and original not in parent.modules()
+        and parent.state_dict().keys()
+        == {
+            "1.weight",
+            "1.bias",
+        }
+    )
     lean.register_forward_hook(lambda *args: calls.append("meanwhile"))
     parent(torch.ones(1, 2))
     assert calls == ["before", "meanwhile"]
