@@ -1,6 +1,9 @@
 """`EncoderView`: the thin, per-architecture view of one encoder.
 
 A view holds no state: it is made on the fly around the module it looks at. A new backbone is one more view.
+
+Shapes: b = batch, s = rows, r = some of them, h = heads or rows of a grid, c = classes, l = tokens of a text, d = width,
+e = size of the joint space.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from .layer_parts import LayerParts
 
 
 class EncoderView(ABC):
-    """What the layer loop and the prompt holders need to know of an encoder.
+    """What the layer loop and the prompt modules need to know of an encoder; fulfils `core.encoder.LayerStack`.
 
     Attributes:
         layer_parts: what the parts of its layers are called; None where layers are built in another way.
@@ -54,37 +57,41 @@ class EncoderView(ABC):
         """A weight whose dtype and device new prompts take."""
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """The attention module of one layer, whose second output are the weights."""
+        """Return the attention module of one layer, whose second output are the weights."""
         return layer.self_attn
 
+    def layer_arguments(self, hidden: Tensor, **options) -> tuple[tuple, dict]:
+        """Return what every layer takes after its input `hidden` [b, s, d], by position and by keyword.
+
+        Here no mask, and all `options` as keywords for the attention function.
+        """
+        return (None,), options
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, **options) -> Tensor:
+        """Run one layer on [b, s, d]; `options` are those of `layer_arguments`."""
+        args, kwargs = self.layer_arguments(hidden, **options)
+        output = layer(hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
+        """Return keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
 
         Where the layer's parts are known, nothing else is computed.
         """
-        if self.knows_parts(layer):
+        if self.layer_parts is not None:
             return self.layer_parts.keys_values(layer, hidden)
         kv_cache: list[tuple[Tensor, Tensor]] = []
         self.run_layer(layer, hidden, kv_cache=kv_cache)
         return kv_cache[0]
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
-        """One layer on [b, s, d]; `kwargs` go to its attention function."""
-        output = layer(hidden, None, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
     def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
-        """One layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
+        """Run one layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
 
         Where the layer's parts are known, these are not computed.
         """
-        if self.knows_parts(layer):
-            return self.layer_parts.read(layer, rows, pattern)
+        if self.layer_parts is not None:
+            return self.layer_parts.run_queries(layer, rows, pattern)
         return self.run_layer(layer, rows, pattern=pattern)
-
-    def knows_parts(self, layer: nn.Module) -> bool:
-        """Whether `layer_parts` are the parts of this layer."""
-        return self.layer_parts is not None and self.layer_parts.fit(layer)
 
 
 class VisionView(EncoderView):
@@ -96,7 +103,7 @@ class VisionView(EncoderView):
         keeps_prompts: whether the prompts' rows stay in `last_hidden_state`. Where they do not, the model's own
             pooling and head see the rows they were made for, and no mean over patches contains a prompt.
         fixed_size: whether images of another size need `interpolate_pos_encoding`.
-        embed_options: further keyword arguments that `embed` and `layer_options` understand.
+        embed_options: further keyword arguments of a call that `embed` and `layer_options` understand.
         pooled_rows: the rows that `pool` needs of the last layer, in a tower with `layer_parts`; None for all.
         head_rows: likewise the rows that a classification head reads; None where all may be.
         gives_attentions: whether attention weights can be had from the layers when there are prompts.
@@ -128,7 +135,7 @@ class VisionView(EncoderView):
 
     @abstractmethod
     def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """Special tokens (class, distillation, registers) and patches with positions, [b, s, d].
+        """Make special tokens (class, distillation, registers) and patches with positions, [b, s, d].
 
         A call of the model hands on keywords that are not for the embeddings (the Trainer's `num_items_in_batch`,
         say); they are ignored.
@@ -136,7 +143,7 @@ class VisionView(EncoderView):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """InsertRows and columns of patches in an image of `image_size`."""
+        """Rows and columns of patches in an image of `image_size`."""
         return tuple(edge // self.patch_size for edge in self.image_size)
 
     @property
@@ -149,7 +156,7 @@ class VisionView(EncoderView):
 
     @abstractmethod
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """Class token and patches with positions [b, 1 + h * w, d], of embedded patches `grid` [b, d, h, w].
+        """Make class token and patches with positions [b, 1 + h * w, d] of embedded patches `grid` [b, d, h, w].
 
         Positions are resized to the grid, see `resize_positions`.
         """
@@ -160,7 +167,7 @@ class VisionView(EncoderView):
         return self.num_prefix_tokens + math.prod(self.grid_size)
 
     def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
-        """Keyword arguments that `run_layer` needs beside a layer's input: rotations, shapes, masks."""
+        """Return the options of `layer_arguments` that belong to the images at hand: rotations, shapes, masks."""
         return {}
 
     def attach(self) -> None:
@@ -171,7 +178,7 @@ class VisionView(EncoderView):
 
     @property
     def num_head_rows(self) -> int | None:
-        """InsertRows in which a classification head finds its class token and one patch; None: as many as it always has."""
+        """Rows in which a classification head finds its class token and one patch; None: as many as it always has."""
         return self.num_prefix_tokens + 1
 
     @property
@@ -180,7 +187,7 @@ class VisionView(EncoderView):
         return [(self.num_layers, self.width)]
 
     def prepare(self, hidden: Tensor) -> Tensor:
-        """What happens between embedding (prompts included) and the first layer."""
+        """Do what the model does between embedding (prompts included) and the first layer; keeps the shape [b, s, d]."""
         return hidden
 
     def encode(
@@ -193,33 +200,36 @@ class VisionView(EncoderView):
         output_rows: OutputRows | None = None,
         **layer_options,
     ) -> Tensor:
-        """Let image tokens [b, s, d] and prompts run through the layers; see `encode.encode`."""
+        """Run image tokens [b, s, d] and prompts through the layers; the arguments are those of `layer_loop.encode`."""
         if first_layer == 0:
             hidden = insert_prompts(hidden, prompts, rule, 0)
         return encode(self, self.prepare(hidden), prompts, rule, first_layer, states, output_rows, **layer_options)
 
     @abstractmethod
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Final norm and pooling of [b, s, d]; `kwargs` are the call's `embed_options`."""
+        """Make the model's output of the last layer's [b, s, d]: final norm, pooling.
+
+        `kwargs` are the call's `embed_options`.
+        """
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """The image's feature [b, d] from what `pooled_rows` leave of the last layer, [b, r, d]."""
+        """Reduce what `pooled_rows` leave of the last layer, [b, r, d], to the image's feature [b, d]."""
         return self.finish(hidden).pooler_output
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The norm that a token read out at the end goes through."""
+        """Normalise tokens [..., d] that are read out at the end."""
 
     def pooled_output(self, feature: Tensor) -> Tensor:
-        """The pooled output for a feature [b, d] that is read out in the place of the class token."""
+        """Return the pooled output [b, d] for a feature [b, d] that is read out in the place of the class token."""
         return feature
 
     def check_images(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
         """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:
-            TypeError: no tensor, or one of whole numbers, which are pixels that nobody has normalised.
-            ValueError: names the shape received, the one expected and the remedies.
+            TypeError: `pixel_values` are no tensor, or one of whole numbers: pixels that nobody has normalised.
+            ValueError: the shape does not fit, or there is no image.
         """
         if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
             received = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
@@ -227,7 +237,8 @@ class VisionView(EncoderView):
                 "Expected pixel_values as a tensor of normalised pixels, as the model's image processor gives it with "
                 f"return_tensors='pt'. Received: {received}."
             )
-        shape, channels = list(pixel_values.shape), self.module.config.num_channels
+        shape = list(pixel_values.shape)
+        channels = self.module.config.num_channels
         if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):
             raise ValueError(
                 f"Expected pixel_values [batch, channels, height, width] with {channels} channels. Received: "
@@ -246,14 +257,14 @@ class VisionView(EncoderView):
 
 
 def pair(size: int | Iterable[int]) -> tuple[int, int]:
-    """Height and width, also where a config gives one number for both."""
+    """Return height and width, also where a config gives one number for both."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int], prefix: int = 1) -> Tensor:
-    """Position embeddings [1, prefix + patches, d], those of the patches resized from the grid `original` to `size`.
+    """Resize position embeddings [1, prefix + patches, d] from the grid `original` to `size`.
 
-    Bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
+    Only those of the patches change: bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
     (bicubic) is another thing.
     """
     if size == original:
@@ -289,7 +300,7 @@ class TextView(EncoderView):
 
     @torch.no_grad()
     def word_vectors(self, token_ids: list[int]) -> Tensor:
-        """Token embeddings [len(token_ids), d] to start prompts from."""
+        """Return the token embeddings [len(token_ids), d] to start prompts from."""
         weight = self.token_embedding.weight
         return weight[torch.tensor(token_ids, device=weight.device)].clone()
 
@@ -309,7 +320,7 @@ class CausalTextView(TextView):
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The norm after the last layer."""
+        """Normalise tokens [..., d] after the last layer."""
 
 
 class BidirectionalTextView(TextView):
@@ -324,25 +335,24 @@ class BidirectionalTextView(TextView):
     reads_padding: bool = False
 
     def embed(self, vectors: Tensor) -> Tensor:
-        """Input of the first layer from token vectors [c, l, d]."""
+        """Make the first layer's input [c, l, d] from token vectors of the same shape."""
         return self.module.embeddings(inputs_embeds=vectors)
 
     def layer_mask(self, mask: Tensor, hidden: Tensor) -> Tensor | None:
-        """What the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
+        """Make what the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
         if self.reads_padding:
             return None
         mask = mask.repeat(hidden.shape[0] // mask.shape[0], 1)
         return create_bidirectional_mask(config=self.module.config, inputs_embeds=hidden, attention_mask=mask)
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One layer on [b, s, d]."""
-        output = layer(hidden, mask)
-        return output[0] if isinstance(output, tuple) else output
+    def layer_arguments(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[tuple, dict]:
+        """Return the mask, as `layer_mask` makes it."""
+        return (mask,), {}
 
     @abstractmethod
     def pool(self, hidden: Tensor) -> Tensor:
-        """The text's feature [c, e] from the last layer's output [c, l, d], as the model pools it."""
+        """Reduce the last layer's output [c, l, d] to the text's feature [c, e], as the model pools it."""
 
     @abstractmethod
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """The same by the model's own call, without prompts."""
+        """Return the text's feature [c, e] by the model's own call, without prompts, from [c, l] ids and mask."""

@@ -17,14 +17,13 @@ class BeitView(ViTLikeView):
     """
 
     fixed_size = False
-    no_read_only = "its attention is biased by the places of patches, which read_only do not have"
+    no_read_only = "its attention is biased by the places of patches, which read-only prompts do not have"
     patch_embedding = None  # positions are biases, made for the image that was handed over
 
     @property
     def shared_bias(self) -> nn.Module | None:
-        """The bias module that all layers share, if the model has one (older releases keep it in the encoder)."""
-        encoder = getattr(self.module, "encoder", None)
-        return getattr(self.module, "shared_position_bias", getattr(encoder, "relative_position_bias", None))
+        """The bias module that all layers share, if the model has one."""
+        return self.module.shared_position_bias
 
     @property
     def bias_modules(self) -> list[nn.Module]:
@@ -32,43 +31,71 @@ class BeitView(ViTLikeView):
         return [m for m in self.module.modules() if type(m).__name__.endswith("RelativePositionBias")]
 
     def attach(self) -> None:
-        """Let the bias modules leave room for prompts."""
+        """Let the bias modules leave room for prompts.
+
+        * Reason: transformers computes biases for the rows that the image has, and refuses others.
+        * Undo: `detach`.
+        * Goes when the bias modules can be told of rows without a place.
+        """
         for module in self.bias_modules:
             if not hasattr(module, "prompt_hook"):
                 module.prompt_hook = module.register_forward_hook(leave_room, with_kwargs=True)
 
     def detach(self) -> None:
-        """Take the hooks away again."""
+        """Undo `attach`."""
         for module in self.bias_modules:
             if hasattr(module, "prompt_hook"):
                 module.prompt_hook.remove()
                 del module.prompt_hook
 
     def embed(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **kwargs) -> Tensor:
-        """`[CLS, patches]`, with positions where the model has them beside the biases."""
+        """Make `[CLS, patches]`, [b, s, d], with positions where the model has them beside the biases."""
         pixel_values = pixel_values.to(self.reference_weight.dtype)
         output = self.module.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)
         return output[0] if isinstance(output, tuple) else output
 
     def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
-        """The size of the image."""
+        """Return the size of the image."""
         return {"resolution": tuple(pixel_values.shape[-2:])}
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, resolution: tuple[int, int]) -> Tensor:
-        """One layer, on the patches of an image of `resolution` pixels and prompts."""
-        bias = None
-        if self.shared_bias is not None:
-            window = tuple(edge // self.patch_size for edge in resolution)
-            bias = self.shared_bias(window, interpolate_pos_encoding=False, dim_size=hidden.shape[1])
-        if hasattr(self.module, "layers"):
-            return layer(hidden, attention_mask=bias, resolution=resolution)
-        # Data2Vec's layers (and older BEiT's) take the bias by another name, and ask for weights before they return any.
+    def layer_arguments(self, hidden: Tensor, resolution: tuple[int, int]) -> tuple[tuple, dict]:
+        """Return the bias that all layers share, for the patches of an image of `resolution` pixels and prompts."""
+        return (), {"attention_mask": self.bias(hidden, resolution), "resolution": resolution}
+
+    def bias(self, hidden: Tensor, resolution: tuple[int, int]) -> Tensor | None:
+        """Return the shared bias [1, h, s, s], if there is one; the layers' own come on top."""
+        if self.shared_bias is None:
+            return None
+        window = tuple(edge // self.patch_size for edge in resolution)
+        return self.shared_bias(window, interpolate_pos_encoding=False, dim_size=hidden.shape[1])
+
+
+class Data2VecVisionView(BeitView):
+    """`Data2VecVisionModel`: BEiT's layers, in an encoder module and with other names for their arguments."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`Data2VecVisionLayer`s."""
+        return self.module.encoder.layer
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """Return the module whose second output are the weights."""
+        return layer.attention.attention
+
+    @property
+    def shared_bias(self) -> nn.Module | None:
+        """The bias module that all layers share, if the model has one."""
+        return getattr(self.module.encoder, "relative_position_bias", None)
+
+    def layer_arguments(self, hidden: Tensor, resolution: tuple[int, int]) -> tuple[tuple, dict]:
+        """Return the bias that all layers share; weights have to be asked for before there are any."""
+        bias = self.bias(hidden, resolution)
         eager = self.module.config._attn_implementation == "eager"
-        return layer(hidden, output_attentions=eager, relative_position_bias=bias, resolution=resolution)[0]
+        return (), {"output_attentions": eager, "relative_position_bias": bias, "resolution": resolution}
 
 
 def leave_room(module: nn.Module, args: tuple, kwargs: dict, bias: Tensor) -> Tensor:
-    """Forward hook: a bias [1, h, 1 + patches, 1 + patches] with zeros for prompts after the class token.
+    """Give a bias [1, h, 1 + patches, 1 + patches] zeros for prompts after the class token; a forward hook.
 
     The layers tell the module how many rows they have. A hook that stays for as long as the prompts do, and knows of
     no call, also works while a checkpointed layer is computed again.

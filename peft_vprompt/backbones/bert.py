@@ -18,7 +18,7 @@ class ChineseCLIPTextView(BidirectionalTextView):
         return self.module.encoder.layer
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """`ChineseCLIPTextSelfAttention`."""
+        """Return the layer's `ChineseCLIPTextSelfAttention`."""
         return layer.attention.self
 
     @property
@@ -27,11 +27,11 @@ class ChineseCLIPTextView(BidirectionalTextView):
         return self.module.embeddings.word_embeddings
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """The class token's state."""
+        """Take the class token's state out of [c, l, d]: [c, d]."""
         return hidden[:, 0]
 
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """The class token's state."""
+        """Return the class token's state [c, d] for ids and mask [c, l]."""
         return self.module(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state[:, 0]
 
 
@@ -42,12 +42,11 @@ class AltCLIPTextView(BidirectionalTextView):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """`AltRobertaLayer`s; older transformers releases call them by the singular."""
-        encoder = self.module.roberta.encoder
-        return encoder.layers if hasattr(encoder, "layers") else encoder.layer
+        """`AltRobertaLayer`s."""
+        return self.module.roberta.encoder.layers
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """`AltRobertaSelfAttention`."""
+        """Return the layer's `AltRobertaSelfAttention`."""
         return layer.attention.self
 
     @property
@@ -62,13 +61,13 @@ class AltCLIPTextView(BidirectionalTextView):
         return config.max_position_embeddings - config.pad_token_id - 1
 
     def embed(self, vectors: Tensor) -> Tensor:
-        """Input of the first layer from token vectors [c, l, d]."""
+        """Make the first layer's input [c, l, d] from token vectors of the same shape."""
         return self.module.roberta.embeddings(inputs_embeds=vectors)
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """The class token's state, normed and mapped."""
+        """Normalise and map the class token's state of [c, l, d]: [c, e]."""
         return self.module.transformation(self.module.pre_LN(hidden[:, 0]))
 
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """The pooled output."""
+        """Return the pooled output [c, e] for ids and mask [c, l]."""
         return self.module(input_ids=token_ids, attention_mask=mask.long()).pooler_output

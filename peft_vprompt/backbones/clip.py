@@ -1,11 +1,6 @@
-"""CLIP and models built like it (MetaCLIP 2, the image side of Chinese-CLIP and AltCLIP).
-
-The same views serve transformers releases that keep a `CLIPTextTransformer` / `CLIPVisionTransformer` inside.
-"""
+"""CLIP and models built like it (MetaCLIP 2, the image side of Chinese-CLIP and AltCLIP)."""
 
 from __future__ import annotations
-
-import inspect
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +42,7 @@ class CLIPTextView(CLIPView, CausalTextView):
         return self.module.config.vocab_size - 1 if configured in (None, 2) else configured
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """`final_layer_norm`."""
+        """Run `final_layer_norm` on [..., d]."""
         return self.module.final_layer_norm(hidden)
 
 
@@ -71,7 +66,7 @@ class CLIPLikeVisionView(CLIPView, VisionView):
         return self.module.embeddings.patch_embedding.weight
 
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
-        """`[CLS, patches]`, or patches alone, with positions."""
+        """Make `[CLS, patches]`, or patches alone, with positions, [b, s, d]."""
         return self.module.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
 
     @property
@@ -80,15 +75,16 @@ class CLIPLikeVisionView(CLIPView, VisionView):
         return self.module.embeddings.patch_embedding
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """`[CLS, patches]`, or patches alone, with positions."""
-        embeddings, tokens = self.module.embeddings, grid.flatten(2).transpose(1, 2)
+        """Make `[CLS, patches]`, or patches alone, with positions [b, s, d] of embedded patches [b, d, h, w]."""
+        embeddings = self.module.embeddings
+        tokens = grid.flatten(2).transpose(1, 2)
         if self.num_prefix_tokens:
             tokens = torch.cat([embeddings.class_embedding.expand(grid.shape[0], 1, -1), tokens], dim=1)
         positions = embeddings.position_embedding.weight.unsqueeze(0)
         return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, self.num_prefix_tokens)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """`post_layernorm`."""
+        """Run `post_layernorm` on [..., d]."""
         return self.module.post_layernorm(hidden)
 
 
@@ -99,25 +95,14 @@ class CLIPVisionView(CLIPLikeVisionView):
     pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     def class_vector(self) -> Tensor:
-        """`class_embedding`."""
+        """Return the class token's embedding [d]."""
         return self.module.embeddings.class_embedding.detach()
 
     def prepare(self, hidden: Tensor) -> Tensor:
-        """`pre_layrnorm` (the spelling is transformers')."""
+        """Run `pre_layrnorm` (the spelling is transformers') on [b, s, d]."""
         return self.module.pre_layrnorm(hidden)
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The class token through `post_layernorm`."""
+        """Normalise the class token of [b, s, d]: it is the pooled output."""
         pooled = self.final_norm(hidden[:, 0, :])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
-
-
-class ChineseCLIPVisionView(CLIPVisionView):
-    """Image encoder of `ChineseCLIPModel`; in older transformers releases its layers take no mask."""
-
-    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
-        """One layer on [b, s, d]; `kwargs` go to its attention function."""
-        if "attention_mask" in inspect.signature(layer.forward).parameters:
-            return super().run_layer(layer, hidden, **kwargs)
-        output = layer(hidden, **kwargs)
-        return output[0] if isinstance(output, tuple) else output

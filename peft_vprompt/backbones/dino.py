@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.insertion import insert
-from .layer_parts import DINO_PARTS
+from .layer_parts import DINO_PARTS, LayerParts
 from .vit import ViTLikeView
 
 
@@ -17,7 +17,20 @@ class DINOView(ViTLikeView):
     """`[CLS, registers, prompts, patches]`; heads read CLS and the mean of the patches, which holds no prompt."""
 
     fixed_size = False
-    layer_parts = DINO_PARTS
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """`Dinov2Layer`s."""
+        return self.module.encoder.layer
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """Return the module whose second output are the weights; transformers before 5.18 keep it inside another."""
+        return getattr(layer.attention, "attention", layer.attention)
+
+    @property
+    def layer_parts(self) -> LayerParts | None:
+        """DINOv2's; None with transformers before 5.18, whose attention modules are built otherwise."""
+        return DINO_PARTS if hasattr(self.layers[0].attention, "o_proj") else None
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -25,16 +38,17 @@ class DINOView(ViTLikeView):
         return 1 + getattr(self.module.config, "num_register_tokens", 0)
 
     def embed(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **kwargs) -> Tensor:
-        """`[CLS, registers, patches]`, with positions where they are not rotations."""
+        """Make `[CLS, registers, patches]`, [b, s, d], with positions where they are not rotations."""
         return self.module.embeddings(pixel_values.to(self.reference_weight.dtype), bool_masked_pos=bool_masked_pos)
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """`[CLS, registers, patches]` with positions, which registers have none of."""
-        tokens, registers = super().embed_grid(grid), getattr(self.module.embeddings, "register_tokens", None)
+        """Make `[CLS, registers, patches]`, [b, s, d], of embedded patches [b, d, h, w]; registers have no positions."""
+        tokens = super().embed_grid(grid)
+        registers = getattr(self.module.embeddings, "register_tokens", None)
         return tokens if registers is None else insert(tokens, registers, 1)
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Final norm of all tokens; the class token is the pooled output."""
+        """Normalise all tokens [b, s, d]; the class token is the pooled output."""
         hidden = self.final_norm(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[:, 0, :])
 
@@ -45,14 +59,18 @@ class DINOv3View(DINOView):
     The attention modules take the last rows for the patches and leave all rows before them unrotated.
     """
 
-    no_read_only = "its attention rotates the rows of patches, which read_only alone do not have"
+    no_read_only = "its attention rotates the rows of patches, which read-only prompts alone do not have"
     layer_parts = None  # keys are rotated
     patch_embedding = None  # its positions are rotations, made for the image that was handed over
 
     @property
     def layers(self) -> nn.ModuleList:
-        """`DINOv3ViTLayer`s; older transformers releases keep them in the model itself."""
-        return getattr(self.module, "model", self.module).layer
+        """`DINOv3ViTLayer`s."""
+        return self.module.model.layer
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """Return the module whose second output are the weights."""
+        return layer.attention
 
     @property
     def reference_weight(self) -> Tensor:
@@ -60,10 +78,10 @@ class DINOv3View(DINOView):
         return self.module.embeddings.patch_embeddings.weight
 
     def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
-        """The rotations of the patches."""
+        """Return the rotations of the patches."""
         pixel_values = pixel_values.to(self.reference_weight.dtype)
         return {"position_embeddings": self.module.rope_embeddings(pixel_values)}
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """`norm`."""
+        """Run `norm` on [..., d]."""
         return self.module.norm(hidden)

@@ -32,22 +32,38 @@ class DualEncoderView:
         return self.module.logit_scale.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the joint space is: with the scale."""
+        return self.module.logit_scale.device
+
+    @property
     def feature_dim(self) -> int:
         """Size of the joint space."""
         return self.module.config.projection_dim
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """What similarities are multiplied by, a scalar: the inverse of the softmax's temperature."""
+        return self.module.logit_scale.exp()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to scaled similarities, a scalar; None where nothing is."""
+        return None
+
     def project_text(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
+        """Project text features [..., d] to the joint space, L2-normalised: [..., e]."""
         # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
         return F.normalize(self.text_projection(pooled.to(self.dtype)), dim=-1)
 
     def project_image(self, pooled: Tensor) -> Tensor:
-        """Projected and L2-normalised, [..., projection size]."""
+        """Project image features [..., d] to the joint space, L2-normalised: [..., e]."""
         return F.normalize(self.module.visual_projection(pooled), dim=-1)
 
     def scaled(self, similarity: Tensor) -> Tensor:
-        """Return logits [b, c] of cosines [b, c]."""
-        return self.module.logit_scale.exp() * similarity
+        """Return the logits for similarities of images and classes, of any shape: scaled, with the bias."""
+        logits = self.logit_scale * similarity
+        return logits if self.bias is None else logits + self.bias
 
 
 class BertDualEncoderView(DualEncoderView):
@@ -80,10 +96,11 @@ class SiglipDualEncoderView(DualEncoderView):
         """Size of the text head's output."""
         return self.module.config.text_config.projection_size
 
-    def project_image(self, pooled: Tensor) -> Tensor:
-        """L2-normalised."""
-        return F.normalize(pooled, dim=-1)
+    @property
+    def bias(self) -> Tensor:
+        """SigLIP's learned bias, a scalar."""
+        return self.module.logit_bias
 
-    def scaled(self, similarity: Tensor) -> Tensor:
-        """Return logits with a bias [b, c] of cosines [b, c]."""
-        return super().scaled(similarity) + self.module.logit_bias
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """L2-normalise image features [..., e], which are in the joint space already."""
+        return F.normalize(pooled, dim=-1)

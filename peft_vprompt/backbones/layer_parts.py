@@ -1,4 +1,7 @@
-"""`LayerParts`: one layer's parts by name, so that only some of its rows, or only its keys and values, are computed."""
+"""`LayerParts`: one layer's parts by name, so that only some of its rows, or only its keys and values, are computed.
+
+Shapes: b = batch, s = rows, r = some of them, h = heads, d = width.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +34,16 @@ class LayerParts:
     dropout: str
     after: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
-    def fit(self, layer: nn.Module) -> bool:
-        """Whether the layer has parts of these names; older transformers releases build some otherwise."""
-        return hasattr(getattr(layer, self.attention), self.output)
-
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [b, h, s, head size] from the layer's input [b, s, d], and nothing else."""
-        attention, hidden = getattr(layer, self.attention), getattr(layer, self.norms[0])(hidden)
-        return tuple(
-            split_heads(project(hidden), attention.head_dim) for project in (attention.k_proj, attention.v_proj)
-        )
+        """Return keys and values [b, h, s, head size] from the layer's input [b, s, d], and compute nothing else."""
+        attention = getattr(layer, self.attention)
+        hidden = getattr(layer, self.norms[0])(hidden)
+        key = split_heads(attention.k_proj(hidden), attention.head_dim)
+        value = split_heads(attention.v_proj(hidden), attention.head_dim)
+        return key, value
 
-    def read(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
-        """The layer on rows [b, r, d] that read other rows by `pattern`, without keys and values of their own."""
+    def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
+        """Run the layer on rows [b, r, d] that read other rows by `pattern`, without keys and values of their own."""
         attention = getattr(layer, self.attention)
         query = split_heads(attention.q_proj(getattr(layer, self.norms[0])(rows)), attention.head_dim)
         dropout = getattr(attention, self.dropout) if attention.training else 0.0
@@ -54,14 +54,14 @@ class LayerParts:
 
 
 def apply(layer: nn.Module, names: tuple[str, ...], hidden: Tensor) -> Tensor:
-    """`hidden` through the layer's modules of these names, one after another."""
+    """Run `hidden` through the layer's modules of these names, one after another."""
     for name in names:
         hidden = getattr(layer, name)(hidden)
     return hidden
 
 
 def split_heads(projected: Tensor, head_size: int) -> Tensor:
-    """[b, s, h * head size] as [b, h, s, head size]."""
+    """Split [b, s, h * head size] into heads: [b, h, s, head size]."""
     return projected.unflatten(-1, (-1, head_size)).transpose(1, 2)
 
 

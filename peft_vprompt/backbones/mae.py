@@ -27,10 +27,10 @@ class MAEView(ViTLikeView):
         noise: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """`[CLS, patches]` with positions, nothing dropped.
+        """Make `[CLS, patches]` with positions, [b, s, d]; no patch is dropped.
 
         Raises:
-            ValueError: `noise`, which orders the patches to drop.
+            ValueError: there is `noise`, which orders the patches to drop.
         """
         if noise is not None:
             raise ValueError(

@@ -28,11 +28,11 @@ class SiglipTextView(CLIPView, BidirectionalTextView):
         return self.module.embeddings.token_embedding
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """The last token's state, normed and through the head."""
+        """Normalise the last token's state of [c, l, d] and run the head: [c, e]."""
         return self.module.head(self.module.final_layer_norm(hidden[:, -1]))
 
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """The pooled output."""
+        """Return the pooled output [c, e] for ids [c, l]; the mask has no meaning here."""
         return self.module(input_ids=token_ids).pooler_output
 
 
@@ -47,17 +47,17 @@ class SiglipVisionView(CLIPLikeVisionView):
     no_read_only = "its attention modules cannot be told who reads whom"
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Final norm of all patches, and the pooling head where the model has one."""
+        """Normalise all patches [b, s, d], and pool them where the model has a pooling head."""
         hidden = self.final_norm(hidden)
         pooled = self.module.head(hidden, *self.head_arguments(**kwargs)) if self.module.use_head else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def pooled_output(self, feature: Tensor) -> Tensor:
-        """What the pooling head reads where it finds nothing but the feature."""
+        """Run the pooling head, if there is one, where it finds nothing but the feature."""
         return self.module.head(feature.unsqueeze(1)) if self.module.use_head else feature
 
     def head_arguments(self, **kwargs) -> tuple:
-        """What the pooling head reads beside the patches."""
+        """Return what the pooling head reads beside the patches."""
         return ()
 
 
@@ -70,7 +70,7 @@ class Siglip2VisionView(SiglipVisionView):
     embed_options = ("spatial_shapes", "pixel_attention_mask")
 
     def embed(self, pixel_values: Tensor, spatial_shapes: Tensor | None = None, **kwargs) -> Tensor:
-        """Patches [b, s, 3 * patch size ** 2] with positions for the shape of each image, [b, 2] in patches.
+        """Make tokens [b, s, d] of patches [b, s, 3 * patch size ** 2]; `spatial_shapes` is [b, 2], in patches.
 
         Raises:
             ValueError: there are no shapes.
@@ -83,11 +83,11 @@ class Siglip2VisionView(SiglipVisionView):
         return self.module.embeddings(pixel_values, spatial_shapes)
 
     def layer_options(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, **kwargs) -> dict:
-        """The mask of the padding."""
+        """Return the mask of the padding."""
         return {"pixel_attention_mask": pixel_attention_mask}
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, pixel_attention_mask: Tensor | None = None) -> Tensor:
-        """One layer; nobody reads the padding, and everybody the prompts that follow it."""
+    def layer_arguments(self, hidden: Tensor, pixel_attention_mask: Tensor | None = None) -> tuple[tuple, dict]:
+        """Return the mask: nobody reads the padding, and everybody the prompts that follow it."""
         mask = None
         if pixel_attention_mask is not None:
             prompts = hidden.shape[1] - pixel_attention_mask.shape[1]
@@ -96,8 +96,8 @@ class Siglip2VisionView(SiglipVisionView):
                 inputs_embeds=hidden,
                 attention_mask=F.pad(pixel_attention_mask, (0, prompts), value=1),
             )
-        return layer(hidden, mask)
+        return (mask,), {}
 
     def head_arguments(self, pixel_attention_mask: Tensor | None = None, **kwargs) -> tuple:
-        """The mask of the padding."""
+        """Return the mask of the padding."""
         return (pixel_attention_mask,)

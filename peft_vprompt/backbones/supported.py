@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
 from .base import BidirectionalTextView, CausalTextView, EncoderView, TextView, VisionView
-from .beit import BeitView
+from .beit import BeitView, Data2VecVisionView
 from .bert import AltCLIPTextView, ChineseCLIPTextView
-from .clip import ChineseCLIPVisionView, CLIPTextView, CLIPVisionView, MetaClip2TextView
+from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView
 from .dino import DINOv3View, DINOView
 from .dual_encoder import BertDualEncoderView, DualEncoderView, SiglipDualEncoderView
 from .mae import MAEView
@@ -19,21 +20,18 @@ from .swin import Swinv2View, SwinView
 from .vit import DeiTView, ViTView
 
 
-#: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used, and
-#: that a release of transformers may lack some. `...Transformer`: releases that keep the encoder one level deeper.
+#: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used. A
+#: subclass is what its first base class in a table is, see `class_name`.
 ENCODER_VIEWS: dict[str, type[EncoderView]] = {
-    **dict.fromkeys(("CLIPTextModel", "CLIPTextTransformer"), CLIPTextView),
-    **dict.fromkeys(("MetaClip2TextModel", "MetaClip2TextTransformer"), MetaClip2TextView),
-    **{f"{model}Text{kind}": SiglipTextView for model in ("Siglip", "Siglip2") for kind in ("Model", "Transformer")},
+    "CLIPTextModel": CLIPTextView,
+    "MetaClip2TextModel": MetaClip2TextView,
+    **dict.fromkeys(("SiglipTextModel", "Siglip2TextModel"), SiglipTextView),
     "ChineseCLIPTextModel": ChineseCLIPTextView,
     "AltCLIPTextModel": AltCLIPTextView,
-    **{
-        f"{model}Vision{kind}": CLIPVisionView
-        for model in ("CLIP", "MetaClip2", "AltCLIP")
-        for kind in ("Model", "Transformer")
-    },
-    **dict.fromkeys(("ChineseCLIPVisionModel", "ChineseCLIPVisionTransformer"), ChineseCLIPVisionView),
-    **dict.fromkeys(("SiglipVisionModel", "SiglipVisionTransformer"), SiglipVisionView),
+    **dict.fromkeys(
+        ("CLIPVisionModel", "MetaClip2VisionModel", "AltCLIPVisionModel", "ChineseCLIPVisionModel"), CLIPVisionView
+    ),
+    "SiglipVisionModel": SiglipVisionView,
     "Siglip2VisionModel": Siglip2VisionView,
     "ViTModel": ViTView,
     "SwinModel": SwinView,
@@ -42,7 +40,8 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "ViTMAEModel": MAEView,
     **dict.fromkeys(("Dinov2Model", "Dinov2WithRegistersModel"), DINOView),
     "DINOv3ViTModel": DINOv3View,
-    **dict.fromkeys(("BeitModel", "Data2VecVisionModel"), BeitView),
+    "BeitModel": BeitView,
+    "Data2VecVisionModel": Data2VecVisionView,
 }
 
 #: Class name of a model with two towers -> how the two meet.
@@ -98,8 +97,6 @@ ENCODERS: tuple[str, ...] = (
 UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
-    "Siglip2VisionTransformer": "older transformers releases build Siglip2VisionModel around it, in a way that has no view "
-    "here. Use a newer release, see docs/versions.md",
     **dict.fromkeys(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
         "timm's layers are not transformers' and have no view here. Use the same network's own class, such as "
@@ -125,25 +122,56 @@ class Backbone:
     head: str | None = None
 
 
-def class_name(module: nn.Module) -> str:
-    """Class name of a module; of the wrapped one where PEFT put a layer around it."""
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module itself, or the wrapped one where PEFT put a layer around it."""
     while isinstance(getattr(module, "base_layer", None), nn.Module):
         module = module.base_layer
-    return type(module).__name__
+    return module
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name by which the tables know the class of a module, or of the one that PEFT wrapped.
+
+    For a subclass it is the name of its first base class in a table; for a class that no table knows, its own name.
+    """
+    names = [base.__name__ for base in type(unwrapped(module)).__mro__]
+    tables = (ENCODER_VIEWS, DUAL_ENCODERS, HEADS, ENCODERS, UNSUPPORTED)
+    return next((name for name in names if any(name in table for table in tables)), names[0])
 
 
 def view(module: nn.Module) -> EncoderView:
-    """The view of an encoder module."""
-    return ENCODER_VIEWS[type(module).__name__](module)
+    """Return the view of an encoder module.
+
+    Raises:
+        KeyError: there is none for its class.
+    """
+    module = unwrapped(module)
+    name = type(module).__name__  # the common case, which a compiler follows
+    return ENCODER_VIEWS[name if name in ENCODER_VIEWS else class_name(module)](module)
 
 
-def is_encoder(module: nn.Module) -> bool:
-    """Whether `module` is an encoder that keeps its own embeddings (and does not just wrap one that does)."""
-    return class_name(module) in ENCODER_VIEWS and hasattr(module, "embeddings")
+def dual_encoder_view(model: nn.Module) -> DualEncoderView | None:
+    """Return the view of the module that joins both towers, `model` or one inside it; None where there is none."""
+    for module in model.modules():
+        if (name := class_name(module)) in DUAL_ENCODERS:
+            return DUAL_ENCODERS[name](unwrapped(module))
+    return None
+
+
+def is_dual_encoder(model_or_config: nn.Module | PretrainedConfig) -> bool:
+    """Tell whether a model compares images with texts; it may be wrapped, or given by its config.
+
+    A saved classifier of a dual encoder's image encoder has the same config, but for its `architectures`.
+    """
+    if isinstance(model_or_config, nn.Module):
+        return dual_encoder_view(model_or_config) is not None
+    config = model_or_config
+    classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
+    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
 
 
 def supported_models() -> list[str]:
-    """The model classes that can be prompted."""
+    """List the model classes that can be prompted."""
     return sorted([*DUAL_ENCODERS, *HEADS, *ENCODERS])
 
 
@@ -153,22 +181,21 @@ def find_backbone(model: nn.Module) -> Backbone:
     Raises:
         UnsupportedModelError: names the class received and the classes supported.
     """
-    modules = {name: module for name, module in model.named_modules() if "base_layer" not in name.split(".")}
-    for module in modules.values():
-        if class_name(module) in UNSUPPORTED:
-            raise UnsupportedModelError(
-                f"Cannot put prompts into {class_name(module)}: {UNSUPPORTED[class_name(module)]}."
-            )
-    for name, module in modules.items():
-        if class_name(module) in DUAL_ENCODERS:
-            dual, prefix = DUAL_ENCODERS[class_name(module)], f"{name}." if name else ""
+    classes = {name: class_name(m) for name, m in model.named_modules() if "base_layer" not in name.split(".")}
+    for cls in classes.values():
+        if cls in UNSUPPORTED:
+            raise UnsupportedModelError(f"Cannot put prompts into {cls}: {UNSUPPORTED[cls]}.")
+    for name, cls in classes.items():
+        if cls in DUAL_ENCODERS:
+            dual = DUAL_ENCODERS[cls]
+            prefix = f"{name}." if name else ""
             return Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
-    towers = [name for name, module in modules.items() if is_encoder(module)]
-    if len(towers) != 1 or not issubclass(ENCODER_VIEWS[class_name(modules[towers[0]])], VisionView):
+    towers = [name for name, cls in classes.items() if cls in ENCODER_VIEWS]
+    if len(towers) != 1 or not issubclass(ENCODER_VIEWS[classes[towers[0]]], VisionView):
         raise UnsupportedModelError(
             f"Cannot put prompts into {type(model).__name__}. Supported models: {', '.join(supported_models())}."
         )
-    heads = [f"{n}.{HEADS[class_name(m)]}".lstrip(".") for n, m in modules.items() if class_name(m) in HEADS]
+    heads = [f"{name}.{HEADS[cls]}".lstrip(".") for name, cls in classes.items() if cls in HEADS]
     return Backbone(vision=towers[0], head=heads[0] if heads else None)
 
 
@@ -179,7 +206,10 @@ __all__ = [
     "EncoderView",
     "TextView",
     "VisionView",
+    "class_name",
+    "dual_encoder_view",
     "find_backbone",
+    "is_dual_encoder",
     "supported_models",
     "view",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ModelOutput
 
+from ..core.checkpointing import recompute
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
 from .base import VisionView, resize_positions
@@ -58,8 +59,15 @@ class SwinView(VisionView):
         return self.patch_embedding.weight
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """`SwinAttention`."""
+        """Return the block's `SwinAttention`."""
         return layer.attention
+
+    @property
+    def output_class(self) -> type[ModelOutput]:
+        """The model's own; its file is loaded already, and not before there is such a model."""
+        from transformers.models.swin.modeling_swin import SwinModelOutput
+
+        return SwinModelOutput
 
     @property
     def fixed_size(self) -> bool:
@@ -75,7 +83,7 @@ class SwinView(VisionView):
         bool_masked_pos: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Patches [b, h, w, d], normalised; positions are relative and belong to the windows."""
+        """Make patches [b, h, w, d], normalised; positions are relative and belong to the windows."""
         tokens, grid = self.module.embeddings(
             pixel_values.to(self.reference_weight.dtype),
             bool_masked_pos=bool_masked_pos,
@@ -89,7 +97,7 @@ class SwinView(VisionView):
         return self.module.embeddings.patch_embeddings.projection
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """Patches [b, h, w, d], normalised."""
+        """Make patches [b, h, w, d], normalised, of embedded ones [b, d, h, w]."""
         embeddings = self.module.embeddings
         tokens = embeddings.norm(grid.permute(0, 2, 3, 1))
         if embeddings.position_embeddings is not None:
@@ -110,18 +118,20 @@ class SwinView(VisionView):
         output_rows: OutputRows | None = None,
         **layer_options,
     ) -> Tensor:
-        """Prompts and tokens [b, s, d] of the last stage, from tokens [b, h, w, d].
+        """Run tokens [b, h, w, d] and prompts through all stages: prompts and tokens [b, s, d] of the last one.
 
-        As `encode.encode`, but prompts have the width of their stage, `states` collects the input of the first and the
+        As `layer_loop.encode`, but prompts have the width of their stage, `states` collects the input of the first and the
         output of each stage, and all rows of the last layer are needed (`output_rows` is not looked at).
         """
-        grid, hidden, step = tuple(hidden.shape[1:3]), hidden.flatten(1, 2), -first_layer
+        grid = tuple(hidden.shape[1:3])
+        hidden = hidden.flatten(1, 2)
+        step = -first_layer
         if states is not None:
             states.append(hidden)
         for stage in self.module.encoder.layers:
             for block in stage.blocks:
                 hidden = insert_prompts(hidden, prompts, rule, step)
-                hidden = run_stage_block(stage, functools.partial(self.run_block, block, grid=grid), hidden)
+                hidden = recompute(stage, functools.partial(self.run_block, block, grid=grid), hidden)
                 step += 1
             if stage.downsample is not None:
                 hidden = merge(stage.downsample, hidden, grid)
@@ -131,24 +141,24 @@ class SwinView(VisionView):
         return hidden
 
     def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""
+        """Run one block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""
         block.set_shift_and_window_size(grid)
         attended = self.attend_windows(block, block.layernorm_before(hidden), grid)
-        hidden = hidden + block.drop_path(getattr(block, "dropout", nn.Identity())(attended))
-        normed = block.layernorm_after(hidden)
-        if hasattr(block, "mlp"):
-            return hidden + block.dropout(block.mlp(normed))
-        return hidden + block.output(block.intermediate(normed))  # older transformers releases
+        hidden = hidden + block.drop_path(block.dropout(attended))
+        return hidden + block.dropout(block.mlp(block.layernorm_after(hidden)))
 
     def attend_windows(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Attention in the (shifted) windows, prompts in each of them; [b, s, d] to [b, s, d]."""
+        """Attend in the (shifted) windows, prompts in each of them: [b, s, d] to [b, s, d]."""
         modeling = sys.modules[type(block).__module__]
-        batch, count = hidden.shape[0], hidden.shape[1] - grid[0] * grid[1]
-        size, shift = block.window_size, block.shift_size
-        prompts, image = hidden[:, :count], hidden[:, count:].unflatten(1, grid)
+        batch = hidden.shape[0]
+        count = hidden.shape[1] - grid[0] * grid[1]
+        size = block.window_size
+        shift = block.shift_size
+        prompts = hidden[:, :count]
+        image = hidden[:, count:].unflatten(1, grid)
         image, _ = block.maybe_pad(image, *grid)
         padded = tuple(image.shape[1:3])
-        mask = shift_mask(block, padded, hidden)
+        mask = self.shift_mask(block, padded, hidden)
         image = torch.roll(image, (-shift, -shift), (1, 2)) if shift else image
         windows = modeling.window_partition(image, size).flatten(1, 2)  # an image's windows lie side by side
         num_windows = windows.shape[0] // batch
@@ -160,108 +170,119 @@ class SwinView(VisionView):
         return torch.cat([prompts, image[:, : grid[0], : grid[1]].flatten(1, 2)], dim=1)
 
     def attend(self, attention: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """`SwinAttention` on prompts and windows [b * k, r, d]; `mask` [k, tokens, tokens] keeps shifted parts apart."""
-        if hasattr(attention, "q_proj"):
-            projections, head_size = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim
-            inner, dropout = attention, attention.attention_dropout
-        else:  # Swin v2, and older transformers releases
-            inner = attention.self
-            projections, head_size = (inner.query, inner.key, inner.value), inner.attention_head_size
-            dropout = inner.dropout.p
-        query, key, value = (split_heads(project(rows), head_size) for project in projections)
-        query, key = self.scale(inner, query, key)
-        bias = window_bias(self.position_bias(inner), mask, rows).to(value.dtype)
-        dropout = dropout if attention.training else 0.0
-        output = F.scaled_dot_product_attention(
-            query.to(value.dtype), key.to(value.dtype), value, bias, dropout, scale=1.0
+        """Run `SwinAttention` on prompts and windows [b * k, r, d].
+
+        `mask` [k, tokens, tokens] keeps shifted parts apart.
+        """
+        query, key, value = (
+            split_heads(project(rows), attention.head_dim)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        output = output.transpose(1, 2).flatten(2)
-        return attention.o_proj(output) if inner is attention else attention.output(output, rows)
+        dropout = attention.attention_dropout if attention.training else 0.0
+        bias = attention.relative_position_bias()[0]
+        return attention.o_proj(attend_biased(query * query.shape[-1] ** -0.5, key, value, bias, mask, dropout))
 
-    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key whose product are the scores."""
-        return query * query.shape[-1] ** -0.5, key
-
-    def position_bias(self, inner: nn.Module) -> Tensor:
-        """Relative position bias of a window's tokens, [a, tokens, tokens]."""
-        if hasattr(inner, "relative_position_bias"):
-            return inner.relative_position_bias()[0]
-        return look_up(inner.relative_position_bias_table, inner.relative_position_index)
+    def shift_mask(self, block: nn.Module, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
+        """Return which tokens of a shifted window were together before, [k, tokens, tokens]; None without a shift."""
+        return block.get_attn_mask(*size, dtype=hidden.dtype, device=hidden.device)
 
     # ---- readout ----------------------------------------------------------------------------------------------
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """`layernorm`."""
+        """Run `layernorm` on [..., d]."""
         return self.module.layernorm(hidden)
 
     def finish(self, hidden: Tensor, **kwargs) -> ModelOutput:
-        """Final norm, and the mean over prompts and tokens where the model pools.
+        """Normalise [b, s, d], and take the mean over prompts and tokens where the model pools.
 
         Stages that carry prompts are no grids: there are no `reshaped_hidden_states`.
         """
-        hidden, pooler, model_class = self.final_norm(hidden), self.module.pooler, type(self.module)
+        hidden = self.final_norm(hidden)
+        pooler = self.module.pooler
         pooled = None if pooler is None else pooler(hidden.transpose(1, 2)).flatten(1)
-        output_class = getattr(sys.modules[model_class.__module__], f"{model_class.__name__}Output")
-        return output_class(last_hidden_state=hidden, pooler_output=pooled)
+        return self.output_class(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class Swinv2View(SwinView):
     """`Swinv2Model`: cosine attention, continuous position bias, norms after attention and feed-forward layer."""
 
+    @property
+    def output_class(self) -> type[ModelOutput]:
+        """The model's own."""
+        from transformers.models.swinv2.modeling_swinv2 import Swinv2ModelOutput
+
+        return Swinv2ModelOutput
+
     def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-        """One block on prompts and tokens [b, s, d]: `Swinv2Layer`, its submodules in its order."""
+        """Run one block on prompts and tokens [b, s, d]: `Swinv2Layer`, its submodules in its order."""
         attended = block.layernorm_before(self.attend_windows(block, hidden, grid))
         hidden = hidden + block.drop_path(attended)
         return hidden + block.drop_path(block.layernorm_after(block.output(block.intermediate(hidden))))
 
-    def scale(self, inner: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines, each head's with a temperature of its own."""
+    def attend(self, attention: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Run `Swinv2Attention` on prompts and windows [b * k, r, d].
+
+        Scores are cosines, each head's with a temperature of its own; the bias, from 0 to 16, comes of the distance by
+        a small network.
+        """
+        inner = attention.self
+        query, key, value = (
+            split_heads(project(rows), inner.attention_head_size) for project in (inner.query, inner.key, inner.value)
+        )
         temperature = inner.logit_scale.clamp(max=math.log(100.0)).exp()
-        return F.normalize(query, dim=-1) * temperature, F.normalize(key, dim=-1)
-
-    def position_bias(self, inner: nn.Module) -> Tensor:
-        """From 0 to 16, by a small network on the distance."""
+        query = F.normalize(query, dim=-1) * temperature
+        key = F.normalize(key, dim=-1)
         table = inner.continuous_position_bias_mlp(inner.relative_coords_table).flatten(0, -2)
-        return 16 * torch.sigmoid(look_up(table, inner.relative_position_index))
+        bias = 16 * torch.sigmoid(look_up(table, inner.relative_position_index))
+        dropout = inner.dropout.p if attention.training else 0.0
+        return attention.output(attend_biased(query, key, value, bias, mask, dropout), rows)
+
+    def shift_mask(self, block: nn.Module, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
+        """Return which tokens of a shifted window were together before, [k, tokens, tokens]; None without a shift."""
+        # transformers before 5.18 make it on the CPU.
+        takes_device = "device" in inspect.signature(block.get_attn_mask).parameters
+        mask = block.get_attn_mask(*size, dtype=hidden.dtype, **({"device": hidden.device} if takes_device else {}))
+        return None if mask is None else mask.to(hidden.device)
 
 
-def shift_mask(block: nn.Module, size: tuple[int, int], hidden: Tensor) -> Tensor | None:
-    """Which tokens of a shifted window were together before, [k, tokens, tokens]; None without a shift."""
-    takes_device = "device" in inspect.signature(block.get_attn_mask).parameters  # not in older transformers releases
-    mask = block.get_attn_mask(*size, dtype=hidden.dtype, **({"device": hidden.device} if takes_device else {}))
-    return None if mask is None else mask.to(hidden.device)
+def attend_biased(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Attend among prompts and windows, [b * k, a, r, head size]: [b * k, r, d].
+
+    The products of `query` and `key` are the scores; `bias` [a, tokens, tokens] and `mask` [k, tokens, tokens] are added
+    to those of tokens.
+    """
+    bias = window_bias(bias, mask, value).to(value.dtype)
+    output = F.scaled_dot_product_attention(
+        query.to(value.dtype), key.to(value.dtype), value, bias, dropout, scale=1.0
+    )
+    return output.transpose(1, 2).flatten(2)
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
-    """Bias [a, tokens, tokens] from a `table` [distances, a] by the distance of each pair, `index` [tokens, tokens]."""
+    """Look up the bias [a, tokens, tokens] of each pair's distance, `index` [tokens, tokens], in `table` [distances, a]."""
     return table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
 
 
-def window_bias(bias: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
-    """What is added to the scores of prompts and windows `rows` [b * k, r, d]: [1 or b * k, a, r, r].
+def window_bias(bias: Tensor, mask: Tensor | None, value: Tensor) -> Tensor:
+    """Make what is added to the scores of prompts and windows, [1 or b * k, a, r, r].
 
-    The relative position `bias` [a, tokens, tokens] and the `mask` [k, tokens, tokens] have rows and columns of zero for
+    `value` are the values of all rows, [b * k, a, r, head size]. The relative position `bias` [a, tokens, tokens] and the `mask` [k, tokens, tokens] have rows and columns of zero for
     the prompts.
     """
     bias = bias.unsqueeze(0)
     if mask is not None:
-        bias = (bias + mask.unsqueeze(1)).repeat(rows.shape[0] // mask.shape[0], 1, 1, 1)
-    count = rows.shape[1] - bias.shape[-1]
+        bias = (bias + mask.unsqueeze(1)).repeat(value.shape[0] // mask.shape[0], 1, 1, 1)
+    count = value.shape[2] - bias.shape[-1]
     return F.pad(bias, (count, 0, count, 0))
 
 
 def merge(downsample: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch merging between two stages: four tokens become one, and so do four copies of each prompt."""
+    """Merge patches between two stages: four tokens of [b, s, d] become one, and so do four copies of each prompt."""
     count = hidden.shape[1] - grid[0] * grid[1]
     image = downsample(hidden[:, count:], grid)
     if count == 0:
         return image
     squares = hidden[:, :count].repeat_interleave(2, dim=1).repeat(1, 2, 1)  # each prompt fills a square of 2 x 2
     return torch.cat([downsample(squares, (2, 2 * count)), image], dim=1)
-
-
-def run_stage_block(stage: nn.Module, run_block, hidden: Tensor) -> Tensor:
-    """Run one block, recomputing it in the backward pass where the model's gradient checkpointing is on."""
-    if getattr(stage, "gradient_checkpointing", False) and stage.training:
-        return stage._gradient_checkpointing_func(run_block, hidden)
-    return run_block(hidden)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -25,16 +23,8 @@ class ViTLikeView(VisionView):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """`...Layer`s; some models and older transformers releases keep them in an encoder module."""
-        return self.module.layers if hasattr(self.module, "layers") else self.module.encoder.layer
-
-    @property
-    def no_read_only(self) -> str | None:
-        """Older transformers releases have layers that hand nothing down to the attention function."""
-        parameters = inspect.signature(self.layers[0].forward).parameters.values()
-        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            return None
-        return "its layers cannot be told who reads whom in this release of transformers; newer ones can"
+        """`...Layer`s."""
+        return self.module.layers
 
     @property
     def reference_weight(self) -> Tensor:
@@ -42,14 +32,12 @@ class ViTLikeView(VisionView):
         return self.module.embeddings.patch_embeddings.projection.weight
 
     def attention(self, layer: nn.Module) -> nn.Module:
-        """The module whose second output are the weights."""
-        attention = layer.attention
-        return getattr(attention, "attention", attention)
+        """Return the module whose second output are the weights."""
+        return layer.attention
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
-        """One layer; prompts leave every token visible to every other, so there is no mask to hand over."""
-        output = layer(hidden, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+    def layer_arguments(self, hidden: Tensor, **options) -> tuple[tuple, dict]:
+        """Return `options`; prompts leave every token visible to every other, so there is no mask to hand over."""
+        return (), options
 
     def embed(
         self,
@@ -58,7 +46,7 @@ class ViTLikeView(VisionView):
         bool_masked_pos: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """`[CLS, ..., patches]` with positions."""
+        """Make `[CLS, ..., patches]` with positions, [b, s, d]."""
         return self.module.embeddings(
             pixel_values.to(self.reference_weight.dtype),
             bool_masked_pos=bool_masked_pos,
@@ -71,7 +59,7 @@ class ViTLikeView(VisionView):
         return self.module.embeddings.patch_embeddings.projection
 
     def embed_grid(self, grid: Tensor) -> Tensor:
-        """`[CLS, ..., patches]` with positions."""
+        """Make `[CLS, ..., patches]` with positions [b, s, d] of embedded patches [b, d, h, w]."""
         embeddings = self.module.embeddings
         special = [getattr(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
         tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
@@ -80,17 +68,17 @@ class ViTLikeView(VisionView):
         return getattr(embeddings, "dropout", nn.Identity())(tokens + positions)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """`layernorm`."""
+        """Run `layernorm` on [..., d]."""
         return self.module.layernorm(hidden)
 
     def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Final norm of all tokens, and the pooler where the model has one."""
+        """Normalise all tokens [b, s, d], and pool them where the model has a pooler."""
         hidden = self.final_norm(hidden)
         pooled = None if self.pooler is None else self.pooler(hidden)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def pooled_output(self, feature: Tensor) -> Tensor:
-        """The pooler, where the model has one; it finds the feature whether it reads CLS or the mean of the patches."""
+        """Run the pooler, where the model has one; it finds the feature whether it reads CLS or the mean of the patches."""
         return feature if self.pooler is None else self.pooler(torch.stack([feature, feature], dim=1))
 
     @property
@@ -106,9 +94,9 @@ class ViTView(ViTLikeView):
     keeps_prompts = True
 
     @property
-    def head_rows(self) -> slice | None:
-        """The special tokens, which come first; None in releases of transformers that build the layers otherwise."""
-        return slice(0, self.num_prefix_tokens) if self.knows_parts(self.layers[0]) else None
+    def head_rows(self) -> slice:
+        """The special tokens, which come first."""
+        return slice(0, self.num_prefix_tokens)
 
 
 class DeiTView(ViTView):

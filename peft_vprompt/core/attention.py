@@ -44,13 +44,13 @@ class Blocks:
 
     @classmethod
     def of_suffixes(cls, paths: list[list[int]]) -> Blocks:
-        """Each suffix is a block, and all of it is visible."""
+        """Make each suffix a block, all of which is visible."""
         rows = _padded(paths)
         return cls(rows.clamp(min=0), (rows >= 0)[:, None])
 
     @classmethod
     def of_groups(cls, paths: list[list[int]]) -> Blocks:
-        """As many suffixes in each block as fit; a row reads its own suffix up to itself."""
+        """Put as many suffixes in each block as fit; a row reads its own suffix up to itself."""
         size = max(BLOCK_ROWS, *map(len, paths))
         groups: list[list[int]] = [[]]
         for path in sorted(paths):  # suffixes that begin alike come together
@@ -68,16 +68,16 @@ class Blocks:
         return cls(_padded(groups).clamp(min=0), visible)
 
     def take(self, packed: Tensor) -> Tensor:
-        """The blocks [b, h, k, r, d] of the suffixes [b, h, t, d]."""
+        """Take the blocks [b, h, k, r, d] out of the suffixes [b, h, t, d]."""
         return packed.index_select(2, self.rows.flatten()).unflatten(2, self.rows.shape)
 
     def to(self, device: torch.device) -> Blocks:
-        """The same blocks on `device`."""
+        """Return the same blocks on `device`."""
         return Blocks(self.rows.to(device), self.visible.to(device))
 
 
 def _padded(lists: list[list[int]]) -> Tensor:
-    """Lists of rows as one tensor, -1 where a list is over."""
+    """Pad lists of rows to one tensor, with -1 where a list is over."""
     return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, lists)), batch_first=True, padding_value=-1)
 
 
@@ -102,7 +102,7 @@ class SharedPrefix:
 
     @classmethod
     def from_paths(cls, prefix: int, paths: list[list[int]]) -> SharedPrefix:
-        """The pattern for a prefix and suffixes whose rows, counted from the end of the prefix, are `paths`.
+        """Make the pattern for a prefix and suffixes whose rows, counted from the end of the prefix, are `paths`.
 
         Suffixes may begin with the same rows: what a row reads is the same in all of them.
         """
@@ -115,11 +115,11 @@ class SharedPrefix:
         )
 
     def to(self, device: torch.device) -> SharedPrefix:
-        """The same pattern on `device`."""
+        """Return the same pattern on `device`."""
         return SharedPrefix(self.prefix, self.groups.to(device), self.suffixes.to(device), self.places.to(device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Attention of [b, h, p + t, d] query, key and value; returns the same shape."""
+        """Attend with [b, h, p + t, d] query, key and value; returns the same shape."""
         (query, suffixes), key, value = map(self.split, (query, key, value))
         head = F.scaled_dot_product_attention(
             query, key[0], value[0], dropout_p=dropout, is_causal=True, scale=scaling
@@ -128,7 +128,7 @@ class SharedPrefix:
         return torch.cat([head, suffixes.flatten(2, 3).index_select(2, self.places)], dim=2)
 
     def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """The prefix and the suffixes of [b, h, p + t, d]."""
+        """Split [b, h, p + t, d] into the prefix and the suffixes."""
         return packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
 
     def read(
@@ -163,7 +163,7 @@ class Causal:
     mask: Tensor | None = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Attention of [batch, heads, rows, head size] query, key and value; returns the same shape."""
+        """Attend with [batch, heads, rows, head size] query, key and value; returns the same shape."""
         if self.mask is None:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
         rows = query.shape[2]
@@ -182,8 +182,8 @@ class ReadSuffixes:
     A read-only prompt reads no other, not even itself, and nobody reads it.
 
     Attributes:
-        sequence: how the recorded sequence is packed.
-        key, value: what one layer recorded of it, [1, h, p + t, d].
+        sequence: how the sequence is packed.
+        key, value: one layer's KV cache of it, [1, h, p + t, d].
     """
 
     sequence: SharedPrefix
@@ -191,10 +191,11 @@ class ReadSuffixes:
     value: Tensor
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Attention of [1, h, c * n, d] queries to the KV cache; the queries' own key and value are not read."""
-        sequence, dtype = self.sequence, query.dtype
+        """Let queries [1, h, c * n, d] read the KV cache; their own key and value are not read."""
+        sequence = self.sequence
         per_suffix = query.unflatten(2, (len(sequence.suffixes.rows), -1))
-        key, value = sequence.split(self.key.to(dtype)), sequence.split(self.value.to(dtype))
+        key = sequence.split(self.key.to(query.dtype))
+        value = sequence.split(self.value.to(query.dtype))
         return sequence.read(per_suffix, key, value, sequence.suffixes, scaling, dropout).flatten(2, 3)
 
 
@@ -206,15 +207,15 @@ class ReadAll:
     value: Tensor
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Attention of [b, h, n, d] queries to the KV cache; the queries' own key and value are not read."""
-        record = (self.key.to(query.dtype), self.value.to(query.dtype))
-        return F.scaled_dot_product_attention(query, *record, dropout_p=dropout, scale=scaling)
+        """Let queries [b, h, n, d] read the KV cache; their own key and value are not read."""
+        kv_cache = (self.key.to(query.dtype), self.value.to(query.dtype))
+        return F.scaled_dot_product_attention(query, *kv_cache, dropout_p=dropout, scale=scaling)
 
 
 def prompt_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, pattern=None, kv_cache=None, **kwargs
 ):
-    """Attention by `pattern`, or by the implementation that the user chose for this model when there is none.
+    """Attend by `pattern`, or by the implementation that the user chose for this model when there is none.
 
     A list handed over as `kv_cache` gets the (key, value) of each layer.
 
@@ -231,7 +232,7 @@ def prompt_attention(
 
 
 def plain_implementation(module: nn.Module):
-    """The attention function that `module` would use without prompts; sdpa when nothing else was chosen."""
+    """Return the attention function that `module` would use without prompts; sdpa when nothing else was chosen."""
     name = getattr(getattr(module.config, "plain_config", None), "_attn_implementation", None) or "sdpa"
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
@@ -243,6 +244,10 @@ def install(attention: nn.Module) -> None:
 
     The module gets a config of its own: the config object it had may be shared with other models, and stays the
     place where the user's choice (also a later `set_attn_implementation`) is read from.
+
+    * Reason: transformers finds the attention function by a name in the config, not by an argument of the call.
+    * Undo: `uninstall` gives the module its own config back.
+    * Goes when a layer's call can name its attention function.
     """
     if not hasattr(attention.config, "plain_config"):
         config = copy.copy(attention.config)

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 def share(count: int) -> tuple[int, int] | None:
-    """First and last + 1 of `count` classes that this process encodes; None where there is nothing to share out."""
+    """Return the first and last + 1 of `count` classes that this process encodes; None where nothing is to be shared."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     rank, processes = distributed.get_rank(), distributed.get_world_size()
@@ -17,7 +17,7 @@ def share(count: int) -> tuple[int, int] | None:
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' tensors of one shape, stacked; the gradients for each are summed over the processes."""
+    """Stack all processes' tensors of one shape; the gradients for each are summed over the processes."""
 
     @staticmethod
     def forward(ctx, mine: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_classes(mine: Tensor, count: int) -> Tensor:
-    """Features of all `count` classes, [count, ...], from those of this process's share.
+    """Return the features of all `count` classes, [count, ...], from `mine`, those of this process's share.
 
     Each process compares all of them with its own images, so the gradient that reaches a share is the sum over
     processes, and the mean that `DistributedDataParallel` takes afterwards is that of one process with all images.

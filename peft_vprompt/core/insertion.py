@@ -1,17 +1,16 @@
-"""TODO core/insertion."""
+"""Where prompts stand among the tokens: rows of their own, or added to those there are.
+
+Shapes: b = batch, s = rows, n = prompts, d = width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def insert(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
@@ -25,12 +24,12 @@ def replace(hidden: Tensor, prompts: Tensor, start: int) -> Tensor:
 
 
 def remove(hidden: Tensor, rows: slice) -> Tensor:
-    """`hidden` [b, s, d] without the n rows `rows`: [b, s - n, d]."""
+    """Take the n rows `rows` out of `hidden` [b, s, d]: [b, s - n, d]."""
     return torch.cat([hidden[:, : rows.start], hidden[:, rows.stop :]], dim=1)
 
 
 def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
-    """Prompts [n, d] or [b, n, d] for each item of the batch, in the dtype of `hidden`."""
+    """Give each item of the batch `hidden` [b, s, d] its prompts, [n, d] or [b, n, d], in the dtype of `hidden`: [b, n, d]."""
     return prompts.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
 
 
@@ -38,13 +37,13 @@ class InsertionRule(Protocol):
     """How prompts [n, d] or [b, n, d] meet the tokens [b, s, d]."""
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Tokens that have met no prompt yet, with the first prompts."""
+        """Put the first prompts to tokens that have met none yet."""
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Tokens that carry prompts of an earlier layer, with the prompts of this one."""
+        """Put the prompts of this layer to tokens that carry those of an earlier one."""
 
     def prompt_rows(self, num_prompts: int) -> slice:
-        """The rows that are prompts and nothing else."""
+        """Return the rows that are prompts and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,15 @@ class InsertRows:
     start: int
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """[b, s + n, d]."""
+        """Insert the prompts as new rows: [b, s + n, d]."""
         return insert(hidden, prompts, self.start)
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """[b, s, d]."""
+        """Replace the rows of the prompts before: [b, s, d]."""
         return replace(hidden, prompts, self.start)
 
     def prompt_rows(self, num_prompts: int) -> slice:
-        """`start ...`."""
+        """Return the n rows from `start` on."""
         return slice(self.start, self.start + num_prompts)
 
 
@@ -71,10 +70,10 @@ class AddToTokens:
     """Prompts are added to the tokens: one to each of them, or the same one to all."""
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """[b, s, d].
+        """Add the prompts to the tokens: [b, s, d].
 
         Raises:
-            ValueError: one prompt per token, of images of another size.
+            ValueError: there is one prompt per token, and these images have another number of tokens.
         """
         if prompts.shape[-2] not in (1, hidden.shape[1]):
             raise ValueError(
@@ -86,12 +85,12 @@ class AddToTokens:
     replace = insert
 
     def prompt_rows(self, num_prompts: int) -> slice:
-        """None."""
+        """Return no rows: every row is a token."""
         return slice(0, 0)
 
 
 def insert_prompts(hidden: Tensor, prompts: Sequence[Tensor] | None, rule: InsertionRule | None, step: int) -> Tensor:
-    """The input of a layer with the prompts of the `step`-th prompted layer, if there are any."""
+    """Put the prompts of the `step`-th prompted layer, if there are any, to that layer's input [b, s, d]."""
     if prompts is None or not 0 <= step < len(prompts):
         return hidden
     return (rule.replace if step else rule.insert)(hidden, prompts[step])

@@ -1,50 +1,62 @@
 """The layer loop that every method and every tower runs through.
 
-Shapes: b = batch, s = rows, n = prompts, j = prompted layers, d = width.
+Shapes: b = batch, s = rows, n = prompts, j = prompted layers, h = heads, d = width.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from .checkpointing import recompute
+from .encoder import LayerStack
 from .insertion import InsertionRule, insert_prompts
 
 
-if TYPE_CHECKING:
-    from ..backbones.base import EncoderView
-
-
 def encode(
-    tower: EncoderView,
+    encoder: LayerStack,
     hidden: Tensor,
-    prompts: Tensor | None = None,
+    prompts: Sequence[Tensor] | None = None,
     rule: InsertionRule | None = None,
     first_layer: int = 0,
     states: list[Tensor] | None = None,
     output_rows: OutputRows | None = None,
-    **kwargs,
+    **options,
 ) -> Tensor:
-    """Run the layers of `tower` over `hidden` [b, s, d]: the last layer's output, or its rows that `output_rows` names.
+    """Run the layers of `encoder` over `hidden` [b, s, d].
 
-    `prompts` [j, n, d] or [j, b, n, d] belong to the j layers from `first_layer` on. Those of layer 0 are in `hidden`
-    already; each other layer's come in, by `place`, in front of it. After the last prompted layer the prompts' states
-    flow on like any other token's. `kwargs` reach the attention function; `states`, if given, collects the input of
-    the first and the output of every layer.
+    Args:
+        encoder: the encoder.
+        hidden: input of the first layer; the prompts of layer 0, if there are any, are in it already.
+        prompts: [j, n, d] or [j, b, n, d], those of the j layers from `first_layer` on. Each layer's come in, by `rule`,
+            in front of it. After the last prompted layer the prompts' states flow on like any other token's.
+        rule: how prompts meet the tokens.
+        first_layer: first layer with prompts.
+        states: a list that gets the input of the first and the output of every layer.
+        output_rows: the rows that are wanted of the last layer.
+        options: what the encoder's `layer_arguments` understands; where it knows nothing of them they reach the
+            attention function.
+
+    Returns:
+        The last layer's output [b, s, d] (prompts included), or its rows that `output_rows` names.
     """
     if states is not None:
         states.append(hidden)
-    for index, layer in enumerate(tower.layers):
+    args, kwargs = encoder.layer_arguments(hidden, **options)
+    for index, layer in enumerate(encoder.layers):
         if index > 0:
+            rows = hidden.shape[1]
             hidden = insert_prompts(hidden, prompts, rule, index - first_layer)
-        if output_rows is not None and index == tower.num_layers - 1:
-            return output_rows(tower, layer, hidden)
-        hidden = tower.run_layer(layer, hidden, **kwargs)
+            if hidden.shape[1] != rows:
+                args, kwargs = encoder.layer_arguments(hidden, **options)
+        if output_rows is not None and index == encoder.num_layers - 1:
+            return output_rows(encoder, layer, hidden)
+        output = layer(hidden, *args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
         if states is not None:
             states.append(hidden)
     return hidden
@@ -64,57 +76,60 @@ class OutputRows:
     rows: Tensor | slice
     pattern: Callable[[Tensor, Tensor], Callable]
 
-    def __call__(self, tower: EncoderView, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """One layer's output [b, r, d] at the rows, from its input `hidden` [b, s, d]."""
-        return tower.run_queries(layer, hidden[:, self.rows], self.pattern(*tower.keys_values(layer, hidden)))
+    def __call__(self, encoder: LayerStack, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Return one layer's output [b, r, d] at the rows, from its input `hidden` [b, s, d]."""
+        pattern = self.pattern(*encoder.keys_values(layer, hidden))
+        return encoder.run_queries(layer, hidden[:, self.rows], pattern)
 
 
-def fill_kv_cache(tower: EncoderView, hidden: Tensor, **kwargs) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values [b, h, s, head size] of each layer over the plain tokens `hidden` [b, s, d], for read-only prompts.
+def fill_kv_cache(encoder: LayerStack, hidden: Tensor, **options) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values [b, h, s, head size] of each layer over the plain tokens `hidden` [b, s, d].
 
-    Of the last layer nothing else is computed.
+    They are what read-only prompts read. Of the last layer nothing else is computed.
     """
-    kept: list[tuple[Tensor, Tensor]] = []
-    *layers, last = tower.layers
+    kv_cache: list[tuple[Tensor, Tensor]] = []
+    *layers, last = encoder.layers
+    args, kwargs = encoder.layer_arguments(hidden, kv_cache=kv_cache, **options)
     for layer in layers:
-        hidden = tower.run_layer(layer, hidden, kv_cache=kept, **kwargs)
-    return [*kept, tower.keys_values(last, hidden)]
+        output = layer(hidden, *args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return [*kv_cache, encoder.keys_values(last, hidden)]
 
 
 def run_read_only(
-    tower: EncoderView, prompts: Tensor, first_layer: int, patterns: Sequence[Callable], batch_size: int
+    encoder: LayerStack, prompts: Tensor, first_layer: int, patterns: Sequence[Callable], batch_size: int
 ) -> Tensor:
     """Run read-only prompts alone: [batch_size, n, d] of the last layer.
 
-    `patterns` let the prompts read the KV cache of each layer. The prompts `prompts[0]` start at
-    layer `first_layer`; `prompts[k]` are added to what has become of them k layers later.
+    Args:
+        encoder: the encoder.
+        prompts: [j, n, d] or [j, b, n, d]. `prompts[0]` start at layer `first_layer`; `prompts[k]` are added to what has
+            become of them k layers later.
+        first_layer: first layer with prompts.
+        patterns: one for each layer of the encoder, by which the prompts read that layer's KV cache.
+        batch_size: b.
     """
     read_only = prompts[0].expand(batch_size, -1, -1)
-    for step, layer in enumerate(list(tower.layers)[first_layer:]):
+    for step, layer in enumerate(list(encoder.layers)[first_layer:]):
         if 0 < step < prompts.shape[0]:
             read_only = read_only + prompts[step]
-        read_only = run_read_only_layer(tower, layer, read_only, patterns[first_layer + step])
+        run = functools.partial(encoder.run_queries, layer, pattern=patterns[first_layer + step])
+        read_only = recompute(layer, run, read_only)
     return read_only
 
 
-def run_read_only_layer(tower: EncoderView, layer: nn.Module, read_only: Tensor, pattern: Callable) -> Tensor:
-    """`tower.run_queries`, computed again in the backward pass where gradient checkpointing is on, as layers do."""
-    if layer.training and getattr(layer, "gradient_checkpointing", False):
-        return layer._gradient_checkpointing_func(
-            functools.partial(tower.run_queries, layer, pattern=pattern), read_only
-        )
-    return tower.run_queries(layer, read_only, pattern)
-
-
 @contextmanager
-def attention_weights(tower: EncoderView, wanted: bool):
-    """Collect each layer's attention weights while the block runs (the layers themselves throw them away)."""
+def attention_weights(encoder: LayerStack, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collect each layer's attention weights while the block runs (the layers themselves throw them away).
+
+    Gives a list that gets one tensor [b, h, s, s] per layer, and stays empty where the weights are not `wanted`.
+    """
     weights: list[Tensor] = []
     handles = []
     if wanted:
         handles = [
-            tower.attention(layer).register_forward_hook(lambda module, args, output: weights.append(output[1]))
-            for layer in tower.layers
+            encoder.attention(layer).register_forward_hook(lambda module, args, output: weights.append(output[1]))
+            for layer in encoder.layers
         ]
     try:
         yield weights

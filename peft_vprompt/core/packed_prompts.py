@@ -13,18 +13,20 @@ belong together (`attention.SharedPrefix`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .attention import SharedPrefix
+from .class_prompts import move, put_learned
+from .encoder import TextEmbedding
 from .tokenization import TokenSequence
 
 
 @dataclass(frozen=True, eq=False)
 class PackedPrompts:
-    """Index tensors that describe the packed sequence; s = packed rows, c = classes, m = rows with learned vectors.
+    """Index tensors that describe the packed sequence; s = packed rows, c = classes, m = rows with learned vectors, d = width.
 
     Attributes:
         token_ids: [s] token ids; 0 where a learned vector stands.
@@ -53,25 +55,19 @@ class PackedPrompts:
         return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> PackedPrompts:
-        """The same prompts with all index tensors on `device` (themselves, if they are there already)."""
-        if self.token_ids.device == device:
-            return self
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return replace(self, **moved)
+        """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
+        return move(self, device)
 
-    def embed(self, token_embedding: torch.nn.Module, position_embedding: torch.nn.Module, learned: Tensor | None):
-        """Input of the first layer, [b, s, width]; `learned` are the learned vectors, [rows, width] or [b, rows, width]."""
-        hidden = token_embedding(self.token_ids).unsqueeze(0)
-        if self.learned_rows.numel():
-            learned = learned.reshape(-1, *learned.shape[-2:])[:, self.learned_sources].to(hidden.dtype)
-            # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
-            hidden = hidden.repeat(learned.shape[0], 1, 1).index_copy(1, self.learned_rows, learned)
-        return hidden + position_embedding(self.position_ids)
+    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+        """Return the input of the first layer, [b, s, d]; `learned` are the learned vectors, [n, d] or [b, n, d]."""
+        hidden = put_learned(self, encoder.token_embedding(self.token_ids), learned)
+        return hidden + encoder.position_embedding(self.position_ids)
 
 
 def shared_length(sequences: list[TokenSequence]) -> int:
-    """How many leading entries all sequences have in common, always leaving each at least its last entry."""
-    shortest, first = min(map(len, sequences)), sequences[0]
+    """Count the leading entries that all sequences have in common, leaving each at least its last entry."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
     for length in range(shortest - 1):
         if any(sequence[length] != first[length] for sequence in sequences):
             return length
@@ -81,7 +77,8 @@ def shared_length(sequences: list[TokenSequence]) -> int:
 def pack(sequences: list[TokenSequence]) -> PackedPrompts:
     """Lay out the token sequences of all classes as one packed sequence: a prefix tree, each node a row."""
     prefix = shared_length(sequences)
-    entries, positions = list(sequences[0][:prefix]), list(range(prefix))
+    entries = list(sequences[0][:prefix])
+    positions = list(range(prefix))
     rows: dict[tuple[int, int], int] = {}  # (row before, entry) -> row
     paths = []
     for sequence in sequences:
@@ -93,26 +90,27 @@ def pack(sequences: list[TokenSequence]) -> PackedPrompts:
                 positions.append(position)
             path.append(row)
         paths.append(path[1:])
-    entries = torch.tensor(entries)
-    learned_rows = (entries < 0).nonzero().squeeze(1)
+    token_ids = torch.tensor(entries)
+    learned_rows = (token_ids < 0).nonzero().squeeze(1)
     return PackedPrompts(
-        token_ids=entries.clamp(min=0),
+        token_ids=token_ids.clamp(min=0),
         position_ids=torch.tensor(positions),
         learned_rows=learned_rows,
-        learned_sources=-entries[learned_rows] - 1,
+        learned_sources=-token_ids[learned_rows] - 1,
         end_rows=torch.tensor([path[-1] for path in paths]),
         pattern=SharedPrefix.from_paths(prefix, [[row - prefix for row in path] for path in paths]),
     )
 
 
 def pack_bounded(sequences: list[TokenSequence], max_rows: int, read_only: int = 0) -> list[PackedPrompts]:
-    """`pack`, in as many packed sequences as it takes to keep each within `max_rows`.
+    """Lay out the token sequences of all classes as packed sequences of at most `max_rows` rows each.
 
-    `read_only` is the number of read-only prompts of each class, which come on top. A class that is larger by itself has a sequence of
-    its own; the shared prefix, short beside the names, is computed once in each sequence.
+    `read_only` is the number of read-only prompts of each class, which come on top. A class that is larger by itself
+    has a sequence of its own; the shared prefix, short beside the names, is computed once in each sequence.
     """
     prefix = shared_length(sequences)
-    parts, rows = [[]], prefix
+    parts: list[list[TokenSequence]] = [[]]
+    rows = prefix
     for sequence in sequences:
         own = len(sequence) - prefix + read_only
         if parts[-1] and rows + own > max_rows:

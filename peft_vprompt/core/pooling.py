@@ -1,4 +1,4 @@
-"""TODO core/pooling."""
+"""Rows to one feature: the poolings that VPT's authors offer beside the encoder's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pool(hidden: Tensor, pooling: str, prefix: int, prompts: slice) -> Tensor:
-    """Mean [b, d] over some rows of `hidden` [b, s, d], of which `prefix` come first (the class token).
+    """Average some rows of `hidden` [b, s, d] to one feature [b, d]; `prefix` rows come first (the class token).
 
     `pooling` is "img_pool" (the image's patches), "prompt_pool" (the rows `prompts`) or "imgprompt_pool" (both).
     Source: VPT, section 4.3; KMnP/vpt `MODEL.PROMPT.VIT_POOL_TYPE`.

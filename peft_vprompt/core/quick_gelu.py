@@ -20,17 +20,17 @@ class _QuickGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(hidden: Tensor) -> Tensor:
-        """The same products in the same order as transformers', in one tensor."""
+        """Multiply in transformers' order, in one tensor."""
         return (1.702 * hidden).sigmoid_().mul_(hidden)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
-        """The input is all that the backward pass needs."""
+        """Keep the input, which is all that the backward pass needs."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """One kernel; in single steps where it has to be differentiated again, which the kernel cannot be."""
+        """Run one kernel, or single steps where they have to be differentiated again, as the kernel cannot be."""
         (hidden,) = ctx.saved_tensors
         scaled = 1.702 * hidden
         if not torch.is_grad_enabled():
@@ -40,20 +40,38 @@ class _QuickGELU(torch.autograd.Function):
 
 
 class LeanQuickGELU(QuickGELUActivation):
-    """`QuickGELUActivation` that takes less memory and time."""
+    """`QuickGELUActivation` that takes less memory and time, in the place of `original`.
+
+    It shares the hooks that were put on the original, and those put on either of them later.
+    """
+
+    def __init__(self, original: QuickGELUActivation):
+        super().__init__()
+        vars(self).update(vars(original))
+        self.original = (original,)  # a tuple keeps it from being a child
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape; a compiler fuses transformers' own formula itself."""
+        """Activate a tensor of any shape; a compiler fuses transformers' own formula itself."""
         return super().forward(input) if torch.compiler.is_compiling() else _QuickGELU.apply(input)
 
 
-def install(activation: nn.Module) -> None:
-    """Let a `QuickGELUActivation` compute the lean way; other activations of transformers are single kernels already."""
-    if type(activation) is QuickGELUActivation:
-        activation.__class__ = LeanQuickGELU
+def install(parent: nn.Module) -> None:
+    """Replace the children of `parent` that are `QuickGELUActivation`s by the lean one.
+
+    Other activations of transformers are single kernels already.
+
+    * Reason: transformers' formula keeps two tensors of the widest kind for the backward pass, in every layer.
+    * Undo: `uninstall` puts the very modules back that were there.
+    * Goes when transformers' `QuickGELUActivation` is one kernel in both directions.
+    """
+    for name, child in parent.named_children():
+        if type(child) is QuickGELUActivation:
+            setattr(parent, name, LeanQuickGELU(child))
 
 
-def uninstall(activation: nn.Module) -> None:
+def uninstall(parent: nn.Module) -> None:
     """Undo `install`."""
-    if type(activation) is LeanQuickGELU:
-        activation.__class__ = QuickGELUActivation
+    for name, child in parent.named_children():
+        if type(child) is LeanQuickGELU:
+            (original,) = child.original
+            setattr(parent, name, original.train(child.training))

@@ -23,7 +23,7 @@ TokenSequence = list[int]
 
 
 def learned(row: int) -> int:
-    """The entry of a token sequence that stands for row `row` of the learned prompts."""
+    """Return the entry of a token sequence that stands for row `row` of the learned prompts."""
     return -(row + 1)
 
 
@@ -64,7 +64,7 @@ def resolve_local_path(name_or_path: str | None) -> str | None:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
-    """Token ids of `text` from the start token, if the tokenizer has one, to the end token, neither padded nor cut.
+    """Tokenise `text`: ids from the start token, if the tokenizer has one, to the end token, neither padded nor cut.
 
     Raises:
         ValueError: the tokenizer does not put an end token behind the text.
@@ -80,28 +80,28 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
 
 
 def num_start_tokens(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> int:
-    """How many tokens stand before the text: 1 where the tokenizer puts a start token there, else 0 (SigLIP)."""
+    """Count the tokens before the text: 1 where the tokenizer puts a start token there, else 0 (SigLIP)."""
     return int(ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None})
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
-    """Token ids of a text alone, without start and end token."""
+    """Tokenise a text alone, without start and end token."""
     ids = encode_text(tokenizer, text)
     return ids[num_start_tokens(tokenizer, ids) : -1]
 
 
 def readable(name: str) -> str:
-    """A class name as it is read: underscores are spaces (the CoOp authors' rule)."""
+    """Make a class name readable: underscores are spaces (the CoOp authors' rule)."""
     return name.replace("_", " ")
 
 
 def fill(template: str, name: str) -> str:
-    """The template with a class name in the place of its `{}`; all other braces are text."""
+    """Put a class name in the place of the template's `{}`; all other braces are text."""
     return template.replace("{}", readable(name))
 
 
 def template_sequences(tokenizer: PreTrainedTokenizerBase, names: list[str], template: str) -> list[TokenSequence]:
-    """Plain token ids of the template filled with each name."""
+    """Tokenise the template filled with each name."""
     return [encode_text(tokenizer, fill(template, name)) for name in names]
 
 
@@ -114,7 +114,7 @@ def context_sequences(
     class_specific: bool = False,
     learn: tuple[str, ...] = ("context",),
 ) -> list[TokenSequence]:
-    """`[SOS] context name . [EOT]` for each name, with learned rows for what is learned of it.
+    """Write `[SOS] context name . [EOT]` for each name, with learned rows for what is learned of it.
 
     `words`, if given, are the text whose first `num_context` tokens are the context; what is left of them stays as
     plain tokens. `position` moves the name: "end", "middle" (half of the context, rounded down, before it) or "front"
@@ -132,7 +132,8 @@ def context_sequences(
         ids = encode_text(tokenizer, f"{words} {name}." if words else f"{name}.")
         first = num_start_tokens(tokenizer, ids)
         start, ids = ids[:first], ids[first:]
-        context, tail = ids[:num_context], ids[num_context:] if words else ids
+        context = ids[:num_context]
+        tail = ids[num_context:] if words else ids
         if "context" in learn:
             first_row = index * num_context if class_specific else 0
             context = [learned(first_row + k) for k in range(num_context)]
@@ -148,7 +149,7 @@ def context_sequences(
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenSequence:
-    """Token ids of a class name alone."""
+    """Tokenise a class name alone."""
     return text_tokens(tokenizer, readable(name))
 
 

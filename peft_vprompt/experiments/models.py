@@ -18,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from ..backbones.supported import is_dual_encoder
 from ..demo import demo_model_path
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
@@ -154,12 +155,6 @@ def load_base(
         label2id={name: label for label, name in names.items()},
         ignore_mismatched_sizes=True,
     )
-
-
-def is_dual_encoder(config) -> bool:
-    """Tell whether a model compares images with texts; a saved classifier of its image encoder has the same config."""
-    classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
-    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
 
 
 def _image_processor(base: PreTrainedModel):

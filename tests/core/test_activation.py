@@ -18,9 +18,9 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture
 def lean():
-    activation = QuickGELUActivation()
-    install(activation)
-    return activation
+    parent = torch.nn.Sequential(QuickGELUActivation())
+    install(parent)
+    return parent[0]
 
 
 def activations(model):
@@ -70,13 +70,40 @@ def test_keeps_one_tensor_for_the_backward_pass(lean):
     assert sum(kept.values()) == hidden.untyped_storage().nbytes()
 
 
+def test_the_very_modules_come_back_with_their_hooks():
+    original, calls = QuickGELUActivation(), []
+    parent = torch.nn.Sequential(original, torch.nn.Linear(2, 2))
+    original.register_forward_hook(lambda *args: calls.append("before"))
+    install(parent)
+    lean = parent[0]
+    assert (
+        type(lean) is LeanQuickGELU
+        and original not in parent.modules()
+        and parent.state_dict().keys()
+        == {
+            "1.weight",
+            "1.bias",
+        }
+    )
+    lean.register_forward_hook(lambda *args: calls.append("meanwhile"))
+    parent(torch.ones(1, 2))
+    assert calls == ["before", "meanwhile"]
+    install(parent)
+    assert parent[0] is lean
+    parent.eval()
+    uninstall(parent)
+    assert parent[0] is original and not original.training
+    parent(torch.ones(1, 2))
+    assert calls == ["before", "meanwhile"] * 2
+
+
 def test_other_activations_are_left_alone():
     gelu = ACT2FN["gelu"]
-    before = type(gelu)
-    install(gelu)
-    assert type(gelu) is before
-    uninstall(gelu)
-    assert type(gelu) is before
+    parent = torch.nn.Sequential(gelu)
+    install(parent)
+    assert parent[0] is gelu
+    uninstall(parent)
+    assert parent[0] is gelu
 
 
 @pytest.mark.parametrize("config", (ContextOptConfig, VisualPromptConfig))

@@ -19,11 +19,11 @@ DROPOUT_RATES = ("p", "dropout", "attention_dropout", "drop_prob")
 
 
 def fingerprint(module: nn.Module) -> Hashable:
-    """A value that changes with every weight load, optimiser step, dtype change and device move of `module`.
+    """Return a value that changes with every weight load, optimiser step, dtype change and device move of `module`.
 
-    And with every switch of an adapter inside, such as a LoRA of the base model or a copy that `modules_to_save` made.
-    Reads each tensor's address and
-    version counter, not its contents (less than a millisecond for a text tower of twelve layers).
+    It also changes with every switch of an adapter inside, such as a LoRA of the base model or a copy that
+    `modules_to_save` made. Each tensor's address and version counter is read, not its contents (less than a millisecond
+    for a text tower of twelve layers).
     """
     modules = list(module.modules())
     parameters = [p for m in modules for p in m._parameters.values() if p is not None]  # twice as fast as parameters()
@@ -32,45 +32,45 @@ def fingerprint(module: nn.Module) -> Hashable:
 
 
 def switches(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> Hashable:
-    """What of a tuner layer decides its answer beside its tensors."""
+    """Return what decides a tuner layer's answer beside its tensors."""
     scaling = getattr(layer, "scaling", None)
     scales = tuple(scaling.items()) if isinstance(scaling, dict) else scaling
     return layer.disable_adapters, tuple(layer.active_adapters), tuple(layer.merged_adapters), scales
 
 
 def checksum(module: nn.Module | None) -> Hashable:
-    """A value that changes when other numbers are written into `parameter.data`, which no version counter sees.
+    """Return a value that changes when other numbers are written into `parameter.data`, which no version counter sees.
 
-    Sum and norm of each: some microseconds for the prompts of an adapter. Nothing on an accelerator, where reading
-    them would make every call wait for the device.
+    It is sum and norm of each parameter: some microseconds for the prompts of an adapter. Parameters on an accelerator
+    are left out, where reading them would make every call wait for the device.
     """
     parameters = [] if module is None else [p.detach() for p in module.parameters() if p.device.type == "cpu"]
     return tuple((p.sum().item(), torch.linalg.vector_norm(p).item()) for p in parameters)
 
 
 def may_keep(module: nn.Module) -> bool:
-    """Whether what `module` computes may be kept for a later call.
+    """Tell whether what `module` computes may be kept for a later call.
 
-    Not where dropout makes each pass another, nor in a replica that `nn.DataParallel` made: it shows no parameters that
-    could be seen to change, and shares its cache with replicas on other devices.
+    It may not where dropout makes each pass another, nor in a replica that `nn.DataParallel` made: a replica shows no
+    parameters that could be seen to change, and shares its cache with replicas on other devices.
     """
     return not getattr(module, "_is_replica", False) and not any(map(drops_out, module.modules()))
 
 
 def drops_out(module: nn.Module) -> bool:
-    """Whether a module, for itself, drops out hidden states, attention weights or whole paths at present."""
+    """Tell whether a module itself drops out hidden states, attention weights or whole paths at present."""
     rates = (getattr(module, name, 0) for name in DROPOUT_RATES)
     return module.training and any(rate > 0 for rate in rates if isinstance(rate, (int, float)))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype autocast computes in on `device` at present; None when it is off."""
+    """Return the dtype that autocast computes in on `device` at present; None when it is off."""
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else None
 
 
 class FeatureCache:
-    """Holds, for each class list or packed sequence, what was computed from the last state it was asked for.
+    """Keep, for each class list or packed sequence, what was computed from the last state it was asked for.
 
     An entry goes when its owner does. A copy of a cache starts empty.
     """
@@ -86,11 +86,11 @@ class FeatureCache:
         self._entries.clear()
 
     def get(self, owner: object, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value of `owner` for `key`, computed without gradients if it is not held yet."""
-        held = self._entries.get(owner)
-        if held is None or held[0] != key:
+        """Return the value of `owner` for `key`, computed without gradients if it is not kept yet."""
+        entry = self._entries.get(owner)
+        if entry is None or entry[0] != key:
             # A tensor made under inference_mode could not be used in a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                held = key, compute()
-            self._entries[owner] = held
-        return held[1]
+                entry = (key, compute())
+            self._entries[owner] = entry
+        return entry[1]

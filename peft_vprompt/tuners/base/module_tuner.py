@@ -11,8 +11,8 @@ from torch import nn
 from ...errors import UnsupportedModelError
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
+from .hf_patches import declare_mean_loss, restore_class
 from .module_layer import ModuleTunerLayer
-from .trainer_contract import declare_mean_loss, restore_class
 from .tuned_module import TunedModule
 
 

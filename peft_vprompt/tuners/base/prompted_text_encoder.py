@@ -73,11 +73,11 @@ class PromptedTextEncoder(PromptedEncoder):
         vectors = None if prompts is None else prompts(image_features=image_features)
         first = None if vectors is None else vectors[0]
         if isinstance(packed, PaddedPrompts):
-            hidden = view.embed(packed.embed(view.token_embedding, first))
+            hidden = packed.embed(view, first)
             mask = view.layer_mask(packed.mask, hidden)
             features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
-        hidden = packed.embed(view.token_embedding, view.position_embedding, first)
+        hidden = packed.embed(view, first)
         ends = OutputRows(packed.end_rows, functools.partial(ReadSuffixes, packed.pattern))
         hidden = encode(view, hidden, vectors, InsertRows(1), output_rows=ends, pattern=packed.pattern)
         features = view.final_norm(hidden)
@@ -97,7 +97,7 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _fill_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of the plain tokens in each layer."""
-        hidden = packed.embed(self.view.token_embedding, self.view.position_embedding, None)
+        hidden = packed.embed(self.view, None)
         return fill_kv_cache(self.view, hidden, pattern=packed.pattern)
 
     @torch.compiler.disable

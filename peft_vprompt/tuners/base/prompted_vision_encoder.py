@@ -89,7 +89,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         patches never meet a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
-        `base_model.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a
+        `hf_patches.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a
         classification head reads it there, whether it takes the class token or the mean of the patches. And where a
         head is known to read some rows only, these alone are computed in the last layer.
 

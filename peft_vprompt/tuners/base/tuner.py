@@ -21,12 +21,12 @@ from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_bac
 from ...errors import UnsupportedModelError
 from . import registry
 from .config import PromptConfig
+from .hf_patches import ask_for_feature, declare_mean_loss, restore_class, take_labels
 from .method import PromptMethod
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .tokenizers import Tokenizers
-from .trainer_contract import ask_for_feature, declare_mean_loss, restore_class, take_labels
 
 
 class PromptTuner(BaseTuner):

@@ -1,0 +1,70 @@
+"""`ClassPrompts`: the prompts of several classes, laid out for one pass through a text encoder.
+
+Two layouts: `packed_prompts` for causal encoders, where classes share what they begin with, and `padded_prompts` for
+bidirectional ones, where each class is a row of its own. What both do is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from .encoder import TextEmbedding
+
+
+class ClassPrompts(Protocol):
+    """The prompts of c classes, as index tensors.
+
+    Attributes:
+        token_ids: token ids, 0 where a learned vector stands; [rows] packed, [c, l] padded.
+        learned_rows: [m] rows, counted through all of `token_ids`, that hold learned vectors.
+        learned_sources: [m] row of the learned prompts that each of them shows.
+    """
+
+    token_ids: Tensor
+    learned_rows: Tensor
+    learned_sources: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def num_rows(self) -> int:
+        """Token rows that one pass over all classes takes."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same prompts with all tensors on `device`."""
+
+    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+        """Return the input of the first layer, with the learned vectors in their rows.
+
+        `learned` is [n, d], or [b, n, d] where each of b images has vectors of its own; None where nothing is learned.
+        The result is [b, rows, d] packed (b = 1 without images), [c, l, d] or [b * c, l, d] padded.
+        """
+
+
+P = TypeVar("P", bound=ClassPrompts)
+
+
+def move(prompts: P, device: torch.device) -> P:
+    """Return `prompts` with all tensors on `device`; themselves, if they are there already."""
+    if prompts.token_ids.device == device:
+        return prompts
+    values = {field.name: getattr(prompts, field.name) for field in fields(prompts)}
+    return replace(prompts, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")})
+
+
+def put_learned(prompts: ClassPrompts, vectors: Tensor, learned: Tensor | None) -> Tensor:
+    """Return the token vectors [s, d] with the learned ones in their rows, [b, s, d].
+
+    `learned` is [n, d] or [b, n, d]; b is 1 in the first case, and where nothing is learned.
+    """
+    if not prompts.learned_rows.numel():
+        return vectors.unsqueeze(0)
+    learned = learned.reshape(-1, *learned.shape[-2:])[:, prompts.learned_sources].to(vectors.dtype)
+    # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
+    return vectors.repeat(learned.shape[0], 1, 1).index_copy(1, prompts.learned_rows, learned)
