@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from matplotlib.figure import Figure
 
 from peft_vprompt.cli import options
 from peft_vprompt.data import DataOptions, load_images
@@ -77,6 +78,19 @@ def embedded(monkeypatch, clip_path, colours):
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
     monkeypatch.setattr(options, "demo_task", lambda split: data[split])
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures written to files from now on, to look at what is drawn in them."""
+    written, save = [], Figure.savefig
+
+    def savefig(figure, *args, **options):
+        written.append(figure)
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return written
 
 
 @pytest.fixture(scope="module")
