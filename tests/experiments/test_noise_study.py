@@ -54,12 +54,12 @@ def test_study(clip_path, colours, figures, tmp_path, monkeypatch):
     assert len(probed) == 4 and all(len(run["gradients"]) == 3 for run in probed)
     plots = {path.name for path in tmp_path.glob("*.png")}
     assert plots == {"methods_symmetric.png", "losses_symmetric.png", "gradients.png"}
-    methods, losses, gradients = figures
+    by_loss, by_method, gradients = figures
     mean = {(row["method"], row["loss"], row["rate"]): row["mean"] for row in result["summary"]}
     points = {loss: [[100 * rate, mean["classifier-r", loss, rate]] for rate in (0.0, 0.5)] for loss in ("ce", "gce")}
-    assert {axes.get_title(): lines(axes)["Classifier-R"] for axes in methods.axes} == points
-    assert all(lines(axes).keys() == {"Classifier-R", "Linear probe"} for axes in methods.axes)
-    assert [lines(axes) for axes in losses.axes] == [points]
+    assert {axes.get_title(): lines(axes)["Classifier-R"] for axes in by_loss.axes} == points
+    assert all(lines(axes).keys() == {"Classifier-R", "Linear probe"} for axes in by_loss.axes)
+    assert [lines(axes) for axes in by_method.axes] == [points]
     norms = {line.get_label(): line.get_ydata().tolist() for line in gradients.axes[0].lines}
     assert sorted(norms.values()) == sorted([entry["clean_norm"] for entry in run["gradients"]] for run in probed)
 
@@ -211,7 +211,7 @@ class TestGradients:
 @pytest.mark.parametrize("of_demo", (True, False))
 def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(of_demo, clip_path, colours, embedded, tmp_path):
     more = () if of_demo else ("--model", clip_path, "--data", colours, "--label-column", "colour")
-    small = ("--methods", "coop", "--rates", "0", "--losses", "ce", "--seeds", "1", "--epochs", 2)
+    small = ("--methods", "coop", "--rates", "0", "--losses", "ce", "--seeds", "1", "--shots", 4, "--epochs", 2)
     vprompt("noise-study", "--output", tmp_path, *small, *more)
     used = json.loads((tmp_path / "study.json").read_text())["runs"][0]["recipe"]
     changes = DEMO_CHANGES["coop"] if of_demo else {}
