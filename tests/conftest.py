@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Nothing reaches the network."""
+"""Fixtures shared by all tests."""
 
 import gc
 import os
@@ -16,9 +16,6 @@ from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_vit
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and a console keeps the width it finds when it is made
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
 
 
