@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Nothing reaches the network."""
+"""Fixtures shared by all tests."""
 
 import gc
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from matplotlib.figure import Figure
 
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import models
@@ -15,9 +16,6 @@ from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_v
 from vprompt import options
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and a console keeps the width it finds when it is made
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
 
 
@@ -77,6 +75,19 @@ def embedded(monkeypatch, clip_path, colours):
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
     monkeypatch.setattr(options, "demo_task", lambda split: data[split])
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures written to files from now on, to look at what is drawn in them."""
+    written, save = [], Figure.savefig
+
+    def savefig(figure, *args, **options):
+        written.append(figure)
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return written
 
 
 @pytest.fixture(scope="module")

@@ -160,12 +160,14 @@ def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, 
     assert json.loads((tmp_path / "b.json").read_text())["accuracy"]["base"] == results["accuracy"]["base"]
 
 
-def test_demo(embedded, tmp_path):
+def test_demo(embedded, figures, tmp_path):
     shown = vprompt("demo", "--output", tmp_path, "--shots", 4)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [run["settings"]["method"] for run in results["runs"]] == list(DEMO_CHANGES)
     assert all(METHODS[name].title in shown for name in DEMO_CHANGES)
-    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "results.png").is_file()
+    drawn = {bars.get_label(): [bar.get_height() for bar in bars] for bars in figures[-1].axes[0].containers}
+    assert drawn == {split: [run["accuracy"][split] for run in results["runs"]] for split in ("base", "novel", "hm")}
     for run in results["runs"]:
         folder = tmp_path / run["settings"]["method"]
         assert (folder / "adapter_model.safetensors").is_file() == (run["recipe"] is not None)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -40,7 +41,18 @@ def results(page):
 
 def test_page_is_rendered_from_the_results_which_name_machine_and_versions_and_no_path(page):
     check_page(page)
-    assert page.PICTURE.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_the_results(page, results, figures, tmp_path):
+    page.draw(results, tmp_path / "picture.png")
+    panels = figures[0].axes
+    assert len(panels) == len(results["rows"][0]["shots"])
+    for panel, shots in zip(panels, results["rows"][0]["shots"], strict=True):
+        drawn = {bars.get_label(): bars[0].get_xydata().tolist() for bars in panel.containers}
+        assert drawn == {
+            row["title"]: [[row["trainable_parameters"], row["shots"][shots]["accuracy"]["mean"]]]
+            for row in results["rows"]
+        }
 
 
 def parts(results):
@@ -65,6 +77,12 @@ def test_counts_are_the_published_ones(results):
     assert counted["adapter"] == COUNTS["adapter", (("reduction_factor", 8),)]
 
 
+def claim(text, better, worse):
+    """The verdict on a claim, and its numbers: difference, shots, seeds in which the first is better, seeds."""
+    verdict, rest = re.search(rf"\({better} against {worse}\): \*\*(.+?)\*\*(.*)", text).groups()
+    return verdict, re.findall(r"([+-][\d.]+) at (\d+) \((\d) of (\d)\)", rest)
+
+
 def test_verdicts_follow_from_the_numbers(page, results):
     changed = copy.deepcopy(results)
     for row in changed["rows"]:
@@ -73,13 +91,14 @@ def test_verdicts_follow_from_the_numbers(page, results):
             for run in part["runs"]:
                 run["accuracy"] = level
             part["accuracy"]["mean"] = level
-    text = page.render(changed)
     first, *others = changed["rows"][0]["shots"]
-    assert f"(VPT-deep against VPT-shallow): **holds**. +10.0 at {first} (3 of 3)" in text
-    assert "(VPT-deep against Full): **does not hold**" in text
+    verdict, differences = claim(page.render(changed), "VPT-deep", "VPT-shallow")
+    assert verdict == "holds" and differences == [("+10.0", shots, "3", "3") for shots in (first, *others)]
+    verdict, differences = claim(page.render(changed), "VPT-deep", "Full")
+    assert verdict == "does not hold" and differences[0] == ("-5.0", first, "0", "3")
     for run in next(row for row in changed["rows"] if row["title"] == "Full")["shots"][others[0]]["runs"]:
         run["accuracy"] = 10.0
-    assert f"(VPT-deep against Full): **holds at {others[0]} shots only**" in page.render(changed)
+    assert claim(page.render(changed), "VPT-deep", "Full")[0] == f"holds at {others[0]} shots only"
 
 
 def test_the_rate_was_chosen_inside_the_grid_and_the_lengths_are_those_of_the_runs(page, results):
@@ -89,5 +108,7 @@ def test_the_rate_was_chosen_inside_the_grid_and_the_lengths_are_those_of_the_ru
         best = part["best"]["base_rate"]
         assert tried[0] < best or best == rates[0]
         assert best < tried[-1] or best == rates[-1]
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert f"40 epochs ({40 * 4 * results['classes'] // results['batch_size']} steps) at 4 shots per class" in text
+    epochs, steps = re.search(
+        r"(\d+) epochs \((\d+) steps\) at 4 shots", page.PAGE.read_text(encoding="utf-8")
+    ).groups()
+    assert int(steps) == int(epochs) * 4 * results["classes"] // results["batch_size"]

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.data.label_noise import symmetric_noise
 from peft_vprompt.experiments.diagnostics import (
     calibration,
@@ -14,7 +15,9 @@ from peft_vprompt.experiments.diagnostics import (
     plot_reliability,
     pseudo_label_report,
 )
+from peft_vprompt.experiments.models import load_adapter
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
+from peft_vprompt.training.evaluation import predict_logits
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.saved_models import COLOURS
 
@@ -47,9 +50,15 @@ def test_bins_are_closed_above():
     assert result.count.tolist() == [1, 2]
 
 
-def test_reliability_plot(tmp_path):
-    plot_reliability(calibration(sharp(np.arange(8) % 4), np.arange(8) % 4), tmp_path / "r.png", "Title")
-    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+def test_reliability_plot(figures, tmp_path):
+    table = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    plot_reliability(calibration(table, [0, 0, 1, 0], bins=10), tmp_path / "r.png", "Title")
+    (axes,) = figures[0].axes
+    bars = {round(bar.get_x(), 6): bar.get_height() for bar in axes.patches if bar.get_height()}
+    assert bars == pytest.approx({0.8: 2 / 3, 0.5: 1.0})  # confidences from 0.8 to 0.9, and from 0.5 to 0.6
+    share = next(line for line in axes.lines if line.get_label() == "share of samples")
+    assert share.get_ydata().tolist() == [0, 0, 0, 0, 0, 0.25, 0, 0, 0.75, 0]
+    assert axes.get_title() == f"Title (ECE {75 * (0.9 - 2 / 3) + 25 * (1 - 0.6):.1f} %)"
 
 
 @pytest.mark.parametrize("rate", [0, 0.1, 0.3])
@@ -85,7 +94,8 @@ def test_report_on_pseudo_labels():
     report = pseudo_label_report(chosen, [0, 1, 1, 1, 0, 2])
     assert report["accuracy"] == pytest.approx(4 / 5) and report["accuracy_of_all"] == pytest.approx(4 / 6)
     assert report["accuracy_per_class"] == {"a": 0.5, "b": 1.0, "c": 1.0, "d": None}
-    assert 0 <= report["ece"] <= 1 and len(report["confused"]) == 2
+    assert report["ece"] == pytest.approx(calibration(table, [0, 1, 1, 1, 0, 2]).ece)
+    assert [(pair["true"], pair["predicted"]) for pair in report["confused"]] == [("a", "b"), ("b", "a")]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +136,18 @@ def test_pseudo_labels_of_the_embedded_task(embedded, tmp_path):
     )
 
 
-def test_diagnose(clip_path, colours, tmp_path):
+def test_diagnose(clip_path, colours, figures, tmp_path):
     train(tmp_path / "a", clip_path, colours, "--method", "coop", "--all-classes", *QUICK)
     accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]["all"]
     vprompt("evaluate", "--adapter", tmp_path / "a", "--diagnose", tmp_path / "d")
     report = json.loads((tmp_path / "d" / "diagnosis.json").read_text())
     assert 100 * report["accuracy"] == pytest.approx(accuracy)
     assert np.trace(report["confusion"]) / np.sum(report["confusion"]) == pytest.approx(report["accuracy"])
-    assert 0 <= report["estimated_noise"]["rate"] <= 1 and (tmp_path / "d" / "reliability.png").is_file()
+    loaded = load_adapter(tmp_path / "a")
+    test = load_images(DataOptions(colours, label_column="colour"))["test"]
+    logits, labels = predict_logits(loaded.model, test.with_transform(EvalTransform(loaded.image_processor)))
+    noise = estimate_noise(labels, softmax(logits, axis=-1))
+    assert report["estimated_noise"] == {"rate": pytest.approx(noise.rate), "suspects": noise.suspects.tolist()}
+    assert (tmp_path / "d" / "reliability.png").is_file()
+    heights = [bar.get_height() for bar in figures[-1].axes[0].patches]
+    assert heights == pytest.approx([value or 0 for value in report["calibration"]["bins"]["accuracy"]])

@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import noise_study, pseudo_labels
+from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.noise_plots import show, with_clean
 from peft_vprompt.experiments.noise_study import METHODS, Study, parse_method, summarise
 from peft_vprompt.experiments.run import Settings
@@ -24,7 +24,6 @@ from peft_vprompt.tuners.base.shared_recipes import PTNL
 from tests.support.command_line import vprompt
 from tests.support.labelled_images import write_vtab
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_vit
-from vprompt import app
 
 
 def study(clip_path, colours, output, *more, code=0):
@@ -37,7 +36,12 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_study(clip_path, colours, tmp_path, monkeypatch):
+def lines(axes) -> dict[str, list]:
+    """The points of every line with error bars, by its label."""
+    return {bars.get_label(): bars[0].get_xydata().tolist() for bars in axes.containers}
+
+
+def test_study(clip_path, colours, figures, tmp_path, monkeypatch):
     runs, run = [], noise_study.run_experiment
     monkeypatch.setattr(noise_study, "run_experiment", lambda *args, **kw: runs.append(args[0]) or run(*args, **kw))
     small = ("--rates", "0,0.5", "--seeds", "1", "--losses", "ce,gce", "--gradients")
@@ -52,6 +56,14 @@ def test_study(clip_path, colours, tmp_path, monkeypatch):
     assert len(probed) == 4 and all(len(run["gradients"]) == 3 for run in probed)
     plots = {path.name for path in tmp_path.glob("*.png")}
     assert plots == {"methods_symmetric.png", "losses_symmetric.png", "gradients.png"}
+    by_loss, by_method, gradients = figures
+    mean = {(row["method"], row["loss"], row["rate"]): row["mean"] for row in result["summary"]}
+    points = {loss: [[100 * rate, mean["classifier-r", loss, rate]] for rate in (0.0, 0.5)] for loss in ("ce", "gce")}
+    assert {axes.get_title(): lines(axes)["Classifier-R"] for axes in by_loss.axes} == points
+    assert all(lines(axes).keys() == {"Classifier-R", "Linear probe"} for axes in by_loss.axes)
+    assert [lines(axes) for axes in by_method.axes] == [points]
+    norms = {line.get_label(): line.get_ydata().tolist() for line in gradients.axes[0].lines}
+    assert sorted(norms.values()) == sorted([entry["clean_norm"] for entry in run["gradients"]] for run in probed)
 
     runs.clear()
     study(clip_path, colours, tmp_path, *small, *methods)
@@ -200,20 +212,16 @@ class TestGradients:
             GradientProbe(self.ROWS, [])
 
 
-@pytest.mark.parametrize("embedded", (True, False))
-def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(embedded, clip_path, tmp_path, monkeypatch):
-    studies = []
-    monkeypatch.setattr(
-        "peft_vprompt.experiments.noise_study.run_study", lambda study, *rest: studies.append(study) or 1 / 0
-    )
-    model = () if embedded else ("--model", clip_path)
-    with pytest.raises(ZeroDivisionError):
-        result = CliRunner().invoke(app, ["noise-study", "--output", str(tmp_path), "--epochs", "7", *model])
-        raise result.exception
-    published = PTNL
-    base = next(settings for _, settings in studies[0].runs())
-    expected = (0.02, 32) if embedded else (published.learning_rate, published.batch_size)
-    assert (base.learning_rate, base.batch_size, base.epochs) == (*expected, 7)
+@pytest.mark.parametrize("of_demo", (True, False))
+def test_the_recipe_is_ptnls_unless_the_model_is_the_embedded_one(of_demo, clip_path, colours, embedded, tmp_path):
+    more = () if of_demo else ("--model", clip_path, "--data", colours, "--label-column", "colour")
+    small = ("--methods", "coop", "--rates", "0", "--losses", "ce", "--seeds", "1", "--shots", 4, "--epochs", 2)
+    vprompt("noise-study", "--output", tmp_path, *small, *more)
+    used = json.loads((tmp_path / "study.json").read_text())["runs"][0]["recipe"]
+    changes = DEMO_CHANGES["coop"] if of_demo else {}
+    for name in ("learning_rate", "batch_size"):
+        assert used[name] == changes.get(name, getattr(PTNL, name))
+    assert used["epochs"] == 2 and 0.02 == DEMO_CHANGES["coop"]["learning_rate"] != PTNL.learning_rate
 
 
 def test_the_probe_has_no_loss_to_vary():

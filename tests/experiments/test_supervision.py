@@ -1,6 +1,7 @@
 """Runs on noisy labels and without labels, by the experiment and by the command line."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -186,15 +187,10 @@ def test_other_images_with_the_same_labels_are_another_run(clip_path, data, tmp_
         (Supervision(unlabelled="top-k"), PTNL),
     ],
 )
-def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(
-    supervision, recipe, clip_path, data, monkeypatch, tmp_path
-):
-    seen = []
-    monkeypatch.setattr("peft_vprompt.experiments.run.train", lambda *args, **how: seen.append(how) or 1 / 0)
+def test_coop_takes_ptnls_recipe_where_labels_are_not_plain(supervision, recipe, clip_path, data, tmp_path):
     settings = Settings("coop", clip_path, 4, base_novel=False, supervision=supervision)
-    with pytest.raises(ZeroDivisionError):
-        run_experiment(settings, data, tmp_path)
-    assert seen[0]["recipe"] == recipe and seen[0]["epochs"] == recipe.epochs_for(4)
+    used = run_experiment(settings, data, tmp_path, cached=True, quiet=True)["recipe"]
+    assert used == asdict(recipe) | {"epochs": recipe.epochs_for(4)}
 
 
 @pytest.mark.parametrize("more", (("--cache-features",), ("--unlabelled",), ("--noise", "confusion")))

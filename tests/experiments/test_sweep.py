@@ -169,11 +169,17 @@ def test_errors(settings, data, tmp_path, monkeypatch):
 QUICK = ("--rates", "2.5,0.5", "--weight-decays", "0", "--seeds", "1,2", "--epochs", 2, "--batch-size", 4)
 
 
-def test_command(vit_path, colours, tmp_path):
+def test_command(vit_path, colours, figures, tmp_path):
     arguments = ("--model", vit_path, "--data", colours, "--label-column", "colour", "--method", "linear")
     shown = vprompt("sweep", "--output", tmp_path, *arguments, *QUICK)
     assert "over 2 runs, 100 trained parameters" in " ".join(shown.split())
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((tmp_path / "sweep.json").read_text())
+    grid = figures[0].axes[0]
+    drawn = dict(zip([label.get_text() for label in grid.get_yticklabels()], grid.images[0].get_array(), strict=True))
+    assert {float(rate): values.tolist() for rate, values in drawn.items()} == {
+        trial["base_rate"]: [trial["accuracy"]] for trial in report["trials"]
+    }
+    assert (tmp_path / "sweep.png").is_file()
     assert "--rates takes numbers" in vprompt("sweep", "--output", tmp_path, *arguments, "--rates", "fast", code=2)
 
 

@@ -578,7 +578,8 @@ def test_names_that_were_edited_after_learning(method, case, tokenizer_path, tmp
         path.write_text(json.dumps(saved))
         other = get_peft_model(tiny_clip(), CONFIGS[method][case](**options | changes)).eval()
         before = other(pixel_values=images()).logits
-        with pytest.raises(ValueError, match="not the names it learned them for|has shape"):
+        fits = [p.shape for p in other.parameters()] == [p.shape for p in model.parameters()]
+        with pytest.raises(ValueError, match="not the names it learned them for" if fits else "has shape"):
             other.load_adapter(str(tmp_path), "default")
         assert torch.equal(other(pixel_values=images()).logits, before)
     expected = model(pixel_values=images()).logits

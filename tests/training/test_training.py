@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import rich
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.experiments import reports
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
-from peft_vprompt.training import trainer
 from peft_vprompt.training.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
 from peft_vprompt.training.recipes import Recipe, lr_schedule
 from peft_vprompt.training.trainer import checkpoint_folder, last_checkpoint, train
@@ -78,6 +77,15 @@ class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+def batch_sizes(model) -> list[int]:
+    """How many images each call of the model gets from now on."""
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    return sizes
 
 
 class TestBuild:
@@ -158,16 +166,14 @@ class TestTrain:
         model = build_model(clip_path, "coop", CLASS_NAMES).model
         assert train(model, rows[:3], QUICK, tmp_path, epochs=2, checkpoints=False).steps == 2
 
-    def test_a_killed_run_goes_on_bit_for_bit(self, clip_path, rows, tmp_path, monkeypatch):
-        def run(folder):
+    def test_a_killed_run_goes_on_bit_for_bit(self, clip_path, rows, tmp_path):
+        def run(folder, *callbacks):
             model = build_model(clip_path, "maple", CLASS_NAMES).model
-            return train(model, rows, QUICK, tmp_path / folder, epochs=4), prompts(model)
+            return train(model, rows, QUICK, tmp_path / folder, epochs=4, callbacks=callbacks), prompts(model)
 
         _, whole = run("whole")
-        with monkeypatch.context() as patched:
-            patched.setattr(trainer, "StepTimer", lambda: Kill(10))  # in the third epoch of four steps
-            with pytest.raises(KeyboardInterrupt):
-                run("killed")
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", Kill(10))  # in the third epoch of four steps
         result, resumed = run("killed")
         assert (result.resumed_step, result.steps) == (8, 16)
         assert same(whole, resumed)
@@ -209,30 +215,22 @@ class TestTrain:
         assert epoch == 1 and same(kept, snapshots.before)
 
     def test_the_batch_is_the_recipes_whatever_the_machine(self, clip_path, rows, tmp_path, monkeypatch):
-        batches = []
         model = build_model(clip_path, "coop", CLASS_NAMES).model
-        model.register_forward_pre_hook(
-            lambda module, args, kwargs: batches.append(len(kwargs["pixel_values"])), with_kwargs=True
-        )
-        plain = trainer._arguments
-
-        def with_two_gpus(*args):
-            arguments = plain(*args)
-            arguments.n_gpu  # noqa: B018 - finds the devices
-            arguments._n_gpu = 2
-            return arguments
-
-        monkeypatch.setattr(trainer, "_arguments", with_two_gpus)
+        batches, found = batch_sizes(model), TrainingArguments.n_gpu.fget
+        # A machine with two GPUs, of which the Trainer uses both unless it is told to use one.
+        two_gpus = property(lambda arguments: 1 if found(arguments) == 1 else 2)
+        monkeypatch.setattr(TrainingArguments, "n_gpu", two_gpus)
         assert train(model, rows, QUICK, tmp_path, epochs=2, checkpoints=False).steps == 8
         assert set(batches) == {QUICK.batch_size}
 
-    def test_processes_share_the_batch(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 2))
-        arguments = trainer._arguments(QUICK, tmp_path, 1, 1, False, False, 0, False)
-        trainer._keep_batch(arguments, QUICK, images=4)
-        assert arguments.per_device_train_batch_size == 2 and arguments.dataloader_drop_last
+    def test_processes_share_the_batch(self, clip_path, rows, tmp_path, monkeypatch):
+        monkeypatch.setattr(TrainingArguments, "world_size", property(lambda arguments: 2))
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        batches = batch_sizes(model)
+        train(model, rows[:7], QUICK, tmp_path, epochs=2, checkpoints=False)
+        assert set(batches) == {QUICK.batch_size // 2}  # full batches only: the seventh image waits for the next epoch
         with pytest.raises(ValueError, match="batch that 2 processes can share. Received: batch_size=3"):
-            trainer._keep_batch(arguments, replace(QUICK, batch_size=3), images=4)
+            train(model, rows, replace(QUICK, batch_size=3), tmp_path, epochs=2, checkpoints=False)
 
     def test_an_interrupted_run_leaves_no_bar(self, clip_path, rows, tmp_path):
         model = build_model(clip_path, "coop", CLASS_NAMES).model
@@ -352,6 +350,12 @@ class TestReports:
         shown = capsys.readouterr().out
         assert all(text in shown for text in ("CoOp", "8,192", "32,900", "71.66", "69.34", "–"))
 
-    def test_plot(self, tmp_path):
-        reports.plot_results([self.RUN, self.RUN | {"accuracy": {"base": 1.0}}], tmp_path / "plot.png", "title")
-        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    def test_plot(self, figures, tmp_path):
+        zero_shot = self.RUN | {"title": "Zero-shot", "accuracy": {"base": 1.0}}
+        reports.plot_results([self.RUN, zero_shot], tmp_path / "plot.png", "title")
+        (axes,) = figures[0].axes
+        bars = {bar.get_label(): [patch.get_height() for patch in bar] for bar in axes.containers}
+        assert bars == {"base": [82.69, 1.0], "novel": [63.22, 0], "hm": [71.66, 0]}
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["CoOp", "Zero-shot"]
+        places = [patch.get_x() + patch.get_width() / 2 for bar in axes.containers for patch in bar]
+        assert [round(place) for place in places] == [0, 1] * 3 and len(set(places)) == 6  # beside each other
