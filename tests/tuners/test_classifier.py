@@ -196,8 +196,9 @@ def test_a_subclass_of_a_known_model_is_known(make):
     config.tokenizer_name_or_path = make("maple", "maple").tokenizer_name_or_path
     torch.manual_seed(1)
     model = get_peft_model(base, config).eval()
+    known = tiny_clip()
     torch.manual_seed(1)
-    plain = get_peft_model(tiny_clip(), config).eval()
+    plain = get_peft_model(known, config).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(pixel_values=images()).logits, plain(pixel_values=images()).logits)
     assert type(model.unload()) is FineCLIP

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-if TYPE_CHECKING:
-    from .classifier import ClassNameClassifier
+class FrozenModel(Protocol):
+    """What is asked for features without prompts: a `ClassNameClassifier`."""
+
+    def frozen_text(self) -> Tensor:
+        """Return the class features [c, e]."""
+
+    def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
+        """Return the image features [b, e]."""
+
+    def scaled(self, similarities: Tensor) -> Tensor:
+        """Return the logits [b, c] of cosines [b, c]."""
 
 
 class LazyFrozenFeatures:
     """Features and logits of the frozen model, computed when they are asked for first and without gradients.
 
     Args:
-        classifier: whose model, classes and config are meant.
+        model: whose classes and config are meant.
         inputs: keyword arguments of `encode_images`, or `image_features` [b, e] that are frozen already.
     """
 
-    def __init__(self, classifier: ClassNameClassifier, inputs: dict):
-        self._classifier = classifier
+    def __init__(self, model: FrozenModel, inputs: dict):
+        self._model = model
         self._inputs = inputs
 
     @cached_property
     def text(self) -> Tensor:
         """Class features [c, e], kept per class list whatever adapter is on."""
-        return self._classifier.frozen_text()
+        return self._model.frozen_text()
 
     @cached_property
     @torch.no_grad()
@@ -36,10 +45,10 @@ class LazyFrozenFeatures:
         """Features [b, e] of the same images."""
         if "image_features" in self._inputs:
             return self._inputs["image_features"].detach()
-        return self._classifier.frozen_images(**self._inputs)
+        return self._model.frozen_images(**self._inputs)
 
     @cached_property
     @torch.no_grad()
     def logits(self) -> Tensor:
         """Scaled cosines [b, c]."""
-        return self._classifier.scaled(self.image @ self.text.t())
+        return self._model.scaled(self.image @ self.text.t())
