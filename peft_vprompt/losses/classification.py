@@ -46,7 +46,7 @@ class ClassificationLoss(nn.Module):
         self.ignore_index, self.reduction = ignore_index, reduction
 
     def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of `logits` [n, c], and of the regularisers.
+        """Return the loss of `logits` [n, c], and of the regularisers.
 
         An output's `aux_loss`, a mean as each regulariser is, is added once to the "mean"; for "sum" and "none" it is
         added to the loss of each sample that counts. With `num_items_in_batch` it is weighted by the share of the
@@ -141,7 +141,7 @@ def read_logits(output) -> Tensor:
 
 
 def read_aux_loss(output) -> Tensor | None:
-    """The weighted sum of the regularisers in a model's output; None without any, or of a tensor of logits."""
+    """Return the weighted sum of the regularisers in a model's output; None without any, or for a tensor of logits."""
     if isinstance(output, Tensor):
         return None
     return output.get("aux_loss") if isinstance(output, dict) else getattr(output, "aux_loss", None)
