@@ -181,7 +181,7 @@ class Run:
         Raises:
             TrainingDivergedError: training diverged; the last finite values are saved beside the adapter's place.
         """
-        transform = TrainTransform(self.bundle.image_processor, self.recipe.crop)
+        transform = TrainTransform(self.bundle.image_processor, self.recipe.crop, self.recipe.crop_scale)
         rows = self._rows(self.labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
             self.probes = [GradientProbe(rows, self.labelled.wrong, _loss(self.settings))]
@@ -210,7 +210,7 @@ class Run:
         report = {
             "title": get_method(self.settings.method).title,
             "settings": asdict(self.settings),
-            "recipe": asdict(self.recipe) | {"epochs": self._epochs} if self.recipe else None,
+            "recipe": self._recipe_report() if self.recipe else None,
             "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
             "adapter_bytes": adapter_bytes,
             **_training_report(self.results),
@@ -225,6 +225,11 @@ class Run:
         }
         write_json(report, self.output / RESULTS)
         return report
+
+    def _recipe_report(self) -> dict:
+        """Return the recipe as it was followed: with the length that the number of shots means."""
+        length = {"epochs": self._epochs, "steps": self.recipe.steps_for(self.settings.shots)}
+        return asdict(self.recipe) | length
 
     @property
     def _epochs(self) -> int:
@@ -241,6 +246,7 @@ class Run:
             recipe=self.recipe,
             eval_set=watched,
             epochs=self._epochs,
+            steps=self.recipe.steps_for(self.settings.shots),
             seed=seed,
             loss=_loss(self.settings),
             settings=self._identity(),

@@ -147,7 +147,7 @@ def read_logits(output) -> Tensor:
 
 
 def read_aux_loss(output) -> Tensor | None:
-    """The weighted sum of the regularisers in a model's output; None without any, or of a tensor of logits."""
+    """Return the weighted sum of the regularisers in a model's output; None without any, or for a tensor of logits."""
     if isinstance(output, Tensor):
         return None
     return output.get("aux_loss") if isinstance(output, dict) else getattr(output, "aux_loss", None)

@@ -49,7 +49,7 @@ def cache_features(
     batch_size: int = 100,
     workers: int = 0,
 ) -> Dataset:
-    """L2-normalised image features of `images`, from the disk if they were computed before.
+    """Return L2-normalised image features of `images`, from the disk if they were computed before.
 
     Args:
         model: a PEFT model of this package whose active adapter has no visual prompts (or is disabled).
@@ -93,7 +93,7 @@ def cache_features(
 
 
 def default_cache_dir() -> Path:
-    """`vprompt-features` in the cache folder of `datasets` (see HF_DATASETS_CACHE)."""
+    """Return `vprompt-features` in the cache folder of `datasets` (see HF_DATASETS_CACHE)."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-features"
 
 
@@ -110,7 +110,7 @@ def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: 
 
 @torch.no_grad()
 def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in.
+    """Return image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in.
 
     `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
     """
@@ -121,9 +121,16 @@ def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 class RandomViews(torch.utils.data.Dataset):
-    """One row per image, a view of it drawn anew each time, from the rows that `cache_features(views=n)` gives.
+    """Draw a view of every image anew each time, one row per image, from the rows that `cache_features(views=n)` gives.
 
-    Draws with torch's global generator, which `Trainer` seeds and restores.
+    Drawing uses torch's global generator, which `Trainer` seeds and restores.
+
+    Args:
+        rows: what `cache_features` gives, made tensors by `feature_rows`.
+        views: rows of every image.
+
+    Raises:
+        ValueError: the rows are not as many for every image.
     """
 
     def __init__(self, rows: Dataset, views: int):
@@ -144,14 +151,14 @@ class RandomViews(torch.utils.data.Dataset):
 
 
 def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
-    """Rows to train or evaluate on, with the tensors `image_features` [dim] and `labels`."""
+    """Return rows to train or evaluate on, with the tensors `image_features` [dim] and `labels`."""
     rows = features.rename_column("label", "labels") if "label" in features.column_names else features
     rows = rows.with_format("torch")
     return rows if views == 1 else RandomViews(rows, views)
 
 
 def model_fingerprint(model) -> str:
-    """Digest of what decides the image features: weights and config without the text side and the prompts."""
+    """Return a digest of what decides the image features: weights and config without the text side and the prompts."""
     base = model.get_base_model()
     text = {id(tensor) for tensor in model.class_name_classifier.text.state_dict(keep_vars=True).values()}
     config = getattr(base.config, "vision_config", base.config).to_dict()
@@ -167,7 +174,7 @@ def model_fingerprint(model) -> str:
 
 
 def image_fingerprint(images: Dataset) -> str:
-    """Digest of the encoded images in their order; of name, size and time for images that are files on the disk.
+    """Return a digest of the encoded images in their order; for files on the disk, of their name, size and time.
 
     Raises:
         ValueError: there is no column `image` of encoded images.

@@ -66,7 +66,7 @@ def trained_values(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 class StepTimer(TrainerCallback):
-    """Wall time of every optimiser step.
+    """Measure the wall time of every optimiser step.
 
     Attributes:
         seconds: of each step made so far in this process.
@@ -85,12 +85,12 @@ class StepTimer(TrainerCallback):
 
     @property
     def median(self) -> float:
-        """Median in seconds; NaN without a step."""
+        """Return the median in seconds; NaN without a step."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
 class ProgressBar(TrainerCallback):
-    """One rich progress bar over all steps, with the last loss.
+    """Show one rich progress bar over all steps, with the last loss.
 
     Args:
         label: what stands in front of the bar.
@@ -124,8 +124,8 @@ class ProgressBar(TrainerCallback):
 
 
 @contextmanager
-def _progress_bar(label: str | None) -> Iterator[list[ProgressBar]]:
-    """The callbacks that show progress, none without a label; the line is free again however the block ends."""
+def progress_bar(label: str | None) -> Iterator[list[ProgressBar]]:
+    """Yield the callbacks that show progress, none without a label; the line is free again however the block ends."""
     bars = [ProgressBar(label)] if label is not None else []
     try:
         yield bars

@@ -15,7 +15,7 @@ from ..utils.validation import shorten
 
 
 class EvalSet(NamedTuple):
-    """Images to be told apart among `class_names`.
+    """Hold images to be told apart among `class_names`.
 
     Attributes:
         rows: data set or list of rows with `labels` and `pixel_values` [3, height, width] or `image_features` [dim].
@@ -27,7 +27,7 @@ class EvalSet(NamedTuple):
 
 
 def harmonic_mean(base: float, novel: float) -> float:
-    """Harmonic mean of two accuracies; 0 if either is 0.
+    """Return the harmonic mean of two accuracies; 0 if either is 0.
 
     Raises:
         ValueError: if an accuracy is negative.
@@ -38,7 +38,7 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 def compute_metrics(prediction) -> dict[str, float]:
-    """Accuracy in percent for `transformers.Trainer(compute_metrics=...)`."""
+    """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`."""
     return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
@@ -62,13 +62,13 @@ def predict_logits(
 
 
 def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true labels, both int arrays [images]."""
+    """Return predicted and true labels, both int arrays [images]."""
     logits, labels = predict_logits(model, rows, batch_size)
     return logits.argmax(-1), labels
 
 
 def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> float:
-    """Share of images classified correctly, in percent, over all images alike (micro average).
+    """Return the share of images classified correctly, in percent, over all images alike (micro average).
 
     Raises:
         ValueError: if there is no image.
@@ -80,7 +80,7 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
 
 
 def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False) -> dict[str, float]:
-    """Accuracy on every test set among that set's own class names.
+    """Measure the accuracy on every test set among that set's own class names.
 
     Args:
         model: a PEFT model of this package. Its class names are those of the last test set afterwards.

@@ -57,7 +57,7 @@ class GradientProbe(TrainerCallback):
         self.history.append({"epoch": epoch, **norms, "cosine": cosine.item()})
 
     def _gradient(self, model, batch: dict) -> Tensor:
-        """Gradient of the mean loss of a batch by everything that is trained, in one vector."""
+        """Return the gradient of the mean loss of a batch by everything that is trained, in one vector."""
         device = device_of(model)
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         if getattr(model, "class_name_classifier", None) is not None:

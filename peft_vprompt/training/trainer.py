@@ -26,14 +26,14 @@ from ..tuners.base.recipe import Recipe
 from ..utils.digests import digest_json
 from ..utils.validation import require_int
 from .averaging import AVERAGE_FILE, AverageWeights
-from .callbacks import StepTimer, StopIfDiverged, _progress_bar
+from .callbacks import StepTimer, StopIfDiverged, progress_bar
 from .evaluation import compute_metrics
 from .recipes import lr_scheduler
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training gives beside the trained model.
+    """Hold what training gives beside the trained model.
 
     Attributes:
         steps: optimiser steps in all, those before a resume included.
@@ -98,8 +98,10 @@ def train(
             checkpoint is made of the others.
     """
     _check(train_set, epochs, steps)
-    identity = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed, "bf16": bf16, "run": settings}
-    folder = checkpoint_folder(output_dir, identity | ({"steps": steps} if steps else {}))
+    length = {"epochs": epochs} if steps is None else {"steps": steps}
+    folder = checkpoint_folder(
+        output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "bf16": bf16, "run": settings}
+    )
     arguments = _arguments(recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None)
     _keep_batch(arguments, recipe, len(train_set))
     steps_per_epoch = _steps_per_epoch(arguments, len(train_set))
@@ -117,12 +119,11 @@ def train(
     scheduler = lr_scheduler(optimizer, recipe, epochs, steps_per_epoch, steps)
     timer = StepTimer()
     divergence = StopIfDiverged()
-    own = getattr(model, "method_callbacks", None)
-    of_method = own() if own is not None else []
-    # The average comes after the watch for divergence: no average is saved of values that are not finite.
+    method_callbacks = getattr(model, "method_callbacks", list)
+    # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
-    with _progress_bar(progress) as bars:
-        watchers = [timer, *of_method, *callbacks, divergence, *average, *bars]
+    with progress_bar(progress) as bars:
+        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
         trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -244,7 +245,7 @@ def _steps_per_epoch(arguments: TrainingArguments, images: int) -> int:
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
-    """Folder for the checkpoints of one run: the same for the same settings, another for any other."""
+    """Return the folder for the checkpoints of one run: the same for the same settings, another for any other."""
     return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
 
 
@@ -265,10 +266,10 @@ def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
 
 
 class RecipeTrainer(Trainer):
-    """The stock Trainer, which however applies `dataloader_drop_last` to evaluation as well: there no image may go."""
+    """Evaluate on every image, where the stock Trainer would apply `dataloader_drop_last` to evaluation as well."""
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
+        """Return batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
         loader = DataLoader(
             self.eval_dataset if eval_dataset is None else eval_dataset,
             batch_size=self.args.eval_batch_size,
