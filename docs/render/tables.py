@@ -24,6 +24,7 @@ from peft_vprompt import (
     ClassHeadConfig,
     CoCoOpConfig,
     ContextOptConfig,
+    KgCoOpConfig,
     MaPLeConfig,
     MRPOConfig,
     ReadOnlyPromptConfig,
@@ -32,7 +33,8 @@ from peft_vprompt import (
 )
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCODERS, UNSUPPORTED, SwinView, view
 from peft_vprompt.errors import UnsupportedModelError
-from peft_vprompt.tuners.base.registry import METHODS, unsupported
+from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
+from peft_vprompt.tuners.base.spec import Paper
 from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
@@ -43,24 +45,13 @@ PUBLISHED = {
     "VPT (8 tokens, deep)": VisualPromptConfig(num_virtual_tokens=8, deep=True),
     "CoOp (M=16)": ContextOptConfig(),
     "CoCoOp (M=4)": CoCoOpConfig(prompt_init="random"),
+    "KgCoOp (M=4)": KgCoOpConfig(prompt_init="random"),
     "MaPLe (n=2, depth 9)": MaPLeConfig(prompt_init="random"),
     "IVLP (n=2, depth 9)": MaPLeConfig(prompt_init="random", coupling="none"),
     "RPO (K=24)": ReadOnlyPromptConfig(),
     "MRPO (K=4, depth 9)": MRPOConfig(),
     "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=[f"class {i}" for i in range(100)]),
     "TEnc-FT": TextEncoderConfig(),
-}
-
-
-#: Papers on the web, by PEFT's name of the method.
-LINKS = {
-    "visual_prompt": "https://arxiv.org/abs/2203.12119",
-    "context_opt": "https://arxiv.org/abs/2109.01134",
-    "cocoop": "https://arxiv.org/abs/2203.05557",
-    "maple": "https://arxiv.org/abs/2210.03117",
-    "read_only_prompt": "https://arxiv.org/abs/2308.14960",
-    "class_head": "https://arxiv.org/abs/2307.11978",
-    "text_encoder": "https://arxiv.org/abs/2307.11978",
 }
 
 
@@ -78,21 +69,20 @@ def trained_parameters(config) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def paper(method) -> str:
-    """Short citation of a method, linked where its paper is on the web."""
-    authors, *title, venue = method.paper.split(", ")
-    cited = f"{authors}, {venue}"
-    return f'[{cited}]({LINKS[method.name]} "{", ".join(title)}")' if method.name in LINKS else cited
+def linked(paper: Paper) -> str:
+    """Return a short citation with a link to the paper."""
+    authors, *title, venue = paper.citation.split(", ")
+    return f'[{authors}, {venue}]({paper.link} "{", ".join(title)}")'
 
 
 def method_table() -> str:
     """Method, class, paper, what is learned, how much."""
     rows = ["| Method | Config | Learns | Parameters | File | Paper |", "|---|---|---|--:|--:|---|"]
     for title, config in PUBLISHED.items():
-        method = METHODS[config.peft_type.value.lower()]
+        method = METHODS["ivlp"] if title.startswith("IVLP") else PROMPT_METHODS[config.peft_type.value.lower()]
         count = trained_parameters(config)
         size = f"{count * 4 / 1024:,.0f} KB" if count * 4 < 2**20 else f"{count * 4 / 2**20:.1f} MB"
-        cells = (title, f"`{type(config).__name__}`", method.learns, f"{count:,}", size, paper(method))
+        cells = (title, f"`{type(config).__name__}`", method.learns, f"{count:,}", size, linked(method.paper))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -133,12 +123,12 @@ class Support:
 
     def dual_encoders(self) -> list[str]:
         """Methods against the models with two towers."""
-        titles = [method.title for method in METHODS.values()]
+        titles = [method.title for method in PROMPT_METHODS.values()]
         rows = ["| Base model | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
         notes: list[str] = []
         for model in DUAL_MODELS:
             cells = []
-            for method in METHODS:
+            for method in PROMPT_METHODS:
                 refused = self.reason(next(iter(CONFIGS[method].values())), model)
                 if refused and (note := DUAL_ENCODERS[model].no_read_only) not in notes:
                     notes.append(note)
@@ -169,7 +159,9 @@ class Support:
 
 def text_methods() -> str:
     """The methods that every model without a text tower refuses; `tests/backbones/test_support.py` tries each."""
-    refused = [m.title for name, m in METHODS.items() if all(unsupported(name, model) for model in VISION_MODELS)]
+    refused = [
+        m.title for name, m in PROMPT_METHODS.items() if all(unsupported(name, model) for model in VISION_MODELS)
+    ]
     return f"They have no text tower: {'; '.join(refused)} are refused there."
 
 

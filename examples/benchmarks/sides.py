@@ -71,11 +71,12 @@ def build(case: Case, inputs: Inputs) -> Sides:
 
 
 def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
-    """The trained tensors by tower and name."""
-    tuner, trained = model.base_model, {}
-    for side, tower in (("text", tuner.text_encoder), ("vision", tuner.vision_encoder)):
-        if tower is not None and (holder := tower.holder("default")) is not None:
-            trained |= {f"{side}.{name}": tensor for name, tensor in holder.named_parameters()}
+    """Return the trained tensors by tower and name."""
+    tuner = model.base_model
+    trained = {}
+    for side, encoder in (("text", tuner.text_encoder), ("vision", tuner.vision_encoder)):
+        if encoder is not None and (prompts := encoder.prompts_of("default")) is not None:
+            trained |= {f"{side}.{name}": tensor for name, tensor in prompts.named_parameters()}
     return trained
 
 
