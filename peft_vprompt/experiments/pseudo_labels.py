@@ -121,7 +121,7 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
             features = torch.cat([encode_frozen(model, batch) for batch in DataLoader(rows, batch_size)])
         model.set_class_names(list(class_names))
         classes = model.encode_classes()
-        scale = classifier.dual.module.logit_scale.exp()
+        scale = classifier.adapted.dual.logit_scale
         logits = classifier.scaled(features.to(classes) @ classes.t())
     return _Encoded(features, *(tensor.float().cpu() for tensor in (classes, logits, scale)))
 

@@ -73,7 +73,7 @@ class PeftModelForImageClassification(SavedPeftModel):
             self.base_model.vision_encoder.link(self.base_model.text_encoder)
         given = image_features if pixel_values is None else pixel_values
         labels = as_labels(labels, getattr(given, "device", None))
-        is_dual = self.class_name_classifier.backbone.dual is not None
+        is_dual = self.class_name_classifier.adapted.backbone.dual is not None
         own_call = args or kwargs.get("input_ids") is not None or not is_dual
         if image_features is not None and (own_call and is_dual or pixel_values is not None):
             raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")
@@ -85,7 +85,7 @@ class PeftModelForImageClassification(SavedPeftModel):
                 labels, pixel_values=pixel_values, image_features=image_features, **drop_idle(kwargs)
             )
             if as_asked is None:
-                as_asked = getattr(self.class_name_classifier.dual.module.config, "return_dict", True)
+                as_asked = getattr(self.class_name_classifier.adapted.dual.module.config, "return_dict", True)
             return output if as_asked else output.to_tuple()
         if is_dual and pixel_values is None and len(args) < 2:
             raise ValueError(
@@ -175,7 +175,8 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def method_callbacks(self) -> list[TrainerCallback]:
         """Return what a Trainer has to do for the active adapter's method beside its steps."""
-        return self.class_name_classifier.method.callbacks(self.class_name_classifier.config)
+        adapted = self.class_name_classifier.adapted
+        return adapted.method.callbacks(adapted.config)
 
     # ---- adapters ---------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def _without_classifier(self, unload: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
         model = unload(*args, **kwargs)
-        self.class_name_classifier.release()
+        self.class_name_classifier.adapted.release()
         return model
 
     # ---- loading and saving -----------------------------------------------------------------------------------

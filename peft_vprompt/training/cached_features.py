@@ -160,7 +160,7 @@ def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
 def model_fingerprint(model) -> str:
     """Return a digest of what decides the image features: weights and config without the text side and the prompts."""
     base = model.get_base_model()
-    text = {id(tensor) for tensor in model.class_name_classifier.text.state_dict(keep_vars=True).values()}
+    text = {id(tensor) for tensor in model.class_name_classifier.adapted.text.state_dict(keep_vars=True).values()}
     config = getattr(base.config, "vision_config", base.config).to_dict()
     digest = Digest()
     digest.add(digest_json({k: v for k, v in config.items() if k not in _IRRELEVANT}, 64).encode())

@@ -37,7 +37,7 @@ def test_frozen_features_are_those_of_the_model_without_the_adapter(method, case
     torch.testing.assert_close(frozen.logits, expected, atol=1e-5, rtol=1e-5)
     assert not (frozen.text.requires_grad or frozen.image.requires_grad)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
-    assert not model.class_name_classifier.vision.disable_adapters
+    assert not model.class_name_classifier.adapted.vision.disable_adapters
 
 
 def test_frozen_text_is_kept_per_class_list_and_follows_the_weights(make):

@@ -70,21 +70,12 @@ class PromptTuner(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-        method = tuner_class.method
         backbone = find_backbone(model)
-        self._check(config, model, backbone)
-        vision, text = self._encoders(model, backbone)
-        text_view = None if text is None else text.view
-        method.check(config, vision.view, text_view)
-        tokenizer = self.tokenizers.find(config.tokenizer_name_or_path) if method.needs_tokenizer(config) else None
-        modules: list[tuple[PromptedEncoder, str, nn.Module | None]] = []
+        check_model(config, model, backbone)
+        vision, text = wrap_encoders(model, backbone)
+        tuner_class.method.check(config, vision.view, None if text is None else text.view)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            if text is not None:
-                size = feature_dim(model, backbone)
-                modules.append((text, LEARNER, method.text_prompts(config, text_view, tokenizer, size)))
-                modules.append((text, READOUT, method.readout(config, text_view, size)))
-            vision_prompts = method.vision_prompts(config, vision.view, text_view)
-            modules.append((vision, LEARNER, vision_prompts))
+            modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:
             head = backbone.head.rpartition(".")[2]
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
@@ -93,39 +84,43 @@ class PromptTuner(BaseTuner):
         trained = {p: p.requires_grad for p in model.parameters()} if len(self.peft_config) > 1 else {}
         self._install(model, backbone, vision, text)
         for encoder, kind, module in modules:
-            if module is not None:
-                encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module)
-        knows_head = vision_prompts is not None and (
-            vision_prompts.pooling != "original" or vision.view.head_rows is not None
-        )
-        if backbone.head is not None and knows_head:
+            encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module)
+        prompts = vision.prompts_of(adapter_name)
+        own_way = prompts is not None and prompts.pooling != "original"
+        some_rows = prompts is not None and vision.view.head_rows is not None
+        if backbone.head is not None and (own_way or some_rows):
             ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
         for encoder in self.encoders:
             encoder.patch_layers(not encoder.disable_adapters)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
         self._copy_whole_modules(self.model, config, adapter_name)
-        if method.trains_text_encoder:
-            parts = dataclasses.replace(config, modules_to_save=list(text_view.parts))
+        if tuner_class.method.trains_text_encoder:
+            parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
             self._copy_whole_modules(text.base_layer, parts, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
 
-    def _check(self, config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
-        base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
-        if (reason := registry.unsupported(config.peft_type, base)) is not None:
-            raise UnsupportedModelError(reason)
-        check_modules_to_save(config, model, backbone)
-
-    @staticmethod
-    def _encoders(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
-        """Return the tuner layers of the model, or new ones around its towers (not put in place yet)."""
-        text = None
-        if backbone.text is not None:
-            text = model.get_submodule(backbone.text)
-            text = text if isinstance(text, PromptedTextEncoder) else PromptedTextEncoder(text)
-        vision = model.get_submodule(backbone.vision)
-        return vision if isinstance(vision, PromptedVisionEncoder) else PromptedVisionEncoder(vision, text), text
+    def _new_modules(
+        self,
+        config: PromptConfig,
+        model: nn.Module,
+        backbone: Backbone,
+        vision: PromptedVisionEncoder,
+        text: PromptedTextEncoder | None,
+    ) -> list[tuple[PromptedEncoder, str, nn.Module]]:
+        """Return the method's new modules: the tower that holds each, its kind, the module."""
+        method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
+        modules: list[tuple[PromptedEncoder, str, nn.Module | None]] = []
+        if text is not None:
+            size = feature_dim(model, backbone)
+            name = config.tokenizer_name_or_path
+            tokenizer = self.tokenizers.find(name) if method.needs_tokenizer(config) else None
+            modules.append((text, LEARNER, method.text_prompts(config, text.view, tokenizer, size)))
+            modules.append((text, READOUT, method.readout(config, text.view, size)))
+        text_view = None if text is None else text.view
+        modules.append((vision, LEARNER, method.vision_prompts(config, vision.view, text_view)))
+        return [entry for entry in modules if entry[2] is not None]
 
     def _install(
         self,
@@ -315,6 +310,29 @@ class PromptTuner(BaseTuner):
         for kind in (LEARNER, READOUT):
             key = key.replace(f".{cls.prefix}{kind}.{adapter_name}.", f".{cls.prefix}{kind}.")
         return key
+
+
+def check_model(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
+    """Refuse a base model that the method does not work on.
+
+    Raises:
+        UnsupportedModelError: says why.
+        ValueError: modules to save that are not there or cannot be.
+    """
+    base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
+    if (reason := registry.unsupported(config.peft_type, base)) is not None:
+        raise UnsupportedModelError(reason)
+    check_modules_to_save(config, model, backbone)
+
+
+def wrap_encoders(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
+    """Return the tuner layers of the model, or new ones around its towers (not put in place yet)."""
+    text = None
+    if backbone.text is not None:
+        text = model.get_submodule(backbone.text)
+        text = text if isinstance(text, PromptedTextEncoder) else PromptedTextEncoder(text)
+    vision = model.get_submodule(backbone.vision)
+    return vision if isinstance(vision, PromptedVisionEncoder) else PromptedVisionEncoder(vision, text), text
 
 
 def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:

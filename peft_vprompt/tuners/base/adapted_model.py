@@ -1,0 +1,180 @@
+"""`AdaptedModel`: a PEFT model's towers and its active adapter, whatever the tuner is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
+from ...errors import UnsupportedModelError
+from ...readouts import CosineReadout
+from .config import PromptConfig
+from .method import PromptMethod
+from .prompted_encoder import READOUT, PromptedEncoder
+from .prompted_text_encoder import PromptedTextEncoder
+from .prompted_vision_encoder import PromptedVisionEncoder
+from .tokenizers import Tokenizers
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+
+    from ...backbones.dual_encoder import DualEncoderView
+
+
+class AdaptedModel:
+    """What is asked of a PEFT model.
+
+    With our tuner the towers are its layers; with one of PEFT's they are layers around the model's towers that are no part
+    of the model.
+
+    Args:
+        model: the PEFT model.
+    """
+
+    def __init__(self, model: PeftModel):
+        self.model = model
+        self._plain_configs: dict[str, PromptConfig] = {}
+        self._plain_encoders: tuple[PromptedVisionEncoder, PromptedTextEncoder | None] | None = None
+        self._plain_tokenizers: Tokenizers | None = None
+
+    # ---- the active adapter -----------------------------------------------------------------------------------
+
+    @property
+    def tuner(self) -> BaseTuner:
+        """The tuner, ours or PEFT's."""
+        return self.model.base_model
+
+    @property
+    def adapter_name(self) -> str:
+        """Name of the active adapter."""
+        return self.tuner.active_adapters[0]
+
+    @property
+    def config(self) -> PromptConfig:
+        """Config of the active adapter."""
+        return self.config_of(self.adapter_name)
+
+    def config_of(self, adapter_name: str) -> PromptConfig:
+        """Return the config of an adapter; of one of PEFT's own, what stands for the fields that it lacks."""
+        config: PeftConfig = self.model.peft_config[adapter_name]
+        if isinstance(config, PromptConfig):
+            return config
+        return self._plain_configs.setdefault(adapter_name, PromptConfig())
+
+    def forget(self, adapter_name: str) -> None:
+        """Forget an adapter that was deleted."""
+        self._plain_configs.pop(adapter_name, None)
+
+    @property
+    def method(self) -> PromptMethod:
+        """Method of the active adapter; the plain one of PEFT's own tuners reads the template."""
+        tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[self.model.peft_config[self.adapter_name].peft_type]
+        return getattr(tuner_class, "method", None) or PromptMethod()
+
+    @property
+    def readout(self) -> nn.Module:
+        """What makes logits of features: the active adapter's, or cosines where it is disabled."""
+        readout = None if self.text.disable_adapters else self.text.module_of(self.adapter_name, READOUT)
+        return CosineReadout() if readout is None else readout
+
+    def scaled(self, similarities: Tensor) -> Tensor:
+        """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""
+        return self.dual.scaled(similarities)
+
+    @property
+    def tokenizers(self) -> Tokenizers:
+        """Where tokenizers are found."""
+        tokenizers = getattr(self.tuner, "tokenizers", None)
+        if tokenizers is None:
+            name = getattr(self.tuner.model.config, "_name_or_path", None)
+            self._plain_tokenizers = tokenizers = self._plain_tokenizers or Tokenizers(name)
+        return tokenizers
+
+    # ---- the towers -------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        """Where the base model keeps its towers."""
+        return getattr(self.tuner, "backbone", None) or find_backbone(self.tuner.model)
+
+    @property
+    def dual(self) -> DualEncoderView:
+        """The view of the module that joins both towers.
+
+        Raises:
+            UnsupportedModelError: the base model has no text tower.
+        """
+        if self.backbone.dual is None:
+            raise UnsupportedModelError(
+                f"Class names are compared with images by models with a text tower ({', '.join(DUAL_ENCODERS)}); "
+                f"{class_name(self.vision.base_layer)} has none."
+            )
+        module = self.tuner.model.get_submodule(self.backbone.dual)
+        return DUAL_ENCODERS[class_name(module)](module)
+
+    @property
+    def vision(self) -> PromptedVisionEncoder:
+        """The image tower; with another tuner than ours a layer around it that is no part of the model."""
+        return self._encoders()[0]
+
+    @property
+    def text(self) -> PromptedTextEncoder | None:
+        """The text tower, likewise; None without one."""
+        return self._encoders()[1]
+
+    def _encoders(self) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
+        model = self.tuner.model
+        backbone = self.backbone
+        vision = model.get_submodule(backbone.vision)
+        text = None if backbone.text is None else model.get_submodule(backbone.text)
+        if isinstance(vision, PromptedVisionEncoder):
+            return vision, text
+        if self._plain_encoders is None:
+            text = None if text is None else PromptedTextEncoder(text)
+            self._plain_encoders = PromptedVisionEncoder(vision, text), text
+            for encoder in filter(None, self._plain_encoders):
+                encoder.patch_layers(True)
+        return self._plain_encoders
+
+    def release(self) -> None:
+        """Give the layers of a model under another tuner than ours back as they were."""
+        for encoder in filter(None, self._plain_encoders or ()):
+            encoder.restore()
+        self._plain_encoders = None
+
+    @property
+    def disabled(self) -> bool:
+        """Whether the adapters are switched off."""
+        if self.vision is self.tuner.model.get_submodule(self.backbone.vision):
+            return self.vision.disable_adapters
+        return any(layer.disable_adapters for layer in self._adapter_layers())
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Let the model answer without its adapters until the block ends; what is trained stays as it is.
+
+        A LoRA that the base model of our tuner carries is part of the base model and stays on.
+        """
+        layers = self._adapter_layers()
+        before = [layer._disable_adapters for layer in layers]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, disabled in zip(layers, before, strict=True):
+                layer._disable_adapters = disabled
+
+    def _adapter_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+        ours = isinstance(self.tuner.model.get_submodule(self.backbone.vision), PromptedEncoder)
+        kinds = (PromptedEncoder if ours else BaseTunerLayer, AuxiliaryTrainingWrapper)
+        return [module for module in self.tuner.model.modules() if isinstance(module, kinds)]

@@ -1,0 +1,166 @@
+"""`ClassEncoder`: features of class names, with the active adapter and of the frozen model, in bounded memory.
+
+They are kept while nothing that they depend on changes.
+
+Shapes: b = images, c = classes, e = size of the joint space, k = read-only prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...backbones.base import BidirectionalTextView
+from ...core.checkpointing import checkpointed_chunks
+from ...core.class_sharding import gather_classes, share
+from ...core.tokenization import check_lengths, encode_text, fill
+from . import class_list
+from .adapted_model import AdaptedModel
+from .class_list import ClassList
+from .feature_cache import FeatureCache, autocast_dtype, checksum, fingerprint, may_keep
+from .method import average_features
+
+
+class ClassEncoder:
+    """Encodes class lists for the active adapter of a model.
+
+    Args:
+        model: the model and its adapters.
+        features: where features with prompts are kept.
+        frozen: where those of the frozen model are kept.
+    """
+
+    def __init__(self, model: AdaptedModel, features: FeatureCache, frozen: FeatureCache):
+        self.model = model
+        self.features = features
+        self.frozen = frozen
+
+    @property
+    def conditional(self) -> bool:
+        """Whether class features depend on the image."""
+        return self.model.method.conditional and not self.model.text.disable_adapters
+
+    def encode(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
+        """Return the features [c, e], [c, k, e] or [b, c, e] of the active adapter's classes.
+
+        They are kept while nothing that they depend on changes, unless a gradient has to flow through them.
+        """
+        text = self.model.text
+        dual = self.model.dual
+        device = dual.device
+        own = getattr(self.model.readout, "class_features", None)
+        if own is not None:
+            return own.to(dual.dtype)
+        if self.conditional:
+            return self._encode_conditional(classes, image_features, device)
+        parts = [part for part in (text.base_layer, text.active_prompts, dual.text_projection) if part is not None]
+        learning = torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters())
+        if not learning and may_keep(text):
+            return self._kept_features(classes, device)
+        self.features.clear()
+        mine = share(len(classes.names)) if learning and self.model.config.shard_classes else None
+        if mine is None:
+            return self._encode(classes, device)
+        return gather_classes(self._encode(classes, device, *mine), len(classes.names))
+
+    @torch.compiler.disable
+    def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
+        """Return features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
+        text = self.model.text
+        weights = (fingerprint(text), fingerprint(self.model.dual.text_projection), checksum(text.active_prompts))
+        key = (text.disable_adapters, autocast_dtype(device), *weights)
+        return self.features.get(classes, key, lambda: self._encode(classes, device))
+
+    def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the features of the classes first ... last - 1."""
+        text = self.model.text
+        if text.disable_adapters:
+            return self._zero_shot(
+                classes.names, self.model.config.templates, self.model.config.tokenizer_name_or_path
+            )
+        read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
+        templates = classes.pack(first, last or len(classes.names), read_only, device)
+        chunks = [chunk for template in templates for chunk in template]
+        keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
+        if len(chunks) == 1:
+            encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache)]
+        else:
+            encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache)
+            sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
+            encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
+        features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
+        return self.model.method.combine([torch.cat([next(features) for _ in template]) for template in templates])
+
+    def _encode_conditional(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
+        """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size."""
+        (chunks,) = classes.pack(0, len(classes.names), 0, device)
+
+        def encode(piece: tuple) -> Tensor:
+            return self.model.dual.project_text(self.model.text.encode_class_prompts(*piece))
+
+        together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
+        images = image_features.tensor_split(max(1, math.ceil(len(image_features) / together)))
+        pieces = [(chunk, some) for some in images for chunk in chunks]
+        sizes = [chunk.num_rows * len(some) for chunk, some in pieces]
+        features = iter(checkpointed_chunks(encode, pieces, sizes, class_list.MAX_TOKEN_ROWS))
+        return torch.cat([torch.cat([next(features) for _ in chunks], dim=1) for _ in images])
+
+    # ---- the frozen model -------------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def encode_frozen(self, classes: ClassList, adapter_name: str) -> Tensor:
+        """Return the frozen model's features [c, e] of an adapter's classes, without gradients, kept per class list.
+
+        The text around the names is the config's `frozen_template`, where it has one, else its `template`.
+        """
+        config = self.model.config_of(adapter_name)
+        template = getattr(config, "frozen_template", None) or config.template
+        templates = [template] if isinstance(template, str) else list(template)
+        text = self.model.text
+        device = self.model.dual.device
+
+        def compute() -> Tensor:
+            with self.model.without_adapters():
+                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path)
+
+        if not may_keep(text):
+            with torch.no_grad():
+                return compute()
+        weights = (fingerprint(text.base_layer), fingerprint(self.model.dual.text_projection))
+        return self.frozen.get(classes, (*templates, autocast_dtype(device), *weights), compute)
+
+    def _zero_shot(self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None) -> Tensor:
+        """Return text features [c, e] by the base model's own call, with the templates around each name."""
+        tokenizer = self.model.tokenizers.find(tokenizer_name)
+        features = []
+        for template in templates:
+            texts = [fill(template, name) for name in names]
+            check_lengths([encode_text(tokenizer, t) for t in texts], names, self.model.text.view.max_positions)
+            batches = [
+                texts[start : start + class_list.ZERO_SHOT_BATCH]
+                for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
+            ]
+            encode = functools.partial(self._encode_texts, tokenizer)
+            chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
+            features.append(torch.cat(chunks))
+        return average_features(features)
+
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+        """Return the features [c, e] of plain texts."""
+        text = self.model.text
+        dual = self.model.dual
+        device = dual.device
+        if isinstance(text.view, BidirectionalTextView):
+            sequences = [encode_text(tokenizer, t) for t in texts]
+            (padded,) = text.layout(tokenizer, sequences[0])(sequences, sys.maxsize)
+            padded = padded.to(device)
+            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask))
+        batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
+        output = text.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return dual.project_text(output.pooler_output)
