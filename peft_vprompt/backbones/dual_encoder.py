@@ -1,4 +1,7 @@
-"""How the two towers of a model meet."""
+"""`DualEncoderView`: how a model brings the features of its two towers into one space, and compares them.
+
+Shapes: d = width of a tower, e = size of the joint space.
+"""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
 
 
 class InsertionRule(Protocol):
-    """How prompts [n, d] or [b, n, d] meet the tokens [b, s, d]."""
+    """How prompts [n, d] or [b, n, d] are put among the tokens [b, s, d]."""
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Put the first prompts to tokens that have met none yet."""
+        """Put the first prompts to tokens that have none yet."""
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Put the prompts of this layer to tokens that carry those of an earlier one."""
