@@ -57,9 +57,9 @@ def evaluate(
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     trained = next(iter(saved["classes"].values())) if saved else names
     embedded = saved is not None and saved["settings"]["model"] is None
-    built = as_published(load_adapter(adapter, model, trained, embedded=embedded), data and data.benchmark)
-    sets = eval_sets(rows, {subset: classes[subset]}, built.image_processor)
-    accuracy = evaluate_model(built.model, sets, zero_shot=zero_shot)
+    bundle = as_published(load_adapter(adapter, model, trained, embedded=embedded), data and data.benchmark)
+    sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
+    accuracy = evaluate_model(bundle.model, sets, zero_shot=zero_shot)
     result = {
         "adapter": adapter,
         "subset": subset,
@@ -76,7 +76,7 @@ def evaluate(
     if output is not None:
         write_json(result, output)
     if diagnosis is not None:
-        report = diagnose(built.model, sets[subset], diagnosis, zero_shot)
+        report = diagnose(bundle.model, sets[subset], diagnosis, zero_shot)
         console.print(
             f"Calibration error {100 * report['calibration']['ece']:.1f} %, estimated wrong labels "
             f"{100 * report['estimated_noise']['rate']:.1f} %. Details: {escape(str(diagnosis))}.",

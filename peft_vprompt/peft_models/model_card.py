@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 
 import jinja2
@@ -11,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name
 from ..tuners.base.registry import PROMPT_METHODS, find_method
+from ..utils.digests import Digest
 
 
 #: How the line begins by which a card is known that nobody has edited.
@@ -19,16 +19,12 @@ SEAL = "\n<!-- Written by peft_vprompt, which writes it anew while this line fit
 
 def seal(card: str) -> str:
     """Return the card with a last line that tells whether it was edited since."""
-    return f"{card}{SEAL}{_digest(card)} -->\n"
+    return f"{card}{SEAL}{Digest().add(card.encode()).hex(16)} -->\n"
 
 
 def is_untouched(card: str) -> bool:
     """Return whether a card is as `seal` left it."""
     return card == seal(card.rpartition(SEAL)[0])
-
-
-def _digest(card: str) -> str:
-    return hashlib.sha256(card.encode()).hexdigest()[:16]
 
 
 def render_model_card(model: PeftModel) -> str:

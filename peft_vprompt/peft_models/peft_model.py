@@ -33,9 +33,16 @@ class PeftModelForImageClassification(SavedPeftModel):
     """
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
-        self.class_name_classifier.add_adapter(adapter_name)
+        try:
+            self.class_name_classifier.add_adapter(adapter_name)
+        except Exception:
+            self.unload()
+            for parameter in trained:
+                parameter.requires_grad = True
+            raise
 
     def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:
         replica = super()._replicate_for_data_parallel()
@@ -184,7 +191,11 @@ class PeftModelForImageClassification(SavedPeftModel):
         """Add an adapter of any of our methods; PEFT's own rule (one method per model) holds for all others."""
         with self._as_type_of(peft_config):
             super().add_adapter(adapter_name, peft_config, *args, **kwargs)
-        self.class_name_classifier.add_adapter(adapter_name)
+        try:
+            self.class_name_classifier.add_adapter(adapter_name)
+        except Exception:
+            self.delete_adapter(adapter_name)
+            raise
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:

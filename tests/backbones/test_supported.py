@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from models import CLASS_NAMES, images, labels, tiny_clip, tiny_vit
 from peft import get_peft_model
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SwinConfig, SwinModel, ViTForImageClassification, ViTMAEForPreTraining
@@ -19,6 +18,7 @@ from peft_vprompt.backbones.supported import (
 )
 from peft_vprompt.backbones.vit import ViTView
 from peft_vprompt.errors import UnsupportedModelError
+from tests.support.models import CLASS_NAMES, images, labels, tiny_clip, tiny_vit
 
 
 class MyCLIP(CLIPModel):

@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 import torch
-from models import images, tiny_clip, tiny_vit
 from torch import nn
 
 from peft_vprompt.backbones.supported import view
 from peft_vprompt.core.insertion import InsertRows
 from peft_vprompt.core.layer_loop import encode, fill_kv_cache
+from tests.support.models import images, tiny_clip, tiny_vit
 
 
 class Stack:

@@ -162,8 +162,8 @@ def test_the_card_is_of_the_adapter_that_lies_there(tokenizer_path, tmp_path):
     for config in (ContextOptConfig(**names), MaPLeConfig(prompt_depth=2, **names)):
         get_peft_model(tiny_clip(), config).save_pretrained(tmp_path)
     card = tmp_path / "README.md"
-    assert "IVLP adapter" in card.read_text() and "CoOp" not in card.read_text()
+    assert "MaPLe adapter" in card.read_text() and "CoOp" not in card.read_text()
     assert {"peft_vprompt", "prompt-learning"} <= set(ModelCard.load(card).data.tags)
-    card.write_text(card.read_text().replace("IVLP adapter", "My adapter"))
+    card.write_text(card.read_text().replace("MaPLe adapter", "My adapter"))
     get_peft_model(tiny_clip(), ContextOptConfig(**names)).save_pretrained(tmp_path)
     assert "My adapter" in card.read_text() and "CoOp" not in card.read_text()

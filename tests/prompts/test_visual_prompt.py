@@ -100,7 +100,7 @@ def test_equals_the_plain_implementation(options, build):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
-READERS = [
+READ_ONLY = [
     {"num_virtual_tokens": 3},
     {"num_virtual_tokens": 2, "first_layer": 1},
     {"num_virtual_tokens": 2, "deep": True},
@@ -108,7 +108,7 @@ READERS = [
 ]
 
 
-@pytest.mark.parametrize("options", READERS, ids=named)
+@pytest.mark.parametrize("options", READ_ONLY, ids=named)
 def test_read_only_prompts_read_and_are_not_read(options):
     base = shaken(tiny_vit())
     config = VisualPromptConfig(read_only=True, **options)
@@ -272,7 +272,7 @@ def test_the_patch_embedding_of_channels_starts_from_the_models():
 def test_dropout_has_a_mask_of_its_own_for_each_image():
     config = VisualPromptConfig(location="add-1", deep=True, prompt_dropout=0.5)
     model = get_peft_model(tiny_vit(), config).train()
-    prompts = model.base_model.vision_encoder.prompts(4)
+    prompts = model.base_model.vision_encoder.prompt_vectors("default", 4)
     assert prompts.shape == (3, 4, 1, 24)
     kept = prompts != 0
     assert (kept[:, 0] != kept[:, 1]).any() and 0.3 < kept.float().mean() < 0.7
@@ -305,7 +305,7 @@ def test_clip_normalises_pixels_in_its_own_way(tokenizer_path):
     vision = model.base_model.vision_encoder
     weight = vision.embeddings.patch_embedding.weight
     expected = torch.stack([(weight * normal[0, :, :, k : k + 8]).sum((1, 2, 3)) for k in (0, 8)])
-    torch.testing.assert_close(vision.prompts(1)[0], expected, **CLOSE)
+    torch.testing.assert_close(vision.prompt_vectors("default", 1)[0], expected, **CLOSE)
 
 
 def test_unloading_takes_the_hook_of_the_head_away(tmp_path):

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from models import CLASS_NAMES, images, tiny_clip, tiny_vit
 from transformers import CLIPForImageClassification, CLIPModel, ViTForImageClassification
 
 from peft_vprompt.tuners.base.hf_patches import (
@@ -17,6 +16,7 @@ from peft_vprompt.tuners.base.hf_patches import (
     take_labels,
     with_labels,
 )
+from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_vit
 
 
 class MyCLIP(CLIPModel):

@@ -207,7 +207,11 @@ def test_a_name_too_long_for_the_head_leaves_the_model_alone(make):
     before = str(clip)
     with pytest.raises(ValueError, match="tokens"):
         get_peft_model(clip, make("class_head", "text", class_names=[*NEW_NAMES, "long " * 80]))
-    assert str(clip) == before
+    assert str(clip) == before and all(parameter.requires_grad for parameter in clip.parameters())
+    model = get_peft_model(clip, make("context_opt"))
+    with pytest.raises(ValueError, match="tokens"):
+        model.add_adapter("head", make("class_head", "text", class_names=[*NEW_NAMES, "long " * 80]))
+    assert list(model.peft_config) == ["default"] and logits(model).shape == (4, len(CLASS_NAMES))
 
 
 def test_adapters_with_heads_do_not_share_a_pass(make):

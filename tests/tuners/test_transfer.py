@@ -237,7 +237,7 @@ def test_adapters_that_start_at_zero_never_use_their_matrices():
 def test_side_tuning_blends_the_feature_of_the_head():
     model = made("sidetune").eval()
     layer = model.get_base_model().vit
-    part = layer.parts["default"]
+    part = layer.trained["default"]
     part.alpha.data.fill_(0.7)
     head = model.get_base_model().classifier
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_every_registered_config_is_reachable_and_explains_itself():
 
 def test_any_number_of_layers():
     assert get_method("partial-2").title == "Partial-2"
-    assert get_method("mlp-5").transfer.options == {"num_layers": 5}
+    assert get_method("mlp-5").configure(tiny_vit()).num_layers == 5
     assert set(FINE_TUNING) <= set(METHODS)
     with pytest.raises(ValueError, match="No method 'partial-0'"):
         get_method("partial-0")

@@ -6,8 +6,6 @@ documentation and the command line's help are generated from it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from ...errors import ClassNamesError, ContextLengthWarning
+from ...utils.digests import digest_json
 from ...utils.validation import require_choice, require_int
 
 
@@ -216,6 +215,5 @@ def check_templates(name: str, template: str | Sequence[str]) -> None:
 
 
 def digest_names(names: Sequence[str]) -> str:
-    """A short digest of class names in their order, as they are read: underscores are spaces."""
-    text = json.dumps([name.replace("_", " ") for name in names])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Return a short digest of class names in their order, as they are read: underscores are spaces."""
+    return digest_json([name.replace("_", " ") for name in names])

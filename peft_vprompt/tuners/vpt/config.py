@@ -78,7 +78,7 @@ class VisualPromptConfig(PromptConfig):
         default=False,
         metadata={
             "help": "Prompts read the image tokens and nobody reads them; what they have read is the feature. With deep, "
-            "each layer's prompts are added to what the readers carry."
+            "each layer's prompts are added to what the prompts before it have read."
         },
     )
     projection_dim: int | None = field(
