@@ -86,7 +86,7 @@ def test_equals_the_plain_implementation(options, build):
     config = VisualPromptConfig(**options)
     model = get_peft_model(base, config).eval()
     tensors, vision = learned(model), model.base_model.vision_encoder
-    pixel_values = torch.randn(2, 3, *vision.tower.image_size, generator=torch.Generator().manual_seed(2))
+    pixel_values = torch.randn(2, 3, *vision.view.image_size, generator=torch.Generator().manual_seed(2))
     logits, tokens = model(pixel_values=pixel_values).logits, vision(pixel_values).last_hidden_state
     head = base.classifier.modules_to_save["default"]
     base.vit = vision.base_layer

@@ -242,8 +242,8 @@ class LayerCalls(list):
     def __init__(self, model):
         self.last = set()
         for tower in filter(None, [model.base_model.vision_encoder, model.base_model.text_encoder]):
-            self.last.add(tower.tower.layers[-1])
-            for layer in tower.tower.layers:
+            self.last.add(tower.view.layers[-1])
+            for layer in tower.view.layers:
                 *_, norm = (module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm))
                 norm.register_forward_hook(functools.partial(self._add, layer))
 

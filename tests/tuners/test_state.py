@@ -208,7 +208,7 @@ def test_a_name_too_long_for_the_head_leaves_the_model_alone(make):
     with pytest.raises(ValueError, match="tokens"):
         get_peft_model(clip, make("class_head", "text", class_names=[*NEW_NAMES, "long " * 80]))
     assert str(clip) == before and all(parameter.requires_grad for parameter in clip.parameters())
-    model = get_peft_model(clip, make("context_opt"))
+    model = get_peft_model(clip, make("context_opt", "end"))
     with pytest.raises(ValueError, match="tokens"):
         model.add_adapter("head", make("class_head", "text", class_names=[*NEW_NAMES, "long " * 80]))
     assert list(model.peft_config) == ["default"] and logits(model).shape == (4, len(CLASS_NAMES))

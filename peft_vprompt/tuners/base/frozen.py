@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -33,21 +32,27 @@ class LazyFrozenFeatures:
     def __init__(self, model: FrozenModel, inputs: dict):
         self._model = model
         self._inputs = inputs
+        # Not `cached_property`: a compiler cannot follow the lock that Python 3.11 gives it.
+        self._text: Tensor | None = None
+        self._image: Tensor | None = None
 
-    @cached_property
+    @property
     def text(self) -> Tensor:
         """Class features [c, e], kept per class list whatever adapter is on."""
-        return self._model.frozen_text()
+        if self._text is None:
+            self._text = self._model.frozen_text()
+        return self._text
 
-    @cached_property
+    @property
     @torch.no_grad()
     def image(self) -> Tensor:
         """Features [b, e] of the same images."""
-        if "image_features" in self._inputs:
-            return self._inputs["image_features"].detach()
-        return self._model.frozen_images(**self._inputs)
+        if self._image is None:
+            given = self._inputs.get("image_features")
+            self._image = self._model.frozen_images(**self._inputs) if given is None else given.detach()
+        return self._image
 
-    @cached_property
+    @property
     @torch.no_grad()
     def logits(self) -> Tensor:
         """Scaled cosines [b, c]."""
