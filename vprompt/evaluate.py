@@ -57,7 +57,7 @@ def evaluate(
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     trained = next(iter(saved["classes"].values())) if saved else names
     embedded = saved is not None and saved["settings"]["model"] is None
-    built = as_published(load_adapter(adapter, model, trained, embedded=embedded), data and data.benchmark)
+    built = as_published(load_adapter(adapter, model, trained, embedded=embedded), data.benchmark if data else None)
     sets = eval_sets(rows, {subset: classes[subset]}, built.image_processor)
     accuracy = evaluate_model(built.model, sets, zero_shot=zero_shot)
     result = {

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -257,6 +257,5 @@ def saved_data_options(saved: dict) -> "DataOptions | None":
 
     if saved["data"] is None:
         return None
-    return DataOptions(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in saved["data"].items()}
-    )
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["data"].items()}
+    return DataOptions(**values)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .class_prompts import move, put_learned
-from .encoder import TextEmbedding
+from .encoder import BidirectionalEmbedding
 from .tokenization import TokenSequence
 
 
@@ -48,7 +48,7 @@ class PaddedPrompts:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 
-    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+    def embed(self, encoder: BidirectionalEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [c, l, d].
 
         `learned` are the learned vectors, [n, d]; for those of b images, [b, n, d], all classes of each: [b * c, l, d].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib import resources
+from typing import Any
 
 import jinja2
 from peft import PeftModel
@@ -33,7 +34,7 @@ def _digest(card: str) -> str:
 
 def render_model_card(model: PeftModel) -> str:
     """Return the text of the README.md that is saved with the active adapter."""
-    config = model.active_peft_config
+    config: Any = model.active_peft_config
     base = model.get_base_model()
     template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(

@@ -150,11 +150,11 @@ class ClassNameClassifier:
         tokenizer = self.adapted.tokenizers.find(config.tokenizer_name_or_path)
         templates = self.adapted.method.class_sequences(config, classes.names, tokenizer)
         for sequences in templates:
-            check_lengths(sequences, classes.names, self.adapted.text.view.max_positions)
+            check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
         if not config.belongs_to_classes:
             warn_alike(templates[0], classes.names)
         classes.sequences = templates
-        classes.layout = self.adapted.text.layout(tokenizer, templates[0][0])
+        classes.layout = self.texts.text.layout(tokenizer, templates[0][0])
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class ClassNameClassifier:
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.keep_class_names()
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
         aux_loss = sum(terms.values()) if terms else None
@@ -236,7 +236,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         return self._image_features(pixel_values, options)
 
-    def _check_images(self, pixel_values: Tensor, options: dict) -> None:
+    def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
@@ -260,7 +260,7 @@ class ClassNameClassifier:
             UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
                 trained.
         """
-        text_side = {id(m) for part in (self.adapted.text, self.adapted.dual.text_projection) for m in part.modules()}
+        text_side = {id(m) for part in (self.texts.text, self.adapted.dual.text_projection) for m in part.modules()}
         copies = (
             m
             for m in self.adapted.tuner.model.modules()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
         fallbacks, choices = {"location": STRIP_LOCATIONS[0]}, {"location": STRIP_LOCATIONS}
         return Layout(VisualPromptConfig, values, tensors, fallbacks, choices)
     layout = Layout(VisualPromptConfig, {"location": "below", "num_virtual_tokens": prompts.shape[1]}, tensors)
-    if extra is None:
+    if weight is not None and extra is None:
         tensors["vision", "patch_weight"] = weight
         tensors["vision", "patch_bias"] = require(state, f"{embedding}.bias", "vpt")
     else:
@@ -81,7 +82,7 @@ def with_own_channels(extra: Tensor, config: PromptConfig, view: VisionView | No
         raise AdapterMismatchError(
             "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."
         )
-    own = view.patch_embedding
+    own: Any = view.patch_embedding
     weight = torch.cat([own.weight.detach().float().cpu(), extra], dim=1)
     return {("vision", "patch_weight"): weight, ("vision", "patch_bias"): own.bias.detach().float().cpu()}
 
