@@ -50,6 +50,7 @@ def evaluate(
     adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
+    # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
     rows = load_split(data, split or data.test_split) if data else demo_task(split or "test")
     names = rows.features["label"].names
     classes = split_classes(names, subset != "all") | {"all": names}

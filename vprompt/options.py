@@ -130,6 +130,7 @@ def bundle(argument: str, options: dict[str, tuple], read: Callable) -> Callable
                 inspect.Parameter(option_name, parameter.kind, default=default, annotation=kind)
                 for option_name, (kind, default) in options.items()
             ]  # fmt: skip
+        # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads this one
         wrapped.__signature__ = inspect.Signature(shown)
         wrapped.__annotations__ = {p.name: p.annotation for p in shown}
         return wrapped

@@ -226,7 +226,7 @@ class VisionView(EncoderView):
         """Return the pooled output [b, d] for a feature [b, d] that is read out in the place of the class token."""
         return feature
 
-    def check_images(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
+    def check_images(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> None:
         """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:

@@ -69,6 +69,6 @@ def put_learned(prompts: ClassPrompts, vectors: Tensor, learned: Tensor | None) 
     if not prompts.learned_rows.numel():
         return vectors.unsqueeze(0)
     # pyrefly: ignore[missing-attribute]  # rows to fill come with vectors
-    learned = learned.reshape(-1, *learned.shape[-2:])[:, prompts.learned_sources].to(vectors.dtype)
+    shown = learned.reshape(-1, *learned.shape[-2:])[:, prompts.learned_sources].to(vectors.dtype)
     # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
-    return vectors.repeat(learned.shape[0], 1, 1).index_copy(1, prompts.learned_rows, learned)
+    return vectors.repeat(shown.shape[0], 1, 1).index_copy(1, prompts.learned_rows, shown)

@@ -14,6 +14,7 @@ belong together (`attention.SharedPrefix`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class PackedPrompts:
         """Number of rows of the sequence."""
         return self.token_ids.shape[0]
 
-    def to(self, device: torch.device) -> PackedPrompts:
+    def to(self, device: torch.device) -> Self:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 

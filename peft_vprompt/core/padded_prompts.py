@@ -7,6 +7,7 @@ backwards only): each class is a text of its own, with the learned vectors in th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class PaddedPrompts:
         """Token rows that one pass over all classes takes."""
         return self.token_ids.numel()
 
-    def to(self, device: torch.device) -> PaddedPrompts:
+    def to(self, device: torch.device) -> Self:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 

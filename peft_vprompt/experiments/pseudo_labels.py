@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def zero_shot(
     Raises:
         ValueError: no images, an unknown `combine`, or features of different sizes.
     """
-    bundles: list[ModelBundle] = [*clips] if isinstance(clips, (list, tuple)) else [clips]
+    bundles: Any = clips if isinstance(clips, (list, tuple)) else [clips]
     if not len(images) or not bundles:
         raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(bundles)} CLIPs.")
     encoded = [_encode(clip, images, class_names, batch_size) for clip in bundles]

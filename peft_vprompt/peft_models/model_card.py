@@ -36,6 +36,7 @@ def render_model_card(model: PeftModel) -> str:
     """Return the text of the README.md that is saved with the active adapter."""
     config: Any = model.active_peft_config
     base = model.get_base_model()
+    # pyrefly: ignore[bad-argument-type]  # set, as this is no script
     template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, keep_trailing_newline=True

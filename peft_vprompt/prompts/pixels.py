@@ -119,7 +119,7 @@ class PixelChannels(PixelPrompts):
 
 def convolution_of(view: VisionView) -> nn.Module:
     """Return what makes patches into tokens; VPT refuses encoders without it."""
-    return view.patch_embedding  # pyrefly: ignore[bad-return]
+    return view.patch_embedding
 
 
 def embed_patches(view: VisionView, pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -185,9 +185,10 @@ class ClassNameClassifier:
         classes = self.classes
         if image_features is None:
             self._check_images(pixel_values, options)
+            # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
-            image = self._image_features(pixel_values, options)
+            image = self._image_features(pixel_values, options)  # pyrefly: ignore[bad-argument-type]  # likewise
             if self.adapted.vision.active_prompts is None and torch.is_grad_enabled() and not image.requires_grad:
                 inputs = {"image_features": image}  # nothing that is learned stands before them
         else:
@@ -211,7 +212,7 @@ class ClassNameClassifier:
         terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
-        aux_loss = sum(terms.values()) if terms else None
+        aux_loss: Any = sum(terms.values()) if terms else None
         loss = None
         if labels is not None:
             at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -270,9 +271,10 @@ class ClassNameClassifier:
         vision = self.adapted.vision
         trained = any(p.requires_grad for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
+            peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
             raise UnsupportedModelError(
                 "Expected image features that do not change in training. Received an adapter "
-                f"({self.model.peft_config[self.adapted.adapter_name].peft_type.value}) that learns visual prompts, or an image "
+                f"({peft_type.value}) that learns visual prompts, or an image "
                 "encoder that is trained, be it its projection alone. Pass pixel_values, and do not cache features."
             )
 

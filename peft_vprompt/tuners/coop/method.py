@@ -65,6 +65,7 @@ class CoOp(PromptMethod):
             context = new_context(config, view, tokenizer, config.num_contexts, config.class_token_position)
         if "class_name" not in config.learn:
             return context
+        # pyrefly: ignore[bad-argument-type]  # `needs_tokenizer`
         ids = [token for name in config.own_classes for token in name_tokens(tokenizer, name)]
         return ClassNameTokens(context, view.word_vectors(ids))
 

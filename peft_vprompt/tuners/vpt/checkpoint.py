@@ -62,13 +62,13 @@ def vpt_tokens(state: State, prompts: Tensor) -> Layout:
 def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
     """Read a strip of patches [1, 3, P, n * P], or channels [1, n, H, W] with the patch `embedding` that takes them."""
     weight, extra = state.get(f"{embedding}.weight"), state.get(f"{embedding}.weight.extra_channels")
-    tensors = {("vision", "pixels"): prompts}
+    tensors: dict[tuple[str, str], Any] = {("vision", "pixels"): prompts}
     if extra is None and (weight is None or weight.shape[1] == prompts.shape[1]):
         values = {"num_virtual_tokens": prompts.shape[3] // prompts.shape[2]}
         fallbacks, choices = {"location": STRIP_LOCATIONS[0]}, {"location": STRIP_LOCATIONS}
         return Layout(VisualPromptConfig, values, tensors, fallbacks, choices)
     layout = Layout(VisualPromptConfig, {"location": "below", "num_virtual_tokens": prompts.shape[1]}, tensors)
-    if weight is not None and extra is None:
+    if extra is None:
         tensors["vision", "patch_weight"] = weight
         tensors["vision", "patch_bias"] = require(state, f"{embedding}.bias", "vpt")
     else:
@@ -109,6 +109,7 @@ def vpt_stages(state: State, prompts: Tensor) -> Layout:
         layout.choices = {"location": TOKEN_LOCATIONS}
         # Tokens belong to a stage; what is added to the input does not.
         layout.complete = lambda config, view: {
+            # pyrefly: ignore[missing-attribute]  # a VisualPromptConfig
             ("vision", "tokens_0" if config.location == "prepend" else "tokens"): prompts
         }
     return layout
