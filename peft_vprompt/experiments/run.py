@@ -144,7 +144,7 @@ class Run:
     @property
     def _to_train(self) -> tuple[Recipe, LabelledImages]:
         """Recipe and images of a run that trains, after `label`."""
-        return self.recipe, self.labelled  # pyrefly: ignore[bad-return]
+        return self.recipe, self.labelled  # pyrefly: ignore[bad-return]  # `run_experiment` trains with both alone
 
     @property
     def trained_classes(self) -> list[str]:

@@ -93,7 +93,7 @@ class PromptConfig(PeftConfig):
     @property
     def own_classes(self) -> list[str]:
         """`class_names`, where something is learned for each of them, so that there are some."""
-        return self.class_names  # pyrefly: ignore[bad-return]
+        return self.class_names  # pyrefly: ignore[bad-return]  # such configs refuse to be without
 
     @property
     def templates(self) -> list[str]:
@@ -128,7 +128,7 @@ class ContextConfig(PromptConfig):
     @property
     def length(self) -> int:
         """Context tokens, after `set_length`."""
-        return self.num_virtual_tokens  # pyrefly: ignore[bad-return]
+        return self.num_virtual_tokens  # pyrefly: ignore[bad-return]  # every config calls it when it is made
 
     def set_length(self, default: int) -> None:
         """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""

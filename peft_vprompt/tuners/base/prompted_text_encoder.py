@@ -70,7 +70,8 @@ class PromptedTextEncoder(PromptedEncoder):
         view: Any = self.view  # bidirectional where the class prompts are padded, causal where they are packed
         prompts = self.active_prompts
         if prompts is not None and prompts.read_only:
-            return self._encode_read_only(packed, prompts, keep_kv_cache)  # pyrefly: ignore[bad-argument-type]  # only causal encoders
+            # pyrefly: ignore[bad-argument-type]  # only causal encoders have such prompts
+            return self._encode_read_only(packed, prompts, keep_kv_cache)
         vectors = None if prompts is None else prompts(image_features=image_features)
         first = None if vectors is None else vectors[0]
         if isinstance(packed, PaddedPrompts):
