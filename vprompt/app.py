@@ -82,11 +82,11 @@ def _require_one_process(name: str) -> None:
 def _quiet_libraries() -> None:
     """Keep progress bars and advice of other libraries out of a command's output."""
     import datasets
-    import transformers
+    from transformers.utils import logging
 
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _say(label: str, message: str) -> None:

@@ -50,6 +50,7 @@ def evaluate(
     adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
     data = data or _data_of_the_training(adapter, saved)
+    # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
     rows = load_split(data, split or data.test_split) if data else demo_task(split or "test")
     names = rows.features["label"].names
     classes = split_classes(names, subset != "all") | {"all": names}
@@ -57,7 +58,7 @@ def evaluate(
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     trained = next(iter(saved["classes"].values())) if saved else names
     embedded = saved is not None and saved["settings"]["model"] is None
-    bundle = as_published(load_adapter(adapter, model, trained, embedded=embedded), data and data.benchmark)
+    bundle = as_published(load_adapter(adapter, model, trained, embedded=embedded), data.benchmark if data else None)
     sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
     accuracy = evaluate_model(bundle.model, sets, zero_shot=zero_shot)
     result = {

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -130,6 +130,7 @@ def bundle(argument: str, options: dict[str, tuple], read: Callable) -> Callable
                 inspect.Parameter(option_name, parameter.kind, default=default, annotation=kind)
                 for option_name, (kind, default) in options.items()
             ]  # fmt: skip
+        # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads this one
         wrapped.__signature__ = inspect.Signature(shown)
         wrapped.__annotations__ = {p.name: p.annotation for p in shown}
         return wrapped
@@ -257,6 +258,5 @@ def saved_data_options(saved: dict) -> "DataOptions | None":
 
     if saved["data"] is None:
         return None
-    return DataOptions(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in saved["data"].items()}
-    )
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["data"].items()}
+    return DataOptions(**values)

@@ -1,7 +1,7 @@
 """`vprompt pseudo-label`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
@@ -57,8 +57,8 @@ def pseudo_label(
 
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
-    fields = {} if not template else {"template": template}
-    benchmark = data and data.benchmark
+    fields: dict[str, Any] = {} if not template else {"template": template}
+    benchmark = data.benchmark if data else None
     clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
     table = zero_shot(clips, images["train"], names, combine=combine)
     chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
@@ -83,7 +83,7 @@ def pseudo_label(
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
     if "test" in images:
         return images["test"].features["label"].names
-    if data.class_names is None:
+    if data is None or data.class_names is None:
         raise ValueError("Expected class names for images without labels. Give --class-names.")
     return list(data.class_names)
 

@@ -62,8 +62,8 @@ def sweep(
     tasks = find_tasks(data.benchmark) if data and data.benchmark else [None]
     reports = {}
     for task in tasks:
-        place = output / task.name if len(tasks) > 1 else output
-        options = replace(data, benchmark=task.full_name) if task else data
+        place = output / task.name if task and len(tasks) > 1 else output
+        options = replace(data, benchmark=task.full_name) if data and task else data
         report = run_sweep(
             settings,
             read_data(options),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class EncoderView(ABC):
 
     @property
     @abstractmethod
-    def layers(self) -> Iterable[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         """The Hugging Face layers in order."""
 
     @property
@@ -144,7 +145,8 @@ class VisionView(EncoderView):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches in an image of `image_size`."""
-        return tuple(edge // self.patch_size for edge in self.image_size)
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
 
     @property
     @abstractmethod
@@ -193,7 +195,7 @@ class VisionView(EncoderView):
     def encode(
         self,
         hidden: Tensor,
-        prompts: Tensor | None,
+        prompts: Tensor | Sequence[Tensor] | None,
         rule: InsertionRule | None,
         first_layer: int = 0,
         states: list[Tensor] | None = None,
@@ -214,7 +216,7 @@ class VisionView(EncoderView):
 
     def pool(self, hidden: Tensor) -> Tensor:
         """Reduce what `pooled_rows` leave of the last layer, [b, r, d], to the image's feature [b, d]."""
-        return self.finish(hidden).pooler_output
+        return self.finish(hidden).pooler_output  # pyrefly: ignore[bad-return]  # only towers that pool are asked
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -224,7 +226,7 @@ class VisionView(EncoderView):
         """Return the pooled output [b, d] for a feature [b, d] that is read out in the place of the class token."""
         return feature
 
-    def check_images(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None) -> None:
+    def check_images(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> None:
         """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:
@@ -258,10 +260,11 @@ class VisionView(EncoderView):
 
 def pair(size: int | Iterable[int]) -> tuple[int, int]:
     """Return height and width, also where a config gives one number for both."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
-def resize_positions(positions: Tensor, size: tuple[int, int], original: tuple[int, int], prefix: int = 1) -> Tensor:
+def resize_positions(positions: Tensor, size: tuple[int, ...], original: tuple[int, int], prefix: int = 1) -> Tensor:
     """Resize position embeddings [1, prefix + patches, d] from the grid `original` to `size`.
 
     Only those of the patches change: bilinear, corners aligned, as VPT's authors do for images with a border; `interpolate_pos_encoding` of transformers
@@ -338,7 +341,7 @@ class BidirectionalTextView(TextView):
         """Make the first layer's input [c, l, d] from token vectors of the same shape."""
         return self.module.embeddings(inputs_embeds=vectors)
 
-    def layer_mask(self, mask: Tensor, hidden: Tensor) -> Tensor | None:
+    def layer_mask(self, mask: Tensor, hidden: Tensor) -> Any:
         """Make what the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
         if self.reads_padding:
             return None

@@ -15,6 +15,7 @@ import functools
 import inspect
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class SwinView(VisionView):
     def encode(
         self,
         hidden: Tensor,
-        prompts: list[Tensor] | None,
+        prompts: Tensor | Sequence[Tensor] | None,
         rule: InsertionRule | None,
         first_layer: int = 0,
         states: list[Tensor] | None = None,
@@ -123,7 +124,8 @@ class SwinView(VisionView):
         As `layer_loop.encode`, but prompts have the width of their stage, `states` collects the input of the first and the
         output of each stage, and all rows of the last layer are needed (`output_rows` is not looked at).
         """
-        grid = tuple(hidden.shape[1:3])
+        height, width = hidden.shape[1:3]
+        grid = (height, width)
         hidden = hidden.flatten(1, 2)
         step = -first_layer
         if states is not None:
@@ -135,7 +137,7 @@ class SwinView(VisionView):
                 step += 1
             if stage.downsample is not None:
                 hidden = merge(stage.downsample, hidden, grid)
-                grid = tuple((edge + 1) // 2 for edge in grid)
+                grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
             if states is not None:
                 states.append(hidden)
         return hidden

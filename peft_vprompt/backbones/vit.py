@@ -65,7 +65,8 @@ class ViTLikeView(VisionView):
         tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
         size = tuple(grid.shape[-2:])
         positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, len(special))
-        return getattr(embeddings, "dropout", nn.Identity())(tokens + positions)
+        dropout = getattr(embeddings, "dropout", None) or nn.Identity()
+        return dropout(tokens + positions)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Run `layernorm` on [..., d]."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AutoConfig
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
 from ..tuners.base.checkpoint_layout import Layout
+from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER
 from ..tuners.base.registry import METHODS, find_method
 from ..utils.io import atomic_files
@@ -77,7 +79,7 @@ def convert_checkpoint(
     peft_config = _build_config(layout, class_names, config)
     backbone = DEFAULT_BACKBONES[layout.architecture] if base_model is None else find_backbone(base_model)
     if layout.complete is not None:
-        tower = base_model and view(base_model.get_submodule(backbone.vision))
+        tower: Any = None if base_model is None else view(base_model.get_submodule(backbone.vision))
         layout.tensors |= layout.complete(peft_config, tower)
     weights = _name_tensors(layout, peft_config, backbone)
     if base_model is None:
@@ -106,7 +108,7 @@ def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[s
             ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
+            checkpoint = checkpoint[wrapper]  # pyrefly: ignore[bad-assignment]  # a dict, as was asked
     if not isinstance(checkpoint, dict) or not all(isinstance(name, str) for name in checkpoint):
         raise AdapterMismatchError(
             f"Expected a checkpoint that names its tensors (a state dict). Received: {type(checkpoint).__name__}"
@@ -118,11 +120,11 @@ def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[s
 
 def load_base_model(name_or_path: str) -> nn.Module:
     """Load a base model in the class its config names."""
-    config = AutoConfig.from_pretrained(name_or_path)
+    config: Any = AutoConfig.from_pretrained(name_or_path)
     return getattr(transformers, config.architectures[0]).from_pretrained(name_or_path)
 
 
-def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict) -> PeftConfig:
+def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict) -> PromptConfig:
     conflicts = {k: v for k, v in given.items() if layout.values.get(k, v) != v}
     if conflicts:
         key, value = next(iter(conflicts.items()))
@@ -150,7 +152,8 @@ def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict
 
 def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dict[str, Tensor]:
     """The tensors by their names in an adapter file."""
-    prefix = find_method(config.peft_type).tuner_class.prefix
+    tuner_class: Any = find_method(config.peft_type).tuner_class
+    prefix = tuner_class.prefix
     places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head}
     named = {}
     for (place, name), tensor in layout.tensors.items():
@@ -171,14 +174,14 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
                 weights[key] = needed[key]
         model._check_weights(weights, "default", source if isinstance(source, (str, os.PathLike)) else "checkpoint")
         set_peft_model_state_dict(model, weights, "default")
-        model.save_pretrained(output)
+        model.save_pretrained(str(output))
     finally:
         model.unload()
 
 
-def _write(config: PeftConfig, weights: dict, output: Path) -> None:
+def _write(config: PromptConfig, weights: dict, output: Path) -> None:
     """Write config and weights through temporary names."""
     config.record_classes()
     with atomic_files(output) as staging:
-        config.save_pretrained(staging)
+        config.save_pretrained(str(staging))
         save_file(weights, staging / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -120,16 +120,17 @@ class SharedPrefix:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Attend with [b, h, p + t, d] query, key and value; returns the same shape."""
-        (query, suffixes), key, value = map(self.split, (query, key, value))
+        (head, suffixes), keys, values = map(self.split, (query, key, value))
         head = F.scaled_dot_product_attention(
-            query, key[0], value[0], dropout_p=dropout, is_causal=True, scale=scaling
+            head, keys[0], values[0], dropout_p=dropout, is_causal=True, scale=scaling
         )
-        suffixes = self.read(self.groups.take(suffixes), key, value, self.groups, scaling, dropout)
+        suffixes = self.read(self.groups.take(suffixes), keys, values, self.groups, scaling, dropout)
         return torch.cat([head, suffixes.flatten(2, 3).index_select(2, self.places)], dim=2)
 
     def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Split [b, h, p + t, d] into the prefix and the suffixes."""
-        return packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
+        prefix, suffixes = packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
+        return prefix, suffixes
 
     def read(
         self,
@@ -194,9 +195,9 @@ class ReadSuffixes:
         """Let queries [1, h, c * n, d] read the KV cache; their own key and value are not read."""
         sequence = self.sequence
         per_suffix = query.unflatten(2, (len(sequence.suffixes.rows), -1))
-        key = sequence.split(self.key.to(query.dtype))
-        value = sequence.split(self.value.to(query.dtype))
-        return sequence.read(per_suffix, key, value, sequence.suffixes, scaling, dropout).flatten(2, 3)
+        keys = sequence.split(self.key.to(query.dtype))
+        values = sequence.split(self.value.to(query.dtype))
+        return sequence.read(per_suffix, keys, values, sequence.suffixes, scaling, dropout).flatten(2, 3)
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,29 @@ bidirectional ones, where each class is a row of its own. What both do is here.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Protocol, Self, TypeVar
+from dataclasses import Field, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from .encoder import TextEmbedding
-
 
 class ClassPrompts(Protocol):
-    """The prompts of c classes, as index tensors.
+    """The prompts of c classes, as index tensors: a frozen dataclass."""
 
-    Attributes:
-        token_ids: token ids, 0 where a learned vector stands; [rows] packed, [c, l] padded.
-        learned_rows: [m] rows, counted through all of `token_ids`, that hold learned vectors.
-        learned_sources: [m] row of the learned prompts that each of them shows.
-    """
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
-    token_ids: Tensor
-    learned_rows: Tensor
-    learned_sources: Tensor
+    @property
+    def token_ids(self) -> Tensor:
+        """Token ids, 0 where a learned vector stands; [rows] packed, [c, l] padded."""
+
+    @property
+    def learned_rows(self) -> Tensor:
+        """[m] rows, counted through all of `token_ids`, that hold learned vectors."""
+
+    @property
+    def learned_sources(self) -> Tensor:
+        """[m] row of the learned prompts that each of them shows."""
 
     @property
     def num_classes(self) -> int:
@@ -39,9 +41,10 @@ class ClassPrompts(Protocol):
     def to(self, device: torch.device) -> Self:
         """Return the same prompts with all tensors on `device`."""
 
-    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+    def embed(self, encoder: Any, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, with the learned vectors in their rows.
 
+        `encoder` is a `core.encoder.TextEmbedding` of the kind that the layout is for.
         `learned` is [n, d], or [b, n, d] where each of b images has vectors of its own; None where nothing is learned.
         The result is [b, rows, d] packed (b = 1 without images), [c, l, d] or [b * c, l, d] padded.
         """
@@ -65,6 +68,7 @@ def put_learned(prompts: ClassPrompts, vectors: Tensor, learned: Tensor | None) 
     """
     if not prompts.learned_rows.numel():
         return vectors.unsqueeze(0)
-    learned = learned.reshape(-1, *learned.shape[-2:])[:, prompts.learned_sources].to(vectors.dtype)
+    # pyrefly: ignore[missing-attribute]  # rows to fill come with vectors
+    shown = learned.reshape(-1, *learned.shape[-2:])[:, prompts.learned_sources].to(vectors.dtype)
     # Repeated, not expanded: Inductor (torch 2.13) writes all items of an expanded batch into one.
-    return vectors.repeat(learned.shape[0], 1, 1).index_copy(1, prompts.learned_rows, learned)
+    return vectors.repeat(shown.shape[0], 1, 1).index_copy(1, prompts.learned_rows, shown)

@@ -45,9 +45,17 @@ class TextEmbedding(Protocol):
     def token_embedding(self) -> nn.Module:
         """Token ids -> vectors."""
 
+
+class CausalEmbedding(TextEmbedding, Protocol):
+    """That part of a causal encoder."""
+
     @property
     def position_embedding(self) -> nn.Module:
-        """Positions -> vectors; only causal encoders are asked for it."""
+        """Positions -> vectors."""
+
+
+class BidirectionalEmbedding(TextEmbedding, Protocol):
+    """That part of a bidirectional encoder."""
 
     def embed(self, vectors: Tensor) -> Tensor:
-        """Return the first layer's input from token vectors [c, l, d]; only bidirectional encoders are asked."""
+        """Return the first layer's input from token vectors [c, l, d]."""

@@ -89,8 +89,11 @@ class AddToTokens:
         return slice(0, 0)
 
 
-def insert_prompts(hidden: Tensor, prompts: Sequence[Tensor] | None, rule: InsertionRule | None, step: int) -> Tensor:
+def insert_prompts(
+    hidden: Tensor, prompts: Tensor | Sequence[Tensor] | None, rule: InsertionRule | None, step: int
+) -> Tensor:
     """Put the prompts of the `step`-th prompted layer, if there are any, to that layer's input [b, s, d]."""
     if prompts is None or not 0 <= step < len(prompts):
         return hidden
+    # pyrefly: ignore[missing-attribute]  # prompts come with their rule
     return (rule.replace if step else rule.insert)(hidden, prompts[step])

@@ -20,7 +20,7 @@ from .insertion import InsertionRule, insert_prompts
 def encode(
     encoder: LayerStack,
     hidden: Tensor,
-    prompts: Sequence[Tensor] | None = None,
+    prompts: Tensor | Sequence[Tensor] | None = None,
     rule: InsertionRule | None = None,
     first_layer: int = 0,
     states: list[Tensor] | None = None,

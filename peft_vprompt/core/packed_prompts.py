@@ -14,13 +14,14 @@ belong together (`attention.SharedPrefix`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from .attention import SharedPrefix
 from .class_prompts import move, put_learned
-from .encoder import TextEmbedding
+from .encoder import CausalEmbedding
 from .tokenization import TokenSequence
 
 
@@ -54,11 +55,11 @@ class PackedPrompts:
         """Number of rows of the sequence."""
         return self.token_ids.shape[0]
 
-    def to(self, device: torch.device) -> PackedPrompts:
+    def to(self, device: torch.device) -> Self:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 
-    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+    def embed(self, encoder: CausalEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [b, s, d]; `learned` are the learned vectors, [n, d] or [b, n, d]."""
         hidden = put_learned(self, encoder.token_embedding(self.token_ids), learned)
         return hidden + encoder.position_embedding(self.position_ids)

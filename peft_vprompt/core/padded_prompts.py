@@ -7,12 +7,13 @@ backwards only): each class is a text of its own, with the learned vectors in th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from .class_prompts import move, put_learned
-from .encoder import TextEmbedding
+from .encoder import BidirectionalEmbedding
 from .tokenization import TokenSequence
 
 
@@ -44,11 +45,11 @@ class PaddedPrompts:
         """Token rows that one pass over all classes takes."""
         return self.token_ids.numel()
 
-    def to(self, device: torch.device) -> PaddedPrompts:
+    def to(self, device: torch.device) -> Self:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 
-    def embed(self, encoder: TextEmbedding, learned: Tensor | None) -> Tensor:
+    def embed(self, encoder: BidirectionalEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [c, l, d].
 
         `learned` are the learned vectors, [n, d]; for those of b images, [b, n, d], all classes of each: [b * c, l, d].

@@ -47,7 +47,7 @@ class LeanQuickGELU(QuickGELUActivation):
 
     def __init__(self, original: QuickGELUActivation):
         super().__init__()
-        vars(self).update(vars(original))
+        self.__dict__.update(vars(original))
         self.original = (original,)  # a tuple keeps it from being a child
 
     def forward(self, input: Tensor) -> Tensor:

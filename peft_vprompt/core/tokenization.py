@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
@@ -39,7 +40,7 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
     failures = []
     for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, KeyError) as error:
             failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
             continue
@@ -100,14 +101,14 @@ def fill(template: str, name: str) -> str:
     return template.replace("{}", readable(name))
 
 
-def template_sequences(tokenizer: PreTrainedTokenizerBase, names: list[str], template: str) -> list[TokenSequence]:
+def template_sequences(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], template: str) -> list[TokenSequence]:
     """Tokenise the template filled with each name."""
     return [encode_text(tokenizer, fill(template, name)) for name in names]
 
 
 def context_sequences(
     tokenizer: PreTrainedTokenizerBase,
-    names: list[str],
+    names: Sequence[str],
     num_context: int,
     words: str | None = None,
     position: str = "end",
@@ -153,7 +154,7 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenSequence:
     return text_tokens(tokenizer, readable(name))
 
 
-def check_lengths(sequences: list[TokenSequence], names: list[str], max_positions: int) -> None:
+def check_lengths(sequences: list[TokenSequence], names: Sequence[str], max_positions: int) -> None:
     """Refuse texts whose end token would be cut off.
 
     Raises:
@@ -167,7 +168,7 @@ def check_lengths(sequences: list[TokenSequence], names: list[str], max_position
             )
 
 
-def warn_alike(sequences: list[TokenSequence], names: list[str]) -> None:
+def warn_alike(sequences: list[TokenSequence], names: Sequence[str]) -> None:
     """Warn of different names that the tokenizer reads alike ("Cat" and "cat", or letters that it does not know)."""
     first: dict[tuple[int, ...], str] = {}
     pairs = [(first.setdefault(tuple(s), name), name) for s, name in zip(sequences, names, strict=True)]

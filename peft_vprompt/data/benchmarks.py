@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from PIL.Image import Resampling
@@ -61,7 +62,7 @@ class TransferTask:
         return f"{self.benchmark}/{self.name}"
 
     @property
-    def crop(self) -> str:
+    def crop(self) -> Literal["random_crop", "none"]:
         """Augmentation, see `TrainTransform`: FGVC crops and flips, VTAB-1k does not augment."""
         return "random_crop" if self.benchmark == "fgvc" else "none"
 

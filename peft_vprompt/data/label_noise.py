@@ -99,6 +99,7 @@ def confused_labels(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: a table that does not fit the labels.
     """
+    labels = np.asarray(labels)
     table = np.array(probabilities, dtype=float)
     if table.ndim != 2 or len(table) != len(labels):
         raise ValueError(

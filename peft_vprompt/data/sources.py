@@ -169,6 +169,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 def _load_benchmark(options: DataOptions) -> DatasetDict:
     """Return the splits of a task: `train`, `test` and, where it is not trained on, `validation`."""
+    # pyrefly: ignore[bad-argument-type]  # called where there is a benchmark
     splits = with_trainval(load_task(options.benchmark, options.path, options.class_names))
     chosen = _choose_splits(splits, options)
     left = {"validation": splits["validation"]} if options.train_split != TRAINVAL else {}

@@ -7,6 +7,7 @@ the processor's. Randomness comes from torch's global generator, which `Trainer`
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -58,7 +59,7 @@ class TrainTransform:
             raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
         self.image_processor = image_processor
         self.crop_name = crop
-        self.crop = crops[crop]
+        self.crop: Callable[[Image.Image], Image.Image] | None = crops[crop]
         self.scale = scale
         self.size = None if takes_any_shape(image_processor) else image_size(image_processor)
 
@@ -75,7 +76,7 @@ class TrainTransform:
         return {"transform": self.crop_name, "scale": self.scale, "image_processor": self.image_processor.to_dict()}
 
     def _augment(self, image: Image.Image) -> Image.Image:
-        image = self.crop(image)
+        image = self.crop(image)  # pyrefly: ignore[not-callable]  # without a crop no image comes here
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _uniform(0, 1) < 0.5 else image
 
     def _random_resized_crop(self, image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from .task import CLASS_NAMES, TEMPLATE, demo_task
 
 def demo_model_path() -> str:
     """Folder of the embedded CLIP with its tokenizer and image processor, for `from_pretrained`."""
-    return str(resources.files(__package__) / "clip")
+    return str(resources.files(__name__) / "clip")
 
 
 __all__ = ["CLASS_NAMES", "TEMPLATE", "demo_model_path", "demo_task"]

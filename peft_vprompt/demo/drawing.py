@@ -6,6 +6,7 @@ changes the 48x48 picture as a whole. Pictures are float arrays [height, width, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -219,7 +220,7 @@ def _coverage(points: np.ndarray, width: float = 0.0) -> np.ndarray:
     return np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32)[..., None] / 255
 
 
-def _mix(first: np.ndarray | float, second: np.ndarray | float, share: np.ndarray | float) -> np.ndarray:
+def _mix(first: np.ndarray | float, second: np.ndarray | float, share: np.ndarray | float) -> Any:
     return first + share * (second - first)
 
 

@@ -65,9 +65,10 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(index, weights=values, minlength=bins) / count for values in (confidence, right)]
-    gaps = np.nan_to_num(np.abs(means[1] - means[0]))
-    return Calibration(float((gaps * count).sum() / len(table)), *means, count)
+        confidences = np.bincount(index, weights=confidence, minlength=bins) / count
+        accuracies = np.bincount(index, weights=right, minlength=bins) / count
+    gaps = np.nan_to_num(np.abs(accuracies - confidences))
+    return Calibration(float((gaps * count).sum() / len(table)), confidences, accuracies, count)
 
 
 def plot_reliability(result: Calibration, path: str | Path, title: str = "") -> None:

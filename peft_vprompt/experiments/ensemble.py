@@ -1,6 +1,7 @@
 """Several learned contexts as one adapter, whose logits are the mean of theirs (UPL, Huang et al. 2022, section 3.3)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -30,7 +31,7 @@ def set_contexts(model: PeftModel, contexts: Sequence[torch.Tensor]) -> None:
     Raises:
         ValueError: another number of contexts, or another length, than the adapter's.
     """
-    config = model.active_peft_config
+    config: Any = model.active_peft_config  # an adapter that `context_tokens` takes
     tokens = model.base_model.text_encoder.active_prompts.tokens
     expected = (1, config.num_virtual_tokens, tokens.shape[-1])
     if len(contexts) != config.num_contexts or any(tuple(context.shape) != expected for context in contexts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -140,9 +141,9 @@ def load_base(
     Raises:
         OSError: if there is no such folder and no such model on the Hub, or the Hub is out of reach.
     """
-    path = str(model_name_or_path or demo_model_path())
+    path = model_name_or_path or demo_model_path()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
     if is_dual_encoder(config) and not classifier:

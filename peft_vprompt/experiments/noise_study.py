@@ -85,12 +85,12 @@ class Study:
                 yield method, self._settings(method, loss, seed, Supervision(unlabelled=selector))
 
     def _noises(self) -> list[tuple[str | None, float]]:
-        noisy = [(kind, rate) for kind in self.kinds for rate in self.rates if rate]
-        return ([(None, 0.0)] if 0 in self.rates else []) + noisy
+        clean: list[tuple[str | None, float]] = [(None, 0.0)] if 0 in self.rates else []
+        return clean + [(kind, rate) for kind in self.kinds for rate in self.rates if rate]
 
     def _settings(self, spec: str, loss: str | None, seed: int, supervision: Supervision) -> Settings:
         method, config = parse_method(spec)
-        options = self.loss_options.get(loss, {})
+        options = {} if loss is None else self.loss_options.get(loss, {})
         if loss is not None:
             make_loss(loss, **options)
         if method != LINEAR_PROBE:

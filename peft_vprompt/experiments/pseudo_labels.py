@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,10 +59,10 @@ def zero_shot(
     Raises:
         ValueError: no images, an unknown `combine`, or features of different sizes.
     """
-    clips = list(clips) if isinstance(clips, (list, tuple)) else [clips]
-    if not len(images) or not clips:
-        raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(clips)} CLIPs.")
-    encoded = [_encode(clip, images, class_names, batch_size) for clip in clips]
+    bundles: Any = clips if isinstance(clips, (list, tuple)) else [clips]
+    if not len(images) or not bundles:
+        raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(bundles)} CLIPs.")
+    encoded = [_encode(clip, images, class_names, batch_size) for clip in bundles]
     if combine == "features":
         return _combine_features(encoded).numpy()
     return combine_logits([each.logits for each in encoded], combine).numpy()

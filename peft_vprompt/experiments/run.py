@@ -142,6 +142,11 @@ class Run:
         self.classes = split_classes(class_names_of(self.data), self.settings.base_novel)
 
     @property
+    def _to_train(self) -> tuple[Recipe, LabelledImages]:
+        """Recipe and images of a run that trains, after `label`."""
+        return self.recipe, self.labelled  # pyrefly: ignore[bad-return]  # `run_experiment` trains with both alone
+
+    @property
     def trained_classes(self) -> list[str]:
         """Names of the classes to train on, in label order."""
         return next(iter(self.classes.values()))
@@ -181,10 +186,11 @@ class Run:
         Raises:
             TrainingDivergedError: training diverged; the last finite values are saved beside the adapter's place.
         """
-        transform = TrainTransform(self.bundle.image_processor, self.recipe.crop, self.recipe.crop_scale)
-        rows = self._rows(self.labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+        recipe, labelled = self._to_train
+        transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
+        rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
-            self.probes = [GradientProbe(rows, self.labelled.wrong, _loss(self.settings))]
+            self.probes = [GradientProbe(rows, labelled.wrong, _loss(self.settings))]
         try:
             if self.settings.ensemble == 1:
                 self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
@@ -192,7 +198,7 @@ class Run:
                 self._train_ensemble(rows)
         except TrainingDivergedError as error:
             folder = self.output / DIVERGED
-            self.bundle.model.save_pretrained(folder)
+            self.bundle.model.save_pretrained(str(folder))
             message = f"{error} The last finite values are in {folder}; nothing else was written."
             raise TrainingDivergedError(message, error.epoch) from error
 
@@ -205,7 +211,7 @@ class Run:
         """Write the adapter, if one was trained, and `results.json`; return what the latter holds."""
         adapter_bytes = None
         if self.results:
-            self.bundle.model.save_pretrained(self.output)
+            self.bundle.model.save_pretrained(str(self.output))
             adapter_bytes = (self.output / SAFETENSORS_WEIGHTS_NAME).stat().st_size
         report = {
             "title": get_method(self.settings.method).title,
@@ -228,25 +234,28 @@ class Run:
 
     def _recipe_report(self) -> dict:
         """Return the recipe as it was followed: with the length that the number of shots means."""
-        length = {"epochs": self._epochs, "steps": self.recipe.steps_for(self.settings.shots)}
-        return asdict(self.recipe) | length
+        recipe, _ = self._to_train
+        length = {"epochs": self._epochs, "steps": recipe.steps_for(self.settings.shots)}
+        return asdict(recipe) | length
 
     @property
-    def _epochs(self) -> int:
-        return self.recipe.epochs_for(self.settings.shots)
+    def _epochs(self) -> int | None:
+        recipe, _ = self._to_train
+        return recipe.epochs_for(self.settings.shots)
 
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, and keep what training gave."""
         options = self.options
         watched = next(iter(self.test_sets.values())).rows if options.watch else None
+        recipe, _ = self._to_train
         result = train(
             model,
             output_dir=folder,
             train_set=rows,
-            recipe=self.recipe,
+            recipe=recipe,
             eval_set=watched,
             epochs=self._epochs,
-            steps=self.recipe.steps_for(self.settings.shots),
+            steps=recipe.steps_for(self.settings.shots),
             seed=seed,
             loss=_loss(self.settings),
             settings=self._identity(),
@@ -270,10 +279,11 @@ class Run:
 
     def _identity(self) -> dict:
         """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
+        _, labelled = self._to_train
         return {
             "settings": asdict(self.settings),
-            "labels": digest_arrays(self.labelled.rows["label"][:]),
-            "chosen": self.labelled.choice,
+            "labels": digest_arrays(labelled.rows["label"][:]),
+            "chosen": labelled.choice,
             "data": self.options.data_description,
             "classes": self.trained_classes,
             "cached": self.options.cached,

@@ -46,7 +46,7 @@ class ClassificationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
 
-    def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def forward(self, logits, labels: Tensor, num_items_in_batch: Tensor | float | None = None) -> Tensor:
         """Return the loss of `logits` [n, c] with that of the regularisers: a number, or [n] without a reduction.
 
         An output's `aux_loss`, a mean as each regulariser is, is added once to the "mean"; for "sum" and "none" it is

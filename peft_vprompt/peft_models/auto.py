@@ -54,6 +54,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
             )
         target = getattr(importlib.import_module(library), recorded["base_model_class"])
         base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **kwargs)
+        # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
         return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)

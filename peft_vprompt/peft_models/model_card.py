@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import Any
 
 import jinja2
 from peft import PeftModel
@@ -29,8 +30,9 @@ def is_untouched(card: str) -> bool:
 
 def render_model_card(model: PeftModel) -> str:
     """Return the text of the README.md that is saved with the active adapter."""
-    config = model.active_peft_config
+    config: Any = model.active_peft_config
     base = model.get_base_model()
+    # pyrefly: ignore[bad-argument-type]  # set, as this is no script
     template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, keep_trailing_newline=True

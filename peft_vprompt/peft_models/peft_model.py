@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
@@ -249,13 +250,13 @@ class PeftModelForImageClassification(SavedPeftModel):
 
         An adapter that was saved before this was recorded passes.
         """
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         if not getattr(config, "belongs_to_classes", False):
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the adapter was made
             try:
-                saved = PeftConfig.from_pretrained(str(model_id), **hub_options)
+                saved: Any = PeftConfig.from_pretrained(str(model_id), **hub_options)
             except ValueError:  # weights alone, for an adapter that is there already
                 return
         if saved.class_names_digest not in (None, digest_names(config.class_names)):

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -184,9 +185,10 @@ class SavedPeftModel(PeftModel):
         ours = not path.is_file() or is_untouched(path.read_text(encoding="utf-8"))
         if ours:
             path.write_text(render_model_card(self), encoding="utf-8")
-        tags = set(ModelCard.load(path).data.tags or ())
+        before: Any = ModelCard.load(path).data
+        tags = set(before.tags or ())
         super().create_or_update_model_card(output_dir)
-        card = ModelCard.load(path)
+        card: Any = ModelCard.load(path)
         card.data.tags = sorted({*tags, *(card.data.tags or ())})  # PEFT puts its own in their place
         path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
 

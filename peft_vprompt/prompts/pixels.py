@@ -26,7 +26,7 @@ class PixelPrompts(PromptModule):
 
     def __init__(self, view: VisionView, **options):
         super().__init__(**options)
-        weight = view.patch_embedding.weight
+        weight = convolution_of(view).weight
         self.factory = {"dtype": weight.dtype, "device": weight.device}
         self.bound = vpt_bound(view.patch_size, view.width)
         self.image_channels = weight.shape[1]
@@ -98,7 +98,7 @@ class PixelChannels(PixelPrompts):
         super().__init__(view, **options)
         bounds = {"low": -self.bound, "high": self.bound}
         self.pixels = self.uniform(1, num_channels, *view.image_size, **bounds)
-        convolution = view.patch_embedding
+        convolution = convolution_of(view)
         weight = convolution.weight.detach()
         extra = torch.empty(weight.shape[0], num_channels, *weight.shape[2:], **self.factory).uniform_(
             -self.bound, self.bound
@@ -109,7 +109,7 @@ class PixelChannels(PixelPrompts):
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the tokens of the image with all channels."""
         refuse_options(options)
-        dtype = view.patch_embedding.weight.dtype  # prompts are kept in float32, also where the encoder is not
+        dtype = convolution_of(view).weight.dtype  # prompts are kept in float32, also where the encoder is not
         pixels = self.pixels.expand(len(pixel_values), -1, -1, -1)
         image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
         bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
@@ -117,9 +117,15 @@ class PixelChannels(PixelPrompts):
         return view.embed_grid(grid)
 
 
+def convolution_of(view: VisionView) -> nn.Module:
+    """Return what makes patches into tokens; VPT refuses encoders without it."""
+    return view.patch_embedding
+
+
 def embed_patches(view: VisionView, pixels: Tensor) -> Tensor:
     """Return the patches of `pixels` [b, channels, H, W] as tokens in a grid, [b, d, h, w]."""
-    return view.patch_embedding(pixels.to(view.patch_embedding.weight.dtype))
+    convolution = convolution_of(view)
+    return convolution(pixels.to(convolution.weight.dtype))
 
 
 def normalize(pixels: Tensor, view: VisionView) -> Tensor:

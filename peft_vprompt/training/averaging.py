@@ -60,7 +60,7 @@ class AverageWeights(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Count the step, or the epoch where the step was its last: the checkpoint of this step has it then."""
         if self.averaging.kind == "ema":
-            self._add(model, 1 - self.averaging.decay)
+            self._add(model, 1 - self.averaging.decay)  # pyrefly: ignore[unsupported-operation]  # set for this kind
         elif float(state.epoch).is_integer() or state.global_step >= state.max_steps:
             self._add_epoch(model, state)
         self._save(args, state, control)
@@ -112,6 +112,7 @@ class AverageWeights(TrainerCallback):
         # By logarithms, since the weight of an early epoch may be too small for a number.
         log_weight = 0.0
         if self.averaging.kind == "gaussian":
+            # pyrefly: ignore[unsupported-operation]  # both are set for this kind
             log_weight = -0.5 * ((epoch - self.averaging.mean) / self.averaging.std) ** 2
         high, low = max(self._log_total, log_weight), min(self._log_total, log_weight)
         self._log_total = high + math.log1p(math.exp(low - high))
@@ -154,4 +155,5 @@ class AverageWeights(TrainerCallback):
 
 
 def _average_file(args: TrainingArguments, state: TrainerState) -> Path:
+    # pyrefly: ignore[bad-argument-type]  # a Trainer always has a folder
     return Path(args.output_dir) / f"checkpoint-{state.global_step}" / AVERAGE_FILE

@@ -54,6 +54,7 @@ def predict_logits(
     device = device_of(model)
     logits, labels = [], []
     with eval_mode(model):
+        # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
         for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
             labels.append(batch.pop("labels").numpy())
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})

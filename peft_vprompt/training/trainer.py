@@ -108,7 +108,7 @@ def train(
     if steps is not None:
         epochs = math.ceil(steps / steps_per_epoch)
         arguments.max_steps = steps
-    _warn_of_warmup(recipe, epochs)
+    _warn_of_warmup(recipe, epochs)  # pyrefly: ignore[bad-argument-type]  # there is one of `epochs` and `steps`
     checkpoint = last_checkpoint(folder, averaged=recipe.averaging is not None) if checkpoints else None
     resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if steps is not None and resumed_step >= steps:
@@ -116,6 +116,7 @@ def train(
         arguments.max_steps = -1
         arguments.num_train_epochs = resumed_step // steps_per_epoch
     optimizer = make_optimizer(model, recipe)
+    # pyrefly: ignore[bad-argument-type]  # likewise
     scheduler = lr_scheduler(optimizer, recipe, epochs, steps_per_epoch, steps)
     timer = StepTimer()
     divergence = StopIfDiverged()
@@ -271,6 +272,7 @@ class RecipeTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Return batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
         loader = DataLoader(
+            # pyrefly: ignore[bad-argument-type]  # the Trainer asks only where there is one
             self.eval_dataset if eval_dataset is None else eval_dataset,
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,

@@ -41,7 +41,7 @@ class Digest:
         """Add a tensor of any shape, on any device, under its name: type, shape and values."""
         values = tensor.detach().cpu().contiguous()
         self.add(f"{name}{values.dtype}{tuple(values.shape)}".encode())
-        self._hash.update(values.reshape(-1).view(torch.uint8).numpy())  # without a copy
+        self._hash.update(values.reshape(-1).view(torch.uint8).numpy().data)  # without a copy
         return self
 
     def hex(self, length: int = 64) -> str:

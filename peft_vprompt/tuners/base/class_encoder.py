@@ -25,6 +25,7 @@ from .adapted_model import AdaptedModel
 from .class_list import ClassList
 from .feature_cache import FeatureCache, autocast_dtype, checksum, fingerprint, may_keep
 from .method import average_features
+from .prompted_text_encoder import PromptedTextEncoder
 
 
 class ClassEncoder:
@@ -42,16 +43,21 @@ class ClassEncoder:
         self.frozen = frozen
 
     @property
+    def text(self) -> PromptedTextEncoder:
+        """The text tower; classes have no meaning on models without one."""
+        return self.model.text  # `AdaptedModel.dual` refuses other models
+
+    @property
     def conditional(self) -> bool:
         """Whether class features depend on the image."""
-        return self.model.method.conditional and not self.model.text.disable_adapters
+        return self.model.method.conditional and not self.text.disable_adapters
 
     def encode(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
         """Return the features [c, e], [c, k, e] or [b, c, e] of the active adapter's classes.
 
         They are kept while nothing that they depend on changes, unless a gradient has to flow through them.
         """
-        text = self.model.text
+        text = self.text
         dual = self.model.dual
         device = dual.device
         own = getattr(self.model.readout, "class_features", None)
@@ -72,14 +78,14 @@ class ClassEncoder:
     @torch.compiler.disable
     def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
         """Return features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
-        text = self.model.text
+        text = self.text
         weights = (fingerprint(text), fingerprint(self.model.dual.text_projection), checksum(text.active_prompts))
         key = (text.disable_adapters, autocast_dtype(device), *weights)
         return self.features.get(classes, key, lambda: self._encode(classes, device))
 
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
         """Return the features of the classes first ... last - 1."""
-        text = self.model.text
+        text = self.text
         if text.disable_adapters:
             return self._zero_shot(
                 classes.names, self.model.config.templates, self.model.config.tokenizer_name_or_path
@@ -97,14 +103,15 @@ class ClassEncoder:
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
         return self.model.method.combine([torch.cat([next(features) for _ in template]) for template in templates])
 
-    def _encode_conditional(self, classes: ClassList, image_features: Tensor, device: torch.device) -> Tensor:
+    def _encode_conditional(self, classes: ClassList, image_features: Tensor | None, device: torch.device) -> Tensor:
         """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size."""
         (chunks,) = classes.pack(0, len(classes.names), 0, device)
 
         def encode(piece: tuple) -> Tensor:
-            return self.model.dual.project_text(self.model.text.encode_class_prompts(*piece))
+            return self.model.dual.project_text(self.text.encode_class_prompts(*piece))
 
         together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
+        # pyrefly: ignore[missing-attribute, bad-argument-type]  # such methods are called with images
         images = image_features.tensor_split(max(1, math.ceil(len(image_features) / together)))
         pieces = [(chunk, some) for some in images for chunk in chunks]
         sizes = [chunk.num_rows * len(some) for chunk, some in pieces]
@@ -122,7 +129,7 @@ class ClassEncoder:
         config = self.model.config_of(adapter_name)
         template = getattr(config, "frozen_template", None) or config.template
         templates = [template] if isinstance(template, str) else list(template)
-        text = self.model.text
+        text = self.text
         device = self.model.dual.device
 
         def compute() -> Tensor:
@@ -141,7 +148,7 @@ class ClassEncoder:
         features = []
         for template in templates:
             texts = [fill(template, name) for name in names]
-            check_lengths([encode_text(tokenizer, t) for t in texts], names, self.model.text.view.max_positions)
+            check_lengths([encode_text(tokenizer, t) for t in texts], names, self.text.view.max_positions)
             batches = [
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
                 for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
@@ -153,7 +160,7 @@ class ClassEncoder:
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
         """Return the features [c, e] of plain texts."""
-        text = self.model.text
+        text = self.text
         dual = self.model.dual
         device = dual.device
         if isinstance(text.view, BidirectionalTextView):

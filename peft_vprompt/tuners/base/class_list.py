@@ -53,7 +53,8 @@ class ClassList:
         """
         with torch.inference_mode(False):  # tensors made under it could not be used in a later backward pass
             packed = self.packed.get((first, last)) or [
-                self.layout(sequences[first:last], MAX_TOKEN_ROWS, read_only) for sequences in self.sequences
+                self.layout(sequences[first:last], MAX_TOKEN_ROWS, read_only)
+                for sequences in self.sequences  # pyrefly: ignore[not-iterable]  # tokenised before they are packed
             ]
             # Replicas of a data-parallel model share this list: each answers with what it has moved to its own device.
             packed = [[chunk.to(device) for chunk in chunks] for chunks in packed]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -150,11 +150,11 @@ class ClassNameClassifier:
         tokenizer = self.adapted.tokenizers.find(config.tokenizer_name_or_path)
         templates = self.adapted.method.class_sequences(config, classes.names, tokenizer)
         for sequences in templates:
-            check_lengths(sequences, classes.names, self.adapted.text.view.max_positions)
+            check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
         if not config.belongs_to_classes:
             warn_alike(templates[0], classes.names)
         classes.sequences = templates
-        classes.layout = self.adapted.text.layout(tokenizer, templates[0][0])
+        classes.layout = self.texts.text.layout(tokenizer, templates[0][0])
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -185,9 +185,10 @@ class ClassNameClassifier:
         classes = self.classes
         if image_features is None:
             self._check_images(pixel_values, options)
+            # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
-            image = self._image_features(pixel_values, options)
+            image = self._image_features(pixel_values, options)  # pyrefly: ignore[bad-argument-type]  # likewise
             if self.adapted.vision.active_prompts is None and torch.is_grad_enabled() and not image.requires_grad:
                 inputs = {"image_features": image}  # nothing that is learned stands before them
         else:
@@ -208,10 +209,10 @@ class ClassNameClassifier:
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.keep_class_names()
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
-        aux_loss = sum(terms.values()) if terms else None
+        aux_loss: Any = sum(terms.values()) if terms else None
         loss = None
         if labels is not None:
             at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -236,7 +237,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         return self._image_features(pixel_values, options)
 
-    def _check_images(self, pixel_values: Tensor, options: dict) -> None:
+    def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
@@ -260,7 +261,7 @@ class ClassNameClassifier:
             UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
                 trained.
         """
-        text_side = {id(m) for part in (self.adapted.text, self.adapted.dual.text_projection) for m in part.modules()}
+        text_side = {id(m) for part in (self.texts.text, self.adapted.dual.text_projection) for m in part.modules()}
         copies = (
             m
             for m in self.adapted.tuner.model.modules()
@@ -270,9 +271,10 @@ class ClassNameClassifier:
         vision = self.adapted.vision
         trained = any(p.requires_grad for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
+            peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
             raise UnsupportedModelError(
                 "Expected image features that do not change in training. Received an adapter "
-                f"({self.model.peft_config[self.adapted.adapter_name].peft_type.value}) that learns visual prompts, or an image "
+                f"({peft_type.value}) that learns visual prompts, or an image "
                 "encoder that is trained, be it its projection alone. Pass pixel_values, and do not cache features."
             )
 

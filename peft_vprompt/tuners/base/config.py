@@ -87,7 +87,12 @@ class PromptConfig(PeftConfig):
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
-        self.class_names_digest = digest_names(self.class_names) if self.belongs_to_classes else None
+        self.class_names_digest = digest_names(self.own_classes) if self.belongs_to_classes else None
+
+    @property
+    def own_classes(self) -> list[str]:
+        """`class_names`, where something is learned for each of them, so that there are some."""
+        return self.class_names  # pyrefly: ignore[bad-return]  # such configs refuse to be without
 
     @property
     def templates(self) -> list[str]:
@@ -117,7 +122,12 @@ class ContextConfig(PromptConfig):
     @property
     def words(self) -> str | None:
         """The words that the context starts from, as the authors read them."""
-        return self.prompt_init_text.replace("_", " ") if self.prompt_init == "text" else None
+        return (self.prompt_init_text or "").replace("_", " ") if self.prompt_init == "text" else None
+
+    @property
+    def length(self) -> int:
+        """Context tokens, after `set_length`."""
+        return self.num_virtual_tokens  # pyrefly: ignore[bad-return]  # every config calls it when it is made
 
     def set_length(self, default: int) -> None:
         """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
@@ -134,7 +144,7 @@ class ContextConfig(PromptConfig):
                 "Expected prompt_init_text with prompt_init='text', e.g. 'a photo of a'. "
                 f"Received: prompt_init_text={self.prompt_init_text!r}."
             )
-        length = len(self.words.split())
+        length = len((self.words or "").split())
         if self.num_virtual_tokens not in (None, length):
             warnings.warn(
                 f"num_virtual_tokens={self.num_virtual_tokens} is ignored: the {length} words of "

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -67,7 +68,7 @@ class TakesLabels:
                 "labels and image_features belong to the classification call of the PEFT model: "
                 "model(pixel_values=..., labels=...)."
             )
-        return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)  # pyrefly: ignore[missing-attribute]  # the model's, see `with_labels`
 
     def __reduce_ex__(self, protocol):
         """Let pickle and deepcopy make the class again from the one it extends."""
@@ -89,6 +90,7 @@ def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
     parameters[end:end] = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
     plain = TakesLabels.forward
     forward = FunctionType(plain.__code__, plain.__globals__, "forward", closure=plain.__closure__)
+    # pyrefly: ignore[missing-attribute]  # functions take any attribute; `inspect` reads this one
     forward.__signature__ = signature.replace(parameters=parameters)
     forward.__doc__ = base_class.forward.__doc__
     members = {
@@ -104,7 +106,7 @@ def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
 
 def new_labelled(base_class: type[nn.Module]) -> nn.Module:
     """Make an empty instance of `with_labels(base_class)` for pickle to fill."""
-    cls = with_labels(base_class)
+    cls: Any = with_labels(base_class)
     return cls.__new__(cls)
 
 

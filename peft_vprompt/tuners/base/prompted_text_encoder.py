@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...backbones.base import CausalTextView, TextView
+from ...backbones.base import BidirectionalTextView, CausalTextView
 from ...backbones.supported import view as view_of
 from ...core.attention import Causal, ReadSuffixes
 from ...core.insertion import InsertRows, insert, replace
@@ -32,9 +33,9 @@ class PromptedTextEncoder(PromptedEncoder):
         self.kv_caches = FeatureCache()
 
     @property
-    def view(self) -> TextView:
+    def view(self) -> CausalTextView | BidirectionalTextView:
         """The view of the wrapped tower."""
-        return view_of(self.base_layer)
+        return view_of(self.base_layer)  # pyrefly: ignore[bad-return]  # tables of text encoders have no other
 
     @property
     def needs_patterns(self) -> bool:
@@ -66,9 +67,10 @@ class PromptedTextEncoder(PromptedEncoder):
         Returns:
             [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
         """
-        view = self.view
+        view: Any = self.view  # bidirectional where the class prompts are padded, causal where they are packed
         prompts = self.active_prompts
         if prompts is not None and prompts.read_only:
+            # pyrefly: ignore[bad-argument-type]  # only causal encoders have such prompts
             return self._encode_read_only(packed, prompts, keep_kv_cache)
         vectors = None if prompts is None else prompts(image_features=image_features)
         first = None if vectors is None else vectors[0]
@@ -85,7 +87,7 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _encode_read_only(self, packed: PackedPrompts, prompts: PromptModule, keep_kv_cache: bool) -> Tensor:
         """Let the read-only prompts of every class read the KV cache of its plain tokens: [c, n, d]."""
-        view = self.view
+        view: Any = self.view
         learning = torch.is_grad_enabled() and self.is_trained
         may_be_kept = keep_kv_cache and may_keep(self) and not learning
         with torch.set_grad_enabled(learning):
@@ -97,8 +99,9 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _fill_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of the plain tokens in each layer."""
-        hidden = packed.embed(self.view, None)
-        return fill_kv_cache(self.view, hidden, pattern=packed.pattern)
+        view: Any = self.view
+        hidden = packed.embed(view, None)
+        return fill_kv_cache(view, hidden, pattern=packed.pattern)
 
     @torch.compiler.disable
     def _kept_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
@@ -115,7 +118,7 @@ class PromptedTextEncoder(PromptedEncoder):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """Make the tower's own call with prompts after the start token.
 
         Contexts are inserted, so the text may be that much shorter; MaPLe's replace the first words. Padding on the
@@ -137,9 +140,10 @@ class PromptedTextEncoder(PromptedEncoder):
         hidden, positions, mask = self._embed(input_ids, position_ids, attention_mask, vectors[0], longest, inserts)
         added = hidden.shape[1] - longest
         states = [] if output_hidden_states else None
-        hidden = hidden + self.view.position_embedding(positions)
-        hidden = encode(self.view, hidden, vectors, InsertRows(1), states=states, pattern=mask)
-        hidden = self.view.final_norm(hidden)
+        view: Any = self.view
+        hidden = hidden + view.position_embedding(positions)
+        hidden = encode(view, hidden, vectors, InsertRows(1), states=states, pattern=mask)
+        hidden = view.final_norm(hidden)
         pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + added]
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,15 @@ class PromptedVisionEncoder(PromptedEncoder):
     @property
     def view(self) -> VisionView:
         """The view of the wrapped tower."""
-        return view_of(self.base_layer)
+        return view_of(self.base_layer)  # pyrefly: ignore[bad-return]  # tables of image encoders have no other
 
     def prompt_vectors(self, adapter_name: str, batch_size: int) -> Tensor | Sequence[Tensor] | None:
         """Return the visual prompts of an adapter that has some, [j, n, d] or [j, b, n, d]."""
         (text_encoder,) = self._text_encoder
         text = None if text_encoder is None else text_encoder.prompts_of(adapter_name)
         text_prompts = None if text is None else text()
-        return self.prompts_of(adapter_name)(text_prompts=text_prompts, view=self.view, batch_size=batch_size)
+        prompts: Any = self.prompts_of(adapter_name)
+        return prompts(text_prompts=text_prompts, view=self.view, batch_size=batch_size)
 
     def forward(
         self,
@@ -82,7 +83,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         attention_mask: Tensor | None = None,
         for_head: bool = False,
         **kwargs,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """Make the tower's own call.
 
         `last_hidden_state` has the rows the model itself would give it, so that its pooling and whoever reads its
@@ -116,7 +117,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         self.view.check_images(pixel_values, interpolate_pos_encoding)
         return self._run(pixel_values, prompts, for_head, flags, **kwargs)
 
-    def _run(self, pixel_values: Tensor, prompts: PromptModule, for_head: bool, flags: dict, **kwargs):
+    def _run(self, pixel_values: Tensor, prompts: PromptModule, for_head: bool, flags: dict, **kwargs) -> Any:
         """Run the tower with its prompts on images that were checked."""
         view = self.view
         states = [] if flags.get("output_hidden_states") else None
@@ -170,6 +171,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         """Put a feature [b, d] of our own where callers of the tower read one."""
         output.pooler_output = self.view.pooled_output(feature)
         if for_head:
+            # pyrefly: ignore[missing-attribute]  # towers give it
             rows = self.view.num_head_rows or output.last_hidden_state.shape[1]
             output.last_hidden_state = feature.unsqueeze(1).expand(-1, rows, -1)
 
@@ -183,7 +185,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         if prompts is not None and not prompts.read_only and prompts.pooling != "original":
             return self._run(pixel_values, prompts, False, kwargs).pooler_output
         if self.disable_adapters or view.pooled_rows is None:
-            return self(pixel_values, **kwargs).pooler_output
+            return self(pixel_values, **kwargs).pooler_output  # pyrefly: ignore[not-callable]  # nn.Module is
         start = self._start(pixel_values, prompts, **kwargs)
         hidden = view.encode(*start.arguments, None, OutputRows(view.pooled_rows, ReadAll), **start.layer_options)
         return view.pool(hidden)
@@ -202,8 +204,10 @@ class PromptedVisionEncoder(PromptedEncoder):
             patterns = [ReadAll(key, value) for key, value in fill_kv_cache(view, hidden)]
         groups: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name in adapter_names:
-            vectors = self.prompt_vectors(name, hidden.shape[0]).to(hidden.dtype)
-            groups.setdefault((self.prompts_of(name).first_layer, vectors.shape[0]), {})[name] = vectors
+            prompts: Any = self.prompts_of(name)  # read-only ones, one tensor for all layers
+            vectors: Any = self.prompt_vectors(name, hidden.shape[0])
+            vectors = vectors.to(hidden.dtype)
+            groups.setdefault((prompts.first_layer, vectors.shape[0]), {})[name] = vectors
         results = {}
         for (first, _), members in groups.items():
             queries = torch.cat(list(members.values()), dim=-2)

@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from peft import auto, mapping
 from peft.utils import PeftType, register_peft_method
@@ -50,7 +51,7 @@ BASELINES = _ByPeftType(baselines=True)
 
 def peft_name(spec: MethodSpec) -> str:
     """Return PEFT's name of a method, in lower case: that of its tuner's prefix."""
-    return spec.tuner_class.peft_name
+    return spec.tuner_class.peft_name  # pyrefly: ignore[missing-attribute]  # only rows with a tuner have one
 
 
 def register(spec: MethodSpec) -> None:
@@ -104,7 +105,7 @@ def unsupported(peft_type: PeftType | str, model: str) -> str | None:
     """
     spec = PROMPT_METHODS[getattr(peft_type, "value", peft_type).lower()]
     title = spec.title
-    method = spec.tuner_class.method
+    method = spec.tuner_class.method  # pyrefly: ignore[missing-attribute]  # `PROMPT_METHODS` are rows with a tuner
     if model in UNSUPPORTED:
         return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
     if method.needs_text and model not in DUAL_ENCODERS:
@@ -119,7 +120,7 @@ def extend_enum(enum_class: type[enum.Enum], name: str) -> None:
     """Add the member `name = name` to a string enum that has no place for plug-ins. Does nothing if it is there."""
     if name in enum_class.__members__:
         return
-    member = str.__new__(enum_class, name)
+    member: Any = str.__new__(enum_class, name)  # pyrefly: ignore[no-matching-overload]  # both are strings
     member._name_ = member._value_ = name
     enum_class._member_names_.append(name)
     enum_class._member_map_[name] = enum_class._value2member_map_[name] = member
@@ -138,9 +139,8 @@ def _tell_peft(spec: MethodSpec, task_type: str) -> None:
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     ):
         table.pop(peft_type, None)
-    register_peft_method(
-        name=name, config_cls=spec.config_class, model_cls=spec.tuner_class, prefix=spec.tuner_class.prefix
-    )
+    tuner_class: Any = spec.tuner_class
+    register_peft_method(name=name, config_cls=spec.config_class, model_cls=tuner_class, prefix=tuner_class.prefix)
 
 
 def register_model_class(task_type: str, model_class: type) -> None:

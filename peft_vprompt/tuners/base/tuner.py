@@ -35,6 +35,7 @@ class PromptTuner(BaseTuner):
     tuner_layer_cls = PromptedEncoder
     target_module_mapping: dict = {}
     method: PromptMethod
+    peft_config: dict[str, PromptConfig]
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
         self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -95,7 +96,7 @@ class PromptTuner(BaseTuner):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
         self._copy_whole_modules(self.model, config, adapter_name)
-        if tuner_class.method.trains_text_encoder:
+        if text is not None and tuner_class.method.trains_text_encoder:
             parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
             self._copy_whole_modules(text.base_layer, parts, adapter_name)
         for parameter, wanted in trained.items():
@@ -227,7 +228,7 @@ class PromptTuner(BaseTuner):
         for layer in self._layers:
             if isinstance(layer, PromptedEncoder):
                 layer.delete_adapter(adapter_name)
-            else:
+            elif isinstance(layer, AuxiliaryTrainingWrapper):
                 layer.delete_adapter(adapter_name, new_active_adapters=[active])
         if active not in self.active_adapters:
             self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)

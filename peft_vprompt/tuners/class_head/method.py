@@ -27,7 +27,7 @@ class ClassHead(PromptMethod):
 
     def readout(self, config: ClassHeadConfig, view: TextView, feature_dim: int) -> nn.Module:
         """Return the head, at random."""
-        return LinearReadout(len(config.class_names), feature_dim, **placed_like(view))
+        return LinearReadout(len(config.own_classes), feature_dim, **placed_like(view))
 
     def needs_tokenizer(self, config: ClassHeadConfig) -> bool:
         """Return True where the head starts from the text features."""
@@ -40,10 +40,10 @@ class ClassHead(PromptMethod):
 
     def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
         """Refuse other classes than the head's own."""
-        if digest_names(names) != digest_names(config.class_names):
+        if digest_names(names) != digest_names(config.own_classes):
             raise ClassNamesError(
-                f"This adapter learned a head with one row for each of its {len(config.class_names)} classes "
-                f"({', '.join(config.class_names[:3])}, ...); they mean nothing for other names. Train an adapter "
+                f"This adapter learned a head with one row for each of its {len(config.own_classes)} classes "
+                f"({', '.join(config.own_classes[:3])}, ...); they mean nothing for other names. Train an adapter "
                 "that learns a context to move to new classes."
             )
 

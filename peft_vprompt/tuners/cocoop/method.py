@@ -27,7 +27,7 @@ class CoCoOp(CoOpContext):
         self, config: CoCoOpConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptModule:
         """Return the context and its Meta-Net."""
-        context = ConditionalContext(config.num_virtual_tokens, view.width, feature_dim, **placed_like(view))
+        context = ConditionalContext(config.length, view.width, feature_dim, **placed_like(view))
         start_contexts(context.tokens, config, view, tokenizer)
         return context
 

@@ -42,7 +42,7 @@ class CoOpContext(PromptMethod):
         self, config: ContextConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
         """Return `[SOS] context name . [EOT]`."""
-        return [context_sequences(tokenizer, names, config.num_virtual_tokens, config.words)]
+        return [context_sequences(tokenizer, names, config.length, config.words)]
 
 
 class CoOp(PromptMethod):
@@ -58,14 +58,15 @@ class CoOp(PromptMethod):
         """Return the context, shared by all classes or one per class, and the names."""
         context = None
         if config.class_specific:
-            count = len(config.class_names)
-            context = ClassContexts(count, config.num_virtual_tokens, view.width, **placed_like(view))
+            count = len(config.own_classes)
+            context = ClassContexts(count, config.length, view.width, **placed_like(view))
             start_contexts(context.tokens, config, view, tokenizer)
         elif "context" in config.learn:
             context = new_context(config, view, tokenizer, config.num_contexts, config.class_token_position)
         if "class_name" not in config.learn:
             return context
-        ids = [token for name in config.class_names for token in name_tokens(tokenizer, name)]
+        # pyrefly: ignore[bad-argument-type]  # `needs_tokenizer`
+        ids = [token for name in config.own_classes for token in name_tokens(tokenizer, name)]
         return ClassNameTokens(context, view.word_vectors(ids))
 
     def class_sequences(
@@ -75,13 +76,13 @@ class CoOp(PromptMethod):
         first = context_sequences(
             tokenizer,
             names,
-            config.num_virtual_tokens,
+            config.length,
             config.words,
             config.class_token_position,
             config.class_specific,
             config.learn,
         )
-        rows = [context * config.num_virtual_tokens for context in range(config.num_contexts)]
+        rows = [context * config.length for context in range(config.num_contexts)]
         return [[[entry - row if entry < 0 else entry for entry in ids] for ids in first] for row in rows]
 
     def combine(self, features: list[Tensor]) -> Tensor:
@@ -90,10 +91,10 @@ class CoOp(PromptMethod):
 
     def check_new_classes(self, config: ContextOptConfig, names: Sequence[str]) -> None:
         """Refuse other classes than those that something was learned for, one by one."""
-        if config.belongs_to_classes and digest_names(names) != digest_names(config.class_names):
+        if config.belongs_to_classes and digest_names(names) != digest_names(config.own_classes):
             raise ClassNamesError(
                 f"This adapter learned {'one context' if config.class_specific else 'name tokens'} for each of its "
-                f"{len(config.class_names)} classes ({', '.join(config.class_names[:3])}, ...); they mean nothing for "
+                f"{len(config.own_classes)} classes ({', '.join(config.own_classes[:3])}, ...); they mean nothing for "
                 "other names. Train an adapter with class_specific=False and tune='context' to move to new classes."
             )
 
@@ -116,7 +117,7 @@ def new_context(
     """Return context vectors that all classes share, random or from the words."""
     # At the end position a context stands right after the start token, whatever the text is.
     placement = "insert" if position == "end" and num_contexts == 1 else None
-    count = config.num_virtual_tokens * num_contexts
+    count = config.length * num_contexts
     context = TokenPrompts(1, count, view.width, text_placement=placement, **placed_like(view))
     start_contexts(context.tokens, config, view, tokenizer)
     return context
@@ -127,5 +128,5 @@ def start_contexts(
 ) -> None:
     """Set every context of `tokens` [..., d] to the initial words, if the config has some."""
     if tokenizer is not None and config.words is not None:
-        contexts = tokens.detach().view(-1, config.num_virtual_tokens, view.width)  # shares the parameter's memory
+        contexts = tokens.detach().view(-1, config.length, view.width)  # shares the parameter's memory
         start_from_words(contexts, view, tokenizer, config.words)

@@ -26,7 +26,7 @@ from .config import MaPLeConfig
 class MaPLe(PromptMethod):
     """Deep prompts on both towers."""
 
-    def check(self, config: MaPLeConfig, vision: VisionView, text: TextView | None) -> None:
+    def check(self, config: MaPLeConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than a tower has."""
         check_depth("text_prompt_depth", config.text_depth, text, "text tower")
         check_depth("vision_prompt_depth", config.vision_depth, vision, "vision tower")
@@ -39,11 +39,11 @@ class MaPLe(PromptMethod):
             return None
         size = (config.text_depth, config.text_length, view.width)
         prompts = TokenPrompts(*size, text_placement="replace", **placed_like(view))
-        if tokenizer is not None:
+        if tokenizer is not None and config.words is not None:
             start_from_words(prompts.tokens[0], view, tokenizer, config.words)
         return prompts
 
-    def vision_prompts(self, config: MaPLeConfig, view: VisionView, text: TextView | None) -> PromptModule | None:
+    def vision_prompts(self, config: MaPLeConfig, view: VisionView, text: TextView) -> PromptModule | None:
         """Return prompts that are coupled to the text prompts, or free ones."""
         if not config.vision_depth:
             return None

@@ -26,7 +26,7 @@ class MRPO(PromptMethod):
 
     needs_read_only = True
 
-    def check(self, config: MRPOConfig, vision: VisionView, text: TextView | None) -> None:
+    def check(self, config: MRPOConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than a tower has."""
         check_depth(
             "prompt_depth", config.prompt_depth, min(vision, text, key=lambda view: view.num_layers), "smaller tower"
@@ -38,7 +38,7 @@ class MRPO(PromptMethod):
         """Return prompts P_k."""
         return free_prompts(config.num_virtual_tokens, view, *first_and_depth(config))
 
-    def vision_prompts(self, config: MRPOConfig, view: VisionView, text: TextView | None) -> PromptModule:
+    def vision_prompts(self, config: MRPOConfig, view: VisionView, text: TextView) -> PromptModule:
         """Return prompts F_k(P_k), or free ones."""
         first_layer, depth = first_and_depth(config)
         if config.coupling == "none":

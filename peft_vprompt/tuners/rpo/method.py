@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import EncoderView, TextView, VisionView
+from ...backbones.base import CausalTextView, EncoderView, TextView
+from ...backbones.clip import CLIPVisionView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import TokenPrompts
 from ...readouts import PairwiseReadout
@@ -34,12 +35,16 @@ class RPO(PromptMethod):
     needs_read_only = True
 
     def text_prompts(
-        self, config: ReadOnlyPromptConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
+        self,
+        config: ReadOnlyPromptConfig,
+        view: CausalTextView,
+        tokenizer: PreTrainedTokenizerBase | None,
+        feature_dim: int,
     ) -> PromptModule:
         """Return prompts after the end token, without positions."""
         return start_near(free_prompts(config.num_virtual_tokens, view), view.word_vectors([view.end_token_id])[0])
 
-    def vision_prompts(self, config: ReadOnlyPromptConfig, view: VisionView, text: TextView | None) -> PromptModule:
+    def vision_prompts(self, config: ReadOnlyPromptConfig, view: CLIPVisionView, text: TextView) -> PromptModule:
         """Return prompts after the patches, without positions, through the norm before the first layer."""
         return start_near(free_prompts(config.num_virtual_tokens, view), view.class_vector())
 

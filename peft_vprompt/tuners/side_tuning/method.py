@@ -72,6 +72,7 @@ class SideTuningModel(ModuleTuner):
         Raises:
             UnsupportedModelError: the encoder takes patches, of which no image can be made.
         """
+        # pyrefly: ignore[missing-attribute]  # baselines are trained on image encoders
         if class_name(base_layer) in ENCODER_VIEWS and view(base_layer).num_tokens is None:
             raise UnsupportedModelError(
                 f"Expected an encoder that takes images, which the side network reads too. Received: "

@@ -19,7 +19,7 @@ class TextEncoderTuning(PromptMethod):
 
     trains_text_encoder = True
 
-    def check(self, config: TextEncoderConfig, vision: VisionView, text: TextView | None) -> None:
+    def check(self, config: TextEncoderConfig, vision: VisionView, text: TextView) -> None:
         """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy."""
         if any(isinstance(module, BaseTunerLayer) for module in text.module.modules()):
             raise UnsupportedModelError(

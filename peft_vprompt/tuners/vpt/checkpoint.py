@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def vpt_tokens(state: State, prompts: Tensor) -> Layout:
 def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
     """Read a strip of patches [1, 3, P, n * P], or channels [1, n, H, W] with the patch `embedding` that takes them."""
     weight, extra = state.get(f"{embedding}.weight"), state.get(f"{embedding}.weight.extra_channels")
-    tensors = {("vision", "pixels"): prompts}
+    tensors: dict[tuple[str, str], Any] = {("vision", "pixels"): prompts}
     if extra is None and (weight is None or weight.shape[1] == prompts.shape[1]):
         values = {"num_virtual_tokens": prompts.shape[3] // prompts.shape[2]}
         fallbacks, choices = {"location": STRIP_LOCATIONS[0]}, {"location": STRIP_LOCATIONS}
@@ -81,7 +82,7 @@ def with_own_channels(extra: Tensor, config: PromptConfig, view: VisionView | No
         raise AdapterMismatchError(
             "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."
         )
-    own = view.patch_embedding
+    own: Any = view.patch_embedding
     weight = torch.cat([own.weight.detach().float().cpu(), extra], dim=1)
     return {("vision", "patch_weight"): weight, ("vision", "patch_bias"): own.bias.detach().float().cpu()}
 
@@ -108,6 +109,7 @@ def vpt_stages(state: State, prompts: Tensor) -> Layout:
         layout.choices = {"location": TOKEN_LOCATIONS}
         # Tokens belong to a stage; what is added to the input does not.
         layout.complete = lambda config, view: {
+            # pyrefly: ignore[missing-attribute]  # a VisualPromptConfig
             ("vision", "tokens_0" if config.location == "prepend" else "tokens"): prompts
         }
     return layout

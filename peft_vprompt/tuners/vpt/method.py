@@ -82,7 +82,7 @@ def token_prompts(config: VisualPromptConfig, view: VisionView, options: dict, o
     count = {"prepend": config.num_virtual_tokens, "add": view.num_tokens, "add-1": 1}[config.location]
     return VisualPrompts(
         depth,
-        count,
+        count,  # pyrefly: ignore[bad-argument-type]  # `check` refuses "add" where images differ in shape
         view.width,
         patch_size=view.patch_size,
         projection_dim=config.projection_dim,
