@@ -33,6 +33,13 @@ class DINOView(ViTLikeView):
         return DINO_PARTS if hasattr(self.layers[0].attention, "o_proj") else None
 
     @property
+    def no_read_only(self) -> str | None:
+        """None; layers of transformers before 5.18 hand nothing down to the attention function."""
+        if self.layer_parts is not None:
+            return None
+        return "its layers cannot be told who reads whom in this release of transformers; newer ones can"
+
+    @property
     def num_prefix_tokens(self) -> int:
         """The class token and the registers."""
         return 1 + getattr(self.module.config, "num_register_tokens", 0)
