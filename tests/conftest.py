@@ -9,11 +9,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from matplotlib.figure import Figure
 
+from peft_vprompt import demo
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import models
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_vit
-from vprompt import options
 
 
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
@@ -74,7 +74,7 @@ def embedded(monkeypatch, clip_path, colours):
     """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
-    monkeypatch.setattr(options, "demo_task", lambda split: data[split])
+    monkeypatch.setattr(demo, "demo_task", lambda split: data[split])
 
 
 @pytest.fixture

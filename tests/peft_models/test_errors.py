@@ -224,10 +224,13 @@ def test_words_set_the_length():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MaPLeConfig(prompt_init="random"), "at most 3, the layers of the text tower. Received: 9"),
+        (
+            MaPLeConfig(prompt_init="random"),
+            "<= 3, the layers of the text tower. Received: text_prompt_depth=9. Set prompt_depth",
+        ),
         (
             MaPLeConfig(prompt_init="random", coupling="none", text_prompt_depth=1, vision_prompt_depth=4),
-            "layers of the vision tower. Received: 4.*vision_prompt_depth",
+            "<= 3, the layers of the vision tower. Received: vision_prompt_depth=4",
         ),
         (VisualPromptConfig(deep=True, num_deep_layers=4), "num_deep_layers <= 3"),
         (VisualPromptConfig(deep=True, num_deep_layers=2, first_layer=2), "<= 3.*first_layer=2, num_deep_layers=2"),
@@ -398,7 +401,7 @@ def test_unknown_keywords(tokenizer_path):
             call(pixel_values=images(), interpolate_positions=True)
     with pytest.raises(TypeError, match=message.format("output_hidden_states")):
         model(pixel_values=images(), output_hidden_states=True)
-    with pytest.raises(TypeError, match="classify_features.*unexpected keyword argument 'pixels'"):
+    with pytest.raises(TypeError, match="image_features got unexpected keyword arguments: pixels"):
         model(image_features=torch.ones(1, 16) / 4, pixels=True)
     readers = get_peft_model(tiny_clip(), ReadOnlyPromptConfig(class_names=CLASS_NAMES, num_virtual_tokens=2)).eval()
     with pytest.raises(TypeError, match="arguments: patches"):
@@ -441,7 +444,7 @@ def test_modules_to_save_that_cannot_be(name, message, tokenizer_path):
 def test_other_braces_of_a_template_are_text(template, tokenizer_path):
     config = VisualPromptConfig(template=f"{template}{{}}", class_names=["cat"], tokenizer_name_or_path=tokenizer_path)
     model = get_peft_model(tiny_clip(), config)
-    sequences = model.base_model.class_sequences(config, ["cat"], tiny_tokenizer())
+    sequences = model.base_model.method.class_sequences(config, ["cat"], tiny_tokenizer())
     assert sequences == [[tiny_tokenizer()(f"{template}cat").input_ids]]
     with model.disable_adapter():
         zero_shot = model.encode_classes()

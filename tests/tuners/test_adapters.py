@@ -217,8 +217,6 @@ def test_saved_names_are_those_of_training(make, tmp_path):
     assert json.loads((tmp_path / "evaluated/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
     model.train()
     loss = model(pixel_values=images(), labels=torch.tensor([0, 1, 2, 0])).loss
-    model.save_pretrained(tmp_path / "called")  # in training mode, but nothing has been learned
-    assert json.loads((tmp_path / "called/adapter_config.json").read_text())["class_names"] == CLASS_NAMES
     loss.backward()
     model.save_pretrained(tmp_path / "trained")
     assert json.loads((tmp_path / "trained/adapter_config.json").read_text())["class_names"] == NEW_NAMES

@@ -193,6 +193,11 @@ class ClassNameClassifier:
                 inputs = {"image_features": image}  # nothing that is learned stands before them
         else:
             self.require_fixed_images()
+            if options:
+                raise TypeError(
+                    f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
+                    "image encoder, which does not run. Leave them out, or give pixel_values."
+                )
             check_inputs(image_features, labels, len(classes.names), "image_features")
             check_unit_length(image_features)
             inputs = {"image_features": image_features.to(self.adapted.dual.dtype)}

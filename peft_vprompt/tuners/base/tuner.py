@@ -39,7 +39,7 @@ class PromptTuner(BaseTuner):
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
         self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-        self.tokenizers = Tokenizers(getattr(model.config, "_name_or_path", None))
+        self.tokenizers = Tokenizers(getattr(getattr(model, "config", None), "_name_or_path", None))
         foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
         super().__init__(model, peft_config, adapter_name, **kwargs)
         if foreign is not None:
