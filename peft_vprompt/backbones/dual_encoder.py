@@ -1,4 +1,4 @@
-"""How the two towers of a model meet."""
+"""`DualEncoderView`: how a model joins its two towers, from pooled features to logits."""
 
 from __future__ import annotations
 

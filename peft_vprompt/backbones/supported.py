@@ -44,7 +44,7 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "Data2VecVisionModel": Data2VecVisionView,
 }
 
-#: Class name of a model with two towers -> how the two meet.
+#: Class name of a model with two towers -> the view that joins them.
 DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoderView),
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),

@@ -86,7 +86,7 @@ class SharedPrefix:
     """Causal attention over a packed sequence `[prefix, suffixes]`: a suffix reads the prefix and itself.
 
     Shapes: b = batch, h = heads, p = prefix rows, t = rows of all suffixes, d = head size; k, r and q as in `Blocks`.
-    The prefix is never copied per suffix: scores against it and against the suffix itself meet in one softmax.
+    The prefix is never copied per suffix: scores against it and against the suffix itself go into one softmax.
 
     Attributes:
         prefix: p, the number of rows that all suffixes read.

@@ -34,13 +34,13 @@ def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
 
 
 class InsertionRule(Protocol):
-    """How prompts [n, d] or [b, n, d] meet the tokens [b, s, d]."""
+    """How prompts [n, d] or [b, n, d] get into the tokens [b, s, d]."""
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Put the first prompts to tokens that have met none yet."""
+        """Put the first prompts into tokens that carry none yet."""
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Put the prompts of this layer to tokens that carry those of an earlier one."""
+        """Put the prompts of this layer into tokens that carry those of an earlier one."""
 
     def prompt_rows(self, num_prompts: int) -> slice:
         """Return the rows that are prompts and nothing else."""

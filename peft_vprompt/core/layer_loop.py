@@ -34,7 +34,7 @@ def encode(
         hidden: input of the first layer; the prompts of layer 0, if there are any, are in it already.
         prompts: [j, n, d] or [j, b, n, d], those of the j layers from `first_layer` on. Each layer's come in, by `rule`,
             in front of it. After the last prompted layer the prompts' states flow on like any other token's.
-        rule: how prompts meet the tokens.
+        rule: how prompts get into the tokens.
         first_layer: first layer with prompts.
         states: a list that gets the input of the first and the output of every layer.
         output_rows: the rows that are wanted of the last layer.

@@ -53,6 +53,6 @@ def require_int(name: str, value, minimum: int) -> None:
 
 
 def shorten(items: Sequence[str], limit: int = 12) -> str:
-    """Join names for a message, leaving out the tail of a long list."""
+    """Join names for a message, leaving out the end of a long list."""
     shown = ", ".join(map(str, items[:limit]))
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

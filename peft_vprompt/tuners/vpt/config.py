@@ -78,7 +78,7 @@ class VisualPromptConfig(PromptConfig):
         default=False,
         metadata={
             "help": "Prompts read the image tokens and nobody reads them; what they have read is the feature. With deep, "
-            "each layer's prompts are added to what the readers carry."
+            "each layer's prompts are added to those that are carried."
         },
     )
     projection_dim: int | None = field(

@@ -12,7 +12,7 @@ def check_tower(config: VisualPromptConfig, view: VisionView) -> None:
 
     Raises:
         ValueError: layers that are not there.
-        UnsupportedModelError: a location, a readout or readers that this encoder has no place for.
+        UnsupportedModelError: a location, a readout or read-only prompts that this encoder has no place for.
     """
     check_layers(config, view.num_layers)
     model_name = type(view.module).__name__
