@@ -26,7 +26,7 @@ from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 
 
-#: Reader of each method's checkpoints, by the name `convert_checkpoint` takes.
+#: What reads each method's checkpoints, by the name `convert_checkpoint` takes.
 LAYOUTS = {name: read for spec in METHODS.values() for name, read in spec.checkpoints.items()}
 
 #: Where the towers are when no base model is at hand to ask.
@@ -90,7 +90,7 @@ def convert_checkpoint(
 
 
 def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, in float32, without the wrapping that trainers add.
+    """Return the tensors of a checkpoint, in float32, without the wrapping that trainers add.
 
     Raises:
         AdapterMismatchError: the file is broken, holds objects that only code could rebuild, or is no state dict.
@@ -149,7 +149,7 @@ def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict
 
 
 def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dict[str, Tensor]:
-    """The tensors by their names in an adapter file."""
+    """Return the tensors by their names in an adapter file."""
     prefix = find_method(config.peft_type).tuner_class.prefix
     places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head}
     named = {}

@@ -216,6 +216,6 @@ def check_templates(name: str, template: str | Sequence[str]) -> None:
 
 
 def digest_names(names: Sequence[str]) -> str:
-    """A short digest of class names in their order, as they are read: underscores are spaces."""
+    """Return a short digest of class names in their order, as they are read: underscores are spaces."""
     text = json.dumps([name.replace("_", " ") for name in names])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

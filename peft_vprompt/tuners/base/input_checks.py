@@ -42,7 +42,9 @@ def check_options(given: Iterable[str], allowed: Sequence[str]) -> None:
 
 
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None) -> Tensor | None:
-    """Labels as a tensor, also where a list or an array is given; class numbers in the type that torch's losses take.
+    """Return labels as a tensor, also where a list or an array is given.
+
+    Class numbers come in the type that torch's losses take.
 
     Raises:
         TypeError: something that is not numbers, such as names.
