@@ -85,7 +85,7 @@ Model = Annotated[
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
-LearningRate = Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")]
+LearningRate = Annotated[float | None, option("Learning rate of the optimizer.", panel="Recipe")]
 BatchSize = Annotated[int | None, option("Images per step.", panel="Recipe")]
 Bf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")]
 Config = Annotated[

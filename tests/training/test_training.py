@@ -270,7 +270,9 @@ class TestTrain:
         train(bundle.model, rows, QUICK, tmp_path, epochs=8, checkpoints=False)
         bundle.model.save_pretrained(tmp_path / "adapter")
         again = load_adapter(tmp_path / "adapter", class_names=CLASS_NAMES)
-        assert torch.equal(bundle.model.eval()(pixel_values=images()).logits, again.model(pixel_values=images()).logits)
+        assert torch.equal(
+            bundle.model.eval()(pixel_values=images()).logits, again.model(pixel_values=images()).logits
+        )
 
 
 class TestEvaluate:

@@ -23,7 +23,7 @@ SMALL_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8)
 
 
 def drop_idle(options: dict) -> dict:
-    """Keyword arguments of a call, without those of `OWN_CALL` that are None or False."""
+    """Return the keyword arguments of a call without those of `OWN_CALL` that are None or False."""
     return {name: v for name, v in options.items() if not (name in OWN_CALL and (v is None or v is False))}
 
 
