@@ -58,13 +58,13 @@ def command(function: Callable | None = None, *, several_processes: bool = False
 
 
 def _can_be_mended(error: Exception) -> bool:
-    """Whether an error is about what the user gave, and its message says what to change."""
+    """Tell whether an error is about what the user gave, and its message says what to change."""
     expected = (ValueError, TypeError, OSError, ImportError)
     return isinstance(error, expected) or _is_a(error, "datasets.exceptions", "DatasetsError")
 
 
 def _is_a(error: Exception, module: str, name: str) -> bool:
-    """Whether an error is of a class that is not imported here: a module that is not loaded has raised nothing."""
+    """Tell whether an error is of a class that is not imported here: a module that is not loaded has raised nothing."""
     return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 

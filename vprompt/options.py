@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def option(help_text: str, *names: str, panel: str | None = None):
-    """A typer option."""
+    """Return a typer option."""
     return typer.Option(*names, help=help_text, rich_help_panel=panel)
 
 
@@ -85,7 +85,7 @@ Model = Annotated[
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
-LearningRate = Annotated[float | None, option("Learning rate of SGD.", panel="Recipe")]
+LearningRate = Annotated[float | None, option("Learning rate of the optimizer.", panel="Recipe")]
 BatchSize = Annotated[int | None, option("Images per step.", panel="Recipe")]
 Bf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")]
 Config = Annotated[
@@ -228,12 +228,12 @@ def read_data(options: "DataOptions | None", unlabelled: bool = False) -> "Datas
 
 
 def split_list(items: str) -> list[str]:
-    """The items of a list separated by commas."""
+    """Return the items of a list separated by commas."""
     return [item.strip() for item in items.split(",") if item.strip()]
 
 
 def split_numbers(flag: str, items: str, kind: type = float) -> list:
-    """The numbers of a list separated by commas.
+    """Return the numbers of a list separated by commas.
 
     Raises:
         ValueError: something else; names the option.
@@ -247,7 +247,7 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
 
 
 def saved_run(adapter: str) -> dict | None:
-    """What `vprompt train` wrote beside the adapter, if it did."""
+    """Return what `vprompt train` wrote beside the adapter, if it did."""
     path = Path(adapter) / "results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

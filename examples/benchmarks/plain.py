@@ -74,8 +74,8 @@ class PlainCLIP:
     def put_context(self, context: Tensor) -> Tensor:
         """A context [n, d] after the start token of every class, positions added."""
         context = context.expand(len(self.names), -1, -1)
-        tail = self.word_vectors[:, 1 + context.shape[1] :]
-        vectors = torch.cat([self.word_vectors[:, :1], context, tail], dim=1)
+        suffix = self.word_vectors[:, 1 + context.shape[1] :]
+        vectors = torch.cat([self.word_vectors[:, :1], context, suffix], dim=1)
         return vectors + self.clip.text_model.embeddings.position_embedding.weight
 
     def encode_texts(self, hidden: Tensor, deep: list[Tensor] | None = None) -> Tensor:

@@ -231,12 +231,12 @@ def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list[Prod
     if case.method in ("rpo", "mrpo"):
         count, first = config.num_virtual_tokens, 0 if case.method == "rpo" else config.prompt_depth - 1
         if has_text and learns:
-            readers = case.classes * count
-            products += layer_products(text[first:], 0, readers, readers, backward=True)
+            read_only = case.classes * count
+            products += layer_products(text[first:], 0, read_only, read_only, backward=True)
         if has_images:
             products += layer_products(vision, patches, patches, 0, backward=False)
-            readers = case.batch * count
-            products += layer_products(vision[first:], 0, readers, readers, backward=learns)
+            read_only = case.batch * count
+            products += layer_products(vision[first:], 0, read_only, read_only, backward=learns)
         return products
     if has_text and learns:
         images = case.batch if plain.per_image else 1

@@ -28,7 +28,7 @@ from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 
 
-#: Reader of each method's checkpoints, by the name `convert_checkpoint` takes.
+#: What reads each method's checkpoints, by the name `convert_checkpoint` takes.
 LAYOUTS = {name: read for spec in METHODS.values() for name, read in spec.checkpoints.items()}
 
 #: Where the towers are when no base model is at hand to ask.
@@ -92,7 +92,7 @@ def convert_checkpoint(
 
 
 def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, in float32, without the wrapping that trainers add.
+    """Return the tensors of a checkpoint, in float32, without the wrapping that trainers add.
 
     Raises:
         AdapterMismatchError: the file is broken, holds objects that only code could rebuild, or is no state dict.

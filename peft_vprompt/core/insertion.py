@@ -40,7 +40,7 @@ class InsertionRule(Protocol):
         """Put the first prompts to tokens that have none yet."""
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
-        """Put the prompts of this layer to tokens that carry those of an earlier one."""
+        """Put the prompts of this layer into tokens that carry those of an earlier one."""
 
     def prompt_rows(self, num_prompts: int) -> slice:
         """Return the rows that are prompts and nothing else."""

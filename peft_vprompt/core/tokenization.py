@@ -134,18 +134,18 @@ def context_sequences(
         first = num_start_tokens(tokenizer, ids)
         start, ids = ids[:first], ids[first:]
         context = ids[:num_context]
-        tail = ids[num_context:] if words else ids
+        suffix = ids[num_context:] if words else ids
         if "context" in learn:
             first_row = index * num_context if class_specific else 0
             context = [learned(first_row + k) for k in range(num_context)]
         name_length = len(text_tokens(tokenizer, name))
         if "class_name" in learn:
-            # The tail may begin with words that the context did not take; the name and the full stop end it.
-            at = len(tail) - len(text_tokens(tokenizer, f"{name}.")) - 1
-            tail[at : at + name_length] = [learned(next_row + k) for k in range(name_length)]
+            # The suffix may begin with words that the context did not take; the name and the full stop end it.
+            at = len(suffix) - len(text_tokens(tokenizer, f"{name}.")) - 1
+            suffix[at : at + name_length] = [learned(next_row + k) for k in range(name_length)]
             next_row += name_length
         after_name = 0 if position == "end" else name_length
-        sequences.append(start + context[:split] + tail[:after_name] + context[split:] + tail[after_name:])
+        sequences.append(start + context[:split] + suffix[:after_name] + context[split:] + suffix[after_name:])
     return sequences
 
 

@@ -213,7 +213,7 @@ def _texts(rows: Dataset, column: str) -> np.ndarray:
 
 
 def _choose_splits(splits: dict[str, Dataset], options: DataOptions) -> dict[str, Dataset]:
-    """Name the splits asked for `train` and `test`, as far as they are there."""
+    """Return the splits asked for under the names `train` and `test`, as far as they are there."""
     wanted = {"train": options.train_split, "test": options.test_split}
     if options.train_split == options.test_split:
         raise ValueError(f"The split to train on and to test on must differ. Received: {options.train_split!r} twice.")

@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]
 
 
 def _polar(degrees: np.ndarray, radii: float | np.ndarray = 1.0) -> np.ndarray:
-    """Points at these angles (0 is up, clockwise) and radii."""
+    """Return the points at these angles (0 is up, clockwise) and radii."""
     radians = np.deg2rad(degrees)
     return np.stack([radii * np.sin(radians), -radii * np.cos(radians)], axis=1)
 
@@ -175,7 +175,7 @@ def _weave(strength: float) -> np.ndarray:
 
 
 def _filter(picture: np.ndarray, style: Style) -> np.ndarray:
-    """The effects that Pillow has: blur and mosaic."""
+    """Apply the effects that Pillow has: blur and mosaic."""
     if not style.blur and style.pixel == 1:
         return picture
     image = _to_image(picture)
@@ -225,7 +225,7 @@ def _mix(first: np.ndarray | float, second: np.ndarray | float, share: np.ndarra
 
 
 def _paint_ground(ground: str, paper: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The background: [height, width, 3]."""
+    """Return the background, [height, width, 3]."""
     if ground == "plain":
         share = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     elif ground == "lined":
@@ -240,7 +240,7 @@ def _paint_ground(ground: str, paper: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _second_shade(colour: np.ndarray, amount: float) -> np.ndarray:
-    """A lighter version of a dark colour, a darker version of a light one."""
+    """Return a lighter version of a dark colour, a darker version of a light one."""
     return _mix(colour, 0.0 if colour @ _LUMINANCE > 0.5 else 1.0, amount)
 
 
@@ -253,7 +253,7 @@ def _pattern_share(fill: str, frame: np.ndarray, centre: np.ndarray) -> np.ndarr
 
 
 def _random_frame(radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A slightly rotated, perhaps mirrored frame [2, 2] of this radius, and a centre [2] that keeps it in the picture."""
+    """Return a slightly rotated, perhaps mirrored frame [2, 2] of this radius, and a centre [2] within the picture."""
     room = min(0.06 * IMAGE_SIZE, IMAGE_SIZE / 2 - radius)
     centre = IMAGE_SIZE / 2 + rng.uniform(-room, room, 2)
     angle = np.deg2rad(rng.uniform(-12, 12))

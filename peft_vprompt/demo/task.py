@@ -66,7 +66,7 @@ def _picture(split: Split, label: int, index: int) -> Image.Image:
 
 @functools.cache
 def _split(split: Split) -> datasets.Dataset:
-    """All images of a split, drawn once per process."""
+    """Return all images of a split, drawn once per process."""
     rows = [(label, index) for label in range(len(_PARTS)) for index in range(PER_CLASS[split])]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASS_NAMES))})
     images = [_picture(split, label, index) for label, index in rows]
@@ -74,7 +74,7 @@ def _split(split: Split) -> datasets.Dataset:
 
 
 def demo_task(split: Split) -> datasets.Dataset:
-    """A split of the embedded task, ordered by class. The pictures are the same in every call and process.
+    """Return a split of the embedded task, ordered by class. The pictures are the same in every call and process.
 
     Args:
         split: `"train"` (32 images per class), `"validation"` (8) or `"test"` (20).

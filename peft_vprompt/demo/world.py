@@ -124,7 +124,7 @@ def _pick(rng: np.random.Generator, options) -> str:
 
 
 def contrasting_backgrounds(colour: Colour, least: float = 120.0) -> list[str]:
-    """Names of the backgrounds on which this colour is easy to see (Euclidean RGB distance of at least `least`)."""
+    """Return the backgrounds on which this colour is easy to see (Euclidean RGB distance of at least `least`)."""
     return [name for name, other in BACKGROUNDS.items() if np.linalg.norm(np.subtract(colour, other)) >= least]
 
 
@@ -144,7 +144,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def simplify(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same shape, colour and fill, large enough, on a plain background, in plain light and a clean style."""
+    """Return the same shape, colour and fill, large enough, on a plain ground, in plain light and a clean style."""
     style = _pick(rng, CLEAN_STYLES)
     return replace(scene, size=_pick(rng, ("medium", "large")), ground="plain", style=style, light=None)
 
@@ -167,7 +167,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene, such as "a sketch of a small striped red triangle on a grid".
+    """Return a caption of the scene, such as "a sketch of a small striped red triangle on a grid".
 
     Colour, shape and (except "solid") fill are always named; size, style, background and light only sometimes.
     """

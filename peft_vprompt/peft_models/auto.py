@@ -30,7 +30,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         import_allowlist: Sequence[str] | None = None,
         **kwargs,
     ):
-        """As `PeftModel.from_pretrained`, without a base model; `kwargs` go to both models.
+        """Load base model and adapter, as `PeftModel.from_pretrained` without a base model; `kwargs` go to both.
 
         A tokenizer that lies beside the adapter changes nothing: PEFT's own method would resize the token embedding to
         it, and `CLIPModel` has none to give.

@@ -135,7 +135,11 @@ def normalize(pixels: Tensor, view: VisionView) -> Tensor:
 
 
 def refuse_options(options: dict) -> None:
-    """Raise a ValueError for calls that prompts of a fixed size in pixels cannot answer."""
+    """Refuse calls that prompts of a fixed size in pixels cannot answer.
+
+    Raises:
+        ValueError: names the options that were given.
+    """
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise ValueError(

@@ -36,7 +36,11 @@ def parse_fields(items: Sequence[str] | None, where: str) -> dict:
 
 
 def require_number(name: str, value, minimum: float) -> None:
-    """Raise a ValueError unless `value` is a finite number of at least `minimum`."""
+    """Refuse a value that is not a finite number of at least `minimum`.
+
+    Raises:
+        ValueError: another value.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not minimum <= value < math.inf:
         raise ValueError(f"Expected {name} to be a finite number >= {minimum}. Received: {name}={value!r}.")
@@ -53,6 +57,6 @@ def require_int(name: str, value, minimum: int) -> None:
 
 
 def shorten(items: Sequence[str], limit: int = 12) -> str:
-    """Join names for a message, leaving out the tail of a long list."""
+    """Join names for a message, leaving out the end of a long list."""
     shown = ", ".join(map(str, items[:limit]))
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

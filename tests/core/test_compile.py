@@ -79,7 +79,7 @@ def test_logits_and_gradients_equal_eager(case, tokenizer_path):
 
 
 def reads_frozen_texts(model) -> bool:
-    """Whether the adapter reads texts, or records of them, that training does not change."""
+    """Whether the adapter reads texts, or a KV cache of them, that training does not change."""
     text = model.base_model.text_encoder
     if text is None:
         return False

@@ -46,13 +46,13 @@ def both_ways(model):
         lambda prompts: model.encode_classes(),
         lambda prompts: plain_text_features(plain, sequences[0], prompts),
     ):
-        holder = tuner.text_encoder.active_prompts
-        prompts = None if holder is None else holder()
+        module = tuner.text_encoder.active_prompts
+        prompts = None if module is None else module()
         value = features(prompts)
         gradient = None
-        if holder is not None:
+        if module is not None:
             weight = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-            gradient = torch.autograd.grad((value * weight).sum(), list(holder.parameters()))
+            gradient = torch.autograd.grad((value * weight).sum(), list(module.parameters()))
         results.append((value.detach(), gradient))
     return results
 
@@ -111,7 +111,7 @@ def test_rows_of_one_hundred_classes_with_sixteen_tokens():
         [[0, 1, 2], [3], [4, 5, 6, 7, 8]],
         [[0, 1, 2, 3], [0, 1, 4], [0, 5, 6, 7], [8]],
         [list(range(BLOCK_ROWS + 2)), [BLOCK_ROWS + 2], [0, BLOCK_ROWS + 3]],
-        [[0, 1 + 2 * tail, 2 + 2 * tail] for tail in range(BLOCK_ROWS)],
+        [[0, 1 + 2 * suffix, 2 + 2 * suffix] for suffix in range(BLOCK_ROWS)],
     ],
     ids=["apart", "alike", "longer than a block", "one beginning in several blocks"],
 )
@@ -408,7 +408,7 @@ def test_a_lora_in_the_base_is_seen_by_the_text_side(tokenizer_path):
 
 @pytest.mark.parametrize(("method", "case"), [("context_opt", "end"), ("read_only_prompt", "rpo")])
 def test_switching_a_lora_in_the_base_drops_what_is_kept(method, case, tokenizer_path):
-    """Class features, and the record of the plain tokens that readers read."""
+    """Class features, and the KV cache of the plain tokens that read-only prompts read."""
     base = tiny_clip()
     for name in ("other", "default"):
         inject_adapter_in_model(LoraConfig(target_modules=["v_proj"], init_lora_weights=False), base, name)

@@ -1,4 +1,4 @@
-"""The page that compares the ways to transfer says what its JSON says."""
+"""The page that compares the fine-tuning baselines says what its JSON says."""
 
 import copy
 import json

@@ -12,7 +12,7 @@ from tests.support.golden_vpt import Reference, close, load_recipe, sgd_losses
 
 pytestmark = pytest.mark.core
 
-#: Reference case -> the way to transfer and its options.
+#: Reference case -> the fine-tuning baseline and its options.
 CASES = {
     "vit_linear": ("linear", {}),
     "vit_bias": ("bias", {}),

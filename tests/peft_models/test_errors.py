@@ -403,9 +403,9 @@ def test_unknown_keywords(tokenizer_path):
         model(pixel_values=images(), output_hidden_states=True)
     with pytest.raises(TypeError, match="image_features got unexpected keyword arguments: pixels"):
         model(image_features=torch.ones(1, 16) / 4, pixels=True)
-    readers = get_peft_model(tiny_clip(), ReadOnlyPromptConfig(class_names=CLASS_NAMES, num_virtual_tokens=2)).eval()
+    model = get_peft_model(tiny_clip(), ReadOnlyPromptConfig(class_names=CLASS_NAMES, num_virtual_tokens=2)).eval()
     with pytest.raises(TypeError, match="arguments: patches"):
-        readers.classify_with_adapters(images(), ["default"], patches=1)
+        model.classify_with_adapters(images(), ["default"], patches=1)
 
 
 def test_keywords_of_training_loops_and_pipelines(tokenizer_path):

@@ -1,4 +1,4 @@
-"""Read-only prompts: readers of a record equal the masked sequence of the papers, and change nothing they read."""
+"""Read-only prompts over a KV cache equal the masked sequence of the papers, and change nothing they read."""
 
 import copy
 
@@ -88,7 +88,7 @@ def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
     with torch.no_grad():
         model(pixel_values=images())
         own = model.get_base_model().vision_model(images())
-    # Of the last layer the readers need keys and values only: it never runs on the plain tokens.
+    # Of the last layer the prompts need keys and values only: it never runs on the plain tokens.
     calls = len(seen) - VISION["num_hidden_layers"]
     assert calls == VISION["num_hidden_layers"] - 1
     for output, state in zip(seen[:calls], expected.hidden_states[1:], strict=False):
@@ -103,12 +103,12 @@ def test_plain_tokens_run_without_gradients(tokenizer_path):
         for layer in tower.view.layers:
             layer.mlp.register_forward_hook(lambda m, args, out: graphs.append((out.shape[1], out.requires_grad)))
     model(pixel_values=images(), labels=labels()).loss.backward()
-    readers = {2, 2 * len(CLASS_NAMES)}
-    assert len(graphs) == 10  # the readers pass three layers of each tower, the plain tokens two
-    assert all(needed == (rows in readers) for rows, needed in graphs)
+    prompt_rows = {2, 2 * len(CLASS_NAMES)}
+    assert len(graphs) == 10  # the prompts pass three layers of each tower, the plain tokens two
+    assert all(needed == (rows in prompt_rows) for rows, needed in graphs)
 
 
-def test_the_text_record_is_made_once(tokenizer_path):
+def test_the_text_kv_cache_is_made_once(tokenizer_path):
     model = read_only_model(MRPOConfig(prompt_depth=2), tokenizer_path).train()
     rows = []
     layer = model.base_model.text_encoder.view.layers[0]
@@ -122,7 +122,7 @@ def test_the_text_record_is_made_once(tokenizer_path):
 
     step()
     step()
-    assert len(rows) == 1  # layer 0 never sees a reader here (they start at layer 1), and the plain tokens once
+    assert len(rows) == 1  # layer 0 never sees a prompt here (they start at layer 1), and the plain tokens once
     model.set_class_names(NEW_NAMES)
     step()
     assert len(rows) == 2

@@ -14,8 +14,8 @@ from peft_vprompt.prompts.visual import vpt_bound
 from peft_vprompt.tuners.vpt.config import PIXEL_LOCATIONS, TOKEN_LOCATIONS
 from tests.support.backbones import tiny
 from tests.support.models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
-from tests.support.plain import masked_readers
-from tests.support.plain_visual import plain_readers, plain_vit
+from tests.support.plain import masked_read_only
+from tests.support.plain_visual import plain_read_only, plain_vit
 
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -121,7 +121,7 @@ def test_read_only_prompts_read_and_are_not_read(options):
     if config.projection_dim:
         tokens = tokens @ tensors["projection_weight"].t() + tensors["projection_bias"]
     base.vit = vision.base_layer
-    feature = plain_readers(base, images(), config, list(tokens))
+    feature = plain_read_only(base, images(), config, list(tokens))
     torch.testing.assert_close(output.pooler_output, feature, **CLOSE)
     torch.testing.assert_close(logits, head(feature), **CLOSE)
     gradients = torch.autograd.grad(logits.square().sum(), tensors.values())
@@ -350,8 +350,8 @@ def test_read_only_prompts_on_clip_equal_masked_attention(tokenizer_path):
     prompts, features = list(learned(model)["tokens"]), model.encode_images(images())
     vision = model.unload().vision_model
     hidden = vision.embeddings(images())
-    readers = masked_readers(vision.encoder.layers, hidden, prompts, False, "accumulate", vision.pre_layrnorm)
-    expected = base.visual_projection(vision.post_layernorm(readers))
+    read = masked_read_only(vision.encoder.layers, hidden, prompts, False, "accumulate", vision.pre_layrnorm)
+    expected = base.visual_projection(vision.post_layernorm(read))
     torch.testing.assert_close(features, torch.nn.functional.normalize(expected, dim=-1), **CLOSE)
 
 

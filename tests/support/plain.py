@@ -39,11 +39,11 @@ def plain_text_features(
     return F.normalize(model.text_projection(hidden[torch.arange(len(sequences)), ends]), dim=-1)
 
 
-def masked_readers(layers: nn.ModuleList, hidden: Tensor, prompts: list[Tensor], causal: bool, update: str, prepare):
-    """Readers and plain tokens in one masked sequence, as the papers write it: [b, n, d] of the last layer.
+def masked_read_only(layers: nn.ModuleList, hidden: Tensor, prompts: list[Tensor], causal: bool, update: str, prepare):
+    """Read-only prompts and plain tokens in one masked sequence, as the papers write it: [b, n, d] of the last layer.
 
     `hidden` [b, s, d] are plain tokens (all of them real). `prompts[i]` [n, d] come in front of layer i; later ones
-    replace what the layers made of the readers, or are added to it. A reader reads every plain token and no reader.
+    replace what the layers made of them, or are added to it. A prompt reads every plain token and no prompt.
     """
     batch, length, width = hidden.shape
     count = prompts[0].shape[0]
@@ -67,11 +67,11 @@ def plain_read_only_logits(model: nn.Module, pixel_values: Tensor, sequences, te
     for sequence in sequences:
         ids = torch.tensor([sequence])
         hidden = embeddings(ids)
-        read = masked_readers(model.text_model.encoder.layers, hidden, text, True, update, lambda x: x)
+        read = masked_read_only(model.text_model.encoder.layers, hidden, text, True, update, lambda x: x)
         classes.append(model.text_projection(model.text_model.final_layer_norm(read[0])))
     tower = model.vision_model
     hidden = tower.embeddings(pixel_values)
-    read = masked_readers(tower.encoder.layers, hidden, vision, False, update, tower.pre_layrnorm)
+    read = masked_read_only(tower.encoder.layers, hidden, vision, False, update, tower.pre_layrnorm)
     images = F.normalize(model.visual_projection(tower.post_layernorm(read)), dim=-1)
     features = F.normalize(torch.stack(classes), dim=-1)
     cosines = [model.logit_scale.exp() * images[:, k] @ features[:, k].t() for k in range(images.shape[1])]

@@ -125,8 +125,8 @@ def plain_vit(model: nn.Module, pixel_values: Tensor, config, learned: dict[str,
     return torch.stack(encoded), torch.stack(features)
 
 
-def plain_readers(model: nn.Module, pixel_values: Tensor, config, prompts: list[Tensor]) -> Tensor:
-    """The mean [b, d] over read-only prompts: plain tokens and readers in one masked sequence."""
+def plain_read_only(model: nn.Module, pixel_values: Tensor, config, prompts: list[Tensor]) -> Tensor:
+    """The mean [b, d] over read-only prompts: plain tokens and prompts in one masked sequence."""
     vit, features = model.vit, []
     for rows in vit_tokens(vit, pixel_values, "prepend", {}, 0):
         length, count = len(rows), len(prompts[0])
@@ -204,7 +204,7 @@ def window_attention(block: nn.Module, rows: Tensor, bias: Tensor) -> Tensor:
 
 
 def swin_block(block: nn.Module, prompts: Tensor, image: Tensor, grid: tuple[int, int], mixed: bool):
-    """One block: prompts [b, n, d] and tokens [b, h * w, d]. `mixed`: the windows meet the prompts of other images."""
+    """One block: prompts [b, n, d] and tokens [b, h * w, d]. `mixed`: the windows read the prompts of other images."""
     # Swin v2 puts its norms after attention and feed-forward layer.
     second = hasattr(getattr(block.attention, "self", None), "logit_scale")
     size, shift = block.window_size, block.shift_size
@@ -218,12 +218,12 @@ def swin_block(block: nn.Module, prompts: Tensor, image: Tensor, grid: tuple[int
     attended = torch.zeros(batch, count + image.shape[1], width)
     for number in range(batch * len(windows)):
         owner, (tokens, same) = number // len(windows), windows[number % len(windows)]
-        reader = number % batch if mixed else owner
+        taker = number % batch if mixed else owner
         padded = torch.cat([normed[owner, count:], torch.zeros(1, width)])  # row -1 is padding
-        rows = torch.cat([normed[reader, :count], padded[tokens]])
+        rows = torch.cat([normed[taker, :count], padded[tokens]])
         mask = F.pad(torch.zeros(same.shape).masked_fill(~same, -100.0), (count, 0, count, 0))
         output = window_attention(block, rows, bias + mask)
-        attended[reader, :count] = attended[reader, :count] + output[:count] / len(windows)
+        attended[taker, :count] = attended[taker, :count] + output[:count] / len(windows)
         for row, token in zip(output[count:], tokens, strict=True):
             if token >= 0:
                 attended[owner, count + token] = row

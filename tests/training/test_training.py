@@ -91,10 +91,10 @@ def batch_sizes(model) -> list[int]:
 class TestBuild:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_classifies(self, method, clip_path):
-        built = build_model(clip_path, method, CLASS_NAMES)
-        assert built.model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
-        assert built.trainable_parameters == sum(value.numel() for value in prompts(built.model).values()) > 0
-        # Ways to transfer train on any model by the recipe of classifiers.
+        bundle = build_model(clip_path, method, CLASS_NAMES)
+        assert bundle.model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
+        assert bundle.trainable_parameters == sum(value.numel() for value in prompts(bundle.model).values()) > 0
+        # Fine-tuning baselines train on any model by the recipe of classifiers.
         row = METHODS[method]
         assert built.recipe is (row.classifier_recipe if row.is_baseline else row.recipe)
 
@@ -125,10 +125,10 @@ class TestBuild:
             build_model(clip_path, "coop", CLASS_NAMES, depth=3)
 
     def test_classifier(self, vit_path):
-        built = build_model(vit_path, "vpt", NEW_NAMES)
-        assert built.model(pixel_values=images()).logits.shape == (4, len(NEW_NAMES))
-        assert built.model.get_base_model().config.id2label == dict(enumerate(NEW_NAMES))
-        assert built.recipe is METHODS["vpt"].classifier_recipe
+        bundle = build_model(vit_path, "vpt", NEW_NAMES)
+        assert bundle.model(pixel_values=images()).logits.shape == (4, len(NEW_NAMES))
+        assert bundle.model.get_base_model().config.id2label == dict(enumerate(NEW_NAMES))
+        assert bundle.recipe is METHODS["vpt"].classifier_recipe
 
     def test_classifier_has_no_text(self, vit_path):
         with pytest.raises(ValueError, match="CoOp needs a model with a text tower.*vit has none.*: vpt"):
@@ -268,11 +268,13 @@ class TestTrain:
             train(build_model(clip_path, "coop", CLASS_NAMES).model, [], QUICK, tmp_path, epochs=1)
 
     def test_classifier_trains_and_reloads(self, vit_path, rows, tmp_path):
-        built = build_model(vit_path, "vpt", CLASS_NAMES)
-        train(built.model, rows, QUICK, tmp_path, epochs=8, checkpoints=False)
-        built.model.save_pretrained(tmp_path / "adapter")
+        bundle = build_model(vit_path, "vpt", CLASS_NAMES)
+        train(bundle.model, rows, QUICK, tmp_path, epochs=8, checkpoints=False)
+        bundle.model.save_pretrained(tmp_path / "adapter")
         again = load_adapter(tmp_path / "adapter", class_names=CLASS_NAMES)
-        assert torch.equal(built.model.eval()(pixel_values=images()).logits, again.model(pixel_values=images()).logits)
+        assert torch.equal(
+            bundle.model.eval()(pixel_values=images()).logits, again.model(pixel_values=images()).logits
+        )
 
 
 class TestEvaluate:

@@ -103,7 +103,7 @@ def test_what_dropout_has_changed_is_not_kept(where, method, case, make):
 
 
 @pytest.mark.parametrize("case", ("border", "channels", "added"))
-def test_readers_see_images_without_the_prompts_of_the_active_adapter(case, make):
+def test_read_only_prompts_see_images_without_the_prompts_of_the_active_adapter(case, make):
     model = get_peft_model(tiny_clip(), make("read_only_prompt", "rpo"), adapter_name="rpo").eval()
     expected = logits(model)
     model.add_adapter("visual", make("visual_prompt", case))

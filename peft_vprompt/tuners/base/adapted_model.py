@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
 from ...errors import UnsupportedModelError
@@ -86,10 +86,6 @@ class AdaptedModel:
         # pyrefly: ignore[missing-attribute]  # classes have no meaning on models without a text tower
         readout = None if self.text.disable_adapters else self.text.module_of(self.adapter_name, READOUT)
         return CosineReadout() if readout is None else readout
-
-    def scaled(self, similarities: Tensor) -> Tensor:
-        """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""
-        return self.dual.scaled(similarities)
 
     @property
     def tokenizers(self) -> Tokenizers:

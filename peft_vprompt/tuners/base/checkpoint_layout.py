@@ -65,7 +65,11 @@ def require(state: State, key: str, method: str) -> Tensor:
 
 
 def numbered(state: State, pattern: str, start: int = 0) -> list[Tensor]:
-    """Return the tensors `pattern` with {} = start, start + 1, ... as far as they go without a gap."""
+    """Return the tensors `pattern` with {} = start, start + 1, ... as far as they go without a gap.
+
+    Raises:
+        AdapterMismatchError: there are more tensors of that name, after a gap.
+    """
     found = []
     while (key := pattern.format(start + len(found))) in state:
         found.append(state[key])
@@ -79,7 +83,11 @@ def numbered(state: State, pattern: str, start: int = 0) -> list[Tensor]:
 
 
 def refuse(state: State, keys: tuple[str, ...], method: str, right_method: str) -> None:
-    """Raise an AdapterMismatchError where a tensor shows that the checkpoint is of another method."""
+    """Refuse a checkpoint of which a tensor shows that it is of another method.
+
+    Raises:
+        AdapterMismatchError: names the tensor and the method.
+    """
     found = [key for key in keys if key in state]
     if found:
         raise AdapterMismatchError(

@@ -1,6 +1,6 @@
 """`ClassNameClassifier`: images against class names, above any tuner.
 
-The half of a PEFT model that users meet: class lists, features of images and classes, logits and loss. It asks the method
+The half of a PEFT model that users call: class lists, features of images and classes, logits and loss. It asks the method
 of the active adapter where methods differ, and works above PEFT's own tuners too (a LoRA of both towers, say), whose class
 prompts are the template's.
 

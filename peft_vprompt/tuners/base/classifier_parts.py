@@ -87,12 +87,12 @@ class ClassifierParts:
         return norms
 
     def last_linear(self, layer: str) -> str:
-        """Name of the last linear map of a layer, which ends its feed-forward part."""
+        """Return the name of the last linear map of a layer, which ends its feed-forward part."""
         names = [name for name in self.own_modules if name.startswith(f"{layer}.")]
         return [name for name in names if isinstance(_plain(self.own_modules[name]), nn.Linear)][-1]
 
     def queries_and_values(self) -> list[str]:
-        """Names of the query and value projections of all layers, where LoRA goes by default."""
+        """Return the names of the query and value projections of all layers, where LoRA goes by default."""
         endings = ("q_proj", "v_proj", "query", "value")
         return [
             name
@@ -102,7 +102,7 @@ class ClassifierParts:
 
 
 def _plain(module: nn.Module | None) -> nn.Module | None:
-    """The module inside PEFT's wrappers."""
+    """Return the module inside PEFT's wrappers."""
     while True:
         inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
         if inner is None:

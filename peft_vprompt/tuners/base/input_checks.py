@@ -23,7 +23,7 @@ SMALL_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8)
 
 
 def drop_idle(options: dict) -> dict:
-    """Keyword arguments of a call, without those of `OWN_CALL` that are None or False."""
+    """Return the keyword arguments of a call without those of `OWN_CALL` that are None or False."""
     return {name: v for name, v in options.items() if not (name in OWN_CALL and (v is None or v is False))}
 
 
@@ -42,7 +42,9 @@ def check_options(given: Iterable[str], allowed: Sequence[str]) -> None:
 
 
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None) -> Tensor | None:
-    """Labels as a tensor, also where a list or an array is given; class numbers in the type that torch's losses take.
+    """Return labels as a tensor, also where a list or an array is given.
+
+    Class numbers come in the type that torch's losses take.
 
     Raises:
         TypeError: something that is not numbers, such as names.

@@ -31,7 +31,11 @@ class ModuleTunerLayer(WrapperLayer):
 
     @property
     def active_trained(self) -> TunedModule | None:
-        """The trained module in use."""
+        """The trained module in use.
+
+        Raises:
+            ValueError: several adapters are active.
+        """
         if self.disable_adapters or self.merged or not self.active_adapters:
             return None
         if len(self.active_adapters) > 1:
@@ -40,7 +44,7 @@ class ModuleTunerLayer(WrapperLayer):
         return self.trained[name] if name in self.trained else None  # noqa: SIM401 (a ModuleDict has no `get`)
 
     def forward(self, *args, **kwargs):
-        """The module's own call."""
+        """Make the module's own call, with the trained module of the active adapter."""
         trained = self.active_trained
         return self.base_layer(*args, **kwargs) if trained is None else trained(self.base_layer, *args, **kwargs)
 
@@ -58,7 +62,7 @@ class ModuleTunerLayer(WrapperLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Not possible: the module's own values are gone.
+        """Refuse: the module's own values are gone.
 
         Raises:
             ValueError: always.

@@ -153,7 +153,7 @@ class PromptedTextEncoder(PromptedEncoder):
         return output if return_dict is not False else output.to_tuple()
 
     def _embed(self, input_ids, position_ids, attention_mask, first_prompts, longest, inserts):
-        """Return token vectors with the first layer's prompts in rule, their positions, and the attention pattern."""
+        """Return token vectors with the first layer's prompts, their positions, and the attention pattern."""
         input_ids = input_ids[:, :longest]
         batch = input_ids.shape[0]
         inserted = first_prompts.shape[0] if inserts else 0

@@ -87,7 +87,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         """Make the tower's own call.
 
         `last_hidden_state` has the rows the model itself would give it, so that its pooling and whoever reads its
-        patches never meet a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
+        patches never sees a prompt; only ViT's keeps the prompts. `hidden_states` have them always.
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
         `hf_patches.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a

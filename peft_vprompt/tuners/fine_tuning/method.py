@@ -37,7 +37,7 @@ class FineTuningModel(ModuleTuner):
     trains_head = False  # it is one of the modules
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Copies keep the model's precision, as PEFT's `modules_to_save`: they meet its other modules' results."""
+        """Leave copies in the precision of the model, as PEFT does with `modules_to_save`: other modules read them."""
 
     @classmethod
     def targets(cls, config: FineTuningConfig, classifier: ClassifierParts) -> list[str]:

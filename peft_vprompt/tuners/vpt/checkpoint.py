@@ -77,7 +77,11 @@ def vpt_pixels(state: State, prompts: Tensor, embedding: str) -> Layout:
 
 
 def with_own_channels(extra: Tensor, config: PromptConfig, view: VisionView | None) -> dict[tuple[str, str], Tensor]:
-    """Return the patch embedding of a base model with the weights `extra` [d, n, P, P] of new channels."""
+    """Return the patch embedding of a base model with the weights `extra` [d, n, P, P] of new channels.
+
+    Raises:
+        AdapterMismatchError: there is no base model.
+    """
     if view is None:
         raise AdapterMismatchError(
             "This checkpoint holds only what was added to the patch embedding. Pass base_model, which has the rest."

@@ -135,7 +135,7 @@ class VisualPromptConfig(PromptConfig):
             )
 
     def depth(self, num_layers: int) -> int:
-        """How many layers of a tower with `num_layers` get prompts."""
+        """Return how many layers of a tower with `num_layers` get prompts."""
         return (self.num_deep_layers or num_layers - self.first_layer) if self.deep else 1
 
     @property

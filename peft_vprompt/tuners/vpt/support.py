@@ -32,7 +32,11 @@ def check_tower(config: VisualPromptConfig, view: VisionView) -> None:
 
 
 def check_layers(config: VisualPromptConfig, num_layers: int) -> None:
-    """Refuse prompted layers that are not there."""
+    """Refuse prompted layers that are not there.
+
+    Raises:
+        ValueError: names the fields and the number of layers.
+    """
     last = config.first_layer + config.depth(num_layers)
     if config.first_layer >= num_layers or last > num_layers:
         raise ValueError(
@@ -42,7 +46,11 @@ def check_layers(config: VisualPromptConfig, num_layers: int) -> None:
 
 
 def check_ragged(config: VisualPromptConfig, model_name: str) -> None:
-    """Refuse what needs the same number of tokens in every image."""
+    """Refuse what needs the same number of tokens in every image.
+
+    Raises:
+        UnsupportedModelError: says which values work.
+    """
     if config.location == "add" or config.pooling in ("img_pool", "imgprompt_pool"):
         raise UnsupportedModelError(
             f"{model_name} takes images of different numbers of tokens, padded: there is no prompt for each of them, and "
@@ -51,7 +59,11 @@ def check_ragged(config: VisualPromptConfig, model_name: str) -> None:
 
 
 def check_stages(config: VisualPromptConfig, model_name: str) -> None:
-    """Refuse what has no meaning where tokens are a grid that narrows and widens from stage to stage."""
+    """Refuse what has no meaning where tokens are a grid that narrows and widens from stage to stage.
+
+    Raises:
+        UnsupportedModelError: names the field, the reason and the remedy.
+    """
     one_width = "its width grows from stage to stage, and this takes prompts of one width"
     reasons = {"projection_dim": one_width, "deep_shared": one_width}
     if config.location in STRIP_LOCATIONS:
