@@ -96,7 +96,7 @@ class TestBuild:
         assert bundle.trainable_parameters == sum(value.numel() for value in prompts(bundle.model).values()) > 0
         # Fine-tuning baselines train on any model by the recipe of classifiers.
         row = METHODS[method]
-        assert built.recipe is (row.classifier_recipe if row.is_baseline else row.recipe)
+        assert bundle.recipe is (row.classifier_recipe if row.is_baseline else row.recipe)
 
     @pytest.mark.parametrize("method", TRAINED)
     def test_seed_decides_the_first_prompts(self, method, clip_path):
