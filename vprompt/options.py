@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -248,8 +247,9 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
 
 def saved_run(adapter: str) -> dict | None:
     """Return what `vprompt train` wrote beside the adapter, if it did."""
-    path = Path(adapter) / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    from peft_vprompt.utils.io import read_json
+
+    return read_json(Path(adapter) / "results.json", missing_ok=True)
 
 
 def saved_data_options(saved: dict) -> "DataOptions | None":

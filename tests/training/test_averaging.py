@@ -1,6 +1,5 @@
 """`AverageWeights`: against a plain computation, against PromptSRC's weights, and resumed = uninterrupted."""
 
-import gc
 import json
 import math
 from types import SimpleNamespace
@@ -17,6 +16,10 @@ from peft_vprompt.training import AverageWeights, Averaging, Recipe, RecipeTrain
 from peft_vprompt.training.averaging import AVERAGE_FILE
 from peft_vprompt.training.callbacks import named_trained_values
 from peft_vprompt.training.trainer import last_checkpoint
+from tests.support.callbacks import Diverge, Kill
+
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 GAUSSIAN = Averaging("gaussian", mean=3, std=1.5)
@@ -29,15 +32,6 @@ CLASSES, SIZE = 3, 16
 def recipe(averaging=None, **changes):
     defaults = {"learning_rate": 0.05, "batch_size": 4, "epochs": 4, "source": "test", "averaging": averaging}
     return Recipe(**defaults | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Keep the garbage collector, which each run of the Trainer starts, from the objects of imported libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -80,30 +74,6 @@ class Scalar(torch.nn.Module):
     def forward(self, pixel_values, labels=None):
         logits = 0 * self.number * pixel_values.flatten(1)[:, :CLASSES]
         return {"loss": logits.sum(), "logits": logits}
-
-
-class Kill(TrainerCallback):
-    """Stands for a kill in the middle of an epoch."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-class Diverge(TrainerCallback):
-    """Makes what is trained not a number in one step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data.fill_(float("nan"))
 
 
 class History(TrainerCallback):

@@ -1,6 +1,5 @@
 """What a recipe makes of optimizer, schedule and length, against the authors' numbers; the recipe's own checks."""
 
-import gc
 import json
 import math
 import typing
@@ -14,6 +13,10 @@ from peft_vprompt import VisualPromptConfig
 from peft_vprompt.data import TrainTransform
 from peft_vprompt.training import Recipe, lr_schedule, lr_scheduler, make_optimizer, train
 from peft_vprompt.training.callbacks import named_trained_values
+from tests.support.callbacks import Kill
+
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 CLASSES, SIZE = 3, 16
@@ -35,15 +38,6 @@ MIXED = {
     "adamw by step": LORA.override(learning_rate=0.01, epochs=4),
     "adam by epoch": Recipe(learning_rate=0.01, batch_size=4, epochs=4, source="test", optimizer="adam"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Keep the garbage collector, which each run of the Trainer starts, from the objects of imported libraries."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +69,6 @@ def build():
         return get_peft_model(ViTForImageClassification(config), prompts)
 
     return make
-
-
-class Kill(TrainerCallback):
-    """Stands for a kill in the middle of an epoch."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 class Rates(list, TrainerCallback):

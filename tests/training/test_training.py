@@ -17,6 +17,7 @@ from peft_vprompt.training.recipes import Recipe, lr_schedule
 from peft_vprompt.training.trainer import checkpoint_folder, last_checkpoint, train
 from peft_vprompt.utils import io
 from peft_vprompt.utils.environment import environment
+from tests.support.callbacks import Diverge, Kill
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images
 
 
@@ -42,19 +43,6 @@ def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-class Diverge(TrainerCallback):
-    """Stands for a rate that is too high: from one step on, what is trained is not a number."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data.fill_(float("nan"))
-
-
 class Snapshots(TrainerCallback):
     """What was trained, before the first epoch and after each."""
 
@@ -66,17 +54,6 @@ class Snapshots(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         self.after[round(state.epoch)] = prompts(model)
-
-
-class Kill(TrainerCallback):
-    """Stands for a kill: stops the process's training in the middle of an epoch."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def batch_sizes(model) -> list[int]:

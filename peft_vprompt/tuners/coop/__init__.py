@@ -2,7 +2,7 @@
 
 from ..base.recipe import Recipe
 from ..base.registry import register
-from ..base.shared_recipes import DASSL, PTNL
+from ..base.shared_recipes import DASSL, DEMO, PTNL
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read
 from .config import ContextOptConfig
@@ -36,7 +36,7 @@ register(
         ),
         noisy_recipe=PTNL,
         checkpoints={"coop": read},
-        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
+        demo=DEMO,
     )
 )
 register(

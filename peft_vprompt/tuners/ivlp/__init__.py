@@ -2,7 +2,7 @@
 
 from ..base.recipe import Recipe
 from ..base.registry import register
-from ..base.shared_recipes import DASSL
+from ..base.shared_recipes import DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from ..maple.config import MaPLeConfig
 from .checkpoint import read
@@ -27,6 +27,6 @@ register(
             + "muzairkhattak/multimodal-prompt-learning configs/trainers/IVLP/vit_b16_c2_ep5_batch4_2+2ctx.yaml",
         ),
         checkpoints={"ivlp": read},
-        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
+        demo=DEMO,
     )
 )

@@ -2,7 +2,7 @@
 
 from ..base.recipe import Recipe
 from ..base.registry import register
-from ..base.shared_recipes import DASSL
+from ..base.shared_recipes import DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read
 from .config import ReadOnlyPromptConfig
@@ -29,6 +29,6 @@ register(
             source=DASSL + "mlvlab/RPO configs/trainers/RPO/main_K24.yaml",
         ),
         checkpoints={"rpo": read},
-        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
+        demo=DEMO,
     )
 )

@@ -2,7 +2,7 @@
 
 from ..base.recipe import Recipe
 from ..base.registry import register
-from ..base.shared_recipes import CLASSIFIER, DASSL
+from ..base.shared_recipes import CLASSIFIER, DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read, read_clip
 from .config import VisualPromptConfig
@@ -31,7 +31,7 @@ register(
         ),
         classifier_recipe=CLASSIFIER,
         checkpoints={"vpt-clip": read_clip, "vpt": read},
-        demo={"learning_rate": 0.02, "batch_size": 32, "epochs": 15},
+        demo=DEMO,
     )
 )
 for name, title, deep in (("vpt-shallow", "VPT-shallow", False), ("vpt-deep", "VPT-deep", True)):
