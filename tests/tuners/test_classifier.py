@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import CLIPModel, Trainer, TrainingArguments
 
@@ -27,10 +27,15 @@ def plain_logits(clip: CLIPModel, names=CLASS_NAMES) -> torch.Tensor:
     return clip(**texts, pixel_values=images()).logits_per_image
 
 
+def frozen_features(model) -> LazyFrozenFeatures:
+    """What a further term of the loss is given for `images()`."""
+    return LazyFrozenFeatures(model.class_name_classifier, model.encode_images(images()), {"pixel_values": images()})
+
+
 @pytest.mark.parametrize(("method", "case"), CASES)
 def test_frozen_features_are_those_of_the_model_without_the_adapter(method, case, make):
     model = disturb(get_peft_model(tiny_clip(), make(method, case))).train()
-    frozen = LazyFrozenFeatures(model.class_name_classifier, {"pixel_values": images()})
+    frozen = frozen_features(model)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.no_grad():
         expected = plain_logits(tiny_clip())
@@ -38,6 +43,24 @@ def test_frozen_features_are_those_of_the_model_without_the_adapter(method, case
     assert not (frozen.text.requires_grad or frozen.image.requires_grad)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert not model.class_name_classifier.adapted.vision.disable_adapters
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_trained_copy_is_no_part_of_the_frozen_image_features(trainable, gradients, make, tmp_path, monkeypatch):
+    model = disturb(get_peft_model(tiny_clip(), make("kgcoop", "words", modules_to_save=["visual_projection"])))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path), is_trainable=trainable).eval()
+    seen = []
+    term = (1.0, lambda features: seen.append(features.frozen.image) or features.image.sum())
+    monkeypatch.setattr(type(loaded.base_model.method), "regularizers", lambda self, config: {"image": term})
+    with torch.set_grad_enabled(gradients):
+        loaded(pixel_values=images(), output_aux_loss=True)
+        adapted = loaded.encode_images(images())
+        with loaded.disable_adapter():
+            expected = loaded.encode_images(images())
+    torch.testing.assert_close(seen[0], expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(adapted, expected, atol=1e-3)
 
 
 def test_frozen_text_is_kept_per_class_list_and_follows_the_weights(make):
@@ -156,7 +179,7 @@ def test_a_lora_is_saved_switched_off_and_unloaded(tmp_path):
             torch.testing.assert_close(model(pixel_values=images()).logits, plain, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(logits, plain, atol=1e-3)
         torch.testing.assert_close(
-            LazyFrozenFeatures(model.class_name_classifier, {"pixel_values": images()}).logits,
+            frozen_features(model).logits,
             plain,
             atol=1e-5,
             rtol=1e-5,

@@ -155,6 +155,25 @@ class AdaptedModel:
             return self.vision.disable_adapters
         return any(layer.disable_adapters for layer in self._adapter_layers())
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether the adapters, as they are switched now, change the image features."""
+        return self.vision.active_prompts is not None or bool(self.image_layers())
+
+    def image_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+        """Return PEFT's own layers and copies that are on and can change the image features."""
+        text_side = {
+            id(m) for part in (self.text, self.dual.text_projection) if part is not None for m in part.modules()
+        }
+        return [
+            layer
+            for layer in self._adapter_layers()
+            if not isinstance(layer, PromptedEncoder)
+            and id(layer) not in text_side
+            and layer.active_adapters
+            and not layer.disable_adapters
+        ]
+
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Let the model answer without its adapters until the block ends; what is trained stays as it is.

@@ -189,8 +189,6 @@ class ClassNameClassifier:
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
             image = self._image_features(pixel_values, options)  # pyrefly: ignore[bad-argument-type]  # likewise
-            if self.adapted.vision.active_prompts is None and torch.is_grad_enabled() and not image.requires_grad:
-                inputs = {"image_features": image}  # nothing that is learned stands before them
         else:
             self.require_fixed_images()
             if options:
@@ -200,12 +198,11 @@ class ClassNameClassifier:
                 )
             check_inputs(image_features, labels, len(classes.names), "image_features")
             check_unit_length(image_features)
-            inputs = {"image_features": image_features.to(self.adapted.dual.dtype)}
-            image = inputs["image_features"]
+            inputs = None
+            image = image_features.to(self.adapted.dual.dtype)
         text = self.texts.encode(classes, image)
-        features = Features(
-            image, text, self.scaled(self.adapted.readout(image, text)), LazyFrozenFeatures(self, inputs)
-        )
+        frozen = LazyFrozenFeatures(self, image, inputs)
+        features = Features(image, text, self.scaled(self.adapted.readout(image, text)), frozen)
         return self._output(features, labels, output_aux_loss)
 
     def _output(self, features: Features, labels: Tensor | None, output_aux_loss: bool | None) -> ClassificationOutput:
@@ -266,13 +263,7 @@ class ClassNameClassifier:
             UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
                 trained.
         """
-        text_side = {id(m) for part in (self.texts.text, self.adapted.dual.text_projection) for m in part.modules()}
-        copies = (
-            m
-            for m in self.adapted.tuner.model.modules()
-            if isinstance(m, AuxiliaryTrainingWrapper) and id(m) not in text_side
-        )
-        own_copy = any(copy.active_adapters and not copy.disable_adapters for copy in copies)
+        own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
         vision = self.adapted.vision
         trained = any(p.requires_grad for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
@@ -339,6 +330,10 @@ class ClassNameClassifier:
         """Return what the frozen model makes of the images, L2-normalised [b, e], without gradients."""
         with torch.no_grad(), self.adapted.without_adapters():
             return self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
+
+    def changes_images(self) -> bool:
+        """Return whether the adapters change the image features."""
+        return self.adapted.changes_images
 
     def scaled(self, similarities: Tensor) -> Tensor:
         """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""

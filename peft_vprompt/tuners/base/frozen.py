@@ -17,6 +17,9 @@ class FrozenModel(Protocol):
     def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
         """Return the image features [b, e]."""
 
+    def changes_images(self) -> bool:
+        """Return whether the adapters change the image features."""
+
     def scaled(self, similarities: Tensor) -> Tensor:
         """Return the logits [b, c] of cosines [b, c]."""
 
@@ -26,11 +29,13 @@ class LazyFrozenFeatures:
 
     Args:
         model: whose classes and config are meant.
-        inputs: keyword arguments of `encode_images`, or `image_features` [b, e] that are frozen already.
+        image: features of the images with the adapters as they are; they serve where no adapter changes them.
+        inputs: keyword arguments of `encode_images` for the same images; None where `image` was given as frozen.
     """
 
-    def __init__(self, model: FrozenModel, inputs: dict):
+    def __init__(self, model: FrozenModel, image: Tensor, inputs: dict | None):
         self._model = model
+        self._given = image
         self._inputs = inputs
         # Not `cached_property`: a compiler cannot follow the lock that Python 3.11 gives it.
         self._text: Tensor | None = None
@@ -48,8 +53,10 @@ class LazyFrozenFeatures:
     def image(self) -> Tensor:
         """Features [b, e] of the same images."""
         if self._image is None:
-            given = self._inputs.get("image_features")
-            self._image = self._model.frozen_images(**self._inputs) if given is None else given.detach()
+            if self._inputs is None or not self._model.changes_images():
+                self._image = self._given.detach()
+            else:
+                self._image = self._model.frozen_images(**self._inputs)
         return self._image
 
     @property
