@@ -37,6 +37,7 @@ class PeftModelForImageClassification(SavedPeftModel):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
+        self.class_name_classifier.adapted.take_labels()
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:

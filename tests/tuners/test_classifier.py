@@ -169,6 +169,29 @@ def test_a_lora_of_both_towers_is_trained_on_class_names():
         assert bool(plain.any())
 
 
+def test_the_stock_trainer_trains_a_lora_alike_in_one_step_and_in_accumulated_ones(tmp_path):
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images(), labels(), strict=True)]
+    results = []
+    for size, steps in ((4, 1), (1, 4)):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_clip(), lora())
+        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 1}
+        quiet = {"output_dir": tmp_path, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+        plain = {"optim": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "max_grad_norm": 0.0, "use_cpu": True}
+        trainer = Trainer(
+            model, TrainingArguments(**settings, **quiet, **plain), train_dataset=rows, eval_dataset=rows
+        )
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] > 0
+        results.append({name: p.detach() for name, p in model.named_parameters() if name in before})
+        assert not any(torch.equal(before[name], value) for name, value in results[-1].items())
+        assert type(model.unload()) is CLIPModel
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-5)
+
+
 def test_a_lora_is_saved_switched_off_and_unloaded(tmp_path):
     torch.manual_seed(0)
     model = get_peft_model(tiny_clip(), lora()).eval()

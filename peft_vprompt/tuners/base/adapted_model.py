@@ -16,6 +16,7 @@ from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_bac
 from ...errors import UnsupportedModelError
 from ...readouts import CosineReadout
 from .config import PromptConfig
+from .hf_patches import restore_class, take_labels
 from .method import PromptMethod
 from .prompted_encoder import READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
@@ -142,11 +143,17 @@ class AdaptedModel:
                 encoder.patch_layers(True)
         return self._plain_encoders
 
+    def take_labels(self) -> None:
+        """Let the `Trainer` see the inputs of the classification call, whatever the tuner is."""
+        if self.backbone.dual is not None:
+            take_labels(self.dual.module)
+
     def release(self) -> None:
-        """Give the layers of a model under another tuner than ours back as they were."""
+        """Give the base model under another tuner than ours back as it was."""
         for encoder in filter(None, self._plain_encoders or ()):
             encoder.restore()
         self._plain_encoders = None
+        restore_class(self.tuner.model)
 
     @property
     def disabled(self) -> bool:

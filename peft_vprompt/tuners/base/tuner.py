@@ -21,7 +21,7 @@ from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_bac
 from ...errors import UnsupportedModelError
 from . import registry
 from .config import PromptConfig
-from .hf_patches import ask_for_feature, declare_mean_loss, restore_class, take_labels
+from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
@@ -138,7 +138,6 @@ class PromptTuner(BaseTuner):
             model.set_submodule(backbone.vision, vision)
         if text is not None:
             model.set_submodule(backbone.text, text)
-            take_labels(model.get_submodule(backbone.dual))
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
 
