@@ -190,7 +190,11 @@ class PeftModelForImageClassification(SavedPeftModel):
     # ---- adapters ---------------------------------------------------------------------------------------------
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args, **kwargs) -> None:
-        """Add an adapter of any of our methods; PEFT's own rule (one method per model) holds for all others."""
+        """Add an adapter of any of our methods; PEFT's own rule (one method per model) holds for all others.
+
+        Raises:
+            ValueError: the config does not fit the model, or its first values cannot be made; nothing is added.
+        """
         with self._as_type_of(peft_config):
             super().add_adapter(adapter_name, peft_config, *args, **kwargs)
         try:

@@ -39,7 +39,11 @@ class ClassHead(PromptMethod):
             readout.weight.copy_(frozen_text())
 
     def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
-        """Refuse other classes than the head's own."""
+        """Refuse other classes than the head's own.
+
+        Raises:
+            ClassNamesError: names the head's classes and the remedy.
+        """
         if digest_names(names) != digest_names(config.own_classes):
             raise ClassNamesError(
                 f"This adapter learned a head with one row for each of its {len(config.own_classes)} classes "

@@ -90,7 +90,11 @@ class CoOp(PromptMethod):
         return features[0] if len(features) == 1 else torch.stack(features).mean(0)
 
     def check_new_classes(self, config: ContextOptConfig, names: Sequence[str]) -> None:
-        """Refuse other classes than those that something was learned for, one by one."""
+        """Refuse other classes than those that something was learned for, one by one.
+
+        Raises:
+            ClassNamesError: names the adapter's own classes and the remedy.
+        """
         if config.belongs_to_classes and digest_names(names) != digest_names(config.own_classes):
             raise ClassNamesError(
                 f"This adapter learned {'one context' if config.class_specific else 'name tokens'} for each of its "

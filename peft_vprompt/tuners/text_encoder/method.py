@@ -20,7 +20,11 @@ class TextEncoderTuning(PromptMethod):
     trains_text_encoder = True
 
     def check(self, config: TextEncoderConfig, vision: VisionView, text: TextView) -> None:
-        """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy."""
+        """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy.
+
+        Raises:
+            UnsupportedModelError: says how to merge them.
+        """
         if any(isinstance(module, BaseTunerLayer) for module in text.module.modules()):
             raise UnsupportedModelError(
                 "The text encoder carries adapters (a LoRA, say), and a copy of it cannot be saved with them. Merge "
