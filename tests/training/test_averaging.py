@@ -6,11 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from peft_vprompt import VisualPromptConfig
 from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.training import AverageWeights, Averaging, Recipe, RecipeTrainer, train
 from peft_vprompt.training.averaging import AVERAGE_FILE
@@ -41,27 +39,6 @@ def rows():
     colours = 2 * torch.randn(CLASSES, 3, 1, 1, generator=generator)
     pixels = torch.randn(17, 3, SIZE, SIZE, generator=generator)
     return [{"pixel_values": x + colours[i % CLASSES], "labels": i % CLASSES} for i, x in enumerate(pixels)]
-
-
-@pytest.fixture
-def build():
-    """Make a tiny ViT with visual prompts and dropout, the same each time."""
-
-    def make(dtype=torch.float32):
-        torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=SIZE,
-            patch_size=8,
-            num_labels=CLASSES,
-        )
-        base = ViTForImageClassification(config).to(dtype)
-        return get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2, deep=True, prompt_dropout=0.1))
-
-    return make
 
 
 class Scalar(torch.nn.Module):

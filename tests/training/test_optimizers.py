@@ -6,10 +6,8 @@ import typing
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback
 
-from peft_vprompt import VisualPromptConfig
 from peft_vprompt.data import TrainTransform
 from peft_vprompt.training import Recipe, lr_schedule, lr_scheduler, make_optimizer, train
 from peft_vprompt.training.callbacks import named_trained_values
@@ -48,27 +46,6 @@ def rows():
         {"pixel_values": torch.randn(3, SIZE, SIZE, generator=generator) + i % CLASSES, "labels": i % CLASSES}
         for i in range(17)
     ]
-
-
-@pytest.fixture
-def build():
-    """Make a tiny ViT with visual prompts and dropout, the same each time."""
-
-    def make():
-        torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=SIZE,
-            patch_size=8,
-            num_labels=CLASSES,
-        )
-        prompts = VisualPromptConfig(num_virtual_tokens=2, deep=True, prompt_dropout=0.1)
-        return get_peft_model(ViTForImageClassification(config), prompts)
-
-    return make
 
 
 class Rates(list, TrainerCallback):
