@@ -1,8 +1,9 @@
 """Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
 
 from .benchmarks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
+from .class_names import read_class_names
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, stratified_split
-from .sources import DataOptions, load_images, load_split, load_unlabelled, read_class_names
+from .sources import DataOptions, load_images, load_split, load_unlabelled, with_class_names
 from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
 
 
@@ -27,4 +28,5 @@ __all__ = [
     "read_class_names",
     "select_classes",
     "stratified_split",
+    "with_class_names",
 ]
