@@ -1,12 +1,23 @@
 """`vprompt noise-study`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, say_saved
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
-from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
+from .options import (
+    Model,
+    Q,
+    Shots,
+    Views,
+    describe_data,
+    option,
+    read_data,
+    split_list,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -75,7 +86,7 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, asdict(data) if data else None)
+    result = run_study(study, read_data(data), output, describe_data(data))
     plot_study(result, output)
     console.print(study_table(result))
     say_saved(output)

@@ -81,11 +81,9 @@ def pseudo_label(
 
 
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
-    if "test" in images:
-        return images["test"].features["label"].names
-    if data is None or data.class_names is None:
-        raise ValueError("Expected class names for images without labels. Give --class-names.")
-    return list(data.class_names)
+    from peft_vprompt.experiments.run import class_names_of
+
+    return class_names_of(images, data.given_names if data else None)
 
 
 def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> "PseudoLabels":

@@ -1,12 +1,23 @@
 """`vprompt sweep`."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, say_saved
 from .choices import BASE_RATES, WEIGHT_DECAYS
-from .options import Cached, MethodName, Model, Workers, option, read_data, split_numbers, takes_data, takes_recipe
+from .options import (
+    Cached,
+    MethodName,
+    Model,
+    Workers,
+    describe_data,
+    option,
+    read_data,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -66,11 +77,11 @@ def sweep(
         options = replace(data, benchmark=task.full_name) if data and task else data
         report = run_sweep(
             settings,
-            read_data(options),
+            read_data(options, validation=True),
             place,
             grid=grid,
             seeds=chosen_seeds,
-            data_description=asdict(options) if options else None,
+            data_description=describe_data(options),
             cached=cached,
             workers=workers,
         )

@@ -1,6 +1,5 @@
 """`vprompt train`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from .options import (
     Shots,
     Views,
     Workers,
+    describe_data,
     option,
     read_data,
     takes_data,
@@ -79,6 +79,8 @@ def train(
       --split-column split --method coop --shots 16`
     - `vprompt train --output runs/c --model google/vit-base-patch16-224-in21k --data path/to/folder --method vpt
       --all-classes --shots 0`
+    - `vprompt train --output runs/all --model openai/clip-vit-base-patch16 --data photos.csv --method coop
+      --all-classes --test-fraction 0`
     - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
     - `vprompt train --output runs/e --method coop --cache-features --views 8`
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
@@ -104,7 +106,20 @@ def train(
     )
     get_method(method)
     images = read_data(data, unlabelled=not supervision.uses_labels)
-    about = asdict(data) if data else None
-    run = run_experiment(settings, images, output, data_description=about, cached=cached, watch=watch, workers=workers)
+    run = run_experiment(
+        settings,
+        images,
+        output,
+        data_description=describe_data(data),
+        cached=cached,
+        watch=watch,
+        workers=workers,
+        class_names=data.given_names if data else None,
+    )
     console.print(results_table([run]))
+    if "test" not in images:
+        console.print("There are no test images, so no accuracy was measured on any.")
+    if "validation" in run:
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in run["validation"].items())
+        console.print(f"On the images held out of the training images: {shown}.")
     say_saved(output)

@@ -327,8 +327,8 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
         close = nearest(missing[0], among)
         raise ValueError(
             f"Classes of the data that are none of the adapter's {len(among)}: {shorten(missing)}. The nearest to "
-            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close))}. To tell other "
-            "classes apart than the adapter's, use --new-classes, or give the list of all their names."
+            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close))}. To tell "
+            "the classes of the data apart, in the place of the adapter's, use --new-classes."
         )
     seen: Counter = Counter()
     result = {}

@@ -117,7 +117,7 @@ def portable(description: dict | None, folder: str | Path) -> dict | None:
 
     A relative path begins with a dot, which no id on the Hub does.
     """
-    if description is None or not os.path.isabs(description["path"]):
+    if description is None or not os.path.isabs(description.get("path", "")):
         return description
     relative = os.path.relpath(os.path.realpath(description["path"]), os.path.realpath(folder))
     path = Path(relative).as_posix()

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from ..data import EvalTransform
+from ..data.sources import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
 from ..training.cached_features import cache_features
@@ -27,7 +28,7 @@ from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.validation import parse_fields
 from .models import ModelBundle, build_model
-from .run import RESULTS, as_published, class_names_of, finished_run, run_experiment
+from .run import RESULTS, as_published, class_names_of, finished_run, require_test_images, run_experiment
 from .settings import Settings
 from .supervision import Supervision, training_images
 
@@ -132,16 +133,22 @@ def run_study(study: Study, data: DatasetDict, output: str | Path, data_descript
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
     """
+    require_test_images(data, "A noise study")
     runs = list(study.runs())  # refuses what is wrong before the first run
     records = []
     for spec, settings in runs:
-        folder = Path(output) / "runs" / _name(spec, settings, data_description)
+        folder = Path(output) / "runs" / _name(spec, settings, portable(data_description, output))
         probe = study.gradients and _is_probed(study, settings)
         report = finished_run(folder, settings, data_description, gradients=probe)
         if report is None:
             report = _run(settings, data, folder, data_description, probe)
         records.append(_record(spec, report))
-    result = {"runs": records, "summary": summarise(records), "data": data_description, "environment": environment()}
+    result = {
+        "runs": records,
+        "summary": summarise(records),
+        "data": portable(data_description, output),
+        "environment": environment(),
+    }
     write_json(result, Path(output) / "study.json")
     return result
 

@@ -1,7 +1,7 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..data import (
     image_size,
     select_classes,
 )
+from ..data.sources import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
@@ -57,12 +58,14 @@ def run_experiment(
     workers: int = 0,
     gradients: bool = False,
     quiet: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> dict:
     """Train and evaluate one method.
 
     Args:
         settings: what to run.
-        data: `train` and `test` with the columns `image` and `label`, as from `data.load_images`.
+        data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
+            `data.load_images`; also `validation`, where images were held out by `val_fraction`.
         output: folder for the adapter and `results.json`.
         data_description: where the images are from, for `results.json` and to tell runs apart on resume.
         cached: augment every training image once and keep the pixels, which saves time and costs variety.
@@ -71,6 +74,7 @@ def run_experiment(
         workers: processes that load images.
         gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
+        class_names: names of the classes, where no image has a label.
 
     Returns:
         What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
@@ -82,7 +86,7 @@ def run_experiment(
             in `output` stays.
     """
     check_settings(settings)
-    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet)
+    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet, class_names)
     run = Run(settings, data, Path(output), options)
     run.build()
     run.prepare_tests()
@@ -104,6 +108,7 @@ class RunOptions:
     workers: int = 0
     gradients: bool = False
     quiet: bool = False
+    class_names: Sequence[str] | None = None
 
 
 @dataclass
@@ -112,17 +117,19 @@ class Run:
 
     Attributes:
         settings: what to run.
-        data: `train` and `test`.
+        data: `train`, and maybe `test` and `validation`.
         output: folder for the adapter and `results.json`.
         options: how the run goes.
         classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
         bundle: the model, its image processor and its recipe; from `build`.
         recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
-        test_sets: test images of every split, as the model takes them; from `prepare_tests`.
+        test_sets: test images of every split, as the model takes them; from `prepare_tests`, none without test images.
+        validation_sets: likewise of images that were held out of the training images.
         labelled: images and labels to train on; from `label`.
         probes: measures of gradients along the way, one or none; from `train`.
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
-        accuracy: in percent, by split; from `evaluate`.
+        accuracy: in percent, by split; from `evaluate`, empty without test images.
+        validation: likewise on the images that were held out; None where none were.
     """
 
     settings: Settings
@@ -133,13 +140,15 @@ class Run:
     bundle: ModelBundle = field(init=False)
     recipe: Recipe | None = field(init=False)
     test_sets: dict[str, EvalSet] = field(init=False)
+    validation_sets: dict[str, EvalSet] = field(init=False)
     labelled: LabelledImages | None = field(default=None, init=False)
     probes: list[GradientProbe] = field(default_factory=list, init=False)
     results: list[TrainResult] = field(default_factory=list, init=False)
     accuracy: dict[str, float] = field(init=False)
+    validation: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
-        self.classes = split_classes(class_names_of(self.data), self.settings.base_novel)
+        self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
 
     @property
     def _to_train(self) -> tuple[Recipe, LabelledImages]:
@@ -166,7 +175,19 @@ class Run:
 
     def prepare_tests(self) -> None:
         """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept."""
-        self.test_sets = eval_sets(self.data["test"], self.classes, self.bundle.image_processor, self._rows)
+        description = self.options.data_description or {}
+        self.test_sets = self._eval_sets("test")
+        self.validation_sets = self._eval_sets("validation") if description.get("val_fraction") else {}
+        if self.options.watch and not (self.test_sets or self.validation_sets):
+            raise ValueError(
+                "Expected images to test after every epoch. Received no test images. Hold some out by val_fraction "
+                "(--val-fraction), or leave --watch out."
+            )
+
+    def _eval_sets(self, split: str) -> dict[str, EvalSet]:
+        if split not in self.data:
+            return {}
+        return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._rows)
 
     def label(self) -> None:
         """Pick the training images and label them as the settings say."""
@@ -205,6 +226,8 @@ class Run:
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
         self.accuracy = evaluate(self.bundle.model, self.test_sets, zero_shot=self.recipe is None)
+        if self.validation_sets:
+            self.validation = evaluate(self.bundle.model, self.validation_sets, zero_shot=self.recipe is None)
         set_class_names(self.bundle.model, self.trained_classes)
 
     def save(self) -> dict:
@@ -220,11 +243,12 @@ class Run:
             "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
             "adapter_bytes": adapter_bytes,
             **_training_report(self.results),
-            "data": self.options.data_description,
+            "data": self._data,
             "cached": self.options.cached,
             "classes": self.classes,
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
+            **({"validation": self.validation} if self.validation else {}),
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             "environment": environment(),
@@ -239,6 +263,11 @@ class Run:
         return asdict(recipe) | length
 
     @property
+    def _data(self) -> dict | None:
+        """Where the images are, seen from the folder of the results."""
+        return portable(self.options.data_description, self.output)
+
+    @property
     def _epochs(self) -> int | None:
         recipe, _ = self._to_train
         return recipe.epochs_for(self.settings.shots)
@@ -246,7 +275,7 @@ class Run:
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, and keep what training gave."""
         options = self.options
-        watched = next(iter(self.test_sets.values())).rows if options.watch else None
+        watched = next(iter((self.validation_sets or self.test_sets).values())).rows if options.watch else None
         recipe, _ = self._to_train
         result = train(
             model,
@@ -284,7 +313,7 @@ class Run:
             "settings": asdict(self.settings),
             "labels": digest_arrays(labelled.rows["label"][:]),
             "chosen": labelled.choice,
-            "data": self.options.data_description,
+            "data": self._data,
             "classes": self.trained_classes,
             "cached": self.options.cached,
         }
@@ -381,23 +410,39 @@ def finished_run(
     report = read_json(folder / RESULTS, missing_ok=True)
     if report is None:
         return None
-    described = as_json(data_description)
+    described = as_json(portable(data_description, folder))
     same_data = report.get("data", described) == described and report.get("cached", False) == cached
     same_settings = changed_settings(report["settings"]) == changed_settings(asdict(settings))
     measured = bool(report.get("gradients")) or not gradients
     return report if same_data and same_settings and measured else None
 
 
-def class_names_of(data: DatasetDict) -> list[str]:
+def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> list[str]:
     """Return the class names of the data; unlabelled training images have those of the test images.
 
+    Args:
+        data: images by split.
+        given: names of the classes, where no image has a label.
+
     Raises:
-        ValueError: there are no images to test on.
+        ValueError: no image has a label, and no names are given.
+    """
+    for rows in data.values():
+        if "label" in rows.column_names:
+            return rows.features["label"].names
+    if not given:
+        raise ValueError("Expected class names for images without labels. Give class_names (--class-names).")
+    return list(given)
+
+
+def require_test_images(data: DatasetDict, what: str) -> None:
+    """Refuse data without test images where these decide.
+
+    Raises:
+        ValueError: there are none; names what needs them.
     """
     if "test" not in data:
-        raise ValueError("Expected labelled images to test on. Received images without labels and no test split.")
-    labelled = data["train"] if "label" in data["train"].column_names else data["test"]
-    return labelled.features["label"].names
+        raise ValueError(f"{what} compares accuracies on test images. Received none: use a test_fraction above 0.")
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:

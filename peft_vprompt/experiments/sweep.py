@@ -19,12 +19,13 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
+from ..data.sources import portable
 from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
-from .run import finished_run, run_experiment
+from .run import finished_run, require_test_images, run_experiment
 from .settings import Settings, changed_settings
 
 
@@ -122,6 +123,7 @@ def sweep(
     """
     if not seeds:
         raise ValueError("Expected at least one seed. Received: seeds=[].")
+    require_test_images(data, "A sweep")
     output = Path(output)
     options = {"data_description": data_description, "cached": cached, "workers": workers}
     settings = replace(settings, base_novel=False)
@@ -134,7 +136,7 @@ def sweep(
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
-        "data": data_description,
+        "data": portable(data_description, output),
         "images": {"train": len(train), "validation": len(validation), "test": len(data["test"])},
         "trials": [asdict(trial) for trial in trials],
         "best": asdict(best),
@@ -177,7 +179,7 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     """
     optuna = _optuna()
     output = Path(output)
-    what = [changed_settings(asdict(settings)), options.get("data_description")]
+    what = [changed_settings(asdict(settings)), portable(options.get("data_description"), output)]
     what += ["cached"] if options.get("cached") else []
     objective = _Objective(settings, data, grid, output / "trials" / digest_json(what, 12), options)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)

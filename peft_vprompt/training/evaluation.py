@@ -83,6 +83,9 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
 def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False) -> dict[str, float]:
     """Measure the accuracy on every test set among that set's own class names.
 
+    A model that learned something for each of its classes tells apart all of these, of which the set may have some, in any
+    order.
+
     Args:
         model: a PEFT model of this package. Its class names are those of the last test set afterwards.
         test_sets: by name; `base` and `novel` together also give `hm`.
@@ -99,12 +102,55 @@ def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_s
         raise ValueError("Zero-shot takes a model with a text tower. Received: a model with a classification head.")
     results = {}
     with model.disable_adapter() if zero_shot else nullcontext():
-        for name, (rows, class_names) in test_sets.items():
+        for name, test_set in test_sets.items():
+            rows, class_names = among_own_classes(model, test_set)
             set_class_names(model, class_names)
             results[name] = accuracy(model, rows, batch_size)
     if "base" in results and "novel" in results:
         results["hm"] = harmonic_mean(results["base"], results["novel"])
     return results
+
+
+def own_classes(model) -> list[str] | None:
+    """Return the classes that a model learned something for, one by one, in their order; None where it learned none so."""
+    base = model.get_base_model()
+    if not hasattr(base, "text_model"):
+        return list(base.config.id2label.values())
+    config = model.peft_config[model.active_adapter]
+    return list(config.own_classes) if getattr(config, "belongs_to_classes", False) else None
+
+
+def among_own_classes(model, test_set: EvalSet) -> EvalSet:
+    """Return a test set with all classes of a model that has its own, if those of the set are among them."""
+    own = own_classes(model)
+    names = list(test_set.class_names)
+    if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
+        return test_set
+    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names]), own)
+
+
+class _Relabelled(torch.utils.data.Dataset):
+    """Rows with other labels.
+
+    Args:
+        rows: with `labels`.
+        new: the new label of each old one.
+    """
+
+    def __init__(self, rows: Sequence[dict], new: list[int]):
+        self.rows = rows
+        self.new = new
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        many = getattr(self.rows, "__getitems__", None)
+        rows = many(indices) if many else [self.rows[index] for index in indices]
+        return [{**row, "labels": self.new[int(row["labels"])]} for row in rows]
 
 
 def set_class_names(model, class_names: Sequence[str]) -> None:
