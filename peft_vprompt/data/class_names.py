@@ -163,7 +163,8 @@ def given_names(
 
     Args:
         keys: what the data calls its classes: folders, names or numbers.
-        given: names by key, or a list: of the keys themselves, in whatever order, or of names for numbers.
+        given: names by key, in label order or by whole numbers, which have an order of their own; or a list: of the keys
+            themselves, in whatever order, or of names for numbers.
         clean: write hyphens and underscores of names that the data has, too, as spaces.
         numbers: numbers that the data gives its classes beside the keys, in their order; None where it gives none.
 
@@ -171,14 +172,16 @@ def given_names(
         ValueError: a key has no name; says the nearest, and how to write a mapping.
     """
     if isinstance(given, Mapping):
+        lines = _as_list(given, keys)
+        given = {key: given[key] for key in sorted_keys(given)} if all(map(is_number, given)) else given
         found = _find_keys(keys, list(given))
         if not found and numbers is not None:
             by_number = _find_keys(numbers, list(given))
             found = {key: by_number[number] for key, number in zip(keys, numbers, strict=True) if number in by_number}
-        if found or not (whole := _as_list(given, keys)):
+        if found or not lines:
             _require_all(keys, found, list(given), "folders and numbers that have a name")
             return ClassTable(list(given.values()), found)
-        given = whole
+        given = lines
     names = list(given)
     found = _find_keys(keys, names)
     if len(found) < len(keys) and (table := _two_columns(names, keys)):

@@ -23,7 +23,8 @@ from .images import convert_to_rgb, is_animation
 
 
 _THREADS = 16
-_BATCH = 1024
+#: Images that a thread looks at in one go.
+_SHARE = 64
 #: Images named in a message for each kind of problem; skipped ones are listed up to the second number.
 _NAMED = 5
 _LISTED = 100
@@ -61,7 +62,8 @@ def unreadable(images: Dataset, split: str, skip: bool = False, follow_urls: boo
         found = [
             finding
             for batch in _encoded(images)
-            for finding in pool.map(lambda value: examine(*value, thorough=skip), batch)
+            for some in pool.map(lambda values: [examine(*value, thorough=skip) for value in values], batch)
+            for finding in some
         ]
     addresses = [finding.name for finding in found if finding.problem == _ADDRESS]
     if addresses and not follow_urls:
@@ -82,7 +84,7 @@ def unreadable(images: Dataset, split: str, skip: bool = False, follow_urls: boo
             f"{len(bad)} of {len(found)} images of the split {split!r} cannot be read and are left out: "
             f"{_by_kind(bad, _LISTED)}."
         )
-    return np.asarray([finding in bad for finding in found]) if bad else np.zeros(len(found), dtype=bool)
+    return np.asarray([finding.problem not in (None, _ADDRESS) for finding in found], dtype=bool)
 
 
 def _by_kind(bad: list[Finding], limit: int) -> str:
@@ -92,10 +94,10 @@ def _by_kind(bad: list[Finding], limit: int) -> str:
     return "; ".join(f"{len(names)} {kind} ({shorten(names, limit)})" for kind, names in kinds.items())
 
 
-def _encoded(images: Dataset) -> Iterator[list[tuple[str, str | None, memoryview | None]]]:
-    """Give batches of images: a name, the path and the content, of which the latter is not copied."""
+def _encoded(images: Dataset) -> Iterator[list[list[tuple[str, str | None, memoryview | None]]]]:
+    """Give batches of images, in shares of a thread: a name, the path and the content, which is not copied."""
     row = 0
-    for table in images.select_columns("image").with_format("arrow").iter(_BATCH):
+    for table in images.select_columns("image").with_format("arrow").iter(_SHARE * _THREADS):
         batch = []
         for value in table["image"]:
             path = value["path"].as_py() if value.is_valid else None
@@ -103,7 +105,7 @@ def _encoded(images: Dataset) -> Iterator[list[tuple[str, str | None, memoryview
             name = path if path and content is None else f"row {row}" + (f", {path!r}" if path else "")
             batch.append((name, path, None if content is None else memoryview(content)))
             row += 1
-        yield batch
+        yield [batch[first : first + _SHARE] for first in range(0, len(batch), _SHARE)]
 
 
 def examine(name: str, path: str | None, content: memoryview | None, thorough: bool = False) -> Finding:

@@ -252,17 +252,16 @@ def _load_split(options: DataOptions, split: str | None) -> Dataset:
                 f"on (`--data`), or their split (`--split {options.train_split}`)."
             )
         return made["test"]
-    wanted = {"wanted": _split_named(splits, split, options)}
+    wanted = {split: _split_named(splits, split, options)}
     # Every class has a training image; those of the test split count for `min_images` alone.
     names = [options.train_split, options.test_split] if options.min_images > 1 else [options.train_split]
-    found = {name: _find_split(splits, name, options) for name in names}
+    found = {name: _find_split(splits, name, options) for name in names if name != split}
     known = {
-        name: splits[real]
-        for name, real in found.items()
-        if real is not None and real != split and _is_labelled(splits[real], options)
+        name: splits[real] for name, real in found.items() if real is not None and _is_labelled(splits[real], options)
     }
-    counted = known if options.train_split in known else wanted
-    return _label(wanted | counted, options, counted, checked=["wanted"])["wanted"]
+    counted = known | wanted if split in names and known else known
+    counted = counted if options.train_split in counted else wanted
+    return _label(wanted | counted, options, counted, checked=[split])[split]
 
 
 def _only_split(splits: Mapping[str, Dataset], options: DataOptions) -> str:

@@ -114,11 +114,9 @@ def located(rows: Dataset, column: str, folder: Path) -> Dataset:
     feature = rows.features.get(column)
     if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
         return rows
-    paths = [None if path is None else _locate(path, folder) for path in rows[column][:]]
-    position = rows.column_names.index(column)
-    names = rows.column_names
-    located = rows.remove_columns(column).add_column(column, paths)
-    return located.select_columns([*names[:position], column, *names[position + 1 :]])
+    columns = {name: rows[name][:] for name in rows.column_names}
+    columns[column] = [None if path is None else _locate(path, folder) for path in columns[column]]
+    return Dataset.from_dict(columns, rows.features)
 
 
 def _locate(path: str, folder: Path) -> str:
@@ -140,10 +138,7 @@ def read_tars(files: Sequence[Path], image_column: str, label_column: str) -> di
     splits = {name: list(map(str, some)) for name, some in group_by_split(files).items()}
     tables = dict(load_dataset("webdataset", data_files=splits))
     for name, rows in tables.items():
-        rows = _image_named(rows, image_column)
-        if "json" in rows.column_names:
-            entries = rows.select_columns(["json"]).flatten()
-            rows = concatenate_datasets([rows.remove_columns("json"), entries], axis=1)
+        rows = _image_named(rows, image_column).flatten()
         if label_column not in rows.column_names and "cls" in rows.column_names:
             rows = rows.rename_column("cls", label_column)
         tables[name] = rows

@@ -192,7 +192,7 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
     [
         (("--method", "prefix"), "No method 'prefix'"),
         (("--label-column", "species"), "No column 'species'. The data has: image, colour"),
-        (("--shots", 9), "fewer than 9 training images: blue (7)"),
+        (("--min-images", 99), "No class has 99 images"),
         (("--set", "depth"), "--set takes NAME=VALUE"),
         (("--set", "depth=3"), "MaPLe has no option depth"),
         (("--set", "prompt_depth=9"), "prompt_depth"),
