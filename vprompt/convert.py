@@ -33,9 +33,10 @@ def convert(
     """
     from peft_vprompt.convert import convert_checkpoint
     from peft_vprompt.data import read_class_names
+    from peft_vprompt.data.class_names import in_label_order
     from peft_vprompt.utils.validation import parse_fields
 
-    names = read_class_names(class_names) if class_names else None
+    names = in_label_order(read_class_names(class_names)) if class_names else None
     converted = convert_checkpoint(
         checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config, "--set")
     )

@@ -65,7 +65,7 @@ def evaluate(
         _require_results(adapter, saved)
         data = trained_on
     rows = _read_rows(data, split, trained_on)
-    given = data.given_names if data and isinstance(data.class_names, tuple) else None
+    given = data.listed_names if data and isinstance(data.class_names, tuple) else None
     rows = classes_to_tell_apart(rows, given, known_classes(config, saved), new_classes)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
@@ -103,10 +103,11 @@ def evaluate(
 def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":
     """Read the images to evaluate on; of other data than the training's all, where they are not split."""
     from peft_vprompt.data import load_split
-    from peft_vprompt.data.sources import describe
+    from peft_vprompt.data.options import describe
     from peft_vprompt.demo import demo_task
 
     if data is None:
+        # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
         return demo_task(split or "test")
     same = trained_on is not None and describe(data)["path"] == describe(trained_on)["path"]
     cut = same or data.test_fraction != DATA["test_fraction"]["default"]

@@ -83,7 +83,7 @@ def pseudo_label(
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
     from peft_vprompt.experiments.run import class_names_of
 
-    return class_names_of(images, data.given_names if data else None)
+    return class_names_of(images, data.listed_names if data else None)
 
 
 def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> "PseudoLabels":

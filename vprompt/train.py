@@ -114,7 +114,7 @@ def train(
         cached=cached,
         watch=watch,
         workers=workers,
-        class_names=data.given_names if data else None,
+        class_names=data.listed_names if data else None,
     )
     console.print(results_table([run]))
     if "test" not in images:

@@ -5,15 +5,12 @@ Numbers are the exception: a list of names is in the order of numbered folders o
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from datasets import ClassLabel
 from datasets.features.features import register_feature
@@ -25,14 +22,6 @@ from ..utils.validation import shorten
 #: Names as a user gives them: in label order, or by folder or number.
 GivenNames = Sequence[str] | Mapping[str, str]
 
-#: Lines of a key and a name: an id of WordNet, or a number.
-_KEYED_LINES = (
-    re.compile(r"(n\d{8})[\s,:;]+(.+)"),
-    re.compile(r"(\d+)(?:\s*[,:;\t]\s*|[.)]?\s+)(.+)"),
-)
-#: First cells of the header of a table of names.
-_HEADERS = {"class", "class_id", "folder", "id", "index", "key", "label", "number", "synset", "wnid"}
-
 #: How a mapping is written, for messages.
 HOW_TO_MAP = (
     "give `class_names` (`--class-names`) as a mapping: JSON such as {{{key}: {name}}}, or a .csv file with lines such "
@@ -43,98 +32,6 @@ HOW_TO_MAP = (
 def clean_name(name: str) -> str:
     """Return a name with hyphens and underscores as spaces."""
     return " ".join(name.replace("_", " ").replace("-", " ").split())
-
-
-# ---- files of names -----------------------------------------------------------------------------------------------
-
-
-def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
-    """Read class names from a file.
-
-    A list, in label order: a text file with one name per line, a JSON list, or a JSON object {name: number}. A mapping
-    from folder or number to name: a JSON object, or two columns separated by a tab, in a `.csv` by commas, or after a
-    number or an id of WordNet by blanks (`n01440764 tench, Tinca tinca`).
-
-    Returns:
-        The names in label order, or by folder or number.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, holds something else, or says one key twice.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json":
-        names = _from_json(json.loads(text), path)
-    elif path.suffix in (".csv", ".tsv"):
-        names = _from_table(text, path)
-    else:
-        names = _from_lines([line.strip() for line in text.splitlines() if line.strip()], path)
-    if not names:
-        raise ValueError(f"{path} holds no class name.")
-    return names
-
-
-def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:
-    if isinstance(content, list) and all(isinstance(name, str) for name in content):
-        return tuple(content)
-    if isinstance(content, dict):
-        values = list(content.values())
-        if all(isinstance(name, str) for name in values):
-            return dict(content)
-        if all(isinstance(number, int) for number in values):
-            return _by_number({number: name for name, number in content.items()}, len(values), path)
-        if all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in values):
-            return _mapping(values, path)  # {"0": ["n01440764", "tench"]}
-    raise ValueError(
-        f"{path} must hold a JSON list of strings, or an object of them by folder or number. "
-        f"Received: {type(content).__name__} of something else."
-    )
-
-
-def _by_number(names: dict[int, str], count: int, path: Path) -> tuple[str, ...] | dict[str, str]:
-    if len(names) < count:
-        raise ValueError(f"{path} gives one number to several names. Give each class a number of its own.")
-    if sorted(names) == list(range(count)):
-        return tuple(names[number] for number in range(count))
-    return {str(number): name for number, name in sorted(names.items())}
-
-
-def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    first = text.lstrip().partition("\n")[0]
-    if delimiter not in first and ";" in first:
-        delimiter = ";"
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
-    rows = [row for row in rows if any(row)]
-    if all(len(row) == 1 for row in rows):
-        return tuple(row[0] for row in rows)
-    if any(len(row) != 2 for row in rows):
-        raise ValueError(f"Expected two columns, folder or number and name, in {path}. Received: {rows[0]}.")
-    if rows[0][0].lower().replace(" ", "_") in _HEADERS:
-        rows = rows[1:]
-    return _mapping(rows, path)
-
-
-def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:
-    if lines and all("\t" in line for line in lines):
-        return _from_table("\n".join(lines), path.with_suffix(".tsv"))
-    for pattern in _KEYED_LINES:
-        found = [pattern.fullmatch(line) for line in lines]
-        pairs = [match.groups() for match in found if match]
-        if lines and len(pairs) == len(lines) and len({key for key, _ in pairs}) == len(lines):
-            return {key: name.strip() for key, name in pairs}
-    return tuple(lines)
-
-
-def _mapping(pairs: Iterable[Sequence[str]], path: Path) -> dict[str, str]:
-    pairs = list(pairs)
-    if repeated := _repeated(key for key, _ in pairs):
-        raise ValueError(f"{path} names a folder or number twice: {shorten(repeated)}. Give each one name.")
-    return dict(pairs)
-
-
-# ---- names and keys -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -173,7 +70,7 @@ def given_names(
     """
     if isinstance(given, Mapping):
         lines = _as_list(given, keys)
-        given = {key: given[key] for key in sorted_keys(given)} if all(map(is_number, given)) else given
+        given = _sorted_numbers(given)
         found = _find_keys(keys, list(given))
         if not found and numbers is not None:
             by_number = _find_keys(numbers, list(given))
@@ -191,6 +88,15 @@ def given_names(
     _require_all(keys, found, names, "class names given")
     as_in_data = all(names[label] == key for key, label in found.items())
     return ClassTable([clean_name(name) for name in names] if clean and as_in_data else names, found)
+
+
+def in_label_order(given: GivenNames) -> list[str]:
+    """Return names as a list: by key in their order, by whole numbers in the numbers'."""
+    return list(_sorted_numbers(given).values() if isinstance(given, Mapping) else given)
+
+
+def _sorted_numbers(given: Mapping[str, str]) -> Mapping[str, str]:
+    return {key: given[key] for key in sorted_keys(given)} if all(map(is_number, given)) else given
 
 
 def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
@@ -295,7 +201,7 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     raise ValueError(
         f"Classes of the data that are not among the {called}: {shorten(missing)}. The nearest to {missing[0]!r} is "
         f"{alike!r}. Names are found by what they say, never by their position: write them alike, or "
-        f"{_how_to_map(missing[0], 'its name' if called.startswith('folders') else alike)}."
+        f"{_how_to_map(missing[0], 'its name' if called.startswith('folders') else str(alike))}."
     )
 
 
@@ -355,8 +261,9 @@ class RepeatedNames(ClassLabel):
 
     _type: str = field(default="RepeatedNames", init=False, repr=False)
 
+    # pyrefly: ignore[bad-function-definition]  # the fields are those of `ClassLabel`
     def __post_init__(self, num_classes, names_file):
-        names = [str(name) for name in self.names]
+        names = list(self.names)
         self.names = [f"{label} {name}" for label, name in enumerate(names)]
         super().__post_init__(num_classes, names_file)
         self.names = names
@@ -372,17 +279,19 @@ with warnings.catch_warnings():
 def class_label(names: Sequence[str]) -> ClassLabel:
     """Return the feature of labels with these names, of which some may be repeated."""
     names = list(names)
-    return ClassLabel(names=names) if len(set(names)) == len(names) else RepeatedNames(names=names)
+    if len(set(names)) == len(names):
+        return ClassLabel(names=names)
+    return RepeatedNames(names=names)  # pyrefly: ignore[unexpected-keyword]  # a field of `ClassLabel`
 
 
 def warn_repeated(names: Sequence[str]) -> None:
     """Say which names stand for several classes."""
-    if repeated := _repeated(names):
+    if repeated := repeated_names(names):
         tell(
             f"Class names that stand for several classes: {shorten(repeated)}. A model that reads the names cannot tell "
             "these classes apart."
         )
 
 
-def _repeated(names: Iterable[str]) -> list[str]:
+def repeated_names(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]

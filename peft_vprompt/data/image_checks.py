@@ -119,7 +119,7 @@ def examine(name: str, path: str | None, content: memoryview | None, thorough: b
     """
     if content is None and path is None:
         return Finding(name, "missing")
-    if content is None and "://" in str(path):
+    if content is None and path is not None and "://" in path:
         return Finding(name, _ADDRESS)
     try:
         if content is not None:

@@ -70,7 +70,7 @@ def read_rows(
     except (DatasetNotFoundError, ConnectionError, OSError) as error:
         raise FileNotFoundError(
             f"No file or folder {path}, and no data set of that id on the Hub or among those downloaded before "
-            f"({type(error).__name__}). {_beside(local)}"
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}). {_beside(local)}"
         ) from error
 
 

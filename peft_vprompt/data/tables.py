@@ -83,7 +83,7 @@ def _typed(table: pd.DataFrame) -> Dataset:
     for name in table.columns:
         values = [value if value != "" else None for value in table[name].astype(object)]
         numbers = all(value is None or _WHOLE.fullmatch(value) for value in values) and any(values)
-        columns[str(name)] = [int(v) if numbers and v is not None else v for v in values]
+        columns[name] = [int(v) if numbers and v is not None else v for v in values]
     return Dataset.from_dict(columns)
 
 

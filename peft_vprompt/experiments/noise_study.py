@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from ..data import EvalTransform
-from ..data.sources import portable
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
 from ..training.cached_features import cache_features

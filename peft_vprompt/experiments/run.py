@@ -19,7 +19,7 @@ from ..data import (
     image_size,
     select_classes,
 )
-from ..data.sources import portable
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
@@ -431,7 +431,7 @@ def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> lis
         if "label" in rows.column_names:
             return rows.features["label"].names
     if not given:
-        raise ValueError("Expected class names for images without labels. Give class_names (--class-names).")
+        raise ValueError("Expected class names for images without labels. Give --class-names (class_names).")
     return list(given)
 
 

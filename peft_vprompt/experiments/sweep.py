@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
-from ..data.sources import portable
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json

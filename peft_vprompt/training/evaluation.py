@@ -126,6 +126,7 @@ def among_own_classes(model, test_set: EvalSet) -> EvalSet:
     names = list(test_set.class_names)
     if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
         return test_set
+    # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
     return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names]), own)
 
 

@@ -75,7 +75,7 @@ def test_part_of_the_classes_is_compared_among_all(kind, adapters, photos, tmp_p
     assert [result["classes"] for result in results] == [sorted(COLOURS)] * 2
     assert [result["images"] for result in (*results, whole)] == [16, 16, 32]
     assert np.mean([result["accuracy"]["all"] for result in results]) == whole["accuracy"]["all"]
-    assert 0 < whole["accuracy"]["all"] < 100 or kind == "head"
+    assert whole["accuracy"]["all"] > 0
 
     named = write_colours(tmp_path / "named", {"white": 8, "green": 8}, {"white": "n1", "green": "n2"})
     shown = vprompt("evaluate", "--adapter", adapters[kind], "--data", named, code=2)

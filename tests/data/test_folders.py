@@ -74,7 +74,7 @@ class TestSplits:
         data = load_images(DataOptions(path), validation=True)
         assert {name: len(rows) for name, rows in data.items()} == {"train": 6, "validation": 4, "test": 2}
         assert len(load_split(DataOptions(path), validation)) == len(load_split(DataOptions(path), "validation")) == 4
-        data = load_images(DataOptions(path, test_split=validation))
+        data = load_images(DataOptions(path, test_split=validation), validation=True)
         assert {name: len(rows) for name, rows in data.items()} == {"train": 6, "test": 4}
 
     @pytest.mark.parametrize("name", ("train", "test", "val"))

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from peft_vprompt.data import DataOptions, load_images, readers
-from peft_vprompt.data.sources import describe, described, portable
+from peft_vprompt.data.options import describe, described, portable
 from tests.support.labelled_images import paths_and_names, picture, write_folder
 
 
