@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..utils.plotting import saved_figure
 from .noise_study import LINEAR_PROBE, parse_method
+from .reports import WORSE, is_worse
 
 
 #: A legend to the right of the last panel.
@@ -18,7 +19,7 @@ BESIDE = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor
 def study_table(result: dict) -> Table:
     """Return a rich table with a row for each method, loss and noise, and a column for each rate."""
     rates = sorted({row["rate"] for row in result["summary"]})
-    table = Table(title="Accuracy (%) at each share of wrong labels")
+    table = Table(title="Accuracy (%) at each share of wrong labels", caption=_beside(result))
     for heading in ("Method", "Loss", "Noise"):
         table.add_column(heading)
     for rate in rates:
@@ -28,8 +29,21 @@ def study_table(result: dict) -> Table:
         label = row["unlabelled"] or row["noise"] or "none"
         groups.setdefault((name_of(row), row["loss"], label), {})[row["rate"]] = row
     for key, by_rate in groups.items():
-        table.add_row(*key, *(show(by_rate[rate]) if rate in by_rate else "–" for rate in rates))
+        table.add_row(*key, *(_cell(by_rate.get(rate), result.get("zero_shot")) for rate in rates))
     return table
+
+
+def _cell(row: dict | None, zero_shot: float | None) -> str:
+    if row is None:
+        return "–"
+    return show(row) + (f" {WORSE}" if is_worse(row["mean"], zero_shot) else "")
+
+
+def _beside(result: dict) -> str | None:
+    """Return what guessing and zero-shot reach on the same test images; None where the study does not say."""
+    known = {"Chance": result.get("chance"), "zero-shot": result.get("zero_shot")}
+    said = [f"{name} {value:.1f} %" for name, value in known.items() if value is not None]
+    return f"{', '.join(said)}; {WORSE}: worse than zero-shot." if said else None
 
 
 def show(row: dict) -> str:

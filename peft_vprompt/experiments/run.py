@@ -1,7 +1,7 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,12 +22,14 @@ from ..data import (
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import EvalSet, evaluate, set_class_names
+from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
+from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.coop import ContextOptConfig
+from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.environment import environment
 from ..utils.io import read_json, write_json
@@ -57,8 +59,13 @@ def run_experiment(
     workers: int = 0,
     gradients: bool = False,
     quiet: bool = False,
+    device: str | None = None,
+    report_to: Sequence[str] = (),
+    compare: bool = True,
 ) -> dict:
     """Train and evaluate one method.
+
+    Only `settings`, `data` and `cached` decide what is trained.
 
     Args:
         settings: what to run.
@@ -71,18 +78,26 @@ def run_experiment(
         workers: processes that load images.
         gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
+        compare: also measure zero-shot, where the model has a text tower.
 
     Returns:
-        What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
+        What `results.json` holds: settings, recipe, sizes, times, accuracies beside those of zero-shot and of guessing,
+        machine and versions.
 
     Raises:
+        ImportError: a tracker is not installed.
         ValueError: the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
             the model, the data or the recipe; all of it before training.
         TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
             in `output` stays.
     """
     check_settings(settings)
-    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet)
+    check_trackers(report_to)
+    options = RunOptions(
+        data_description, cached, watch, checkpoints, workers, gradients, quiet, device, tuple(report_to), compare
+    )
     run = Run(settings, data, Path(output), options)
     run.build()
     run.prepare_tests()
@@ -104,6 +119,9 @@ class RunOptions:
     workers: int = 0
     gradients: bool = False
     quiet: bool = False
+    device: str | None = None
+    report_to: Sequence[str] = ()
+    compare: bool = True
 
 
 @dataclass
@@ -123,6 +141,7 @@ class Run:
         probes: measures of gradients along the way, one or none; from `train`.
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
         accuracy: in percent, by split; from `evaluate`.
+        zero_shot: likewise without what was trained; None where the model has no text tower or nobody asked.
     """
 
     settings: Settings
@@ -137,6 +156,7 @@ class Run:
     probes: list[GradientProbe] = field(default_factory=list, init=False)
     results: list[TrainResult] = field(default_factory=list, init=False)
     accuracy: dict[str, float] = field(init=False)
+    zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.classes = split_classes(class_names_of(self.data), self.settings.base_novel)
@@ -155,7 +175,15 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
-        bundle = build_model(settings.model, settings.method, self.trained_classes, settings.seed, **config)
+        bundle = build_model(
+            settings.model,
+            settings.method,
+            self.trained_classes,
+            settings.seed,
+            image_size=settings.image_size,
+            device=find_device(self.options.device),
+            **config,
+        )
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -204,7 +232,17 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        self.accuracy = evaluate(self.bundle.model, self.test_sets, zero_shot=self.recipe is None)
+        shown = None if self.options.quiet else "Test"
+        if self.recipe is None:
+            self.accuracy = self.zero_shot = evaluate(
+                self.bundle.model, self.test_sets, zero_shot=True, progress=shown
+            )
+        elif self.options.compare:
+            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(
+                self.bundle.model, self.test_sets, progress=shown
+            )
+        else:
+            self.accuracy = evaluate(self.bundle.model, self.test_sets, progress=shown)
         set_class_names(self.bundle.model, self.trained_classes)
 
     def save(self) -> dict:
@@ -225,6 +263,8 @@ class Run:
             "classes": self.classes,
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
+            "zero_shot": self.zero_shot,
+            "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             "environment": environment(),
@@ -264,6 +304,8 @@ class Run:
             bf16=self.settings.bf16,
             workers=options.workers,
             callbacks=self.probes,
+            device=options.device,
+            report_to=options.report_to,
         )
         self.results.append(result)
 
@@ -272,7 +314,10 @@ class Run:
         contexts = []
         names = self.bundle.model.class_names
         for seed in range(self.settings.seed, self.settings.seed + self.settings.ensemble):
-            member = build_model(self.settings.model, self.settings.method, names, seed, **self.settings.config)
+            size = self.settings.image_size
+            member = build_model(
+                self.settings.model, self.settings.method, names, seed, image_size=size, **self.settings.config
+            )
             self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)
