@@ -15,8 +15,8 @@ def one_class_each(num_samples: int, num_classes: int) -> str:
     """Return what is said where labels name several classes for a sample, or none."""
     return (
         "Multi-label classification, with several classes or none for an image, is not supported yet: an image has one "
-        f"class. Expected integer labels [{num_samples}], or probabilities [{num_samples}, {num_classes}] whose rows sum "
-        "to 1: divide each row by its sum, or leave out images without a class."
+        f"class. Expected integer labels [{num_samples}], or probabilities [{num_samples}, {num_classes}]: values >= 0 "
+        "whose rows sum to 1. Give each image the one class that fits best."
     )
 
 
