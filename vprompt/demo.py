@@ -31,7 +31,7 @@ def demo(
     - `vprompt demo --methods zero-shot,maple --shots 4 --seed 2`
     """
     from peft_vprompt.experiments.models import DEMO_CHANGES
-    from peft_vprompt.experiments.reports import plot_results, results_table
+    from peft_vprompt.experiments.reports import explain, plot_results, results_table
     from peft_vprompt.experiments.run import Settings, run_experiment
     from peft_vprompt.tuners.base.registry import get_method
     from peft_vprompt.utils.environment import environment
@@ -48,6 +48,7 @@ def demo(
     write_json({"runs": runs, "environment": environment()}, output / "results.json")
     plot_results(runs, output / "results.png", f"Embedded task, {shots} shots, seed {seed}")
     console.print(results_table(runs, f"Embedded task, {shots} shots per class, seed {seed}"))
+    console.print(explain(runs), soft_wrap=True)
     console.print(f"Adapters, results.json and results.png are in {escape(str(output))}.", soft_wrap=True)
     trained = [run["settings"]["method"] for run in runs if run["adapter_bytes"] is not None]
     if trained:

@@ -77,7 +77,7 @@ def noise_study(
       --losses ce`
     """
     from peft_vprompt.experiments.models import DEMO_CHANGES
-    from peft_vprompt.experiments.noise_plots import plot_study, study_table
+    from peft_vprompt.experiments.noise_plots import explain_study, plot_study, study_table
     from peft_vprompt.experiments.noise_study import Study, run_study
     from peft_vprompt.experiments.run import Settings
 
@@ -99,6 +99,7 @@ def noise_study(
     result = run_study(study, read_data(data), output, asdict(data) if data else None, device)
     plot_study(result, output)
     console.print(study_table(result))
+    console.print(explain_study(result), soft_wrap=True)
     say_saved(output)
     same = given("model", *SAME_IMAGES, "shots")
     say_next("train", *same, *_best(result["summary"]), "--cache-features", "--output", output / "best")

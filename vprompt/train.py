@@ -97,7 +97,7 @@ def train(
     - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4
       --cache-features`
     """
-    from peft_vprompt.experiments.reports import results_table
+    from peft_vprompt.experiments.reports import explain, results_table
     from peft_vprompt.experiments.run import Settings, run_experiment
     from peft_vprompt.tuners.base.registry import get_method
 
@@ -132,6 +132,7 @@ def train(
         report_to=report_to or (),
     )
     console.print(results_table([run]))
+    console.print(explain([run]), soft_wrap=True)
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
         same = given("model", *SAME_IMAGES, "shots", "base_novel")

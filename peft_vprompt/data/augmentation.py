@@ -22,7 +22,8 @@ class RandomRows(torch.utils.data.Dataset):
 
     Attributes:
         seed: whole number >= 0.
-        epoch: from 0; a Trainer sets it by `set_epoch`.
+        epoch: from 0. `training.trainer.train` sets it, and so does a Trainer in one process; elsewhere (several
+            processes, a loop of your own) call `set_epoch` before each epoch.
     """
 
     def __init__(self, seed: int = 0):

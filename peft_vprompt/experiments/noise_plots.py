@@ -19,7 +19,7 @@ BESIDE = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor
 def study_table(result: dict) -> Table:
     """Return a rich table with a row for each method, loss and noise, and a column for each rate."""
     rates = sorted({row["rate"] for row in result["summary"]})
-    table = Table(title="Accuracy (%) at each share of wrong labels", caption=_beside(result))
+    table = Table(title="Accuracy (%) at each share of wrong labels")
     for heading in ("Method", "Loss", "Noise"):
         table.add_column(heading)
     for rate in rates:
@@ -39,11 +39,11 @@ def _cell(row: dict | None, zero_shot: float | None) -> str:
     return show(row) + (f" {WORSE}" if is_worse(row["mean"], zero_shot) else "")
 
 
-def _beside(result: dict) -> str | None:
-    """Return what guessing and zero-shot reach on the same test images; None where the study does not say."""
+def explain_study(result: dict) -> str:
+    """Return what guessing and zero-shot reach on the same test images, and what the mark means, in one line."""
     known = {"Chance": result.get("chance"), "zero-shot": result.get("zero_shot")}
     said = [f"{name} {value:.1f} %" for name, value in known.items() if value is not None]
-    return f"{', '.join(said)}; {WORSE}: worse than zero-shot." if said else None
+    return f"{', '.join(said)}; {WORSE}: worse than zero-shot."
 
 
 def show(row: dict) -> str:

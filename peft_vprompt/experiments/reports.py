@@ -26,10 +26,10 @@ MEANINGS = {
 def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
     """Return a rich table with one row per run of `run.run_experiment`, below guessing and zero-shot.
 
-    Missing numbers show as a dash; accuracies lower than zero-shot's are marked.
+    Missing numbers show as a dash; accuracies lower than zero-shot's are marked. What it all means: see `explain`.
     """
     columns = _accuracy_columns(runs)
-    table = Table(title=title, caption=explain(runs), caption_justify="left")
+    table = Table(title=title)
     table.add_column("Method")
     for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *columns):
         table.add_column(heading, justify="right")

@@ -62,7 +62,8 @@ def cache_features(
         seed: seed of a random augmentation.
         cache_dir: folder of the cache files; default: `vprompt-features` in the cache of `datasets`.
         batch_size: images per forward pass.
-        workers: processes that load images.
+        workers: processes that load images; a random augmentation is made in this process alone, so that the features
+            do not depend on their number.
 
     Returns:
         A data set with the column `image_features` (float32, [dim]) and `label`, if there is one: `views` times as
@@ -100,11 +101,13 @@ def default_cache_dir() -> Path:
 
 def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int) -> None:
     schema = Features({FEATURES: ListOf(Value("float32"))})
+    # Each process would draw numbers of its own, and the features depend on how many there are.
+    loaders = 0 if rows.format["format_kwargs"]["transform"].random else workers
     # The caller's own stream of random numbers goes on as if nothing had been drawn here.
     with torch.random.fork_rng(devices=[]), ArrowWriter(path=str(path), features=schema) as writer:
         torch.manual_seed(seed)
         for _ in range(views):
-            for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=workers):
+            for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=loaders):
                 writer.write_batch({FEATURES: encode_frozen(model, batch).numpy()})
         writer.finalize()
 
