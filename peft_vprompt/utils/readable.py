@@ -18,8 +18,8 @@ ARCHIVES = (".pt", ".pth", ".bin")
 def unreadable_files(folder: str | Path) -> list[str]:
     """Return what is wrong with the files in a folder, one line for each that cannot be read back.
 
-    Tensors must be there, and finite where they are weights, records of torch's archives must have their check sums, JSON must parse. Other
-    files are not looked at.
+    Tensors must be there, and finite where they are weights; records of torch's archives must have their check sums; JSON
+    must parse. Other files are not looked at.
     """
     problems = []
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -36,8 +36,8 @@ def _problem(path: Path) -> str | None:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        bad = [name for name, tensor in tensors.items() if not bool(tensor.double().isfinite().all())]
-        bad = bad if path.name in WEIGHTS else []
+        weights = tensors if path.name in WEIGHTS else {}
+        bad = [name for name, tensor in weights.items() if not bool(tensor.double().isfinite().all())]
         return f"values that are not finite in {bad[:4]}" if bad else None
     if path.suffix in ARCHIVES:
         with zipfile.ZipFile(path) as file:
