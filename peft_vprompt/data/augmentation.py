@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class AugmentedRows(RandomRows):
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 
-def with_own_random_numbers(rows, seed: int):
+def with_own_random_numbers(rows: Any, seed: int) -> Any:
     """Return rows to train on whose random numbers are those of `seed`, the epoch and the row.
 
     Args:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -187,7 +188,8 @@ def zero_shot_accuracy(
     clip = _plain_clip(settings, names, data_description, device)
     with clip.model.disable_adapter():
         features = cache_features(clip.model, data["test"], EvalTransform(clip.image_processor))
-    return evaluate(clip.model, {"all": EvalSet(feature_rows(features), names)}, zero_shot=True)["all"]
+    rows: Any = feature_rows(features)
+    return evaluate(clip.model, {"all": EvalSet(rows, names)}, zero_shot=True)["all"]
 
 
 def _plain_clip(

@@ -30,7 +30,7 @@ def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
     """
     columns = _accuracy_columns(runs)
     table = Table(title=title)
-    table.add_column("Method")
+    table.add_column("Method", no_wrap=True)
     for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *columns):
         table.add_column(heading, justify="right")
     for name, accuracies in references(runs).items():

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -249,7 +250,8 @@ def _compute_on(arguments: TrainingArguments, device: torch.device) -> None:
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    arguments.distributed_state.device = device  # where Accelerate puts model and batches
+    state: Any = arguments.distributed_state
+    state.device = device  # where Accelerate puts model and batches
     arguments.__dict__["_setup_devices"] = device  # what `arguments.device` has looked up
 
 

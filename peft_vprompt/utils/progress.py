@@ -27,11 +27,13 @@ def make_bar(label: str, unit: str, transient: bool = False) -> Progress:
 
 
 def with_progress(batches: Batches[Item], label: str | None) -> Iterator[Item]:
-    """Yield the batches under a bar that goes when they are done; without a label under none."""
+    """Yield the batches under a bar that goes when they are done; without a label, or where no screen is, under none."""
     if label is None:
         yield from batches
         return
-    with make_bar(label, "batches", transient=True) as bar:
+    bar = make_bar(label, "batches", transient=True)
+    bar.disable = not bar.console.is_terminal
+    with bar:
         task = bar.add_task("", total=len(batches), note="")
         for batch in batches:
             yield batch

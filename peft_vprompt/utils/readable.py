@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 
+#: Files of weights, whose values must be finite; other tensors (of an average, say) have their reasons.
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 #: Endings of the files that torch writes: zip archives with a check sum for each record.
 ARCHIVES = (".pt", ".pth", ".bin")
 
@@ -16,8 +18,8 @@ ARCHIVES = (".pt", ".pth", ".bin")
 def unreadable_files(folder: str | Path) -> list[str]:
     """Return what is wrong with the files in a folder, one line for each that cannot be read back.
 
-    Tensors in safetensors must be finite, records of torch's archives must have their check sums, JSON must parse. Other
-    files are not looked at.
+    Tensors must be there, and finite where they are weights; records of torch's archives must have their check sums; JSON
+    must parse. Other files are not looked at.
     """
     problems = []
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -33,7 +35,9 @@ def unreadable_files(folder: str | Path) -> list[str]:
 def _problem(path: Path) -> str | None:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            bad = [name for name in file.keys() if not bool(file.get_tensor(name).double().isfinite().all())]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        weights = tensors if path.name in WEIGHTS else {}
+        bad = [name for name, tensor in weights.items() if not bool(tensor.double().isfinite().all())]
         return f"values that are not finite in {bad[:4]}" if bad else None
     if path.suffix in ARCHIVES:
         with zipfile.ZipFile(path) as file:

@@ -16,6 +16,7 @@ def folder(tmp_path):
         {"state": torch.ones(300), "random": np.random.default_rng(0).bytes(5)}, tmp_path / "inner/optimizer.pt"
     )
     (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
+    save_file({"log_total": torch.tensor(-torch.inf)}, tmp_path / "weight_average.safetensors")
     (tmp_path / "README.md").write_bytes(b"\xff")
     return tmp_path
 
