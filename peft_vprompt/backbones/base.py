@@ -74,12 +74,19 @@ class EncoderView(ABC):
         output = layer(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def runs_in_parts(self, layer: nn.Module) -> bool:
+        """Tell whether one layer's parts may be called one by one: they are known, and plain modules.
+
+        Where they are not (hooks, sharded or offloaded weights, quantised or replaced parts), the layer's own call is made.
+        """
+        return self.layer_parts is not None and self.layer_parts.fit(layer)
+
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
 
-        Where the layer's parts are known, nothing else is computed.
+        Where the layer runs in parts, nothing else is computed.
         """
-        if self.layer_parts is not None:
+        if self.runs_in_parts(layer):
             return self.layer_parts.keys_values(layer, hidden)
         kv_cache: list[tuple[Tensor, Tensor]] = []
         self.run_layer(layer, hidden, kv_cache=kv_cache)
@@ -88,9 +95,9 @@ class EncoderView(ABC):
     def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
         """Run one layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
 
-        Where the layer's parts are known, these are not computed.
+        Where the layer runs in parts, these are not computed.
         """
-        if self.layer_parts is not None:
+        if self.runs_in_parts(layer):
             return self.layer_parts.run_queries(layer, rows, pattern)
         return self.run_layer(layer, rows, pattern=pattern)
 

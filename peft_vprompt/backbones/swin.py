@@ -25,6 +25,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..core.checkpointing import recompute
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
+from ..core.plain_modules import in_place_of
 from .base import VisionView, resize_positions
 from .layer_parts import split_heads
 
@@ -133,7 +134,8 @@ class SwinView(VisionView):
         for stage in self.module.encoder.layers:
             for block in stage.blocks:
                 hidden = insert_prompts(hidden, prompts, rule, step)
-                hidden = recompute(stage, functools.partial(self.run_block, block, grid=grid), hidden)
+                run = functools.partial(self.run_block, block, grid=grid)
+                hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
                 step += 1
             if stage.downsample is not None:
                 hidden = merge(stage.downsample, hidden, grid)

@@ -141,9 +141,21 @@ class ClassNameClassifier:
             ClassNamesError: there are none yet.
         """
         classes = self._known_classes
-        if classes.sequences is None:
-            self._tokenize(classes)
+        self._prepare(classes)
         return classes
+
+    @torch.compiler.assume_constant_result  # a compiler finds the classes tokenised
+    def _prepare(self, classes: ClassList) -> bool:
+        """Tokenise the classes, if that has not been done yet with what there is to read them."""
+        if classes.sequences is None or classes.read_by != self._readers:
+            self._tokenize(classes)
+        return True
+
+    @property
+    def _readers(self) -> tuple:
+        """What class names are read by."""
+        config = self.adapted.config
+        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates
 
     def _tokenize(self, classes: ClassList) -> None:
         config = self.adapted.config
@@ -153,8 +165,7 @@ class ClassNameClassifier:
             check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
         if not config.belongs_to_classes:
             warn_alike(templates[0], classes.names)
-        classes.sequences = templates
-        classes.layout = self.texts.text.layout(tokenizer, templates[0][0])
+        classes.take(templates, self.texts.text.layout(tokenizer, templates[0][0]), self._readers)
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -236,8 +247,9 @@ class ClassNameClassifier:
 
     def encode_images(self, pixel_values: Tensor, **options) -> Tensor:
         """See `PeftModelForImageClassification.encode_images`."""
-        self._check_images(pixel_values, options)
-        return self._image_features(pixel_values, options)
+        with self.adapted.lock.call():
+            self._check_images(pixel_values, options)
+            return self._image_features(pixel_values, options)
 
     def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view
@@ -283,7 +295,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
-        with self.adapted.tuner.answering_for() as answer_for:
+        with self.adapted.lock.change(), self.adapted.tuner.answering_for() as answer_for:
             encoded = self.adapted.vision.encode_read_only(pixel_values, names, **options)
             for name, read in zip(names, encoded, strict=True):
                 answer_for(name)
@@ -314,11 +326,14 @@ class ClassNameClassifier:
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
         """See `PeftModelForImageClassification.encode_classes`."""
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        if not self.texts.conditional:
-            return self.texts.encode(self.classes, None).clone()
-        if pixel_values is None:
-            raise ValueError("This adapter's class features depend on the image. Pass encode_classes(pixel_values).")
-        return self.texts.encode(self.classes, self.encode_images(pixel_values))
+        with self.adapted.lock.call():
+            if not self.texts.conditional:
+                return self.texts.encode(self.classes, None).clone()
+            if pixel_values is None:
+                raise ValueError(
+                    "This adapter's class features depend on the image. Pass encode_classes(pixel_values)."
+                )
+            return self.texts.encode(self.classes, self.encode_images(pixel_values))
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 

@@ -21,8 +21,10 @@ from ...core.padded_prompts import PaddedPrompts, pad_bounded
 from ...core.tokenization import TokenSequence, num_start_tokens
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
-from .feature_cache import FeatureCache, autocast_dtype, fingerprint, may_keep
+from .feature_cache import FeatureCache
+from .module_state import ModuleState, autocast_dtype, may_keep
 from .prompted_encoder import PromptedEncoder
+from .traced import kept, number_of
 
 
 class PromptedTextEncoder(PromptedEncoder):
@@ -89,9 +91,13 @@ class PromptedTextEncoder(PromptedEncoder):
         """Let the read-only prompts of every class read the KV cache of its plain tokens: [c, n, d]."""
         view: Any = self.view
         learning = torch.is_grad_enabled() and self.is_trained
-        may_be_kept = keep_kv_cache and may_keep(self) and not learning
         with torch.set_grad_enabled(learning):
-            kv_cache = self._kept_kv_cache(packed) if may_be_kept else self._fill_kv_cache(packed)
+            if learning or not keep_kv_cache:
+                kv_cache = self._fill_kv_cache(packed)
+            elif torch.compiler.is_compiling():
+                kv_cache = self._kv_cache_in_graph(packed)
+            else:
+                kv_cache = self._kept_kv_cache(packed)
         patterns = [ReadSuffixes(packed.pattern, key, value) for key, value in kv_cache]
         queries = prompts().to(view.reference_weight.dtype).repeat(1, packed.num_classes, 1)
         hidden = run_read_only(view, queries, prompts.first_layer, patterns, batch_size=1)
@@ -103,11 +109,27 @@ class PromptedTextEncoder(PromptedEncoder):
         hidden = packed.embed(view, None)
         return fill_kv_cache(view, hidden, pattern=packed.pattern)
 
-    @torch.compiler.disable
     def _kept_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return the same, kept while the classes and the frozen tower stay."""
-        key = (autocast_dtype(packed.token_ids.device), fingerprint(self.base_layer))
-        return self.kv_caches.get(packed, key, lambda: self._fill_kv_cache(packed))
+        if not may_keep(self.base_layer):
+            return self._fill_kv_cache(packed)
+        state = ModuleState([self.base_layer], [autocast_dtype(packed.token_ids.device)])
+        return self.kv_caches.get(packed, state, lambda: self._fill_kv_cache(packed))
+
+    def stacked_kv_cache(self, packed: PackedPrompts, name: str = "") -> Tensor:
+        """Return the same as one tensor [layers * 2, 1, h, rows, head size]."""
+        return torch.stack([tensor for pair in self._kept_kv_cache(packed) for tensor in pair])
+
+    def _kv_cache_in_graph(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
+        """Return the same as a node of the graph that is compiled."""
+        view: Any = self.view
+        heads = self.config.num_attention_heads
+        shape = [2 * view.num_layers, 1, heads, packed.num_rows, view.width // heads]
+        weight = view.reference_weight
+        autocast = autocast_dtype(weight.device)
+        who = (number_of(self), "stacked_kv_cache", number_of(packed), "")
+        stacked = kept(weight.detach(), *who, shape, autocast or weight.dtype, autocast)
+        return list(zip(stacked[0::2], stacked[1::2], strict=True))
 
     def forward(
         self,
