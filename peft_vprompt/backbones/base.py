@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows, encode
+from ..core.offloading import tensor_of
 from .layer_parts import LayerParts
 
 
@@ -311,7 +312,7 @@ class TextView(EncoderView):
     @torch.no_grad()
     def word_vectors(self, token_ids: list[int]) -> Tensor:
         """Return the token embeddings [len(token_ids), d] to start prompts from."""
-        weight = self.token_embedding.weight
+        weight = tensor_of(self.token_embedding, "weight")
         return weight[torch.tensor(token_ids, device=weight.device)].clone()
 
 

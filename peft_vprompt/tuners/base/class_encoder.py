@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from ...backbones.base import BidirectionalTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
-from ...core.tokenization import check_lengths, encode_text, fill
+from ...core.padded_prompts import pad
+from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
 from . import class_list
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
@@ -187,8 +188,8 @@ class ClassEncoder:
         tokenizer = self.model.tokenizers.find(tokenizer_name)
         features = []
         for template in templates:
-            texts = [fill(template, name) for name in names]
-            check_lengths([encode_text(tokenizer, t) for t in texts], names, self.text.view.max_positions)
+            texts = [encode_text(tokenizer, fill(template, name)) for name in names]
+            check_lengths(texts, names, self.text.view.max_positions)
             batches = [
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
                 for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
@@ -198,16 +199,15 @@ class ClassEncoder:
             features.append(torch.cat(chunks))
         return average_features(features)
 
-    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
-        """Return the features [c, e] of plain texts."""
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[TokenSequence]) -> Tensor:
+        """Return the features [c, e] of tokenised plain texts."""
         text = self.text
         dual = self.model.dual
-        device = dual.device
         if isinstance(text.view, BidirectionalTextView):
-            sequences = [encode_text(tokenizer, t) for t in texts]
-            (padded,) = text.layout(tokenizer, sequences[0])(sequences, sys.maxsize)
-            padded = padded.to(device)
+            (padded,) = text.layout(tokenizer, texts[0])(texts, sys.maxsize)
+            padded = padded.to(dual.device)
             return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask))
-        batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
-        output = text.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        # Padded here: a tokenizer that pads in one thread does so, for a moment, in all others too.
+        padded = pad(texts, 1, tokenizer.pad_token_id, None).to(dual.device)
+        output = text.base_layer(input_ids=padded.token_ids, attention_mask=padded.mask.long())
         return dual.project_text(output.pooler_output)

@@ -58,7 +58,9 @@ class ModuleState:
     def __init__(self, modules: Iterable[nn.Module | None], facts: Iterable[Hashable] = (), objects: Iterable = ()):
         found = [part for module in modules if module is not None for part in parts(module)]
         tuned = [part for part in found if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        attributes = [part.__dict__ for part in found if not isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+        attributes = [
+            part.__dict__ for part in found if not isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        ]
         configs = {id(own["config"]): own["config"].__dict__ for own in attributes if "config" in own}
         self.tensors = [
             tensor

@@ -187,7 +187,12 @@ class PromptedVisionEncoder(PromptedEncoder):
         """
         view = self.view
         prompts = self.active_prompts
-        if prompts is not None and not prompts.read_only and prompts.pooling != "original" and is_plain(self.base_layer):
+        if (
+            prompts is not None
+            and not prompts.read_only
+            and prompts.pooling != "original"
+            and is_plain(self.base_layer)
+        ):
             return self._run(pixel_values, prompts, False, kwargs).pooler_output
         whole = self.disable_adapters or view.pooled_rows is None
         if whole or not is_plain(self) or not is_plain(self.base_layer):
