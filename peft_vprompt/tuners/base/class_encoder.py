@@ -129,9 +129,9 @@ class ClassEncoder:
         chunks = [chunk for template in templates for chunk in template]
         keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
         if len(chunks) == 1:
-            encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache)]
+            encoded = [text.class_prompt_encoder(chunks[0], keep_kv_cache=keep_kv_cache)]
         else:
-            encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache)
+            encode = functools.partial(text.class_prompt_encoder, keep_kv_cache=keep_kv_cache)
             sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
             encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
@@ -141,11 +141,11 @@ class ClassEncoder:
         """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size."""
         (chunks,) = classes.pack(0, len(classes.names), 0, device)
         if torch.compiler.is_compiling():  # the number of images is a symbol, or not to be built into the graph
-            encoded = [self.text.encode_class_prompts(chunk, image_features) for chunk in chunks]
+            encoded = [self.text.class_prompt_encoder(chunk, image_features) for chunk in chunks]
             return self.model.dual.project_text(torch.cat(encoded, dim=1))
 
         def encode(piece: tuple) -> Tensor:
-            return self.model.dual.project_text(self.text.encode_class_prompts(*piece))
+            return self.model.dual.project_text(self.text.class_prompt_encoder(*piece))
 
         together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
         # pyrefly: ignore[missing-attribute, bad-argument-type]  # such methods are called with images

@@ -18,6 +18,7 @@ from ...core.insertion import InsertRows, insert, replace
 from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only
 from ...core.packed_prompts import PackedPrompts, pack_bounded
 from ...core.padded_prompts import PaddedPrompts, pad_bounded
+from ...core.plain_modules import in_place_of, is_plain
 from ...core.tokenization import TokenSequence, num_start_tokens
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
@@ -56,6 +57,13 @@ class PromptedTextEncoder(PromptedEncoder):
             length=view.max_positions if view.fills_up else None,
         )
 
+    @property
+    def class_prompt_encoder(self) -> Callable[..., Tensor]:
+        """`encode_class_prompts`, with all that a call of the tower does beside (hooks, sharded weights)."""
+        if is_plain(self.base_layer):
+            return self.encode_class_prompts
+        return functools.partial(in_place_of, self.base_layer, self.encode_class_prompts)
+
     def encode_class_prompts(
         self, packed: PackedPrompts | PaddedPrompts, image_features: Tensor | None = None, keep_kv_cache: bool = True
     ) -> Tensor:
@@ -81,7 +89,7 @@ class PromptedTextEncoder(PromptedEncoder):
             mask = view.layer_mask(packed.mask, hidden)
             features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
-        hidden = packed.embed(view, first)
+        hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         ends = OutputRows(packed.end_rows, functools.partial(ReadSuffixes, packed.pattern))
         hidden = encode(view, hidden, vectors, InsertRows(1), output_rows=ends, pattern=packed.pattern)
         features = view.final_norm(hidden)
@@ -106,7 +114,7 @@ class PromptedTextEncoder(PromptedEncoder):
     def _fill_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of the plain tokens in each layer."""
         view: Any = self.view
-        hidden = packed.embed(view, None)
+        hidden = in_place_of(view.module.embeddings, packed.embed, view, None)
         return fill_kv_cache(view, hidden, pattern=packed.pattern)
 
     def _kept_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
@@ -155,27 +163,39 @@ class PromptedTextEncoder(PromptedEncoder):
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
             return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        run = functools.partial(self._run, prompts=prompts)
+        output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, output_hidden_states)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        output_hidden_states: bool | None,
+        prompts: PromptModule,
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower with its prompts."""
         vectors = prompts()
         ends = self._check_input_ids(input_ids, prompts, vectors.shape[1])
         longest = int(ends.max()) + 1  # what follows the last end token is padding, which nothing reads
         inserts = prompts.text_placement == "insert"
-        hidden, positions, mask = self._embed(input_ids, position_ids, attention_mask, vectors[0], longest, inserts)
+        view: Any = self.view
+        texts = (input_ids, position_ids, attention_mask, vectors[0], longest, inserts)
+        hidden, mask = in_place_of(view.module.embeddings, self._embed, *texts)
         added = hidden.shape[1] - longest
         states = [] if output_hidden_states else None
-        view: Any = self.view
-        hidden = hidden + view.position_embedding(positions)
         hidden = encode(view, hidden, vectors, InsertRows(1), states=states, pattern=mask)
         hidden = view.final_norm(hidden)
         pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + added]
-        output = BaseModelOutputWithPooling(
+        return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooled,
             hidden_states=None if states is None else tuple(states),
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def _embed(self, input_ids, position_ids, attention_mask, first_prompts, longest, inserts):
-        """Return token vectors with the first layer's prompts, their positions, and the attention pattern."""
+        """Return the input of the first layer, with its prompts, and the attention pattern."""
         input_ids = input_ids[:, :longest]
         batch = input_ids.shape[0]
         inserted = first_prompts.shape[0] if inserts else 0
@@ -195,7 +215,7 @@ class PromptedTextEncoder(PromptedEncoder):
         if attention_mask is not None and not bool(attention_mask[:, :longest].all()):
             kept = attention_mask[:, :longest].bool()
             mask = torch.cat([kept[:, :1], kept.new_ones(batch, inserted), kept[:, 1:]], dim=1)
-        return hidden, positions, Causal(mask)
+        return hidden + self.view.position_embedding(positions), Causal(mask)
 
     def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
         """Return the position of each text's end token, [b]."""
