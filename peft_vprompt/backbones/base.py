@@ -75,20 +75,24 @@ class EncoderView(ABC):
         output = layer(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def runs_in_parts(self, layer: nn.Module) -> bool:
-        """Tell whether one layer's parts may be called one by one: they are known, and plain modules.
+    def parts_of(self, layer: nn.Module) -> LayerParts | None:
+        """Return the names of one layer's parts, where they may be called one by one: they are known, and plain modules.
 
         Where they are not (hooks, sharded or offloaded weights, quantised or replaced parts), the layer's own call is made.
         """
-        return self.layer_parts is not None and self.layer_parts.fit(layer)
+        return self.layer_parts if self.layer_parts is not None and self.layer_parts.fit(layer) else None
+
+    def runs_in_parts(self, layer: nn.Module) -> bool:
+        """Tell whether some rows of a layer can be computed alone, without the layer's own call."""
+        return self.parts_of(layer) is not None
 
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
 
         Where the layer runs in parts, nothing else is computed.
         """
-        if self.runs_in_parts(layer):
-            return self.layer_parts.keys_values(layer, hidden)
+        if (parts := self.parts_of(layer)) is not None:
+            return parts.keys_values(layer, hidden)
         kv_cache: list[tuple[Tensor, Tensor]] = []
         self.run_layer(layer, hidden, kv_cache=kv_cache)
         return kv_cache[0]
@@ -98,8 +102,8 @@ class EncoderView(ABC):
 
         Where the layer runs in parts, these are not computed.
         """
-        if self.runs_in_parts(layer):
-            return self.layer_parts.run_queries(layer, rows, pattern)
+        if (parts := self.parts_of(layer)) is not None:
+            return parts.run_queries(layer, rows, pattern)
         return self.run_layer(layer, rows, pattern=pattern)
 
 

@@ -217,6 +217,27 @@ def test_a_sharded_model_gives_the_same_logits_and_gradients(case, whole_towers,
         )
 
 
+def two_processes(rank, path, tokenizer_path):
+    """Compare each method, sharded over two processes that see the same images, with the model in one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for case in FIRST_CASES:
+        for whole_towers in (False, True):
+            expected_logits, expected = answers(case.build(tokenizer_path))
+            found_logits, found = answers(shard(case.build(tokenizer_path), mesh, whole_towers))
+            torch.testing.assert_close(found_logits, expected_logits, **CLOSE)
+            for name, gradient in found.items():
+                whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+                torch.testing.assert_close(whole, expected[name], **CLOSE, msg=f"{case} {name}")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.nightly
+def test_a_model_sharded_over_two_processes(tokenizer_path, tmp_path):
+    torch.multiprocessing.spawn(two_processes, (str(tmp_path / "store"), tokenizer_path), nprocs=2)
+
+
 def test_a_sharded_model_is_saved(make, mesh, tmp_path):
     model = shard(get_peft_model(tiny_clip(), make("maple", "maple")), mesh, False)
     state = {

@@ -97,6 +97,7 @@ class ClassNameClassifier:
         if readout is not None and not any(parameter.is_meta for parameter in readout.parameters()):
             method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
             with torch.no_grad():
+                # pyrefly: ignore[bad-argument-type]  # readouts that start from texts belong to their classes
                 method.initialize(config, readout, lambda: self.texts.encode_frozen(classes, adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -199,7 +200,8 @@ class ClassNameClassifier:
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
-            image = self._image_features(pixel_values, options)  # pyrefly: ignore[bad-argument-type]  # likewise
+            # pyrefly: ignore[bad-argument-type]  # likewise
+            image = self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
         else:
             self.require_fixed_images()
             if options:
@@ -249,24 +251,17 @@ class ClassNameClassifier:
         """See `PeftModelForImageClassification.encode_images`."""
         with self.adapted.lock.call():
             self._check_images(pixel_values, options)
-            return self._image_features(pixel_values, options)
+            vision = self.adapted.vision
+            if self.adapted.backbone.dual is not None:
+                return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
+            output = vision(pixel_values, **options)
+            pooled = getattr(output, "pooler_output", None)
+            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
 
     def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
-
-    def _image_features(self, pixel_values: Tensor, options: dict) -> Tensor:
-        """Return L2-normalised features [b, e] or [b, k, e] of images that were checked."""
-        vision = self.adapted.vision
-        if self.adapted.backbone.dual is None:
-            output = vision(pixel_values, **options)
-            pooled = getattr(output, "pooler_output", None)
-            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
-        if vision.active_read_only is not None:
-            (read,) = vision.encode_read_only(pixel_values, vision.active_adapters, **options)
-            return self.adapted.dual.project_image(read)
-        return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
 
     def require_fixed_images(self) -> None:
         """Make sure that nothing that is trained changes the image features.

@@ -86,7 +86,7 @@ class ModuleState:
         return self._contents
 
     @property
-    def versions(self) -> Hashable:
+    def versions(self) -> list[tuple]:
         """Address and version counter of each tensor."""
         return [
             (tensor.data_ptr(), tensor.dtype, tensor.device, -1 if tensor.is_inference() else tensor._version)
@@ -120,11 +120,11 @@ def digest(tensors: Iterable[Tensor]) -> Hashable:
         layout.append((tensor.dtype, tensor.device, tensor.shape))
         flat = tensor.detach().reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8))
         if tensor.device.type == "cpu":
-            content.update(flat.numpy())
+            content.update(flat.numpy().data)
         else:
             elsewhere.setdefault((tensor.device, flat.dtype), []).append(flat)
     for numbers in elsewhere.values():
-        content.update(column_sums(torch.cat(numbers)).cpu().numpy())
+        content.update(column_sums(torch.cat(numbers)).cpu().numpy().data)
     return content.digest(), *layout
 
 

@@ -215,7 +215,8 @@ class PromptedTextEncoder(PromptedEncoder):
         if attention_mask is not None and not bool(attention_mask[:, :longest].all()):
             kept = attention_mask[:, :longest].bool()
             mask = torch.cat([kept[:, :1], kept.new_ones(batch, inserted), kept[:, 1:]], dim=1)
-        return hidden + self.view.position_embedding(positions), Causal(mask)
+        view: Any = self.view  # causal, or the call was refused
+        return hidden + view.position_embedding(positions), Causal(mask)
 
     def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
         """Return the position of each text's end token, [b]."""

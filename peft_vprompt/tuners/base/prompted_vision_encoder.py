@@ -181,21 +181,20 @@ class PromptedVisionEncoder(PromptedEncoder):
             output.last_hidden_state = feature.unsqueeze(1).expand(-1, rows, -1)
 
     def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """Return the pooled output of `forward` [b, d] for images that were checked.
+        """Return the pooled output of `forward` [b, d] for images that were checked; [b, n, d] that read-only prompts read.
 
         Of the last layer only the rows that are pooled are computed.
         """
         view = self.view
         prompts = self.active_prompts
-        if (
-            prompts is not None
-            and not prompts.read_only
-            and prompts.pooling != "original"
-            and is_plain(self.base_layer)
-        ):
+        if prompts is not None and prompts.read_only:
+            return self.encode_read_only(pixel_values, self.active_adapters, **kwargs)[0]
+        as_called = not (
+            is_plain(self) and is_plain(self.base_layer)
+        )  # what listens to the tower hears its own output
+        if prompts is not None and prompts.pooling != "original" and not as_called:
             return self._run(pixel_values, prompts, False, kwargs).pooler_output
-        whole = self.disable_adapters or view.pooled_rows is None
-        if whole or not is_plain(self) or not is_plain(self.base_layer):
+        if as_called or self.disable_adapters or view.pooled_rows is None:
             return self(pixel_values, **kwargs).pooler_output  # pyrefly: ignore[not-callable]  # nn.Module is
         start = self._start(pixel_values, prompts, **kwargs)
         hidden = view.encode(*start.arguments, None, OutputRows(view.pooled_rows, ReadAll), **start.layer_options)

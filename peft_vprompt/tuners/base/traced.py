@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -21,6 +22,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 #: Whether a model is being exported; torch before 2.7 does not tell.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+#: The operator looks at more than its inputs, which a recorded CUDA graph would not; older versions of torch record none.
+TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 _numbers: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 _objects: WeakValueDictionary[int, object] = WeakValueDictionary()
@@ -41,7 +45,7 @@ def number_of(thing: object) -> int:
     mutates_args=(),
     schema="(Tensor like, int owner, str method, int about, str name, SymInt[] shape, ScalarType dtype, "
     "ScalarType? autocast) -> Tensor",
-    **({"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}),
+    **TAGS,
 )
 def kept(like, owner, method, about, name, shape, dtype, autocast):
     """Return what the method of an object keeps or computes, of `shape` and `dtype`, where `like` is.
@@ -94,5 +98,6 @@ def real_tensors(fakes: Sequence[FakeTensor]) -> list[Tensor] | None:
         converter = mode.fake_tensor_converter.meta_converter
         for real, number in converter.describer.lookup_tensor.items():
             known[id(converter.tensor_memo.get(number))] = real
-    reals = [known.get(id(fake)) for fake in fakes]
-    return None if any(real is None for real in reals) else reals
+    if not all(id(fake) in known for fake in fakes):
+        return None
+    return [known[id(fake)] for fake in fakes]
