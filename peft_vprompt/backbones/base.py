@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows, encode
+from ..core.offloading import tensor_of
 from .layer_parts import LayerParts
 
 
@@ -74,13 +75,24 @@ class EncoderView(ABC):
         output = layer(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def parts_of(self, layer: nn.Module) -> LayerParts | None:
+        """Return the names of one layer's parts, where they may be called one by one: they are known, and plain modules.
+
+        Where they are not (hooks, sharded or offloaded weights, quantised or replaced parts), the layer's own call is made.
+        """
+        return self.layer_parts if self.layer_parts is not None and self.layer_parts.fit(layer) else None
+
+    def runs_in_parts(self, layer: nn.Module) -> bool:
+        """Tell whether some rows of a layer can be computed alone, without the layer's own call."""
+        return self.parts_of(layer) is not None
+
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [b, h, s, head size] that the layer's attention reads, from the layer's input [b, s, d].
 
-        Where the layer's parts are known, nothing else is computed.
+        Where the layer runs in parts, nothing else is computed.
         """
-        if self.layer_parts is not None:
-            return self.layer_parts.keys_values(layer, hidden)
+        if (parts := self.parts_of(layer)) is not None:
+            return parts.keys_values(layer, hidden)
         kv_cache: list[tuple[Tensor, Tensor]] = []
         self.run_layer(layer, hidden, kv_cache=kv_cache)
         return kv_cache[0]
@@ -88,10 +100,10 @@ class EncoderView(ABC):
     def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
         """Run one layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.
 
-        Where the layer's parts are known, these are not computed.
+        Where the layer runs in parts, these are not computed.
         """
-        if self.layer_parts is not None:
-            return self.layer_parts.run_queries(layer, rows, pattern)
+        if (parts := self.parts_of(layer)) is not None:
+            return parts.run_queries(layer, rows, pattern)
         return self.run_layer(layer, rows, pattern=pattern)
 
 
@@ -304,7 +316,7 @@ class TextView(EncoderView):
     @torch.no_grad()
     def word_vectors(self, token_ids: list[int]) -> Tensor:
         """Return the token embeddings [len(token_ids), d] to start prompts from."""
-        weight = self.token_embedding.weight
+        weight = tensor_of(self.token_embedding, "weight")
         return weight[torch.tensor(token_ids, device=weight.device)].clone()
 
 

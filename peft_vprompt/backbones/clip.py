@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..core.offloading import tensor_of
 from .base import CausalTextView, EncoderView, VisionView, resize_positions
 from .layer_parts import CLIP_PARTS
 
@@ -79,8 +80,8 @@ class CLIPLikeVisionView(CLIPView, VisionView):
         embeddings = self.module.embeddings
         tokens = grid.flatten(2).transpose(1, 2)
         if self.num_prefix_tokens:
-            tokens = torch.cat([embeddings.class_embedding.expand(grid.shape[0], 1, -1), tokens], dim=1)
-        positions = embeddings.position_embedding.weight.unsqueeze(0)
+            tokens = torch.cat([tensor_of(embeddings, "class_embedding").expand(grid.shape[0], 1, -1), tokens], dim=1)
+        positions = tensor_of(embeddings.position_embedding, "weight").unsqueeze(0)
         return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, self.num_prefix_tokens)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class CLIPVisionView(CLIPLikeVisionView):
 
     def class_vector(self) -> Tensor:
         """Return the class token's embedding [d]."""
-        return self.module.embeddings.class_embedding.detach()
+        return tensor_of(self.module.embeddings, "class_embedding").detach()
 
     def prepare(self, hidden: Tensor) -> Tensor:
         """Run `pre_layrnorm` (the spelling is transformers') on [b, s, d]."""

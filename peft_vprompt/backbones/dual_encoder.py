@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.offloading import computing_device, tensor_of
+
 
 class DualEncoderView:
     """How `CLIPModel` and those built like it compare images with texts: both features are projected.
@@ -37,7 +39,7 @@ class DualEncoderView:
     @property
     def device(self) -> torch.device:
         """Where the joint space is: with the scale."""
-        return self.module.logit_scale.device
+        return computing_device(self.module, self.module.logit_scale)
 
     @property
     def feature_dim(self) -> int:
@@ -47,7 +49,7 @@ class DualEncoderView:
     @property
     def logit_scale(self) -> Tensor:
         """What similarities are multiplied by, a scalar: the inverse of the softmax's temperature."""
-        return self.module.logit_scale.exp()
+        return tensor_of(self.module, "logit_scale").exp()
 
     @property
     def bias(self) -> Tensor | None:
@@ -102,7 +104,7 @@ class SiglipDualEncoderView(DualEncoderView):
     @property
     def bias(self) -> Tensor:
         """SigLIP's learned bias, a scalar."""
-        return self.module.logit_bias
+        return tensor_of(self.module, "logit_bias")
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """L2-normalise image features [..., e], which are in the joint space already."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..core.plain_modules import all_plain
+
 
 @dataclass(frozen=True)
 class LayerParts:
@@ -33,6 +35,14 @@ class LayerParts:
     scale: str
     dropout: str
     after: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def fit(self, layer: nn.Module) -> bool:
+        """Tell whether a layer is as transformers made it: its own class and attention, plain modules all through.
+
+        PEFT's layers in the place of single parts are called as those are.
+        """
+        own = (layer, layer._modules.get(self.attention))
+        return all(type(module).__module__.startswith("transformers.") for module in own) and all_plain(layer)
 
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [b, h, s, head size] from the layer's input [b, s, d], and compute nothing else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.offloading import tensor_of
 from .layer_parts import VIT_PARTS
 from .vit import ViTLikeView
 
@@ -39,8 +40,8 @@ class MAEView(ViTLikeView):
             )
         embeddings = self.module.embeddings
         patches = embeddings.patch_embeddings(pixel_values.to(self.reference_weight.dtype))
-        positions = embeddings.position_embeddings
+        positions = tensor_of(embeddings, "position_embeddings")
         if interpolate_pos_encoding:
             positions = embeddings.interpolate_pos_encoding(patches, *pixel_values.shape[-2:])
-        tokens = torch.cat([embeddings.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        tokens = torch.cat([tensor_of(embeddings, "cls_token").expand(patches.shape[0], -1, -1), patches], dim=1)
         return tokens + positions

@@ -25,6 +25,8 @@ from transformers.modeling_outputs import ModelOutput
 from ..core.checkpointing import recompute
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
+from ..core.offloading import tensor_of
+from ..core.plain_modules import in_place_of
 from .base import VisionView, resize_positions
 from .layer_parts import split_heads
 
@@ -103,7 +105,7 @@ class SwinView(VisionView):
         tokens = embeddings.norm(grid.permute(0, 2, 3, 1))
         if embeddings.position_embeddings is not None:
             size = tuple(grid.shape[-2:])
-            positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, prefix=0)
+            positions = resize_positions(tensor_of(embeddings, "position_embeddings"), size, self.grid_size, prefix=0)
             tokens = tokens + positions.unflatten(1, size)
         return embeddings.dropout(tokens)
 
@@ -133,7 +135,8 @@ class SwinView(VisionView):
         for stage in self.module.encoder.layers:
             for block in stage.blocks:
                 hidden = insert_prompts(hidden, prompts, rule, step)
-                hidden = recompute(stage, functools.partial(self.run_block, block, grid=grid), hidden)
+                run = functools.partial(self.run_block, block, grid=grid)
+                hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
                 step += 1
             if stage.downsample is not None:
                 hidden = merge(stage.downsample, hidden, grid)

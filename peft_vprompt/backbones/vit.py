@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..core.offloading import tensor_of
 from .base import VisionView, resize_positions
 from .layer_parts import VIT_PARTS
 
@@ -61,10 +62,10 @@ class ViTLikeView(VisionView):
     def embed_grid(self, grid: Tensor) -> Tensor:
         """Make `[CLS, ..., patches]` with positions [b, s, d] of embedded patches [b, d, h, w]."""
         embeddings = self.module.embeddings
-        special = [getattr(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
+        special = [tensor_of(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
         tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
         size = tuple(grid.shape[-2:])
-        positions = resize_positions(embeddings.position_embeddings, size, self.grid_size, len(special))
+        positions = resize_positions(tensor_of(embeddings, "position_embeddings"), size, self.grid_size, len(special))
         dropout = getattr(embeddings, "dropout", None) or nn.Identity()
         return dropout(tokens + positions)
 

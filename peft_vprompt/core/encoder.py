@@ -31,6 +31,9 @@ class LayerStack(Protocol):
         The layer loop asks once for all layers, and again where `hidden` has got more rows.
         """
 
+    def runs_in_parts(self, layer: nn.Module) -> bool:
+        """Tell whether some rows of a layer can be computed alone, without the layer's own call."""
+
     def keys_values(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values [b, h, s, head size] that a layer's attention reads, from the layer's input [b, s, d]."""
 

@@ -6,6 +6,7 @@ Shapes: b = batch, s = rows, n = prompts, j = prompted layers, h = heads, d = wi
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,13 +54,13 @@ def encode(
             hidden = insert_prompts(hidden, prompts, rule, index - first_layer)
             if hidden.shape[1] != rows:
                 args, kwargs = encoder.layer_arguments(hidden, **options)
-        if output_rows is not None and index == encoder.num_layers - 1:
+        if output_rows is not None and index == encoder.num_layers - 1 and encoder.runs_in_parts(layer):
             return output_rows(encoder, layer, hidden)
         output = layer(hidden, *args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
         if states is not None:
             states.append(hidden)
-    return hidden
+    return hidden if output_rows is None else hidden[:, output_rows.rows]
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,19 @@ def run_read_only(
 def attention_weights(encoder: LayerStack, wanted: bool) -> Iterator[list[Tensor]]:
     """Collect each layer's attention weights while the block runs (the layers themselves throw them away).
 
-    Gives a list that gets one tensor [b, h, s, s] per layer, and stays empty where the weights are not `wanted`.
+    Gives a list that gets one tensor [b, h, s, s] per layer, and stays empty where the weights are not `wanted`. Calls
+    that other threads make meanwhile do not get into it.
     """
     weights: list[Tensor] = []
     handles = []
     if wanted:
-        handles = [
-            encoder.attention(layer).register_forward_hook(lambda module, args, output: weights.append(output[1]))
-            for layer in encoder.layers
-        ]
+        mine = threading.get_ident()
+
+        def collect(module: nn.Module, args: tuple, output: tuple) -> None:
+            if threading.get_ident() == mine:
+                weights.append(output[1])
+
+        handles = [encoder.attention(layer).register_forward_hook(collect) for layer in encoder.layers]
     try:
         yield weights
     finally:

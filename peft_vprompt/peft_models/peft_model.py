@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..tuners.base import registry
 from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
 from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
 from ..tuners.base.input_checks import as_labels, drop_idle
+from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner
 from .safe_saving import SavedPeftModel
 
@@ -93,9 +94,10 @@ class PeftModelForImageClassification(SavedPeftModel):
             for name in ("num_items_in_batch", *self.special_peft_forward_args):
                 kwargs.pop(name, None)
             as_asked = kwargs.pop("return_dict", None)
-            output = self.class_name_classifier.classify(
-                labels, pixel_values=pixel_values, image_features=image_features, **drop_idle(kwargs)
-            )
+            with self.class_name_classifier.adapted.lock.call():
+                output = self.class_name_classifier.classify(
+                    labels, pixel_values=pixel_values, image_features=image_features, **drop_idle(kwargs)
+                )
             if as_asked is None:
                 as_asked = getattr(self.class_name_classifier.adapted.dual.module.config, "return_dict", True)
             # The terms of the loss by name are a dict, which no consumer of tuples expects.
@@ -111,7 +113,8 @@ class PeftModelForImageClassification(SavedPeftModel):
             kwargs["pixel_values"] = pixel_values
         if labels is not None:
             kwargs["labels"] = labels
-        return super().forward(*args, **kwargs)
+        with self.class_name_classifier.adapted.lock.call():
+            return super().forward(*args, **kwargs)
 
     def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Tell other classes apart with the active adapter's prompts.
@@ -136,7 +139,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         model(pixel_values=images).logits  # [batch, 2]
         ```
         """
-        self.class_name_classifier.set_class_names(names, tokenizer)
+        with self._changing():
+            self.class_name_classifier.set_class_names(names, tokenizer)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -178,13 +182,31 @@ class PeftModelForImageClassification(SavedPeftModel):
         """Classify the same images by several read-only adapters at about the cost of one: logits of each, by name.
 
         The frozen image encoder runs once; all read-only prompts then read its keys and values together. Each adapter
-        compares with its own classes, whose features are kept. While it runs, no other thread may call this model.
+        compares with its own classes, whose features are kept. Calls by other threads wait meanwhile.
 
         Raises:
             ValueError: no adapter, one that this model does not have or whose prompts other tokens read; or all are
                 disabled.
         """
         return self.class_name_classifier.classify_with_adapters(pixel_values, adapter_names, **options)
+
+    def fixed_weights(self) -> AbstractContextManager:
+        """Classify in the block without reading the text side's weights in every call.
+
+        Class features are kept while nothing that they depend on changes, and each call looks: it reads all weights of
+        the text encoder, as many a tool writes past autograd's version counters (`parameter.data`, numpy). That is some
+        hundredths of a call with one image, and nothing beside a call with many. In the block only what the counters
+        count is seen.
+
+        Example:
+
+        ```python
+        with torch.no_grad(), model.fixed_weights():
+            for image in stream:
+                model(pixel_values=image)
+        ```
+        """
+        return fixed_weights()
 
     def method_callbacks(self) -> list[TrainerCallback]:
         """Return what a Trainer has to do for the active adapter's method beside its steps."""
@@ -200,13 +222,18 @@ class PeftModelForImageClassification(SavedPeftModel):
             ValueError: the config does not fit the model, or its first values cannot be made; nothing is added.
         """
         peft_config = copy.copy(peft_config)
-        with self._as_type_of(peft_config):
-            super().add_adapter(adapter_name, peft_config, *args, **kwargs)
-        try:
-            self.class_name_classifier.add_adapter(adapter_name)
-        except Exception:
-            self.delete_adapter(adapter_name)
-            raise
+        with self._changing():
+            with self._as_type_of(peft_config):
+                super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+            try:
+                self.class_name_classifier.add_adapter(adapter_name)
+            except Exception:
+                self.delete_adapter(adapter_name)
+                raise
+
+    def _changing(self) -> AbstractContextManager:
+        """Keep calls by other threads out of a block that changes which adapter answers."""
+        return self.class_name_classifier.adapted.lock.change()
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
@@ -220,15 +247,39 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter the active one; prompts, class names and head switch together."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.peft_type = self.peft_config[adapter_name].peft_type
+        with self._changing():
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
+            self.peft_type = self.peft_config[adapter_name].peft_type
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Let the base model answer without adapters until the block ends, in all threads; see PEFT."""
+        disabled = super().disable_adapter()
+        with self._changing():
+            disabled.__enter__()
+        try:
+            yield
+        finally:
+            with self._changing():
+                disabled.__exit__(None, None, None)
+
+    def enable_adapter_layers(self) -> None:
+        """Switch the adapters on."""
+        with self._changing():
+            self.base_model.enable_adapter_layers()
+
+    def disable_adapter_layers(self) -> None:
+        """Switch the adapters off."""
+        with self._changing():
+            self.base_model.disable_adapter_layers()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter."""
-        super().delete_adapter(adapter_name)
-        self.class_name_classifier.delete_adapter(adapter_name)
-        self.active_adapter = self.base_model.active_adapters[0]
-        self.peft_type = self.peft_config[self.active_adapter].peft_type
+        with self._changing():
+            super().delete_adapter(adapter_name)
+            self.class_name_classifier.delete_adapter(adapter_name)
+            self.active_adapter = self.base_model.active_adapters[0]
+            self.peft_type = self.peft_config[self.active_adapter].peft_type
 
     def unload(self, *args, **kwargs) -> nn.Module:
         """Return the base model without adapters."""
@@ -247,7 +298,8 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def load_adapter(self, *args, **kwargs):
         """See `SavedPeftModel.load_adapter`."""
-        result = super().load_adapter(*args, **kwargs)
+        with self._changing():
+            result = super().load_adapter(*args, **kwargs)
         self.class_name_classifier.memory.features.clear()
         return result
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..core.insertion import InsertionRule, InsertRows
+from ..core.offloading import computing_device
 
 
 if TYPE_CHECKING:
@@ -80,4 +81,4 @@ class PromptModule(nn.Module, ABC):
 def placed_like(view: EncoderView) -> dict:
     """Return the keyword arguments that give new parameters the dtype and the device of a tower."""
     weight = view.reference_weight
-    return {"dtype": weight.dtype, "device": weight.device}
+    return {"dtype": weight.dtype, "device": computing_device(view.module, weight)}

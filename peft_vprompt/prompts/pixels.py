@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from ..backbones.base import VisionView
-from .base import PromptModule
+from ..core.offloading import tensor_of
+from .base import PromptModule, placed_like
 from .visual import vpt_bound
 
 
@@ -27,7 +28,7 @@ class PixelPrompts(PromptModule):
     def __init__(self, view: VisionView, **options):
         super().__init__(**options)
         weight = convolution_of(view).weight
-        self.factory = {"dtype": weight.dtype, "device": weight.device}
+        self.factory = placed_like(view)
         self.bound = vpt_bound(view.patch_size, view.width)
         self.image_channels = weight.shape[1]
 
@@ -99,12 +100,14 @@ class PixelChannels(PixelPrompts):
         bounds = {"low": -self.bound, "high": self.bound}
         self.pixels = self.uniform(1, num_channels, *view.image_size, **bounds)
         convolution = convolution_of(view)
-        weight = convolution.weight.detach()
+        weight = tensor_of(convolution, "weight").detach()
         extra = torch.empty(weight.shape[0], num_channels, *weight.shape[2:], **self.factory).uniform_(
             -self.bound, self.bound
         )
         self.patch_weight = nn.Parameter(torch.cat([weight, extra], dim=1))
-        self.patch_bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach().clone())
+        self.patch_bias = (
+            None if convolution.bias is None else nn.Parameter(tensor_of(convolution, "bias").detach().clone())
+        )
 
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the tokens of the image with all channels."""

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.augmentation import RandomRows
-from ..tuners.base.feature_cache import switches
+from ..tuners.base.module_state import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.devices import device_of
 from ..utils.digests import Digest, digest_json

@@ -15,6 +15,7 @@ from peft_vprompt.core.layer_loop import OutputRows
 from peft_vprompt.errors import UnsupportedModelError
 from tests.support.backbones import FLAT_MODELS, VISION_MODELS, inputs, shake, tiny
 from tests.support.models import CONFIGS, labels
+from tests.support.watching import InputsOf
 
 
 CLIP_LIKE = ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP", "Siglip")  # prompts follow the patches
@@ -269,10 +270,11 @@ def test_a_head_has_the_last_layer_compute_no_other_rows(name):
     model = get_peft_model(tiny(name), VisualPromptConfig(**DEEP)).train()
     tower, rows, results = model.base_model.vision_encoder.view, [], []
     norms = [module for module in list(tower.layers)[-1].modules() if isinstance(module, torch.nn.LayerNorm)]
-    norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     for whole in (False, True):  # who asks for hidden states gets all of them
         model.zero_grad()
-        output = model(**inputs(name), labels=labels(), output_hidden_states=whole)
+        with InputsOf(norms[-1].weight) as norm:
+            output = model(**inputs(name), labels=labels(), output_hidden_states=whole)
+        rows += [hidden.shape[1] for hidden in norm.seen]
         output.loss.backward()
         results.append((output.logits.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

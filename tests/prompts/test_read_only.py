@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from peft_vprompt import MRPOConfig, ReadOnlyPromptConfig
 from peft_vprompt.core.tokenization import template_sequences
-from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, VISION, images, labels, tiny_clip, tiny_tokenizer
+from peft_vprompt.tuners.base.feature_cache import FeatureCache
+from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, images, labels, tiny_clip, tiny_tokenizer
 from tests.support.plain import plain_read_only_logits
+from tests.support.watching import InputsOf
 
 
 pytestmark = pytest.mark.core
@@ -82,54 +84,53 @@ def test_plain_tokens_are_bit_identical(method, case, tokenizer_path):
     with torch.no_grad():
         expected = base.vision_model(images(), output_hidden_states=True)
     model = read_only_model(CONFIGS[method][case](), tokenizer_path)
-    seen = []
-    for layer in model.base_model.vision_encoder.view.layers:
-        layer.register_forward_hook(lambda module, args, output: seen.append(output))
-    with torch.no_grad():
-        model(pixel_values=images())
-        own = model.get_base_model().vision_model(images())
+    for layer, state in zip(model.base_model.vision_encoder.view.layers, expected.hidden_states, strict=False):
+        with torch.no_grad(), InputsOf(layer.layer_norm1.weight) as norm:
+            model(pixel_values=images())
+        assert torch.equal(norm.seen[0], state)
     # Of the last layer the prompts need keys and values only: it never runs on the plain tokens.
-    calls = len(seen) - VISION["num_hidden_layers"]
-    assert calls == VISION["num_hidden_layers"] - 1
-    for output, state in zip(seen[:calls], expected.hidden_states[1:], strict=False):
-        assert torch.equal(output, state)
+    with torch.no_grad(), InputsOf(layer.layer_norm2.weight) as norm:
+        model(pixel_values=images())
+    assert all(hidden.shape[1] < 17 for hidden in norm.seen)
+    with torch.no_grad():
+        own = model.get_base_model().vision_model(images())
     assert torch.equal(own.last_hidden_state, expected.last_hidden_state)
 
 
 def test_plain_tokens_run_without_gradients(tokenizer_path):
     model = read_only_model(ReadOnlyPromptConfig(num_virtual_tokens=2), tokenizer_path).train()
-    graphs = []
-    for tower in (model.base_model.vision_encoder, model.base_model.text_encoder):
-        for layer in tower.view.layers:
-            layer.mlp.register_forward_hook(lambda m, args, out: graphs.append((out.shape[1], out.requires_grad)))
-    model(pixel_values=images(), labels=labels()).loss.backward()
     prompt_rows = {2, 2 * len(CLASS_NAMES)}
-    assert len(graphs) == 10  # the prompts pass three layers of each tower, the plain tokens two
-    assert all(needed == (rows in prompt_rows) for rows, needed in graphs)
+    for tower in (model.base_model.vision_encoder, model.base_model.text_encoder):
+        for index, layer in enumerate(tower.view.layers):
+            tower.kv_caches = FeatureCache()
+            with InputsOf(layer.mlp.fc1.weight) as feed_forward:
+                model(pixel_values=images(), labels=labels()).loss.backward()
+            needed = {hidden.shape[1]: hidden.requires_grad for hidden in feed_forward.outputs}
+            assert len(needed) == (2 if index < 2 else 1)  # the prompts pass three layers, the plain tokens two
+            assert all(wanted == (rows in prompt_rows) for rows, wanted in needed.items())
 
 
 def test_the_text_kv_cache_is_made_once(tokenizer_path):
     model = read_only_model(MRPOConfig(prompt_depth=2), tokenizer_path).train()
-    rows = []
     layer = model.base_model.text_encoder.view.layers[0]
-    layer.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
     def step():
         optimizer.zero_grad()
-        model(pixel_values=images(), labels=labels() % 3).loss.backward()
+        with InputsOf(layer.mlp.fc1.weight) as feed_forward:
+            model(pixel_values=images(), labels=labels() % 3).loss.backward()
         optimizer.step()
+        return len(feed_forward.seen)
 
-    step()
-    step()
-    assert len(rows) == 1  # layer 0 never sees a prompt here (they start at layer 1), and the plain tokens once
+    assert [step(), step()] == [
+        1,
+        0,
+    ]  # layer 0 never sees a prompt here (they start at layer 1), and the plain tokens once
     model.set_class_names(NEW_NAMES)
-    step()
-    assert len(rows) == 2
+    assert step() == 1
     with torch.no_grad():
         model.base_model.text_encoder.base_layer.embeddings.position_embedding.weight.mul_(2)
-    step()
-    assert len(rows) == 3
+    assert step() == 1
 
 
 def test_features_come_in_pairs(tokenizer_path):

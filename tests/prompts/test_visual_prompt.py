@@ -16,6 +16,7 @@ from tests.support.backbones import tiny
 from tests.support.models import NUM_LABELS, VISION, images, labels, tiny_clip, tiny_vit
 from tests.support.plain import masked_read_only
 from tests.support.plain_visual import plain_read_only, plain_vit
+from tests.support.watching import InputsOf
 
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -364,11 +365,12 @@ def test_a_head_that_reads_the_class_token_has_the_last_layer_compute_no_other(c
     layer = list(model.base_model.vision_encoder.view.layers)[-1]
     rows = []
     norms = [module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)]
-    norms[-1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     results = []
     for whole in (False, True):  # who asks for hidden states gets all of them
         model.zero_grad()
-        output = model(pixel_values=images(), labels=labels() % NUM_LABELS, output_hidden_states=whole)
+        with InputsOf(norms[-1].weight) as norm:
+            output = model(pixel_values=images(), labels=labels() % NUM_LABELS, output_hidden_states=whole)
+        rows += [hidden.shape[1] for hidden in norm.seen]
         output.loss.backward()
         results.append((output.logits.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)

@@ -21,6 +21,7 @@ from .method import PromptMethod
 from .prompted_encoder import READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
+from .switch_lock import SwitchLock
 from .tokenizers import Tokenizers
 
 
@@ -43,6 +44,7 @@ class AdaptedModel:
 
     def __init__(self, model: PeftModel):
         self.model = model
+        self.lock = SwitchLock()
         self._plain_configs: dict[str, PromptConfig] = {}
         self._plain_encoders: tuple[PromptedVisionEncoder, PromptedTextEncoder | None] | None = None
         self._plain_tokenizers: Tokenizers | None = None
@@ -185,17 +187,19 @@ class AdaptedModel:
     def without_adapters(self) -> Iterator[None]:
         """Let the model answer without its adapters until the block ends; what is trained stays as it is.
 
-        A LoRA that the base model of our tuner carries is part of the base model and stays on.
+        A LoRA that the base model of our tuner carries is part of the base model and stays on. Calls by other threads
+        wait until then.
         """
         layers = self._adapter_layers()
-        before = [layer._disable_adapters for layer in layers]
-        try:
-            for layer in layers:
-                layer._disable_adapters = True
-            yield
-        finally:
-            for layer, disabled in zip(layers, before, strict=True):
-                layer._disable_adapters = disabled
+        with self.lock.change():
+            before = [layer._disable_adapters for layer in layers]
+            try:
+                for layer in layers:
+                    layer._disable_adapters = True
+                yield
+            finally:
+                for layer, disabled in zip(layers, before, strict=True):
+                    layer._disable_adapters = disabled
 
     def _adapter_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
         ours = isinstance(self.tuner.model.get_submodule(self.backbone.vision), PromptedEncoder)

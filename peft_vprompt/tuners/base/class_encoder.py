@@ -13,19 +13,22 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...backbones.base import BidirectionalTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
-from ...core.tokenization import check_lengths, encode_text, fill
+from ...core.padded_prompts import pad
+from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
 from . import class_list
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
-from .feature_cache import FeatureCache, autocast_dtype, checksum, fingerprint, may_keep
+from .feature_cache import FeatureCache
 from .method import average_features
+from .module_state import ModuleState, autocast_dtype, may_keep
 from .prompted_text_encoder import PromptedTextEncoder
+from .traced import is_exporting, kept, number_of, outside_of_export
 
 
 class ClassEncoder:
@@ -65,23 +68,54 @@ class ClassEncoder:
             return own.to(dual.dtype)
         if self.conditional:
             return self._encode_conditional(classes, image_features, device)
+        if is_exporting() and not self.model.model.training:
+            constant = self._constant_features(classes)
+            return self._encode(classes, device) if constant is None else constant
         parts = [part for part in (text.base_layer, text.active_prompts, dual.text_projection) if part is not None]
         learning = torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters())
-        if not learning and may_keep(text):
-            return self._kept_features(classes, device)
+        if not learning and torch.compiler.is_compiling():
+            return self._features_in_graph(classes, "kept_features")
+        if not learning and may_keep(*parts):
+            return self.kept_features(classes)
         self.features.clear()
         mine = share(len(classes.names)) if learning and self.model.config.shard_classes else None
         if mine is None:
             return self._encode(classes, device)
         return gather_classes(self._encode(classes, device, *mine), len(classes.names))
 
-    @torch.compiler.disable
-    def _kept_features(self, classes: ClassList, device: torch.device) -> Tensor:
-        """Return features from the cache. A compiler leaves this alone: it could not see that a weight has changed."""
+    def kept_features(self, classes: ClassList, adapter_name: str = "") -> Tensor:
+        """Return the features of the active adapter's classes, without gradients, from the cache while they hold."""
         text = self.text
-        weights = (fingerprint(text), fingerprint(self.model.dual.text_projection), checksum(text.active_prompts))
-        key = (text.disable_adapters, autocast_dtype(device), *weights)
-        return self.features.get(classes, key, lambda: self._encode(classes, device))
+        dual = self.model.dual
+        parts = [text.base_layer, text.active_prompts, dual.text_projection]
+        if not may_keep(*parts):
+            return self._encode(classes, dual.device)
+        state = self._state(parts, self.model.config.templates, classes.sequences)
+        return self.features.get(classes, state, lambda: self._encode(classes, dual.device))
+
+    def _features_in_graph(self, classes: ClassList, method: str, adapter_name: str = "") -> Tensor:
+        """Return what a method of this object gives for the classes, as a node of the graph that is compiled."""
+        dual = self.model.dual
+        read_only = None if method == "frozen_features" else self.text.active_read_only
+        pairs = [] if read_only is None else [read_only().shape[1]]
+        shape = [len(classes.names), *pairs, dual.feature_dim]
+        who = (number_of(self), method, number_of(classes), adapter_name)
+        return kept(dual.module.logit_scale.detach(), *who, shape, dual.dtype, autocast_dtype(dual.device))
+
+    @torch.compiler.assume_constant_result
+    def _constant_features(self, classes: ClassList) -> Tensor | None:
+        """Return the features of the active adapter's classes as an exported model has them.
+
+        None where the model's own tensors cannot be found behind those of the exporter: the text encoder is exported too.
+        """
+        with outside_of_export(self.model.model) as possible:
+            return self._encode(classes, self.model.dual.device).detach().clone() if possible else None
+
+    def _state(self, parts: list[nn.Module], templates: Sequence[str], *objects: object) -> ModuleState:
+        """Return what the features of classes depend on: the modules `parts`, and what is said here."""
+        dual = self.model.dual
+        facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *templates)
+        return ModuleState(parts, facts, (self.model.tokenizers.given, *objects))
 
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
         """Return the features of the classes first ... last - 1."""
@@ -95,9 +129,9 @@ class ClassEncoder:
         chunks = [chunk for template in templates for chunk in template]
         keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
         if len(chunks) == 1:
-            encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache)]
+            encoded = [text.class_prompt_encoder(chunks[0], keep_kv_cache=keep_kv_cache)]
         else:
-            encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache)
+            encode = functools.partial(text.class_prompt_encoder, keep_kv_cache=keep_kv_cache)
             sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
             encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
@@ -106,9 +140,12 @@ class ClassEncoder:
     def _encode_conditional(self, classes: ClassList, image_features: Tensor | None, device: torch.device) -> Tensor:
         """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size."""
         (chunks,) = classes.pack(0, len(classes.names), 0, device)
+        if torch.compiler.is_compiling():  # the number of images is a symbol, or not to be built into the graph
+            encoded = [self.text.class_prompt_encoder(chunk, image_features) for chunk in chunks]
+            return self.model.dual.project_text(torch.cat(encoded, dim=1))
 
         def encode(piece: tuple) -> Tensor:
-            return self.model.dual.project_text(self.text.encode_class_prompts(*piece))
+            return self.model.dual.project_text(self.text.class_prompt_encoder(*piece))
 
         together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
         # pyrefly: ignore[missing-attribute, bad-argument-type]  # such methods are called with images
@@ -120,35 +157,39 @@ class ClassEncoder:
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def encode_frozen(self, classes: ClassList, adapter_name: str) -> Tensor:
         """Return the frozen model's features [c, e] of an adapter's classes, without gradients, kept per class list.
 
         The text around the names is the config's `frozen_template`, where it has one, else its `template`.
         """
+        if torch.compiler.is_compiling():
+            return self._features_in_graph(classes, "frozen_features", adapter_name)
+        return self.frozen_features(classes, adapter_name)
+
+    def frozen_features(self, classes: ClassList, adapter_name: str) -> Tensor:
+        """Return the same, outside of compiled code."""
         config = self.model.config_of(adapter_name)
         template = getattr(config, "frozen_template", None) or config.template
         templates = [template] if isinstance(template, str) else list(template)
         text = self.text
-        device = self.model.dual.device
 
         def compute() -> Tensor:
             with self.model.without_adapters():
                 return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path)
 
-        if not may_keep(text):
+        parts = [text.base_layer, self.model.dual.text_projection]
+        if not may_keep(*parts):
             with torch.no_grad():
                 return compute()
-        weights = (fingerprint(text.base_layer), fingerprint(self.model.dual.text_projection))
-        return self.frozen.get(classes, (*templates, autocast_dtype(device), *weights), compute)
+        return self.frozen.get(classes, self._state(parts, templates), compute)
 
     def _zero_shot(self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None) -> Tensor:
         """Return text features [c, e] by the base model's own call, with the templates around each name."""
         tokenizer = self.model.tokenizers.find(tokenizer_name)
         features = []
         for template in templates:
-            texts = [fill(template, name) for name in names]
-            check_lengths([encode_text(tokenizer, t) for t in texts], names, self.text.view.max_positions)
+            texts = [encode_text(tokenizer, fill(template, name)) for name in names]
+            check_lengths(texts, names, self.text.view.max_positions)
             batches = [
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
                 for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
@@ -158,16 +199,15 @@ class ClassEncoder:
             features.append(torch.cat(chunks))
         return average_features(features)
 
-    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
-        """Return the features [c, e] of plain texts."""
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[TokenSequence]) -> Tensor:
+        """Return the features [c, e] of tokenised plain texts."""
         text = self.text
         dual = self.model.dual
-        device = dual.device
         if isinstance(text.view, BidirectionalTextView):
-            sequences = [encode_text(tokenizer, t) for t in texts]
-            (padded,) = text.layout(tokenizer, sequences[0])(sequences, sys.maxsize)
-            padded = padded.to(device)
+            (padded,) = text.layout(tokenizer, texts[0])(texts, sys.maxsize)
+            padded = padded.to(dual.device)
             return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask))
-        batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
-        output = text.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        # Padded here: a tokenizer that pads in one thread does so, for a moment, in all others too.
+        padded = pad(texts, 1, tokenizer.pad_token_id, None).to(dual.device)
+        output = text.base_layer(input_ids=padded.token_ids, attention_mask=padded.mask.long())
         return dual.project_text(output.pooler_output)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...core.packed_prompts import PackedPrompts, pack_bounded
 from ...core.padded_prompts import PaddedPrompts
@@ -32,13 +33,17 @@ class ClassList:
         names: in label order.
         sequences: their token sequences, one list per template; None until they are needed.
         layout: how they are laid out for the text encoder, see `PromptedTextEncoder.layout`.
-        packed: what came of that, per template, of the classes first ... last, on the device they were asked for last.
+        packed: what came of that, per template, of the classes first ... last.
+        moved: the same on each device they were asked for on; replicas of a data-parallel model share them.
+        read_by: the tokenizer that was handed over, the name of another, and the templates, that the sequences are of.
     """
 
     names: list[str]
     sequences: list[list[TokenSequence]] | None = None
     layout: Callable = pack_bounded
     packed: dict[tuple[int, int], list[list[PackedPrompts | PaddedPrompts]]] = field(default_factory=dict)
+    moved: dict[tuple[int, int, torch.device], list[list[PackedPrompts | PaddedPrompts]]] = field(default_factory=dict)
+    read_by: tuple | None = None
 
     def pack(
         self, first: int, last: int, read_only: int, device: torch.device
@@ -51,12 +56,30 @@ class ClassList:
             read_only: number of read-only prompts of each class, which come on top.
             device: where they are needed.
         """
-        with torch.inference_mode(False):  # tensors made under it could not be used in a later backward pass
-            packed = self.packed.get((first, last)) or [
-                self.layout(sequences[first:last], MAX_TOKEN_ROWS, read_only)
-                for sequences in self.sequences  # pyrefly: ignore[not-iterable]  # tokenised before they are packed
-            ]
-            # Replicas of a data-parallel model share this list: each answers with what it has moved to its own device.
-            packed = [[chunk.to(device) for chunk in chunks] for chunks in packed]
-            self.packed[first, last] = packed
-        return packed
+        self.prepare(first, last, read_only, device)
+        return self.moved[first, last, device]
+
+    @torch.compiler.assume_constant_result  # a compiler finds them there, and looks no further
+    def prepare(self, first: int, last: int, read_only: int, device: torch.device) -> bool:
+        """Do what is left to do for `pack`."""
+        made = self.packed.get((first, last))
+        # Tensors made under inference_mode could not be used in a later backward pass, nor could an exporter's.
+        with torch.inference_mode(False), torch.device("cpu"), _disable_current_modes():
+            if made is None:
+                made = [
+                    self.layout(sequences[first:last], MAX_TOKEN_ROWS, read_only)
+                    for sequences in self.sequences  # pyrefly: ignore[not-iterable]  # tokenised before they are packed
+                ]
+                self.packed[first, last] = made
+            # From where they were made, since nothing comes back from the meta device.
+            if (first, last, device) not in self.moved:
+                self.moved[first, last, device] = [[chunk.to(device) for chunk in chunks] for chunks in made]
+        return True
+
+    def take(self, sequences: list[list[TokenSequence]], layout: Callable, read_by: tuple) -> None:
+        """Take what a tokenizer made of the names; `read_by` is what it was made by."""
+        self.sequences = sequences
+        self.layout = layout
+        self.read_by = read_by
+        self.packed.clear()
+        self.moved.clear()

@@ -110,6 +110,7 @@ class ClassNameClassifier:
         if readout is not None and not any(parameter.is_meta for parameter in readout.parameters()):
             method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
             with torch.no_grad():
+                # pyrefly: ignore[bad-argument-type]  # readouts that start from texts belong to their classes
                 method.initialize(config, readout, lambda: self.texts.encode_frozen(classes, adapter_name))
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -154,9 +155,21 @@ class ClassNameClassifier:
             ClassNamesError: there are none yet.
         """
         classes = self._known_classes
-        if classes.sequences is None:
-            self._tokenize(classes)
+        self._prepare(classes)
         return classes
+
+    @torch.compiler.assume_constant_result  # a compiler finds the classes tokenised
+    def _prepare(self, classes: ClassList) -> bool:
+        """Tokenise the classes, if that has not been done yet with what there is to read them."""
+        if classes.sequences is None or classes.read_by != self._readers:
+            self._tokenize(classes)
+        return True
+
+    @property
+    def _readers(self) -> tuple:
+        """What class names are read by."""
+        config = self.adapted.config
+        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates
 
     def _tokenize(self, classes: ClassList) -> None:
         config = self.adapted.config
@@ -166,8 +179,7 @@ class ClassNameClassifier:
             check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
         if not config.belongs_to_classes:
             warn_alike(templates[0], classes.names)
-        classes.sequences = templates
-        classes.layout = self.texts.text.layout(tokenizer, templates[0][0])
+        classes.take(templates, self.texts.text.layout(tokenizer, templates[0][0]), self._readers)
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -202,7 +214,8 @@ class ClassNameClassifier:
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
-            image = self._image_features(pixel_values, options)  # pyrefly: ignore[bad-argument-type]  # likewise
+            # pyrefly: ignore[bad-argument-type]  # likewise
+            image = self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
         else:
             self.require_fixed_images()
             if options:
@@ -250,25 +263,19 @@ class ClassNameClassifier:
 
     def encode_images(self, pixel_values: Tensor, **options) -> Tensor:
         """See `PeftModelForImageClassification.encode_images`."""
-        self._check_images(pixel_values, options)
-        return self._image_features(pixel_values, options)
+        with self.adapted.lock.call():
+            self._check_images(pixel_values, options)
+            vision = self.adapted.vision
+            if self.adapted.backbone.dual is not None:
+                return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
+            output = vision(pixel_values, **options)
+            pooled = getattr(output, "pooler_output", None)
+            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
 
     def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
-
-    def _image_features(self, pixel_values: Tensor, options: dict) -> Tensor:
-        """Return L2-normalised features [b, e] or [b, k, e] of images that were checked."""
-        vision = self.adapted.vision
-        if self.adapted.backbone.dual is None:
-            output = vision(pixel_values, **options)
-            pooled = getattr(output, "pooler_output", None)
-            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
-        if vision.active_read_only is not None:
-            (read,) = vision.encode_read_only(pixel_values, vision.active_adapters, **options)
-            return self.adapted.dual.project_image(read)
-        return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
 
     def require_fixed_images(self) -> None:
         """Make sure that nothing that is trained changes the image features.
@@ -297,7 +304,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
-        with self.adapted.tuner.answering_for() as answer_for:
+        with self.adapted.lock.change(), self.adapted.tuner.answering_for() as answer_for:
             encoded = self.adapted.vision.encode_read_only(pixel_values, names, **options)
             for name, read in zip(names, encoded, strict=True):
                 answer_for(name)
@@ -328,11 +335,14 @@ class ClassNameClassifier:
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
         """See `PeftModelForImageClassification.encode_classes`."""
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        if not self.texts.conditional:
-            return self.texts.encode(self.classes, None).clone()
-        if pixel_values is None:
-            raise ValueError("This adapter's class features depend on the image. Pass encode_classes(pixel_values).")
-        return self.texts.encode(self.classes, self.encode_images(pixel_values))
+        with self.adapted.lock.call():
+            if not self.texts.conditional:
+                return self.texts.encode(self.classes, None).clone()
+            if pixel_values is None:
+                raise ValueError(
+                    "This adapter's class features depend on the image. Pass encode_classes(pixel_values)."
+                )
+            return self.texts.encode(self.classes, self.encode_images(pixel_values))
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 

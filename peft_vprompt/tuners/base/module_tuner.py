@@ -74,7 +74,8 @@ class ModuleTuner(BaseTuner):
         layer = target if known else ModuleTunerLayer(target, self.prefix)
         layer.add_trained(adapter_name, self.make_module(peft_config, layer.base_layer))
         if not known:
-            self._replace_module(parent, target_name, layer, target)
+            # PEFT's `_replace_module` would move what is trained to the meta device where the base model is offloaded.
+            setattr(parent, target_name, layer)
 
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Return the base model: as it was, or with the adapter's values. PEFT's own would keep the trained head in both."""

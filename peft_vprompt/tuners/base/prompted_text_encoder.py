@@ -18,11 +18,14 @@ from ...core.insertion import InsertRows, insert, replace
 from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only
 from ...core.packed_prompts import PackedPrompts, pack_bounded
 from ...core.padded_prompts import PaddedPrompts, pad_bounded
+from ...core.plain_modules import in_place_of, is_plain
 from ...core.tokenization import TokenSequence, num_start_tokens
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
-from .feature_cache import FeatureCache, autocast_dtype, fingerprint, may_keep
+from .feature_cache import FeatureCache
+from .module_state import ModuleState, autocast_dtype, may_keep
 from .prompted_encoder import PromptedEncoder
+from .traced import kept, number_of
 
 
 class PromptedTextEncoder(PromptedEncoder):
@@ -54,6 +57,13 @@ class PromptedTextEncoder(PromptedEncoder):
             length=view.max_positions if view.fills_up else None,
         )
 
+    @property
+    def class_prompt_encoder(self) -> Callable[..., Tensor]:
+        """`encode_class_prompts`, with all that a call of the tower does beside (hooks, sharded weights)."""
+        if is_plain(self.base_layer):
+            return self.encode_class_prompts
+        return functools.partial(in_place_of, self.base_layer, self.encode_class_prompts)
+
     def encode_class_prompts(
         self, packed: PackedPrompts | PaddedPrompts, image_features: Tensor | None = None, keep_kv_cache: bool = True
     ) -> Tensor:
@@ -79,7 +89,7 @@ class PromptedTextEncoder(PromptedEncoder):
             mask = view.layer_mask(packed.mask, hidden)
             features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
-        hidden = packed.embed(view, first)
+        hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         ends = OutputRows(packed.end_rows, functools.partial(ReadSuffixes, packed.pattern))
         hidden = encode(view, hidden, vectors, InsertRows(1), output_rows=ends, pattern=packed.pattern)
         features = view.final_norm(hidden)
@@ -89,9 +99,13 @@ class PromptedTextEncoder(PromptedEncoder):
         """Let the read-only prompts of every class read the KV cache of its plain tokens: [c, n, d]."""
         view: Any = self.view
         learning = torch.is_grad_enabled() and self.is_trained
-        may_be_kept = keep_kv_cache and may_keep(self) and not learning
         with torch.set_grad_enabled(learning):
-            kv_cache = self._kept_kv_cache(packed) if may_be_kept else self._fill_kv_cache(packed)
+            if learning or not keep_kv_cache:
+                kv_cache = self._fill_kv_cache(packed)
+            elif torch.compiler.is_compiling():
+                kv_cache = self._kv_cache_in_graph(packed)
+            else:
+                kv_cache = self._kept_kv_cache(packed)
         patterns = [ReadSuffixes(packed.pattern, key, value) for key, value in kv_cache]
         queries = prompts().to(view.reference_weight.dtype).repeat(1, packed.num_classes, 1)
         hidden = run_read_only(view, queries, prompts.first_layer, patterns, batch_size=1)
@@ -100,14 +114,30 @@ class PromptedTextEncoder(PromptedEncoder):
     def _fill_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of the plain tokens in each layer."""
         view: Any = self.view
-        hidden = packed.embed(view, None)
+        hidden = in_place_of(view.module.embeddings, packed.embed, view, None)
         return fill_kv_cache(view, hidden, pattern=packed.pattern)
 
-    @torch.compiler.disable
     def _kept_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return the same, kept while the classes and the frozen tower stay."""
-        key = (autocast_dtype(packed.token_ids.device), fingerprint(self.base_layer))
-        return self.kv_caches.get(packed, key, lambda: self._fill_kv_cache(packed))
+        if not may_keep(self.base_layer):
+            return self._fill_kv_cache(packed)
+        state = ModuleState([self.base_layer], [autocast_dtype(packed.token_ids.device)])
+        return self.kv_caches.get(packed, state, lambda: self._fill_kv_cache(packed))
+
+    def stacked_kv_cache(self, packed: PackedPrompts, name: str = "") -> Tensor:
+        """Return the same as one tensor [layers * 2, 1, h, rows, head size]."""
+        return torch.stack([tensor for pair in self._kept_kv_cache(packed) for tensor in pair])
+
+    def _kv_cache_in_graph(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
+        """Return the same as a node of the graph that is compiled."""
+        view: Any = self.view
+        heads = self.config.num_attention_heads
+        shape = [2 * view.num_layers, 1, heads, packed.num_rows, view.width // heads]
+        weight = view.reference_weight
+        autocast = autocast_dtype(weight.device)
+        who = (number_of(self), "stacked_kv_cache", number_of(packed), "")
+        stacked = kept(weight.detach(), *who, shape, autocast or weight.dtype, autocast)
+        return list(zip(stacked[0::2], stacked[1::2], strict=True))
 
     def forward(
         self,
@@ -133,27 +163,39 @@ class PromptedTextEncoder(PromptedEncoder):
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
             return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        run = functools.partial(self._run, prompts=prompts)
+        output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, output_hidden_states)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        output_hidden_states: bool | None,
+        prompts: PromptModule,
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower with its prompts."""
         vectors = prompts()
         ends = self._check_input_ids(input_ids, prompts, vectors.shape[1])
         longest = int(ends.max()) + 1  # what follows the last end token is padding, which nothing reads
         inserts = prompts.text_placement == "insert"
-        hidden, positions, mask = self._embed(input_ids, position_ids, attention_mask, vectors[0], longest, inserts)
+        view: Any = self.view
+        texts = (input_ids, position_ids, attention_mask, vectors[0], longest, inserts)
+        hidden, mask = in_place_of(view.module.embeddings, self._embed, *texts)
         added = hidden.shape[1] - longest
         states = [] if output_hidden_states else None
-        view: Any = self.view
-        hidden = hidden + view.position_embedding(positions)
         hidden = encode(view, hidden, vectors, InsertRows(1), states=states, pattern=mask)
         hidden = view.final_norm(hidden)
         pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), ends + added]
-        output = BaseModelOutputWithPooling(
+        return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooled,
             hidden_states=None if states is None else tuple(states),
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def _embed(self, input_ids, position_ids, attention_mask, first_prompts, longest, inserts):
-        """Return token vectors with the first layer's prompts, their positions, and the attention pattern."""
+        """Return the input of the first layer, with its prompts, and the attention pattern."""
         input_ids = input_ids[:, :longest]
         batch = input_ids.shape[0]
         inserted = first_prompts.shape[0] if inserts else 0
@@ -173,7 +215,8 @@ class PromptedTextEncoder(PromptedEncoder):
         if attention_mask is not None and not bool(attention_mask[:, :longest].all()):
             kept = attention_mask[:, :longest].bool()
             mask = torch.cat([kept[:, :1], kept.new_ones(batch, inserted), kept[:, 1:]], dim=1)
-        return hidden, positions, Causal(mask)
+        view: Any = self.view  # causal, or the call was refused
+        return hidden + view.position_embedding(positions), Causal(mask)
 
     def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
         """Return the position of each text's end token, [b]."""

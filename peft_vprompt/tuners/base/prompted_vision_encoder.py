@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ...backbones.supported import view as view_of
 from ...core.attention import ReadAll
 from ...core.insertion import InsertionRule, remove
 from ...core.layer_loop import OutputRows, attention_weights, fill_kv_cache, run_read_only
+from ...core.plain_modules import in_place_of, is_plain
 from ...core.pooling import pool
 from ...prompts.base import PromptModule
 from .prompted_encoder import PromptedEncoder
@@ -115,7 +117,10 @@ class PromptedVisionEncoder(PromptedEncoder):
                 "every window. Received: output_attentions=True. Leave it out, or disable the adapter."
             )
         self.view.check_images(pixel_values, interpolate_pos_encoding)
-        return self._run(pixel_values, prompts, for_head, flags, **kwargs)
+        if is_plain(self.base_layer):
+            return self._run(pixel_values, prompts, for_head, flags, **kwargs)
+        run = functools.partial(self._run, prompts=prompts, for_head=for_head, flags=flags)
+        return in_place_of(self.base_layer, run, pixel_values, **kwargs)
 
     def _run(self, pixel_values: Tensor, prompts: PromptModule, for_head: bool, flags: dict, **kwargs) -> Any:
         """Run the tower with its prompts on images that were checked."""
@@ -176,15 +181,20 @@ class PromptedVisionEncoder(PromptedEncoder):
             output.last_hidden_state = feature.unsqueeze(1).expand(-1, rows, -1)
 
     def pooled(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """Return the pooled output of `forward` [b, d] for images that were checked.
+        """Return the pooled output of `forward` [b, d] for images that were checked; [b, n, d] that read-only prompts read.
 
         Of the last layer only the rows that are pooled are computed.
         """
         view = self.view
         prompts = self.active_prompts
-        if prompts is not None and not prompts.read_only and prompts.pooling != "original":
+        if prompts is not None and prompts.read_only:
+            return self.encode_read_only(pixel_values, self.active_adapters, **kwargs)[0]
+        as_called = not (
+            is_plain(self) and is_plain(self.base_layer)
+        )  # what listens to the tower hears its own output
+        if prompts is not None and prompts.pooling != "original" and not as_called:
             return self._run(pixel_values, prompts, False, kwargs).pooler_output
-        if self.disable_adapters or view.pooled_rows is None:
+        if as_called or self.disable_adapters or view.pooled_rows is None:
             return self(pixel_values, **kwargs).pooler_output  # pyrefly: ignore[not-callable]  # nn.Module is
         start = self._start(pixel_values, prompts, **kwargs)
         hidden = view.encode(*start.arguments, None, OutputRows(view.pooled_rows, ReadAll), **start.layer_options)
@@ -198,6 +208,13 @@ class PromptedVisionEncoder(PromptedEncoder):
         over this KV cache: as they read no prompt either, those of all adapters that start at the same layers run
         together.
         """
+        if not is_plain(self.base_layer):
+            run = functools.partial(self._encode_read_only, adapter_names=adapter_names)
+            return in_place_of(self.base_layer, run, pixel_values, **embed_options)
+        return self._encode_read_only(pixel_values, adapter_names, **embed_options)
+
+    def _encode_read_only(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
+        """Do so as what the tower computes."""
         view = self.view
         with torch.set_grad_enabled(torch.is_grad_enabled() and (pixel_values.requires_grad or self.is_trained)):
             hidden = view.prepare(self._embed(pixel_values, **embed_options))

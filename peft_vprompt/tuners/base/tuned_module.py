@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...core.offloading import computing_device
+
 
 class TunedModule(nn.Module):
     """A trained module. `forward(base_layer, *args, **kwargs)` answers in the place of `base_layer(*args, **kwargs)`."""
@@ -28,3 +30,10 @@ class TunedModule(nn.Module):
 def full_precision(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, in which batch normalisation would keep its running statistics too."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def placed_beside(linear: nn.Linear) -> dict:
+    """Return dtype and device of new modules beside a linear layer: its own; float32 where its weight is quantised."""
+    weight = linear.weight
+    dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
+    return {"dtype": dtype, "device": computing_device(linear, weight)}

@@ -6,6 +6,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ...core.offloading import computing_device
+
 
 class WrapperLayer(nn.Module, BaseTunerLayer):
     """Stands in the place of a module and answers for it."""
@@ -21,7 +23,7 @@ class WrapperLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
         """Return where PEFT moves an adapter's weights to. A whole encoder has no `weight` of its own that says it."""
         weight = next(base_layer.parameters(), None)
-        return None if weight is None else weight.device, None
+        return None if weight is None else computing_device(base_layer, weight), None
 
     def __getattr__(self, name: str):
         """Look up in the wrapped module whatever is not here."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..base.classifier_parts import ClassifierParts
 from ..base.config import BaselineConfig
 from ..base.module_tuner import ModuleTuner
-from ..base.tuned_module import TunedModule
+from ..base.tuned_module import TunedModule, placed_beside
 
 
 class Bottleneck(TunedModule):
@@ -27,7 +27,7 @@ class Bottleneck(TunedModule):
                 f"Expected reduction_factor <= {width}, the width of the model. "
                 f"Received: reduction_factor={reduction_factor}."
             )
-        factory = {"dtype": base_layer.weight.dtype, "device": base_layer.weight.device}
+        factory = placed_beside(base_layer)
         self.down = nn.Linear(width, width // reduction_factor, **factory)
         self.up = nn.Linear(width // reduction_factor, width, **factory)
         for tensor in (self.down.bias, self.up.weight, self.up.bias):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..base.classifier_parts import ClassifierParts
 from ..base.config import BaselineConfig
 from ..base.module_tuner import ModuleTuner
-from ..base.tuned_module import TunedModule, full_precision
+from ..base.tuned_module import TunedModule, full_precision, placed_beside
 
 
 class MLPHead(TunedModule):
@@ -19,7 +19,7 @@ class MLPHead(TunedModule):
     def __init__(self, base_layer: nn.Linear, num_layers: int, dropout: float):
         super().__init__()
         width = base_layer.in_features
-        factory = {"dtype": full_precision(base_layer.weight.dtype), "device": base_layer.weight.device}
+        factory = placed_beside(base_layer) | {"dtype": full_precision(base_layer.weight.dtype)}
         layers = []
         for _ in range(num_layers - 1):
             layers += [nn.Linear(width, width, **factory), nn.BatchNorm1d(width, **factory)]

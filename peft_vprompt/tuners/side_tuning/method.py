@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from ...backbones.supported import ENCODER_VIEWS, class_name, view
+from ...core.offloading import computing_device
 from ...errors import UnsupportedModelError
 from ..base.classifier_parts import ClassifierParts
 from ..base.config import BaselineConfig
@@ -39,7 +40,7 @@ class SideNetwork(TunedModule):
         self.alpha = nn.Parameter(torch.zeros(()))
         self.to(dtype=full_precision(weight.dtype))
         if not self.alpha.is_meta:
-            self.to(device=weight.device)
+            self.to(device=computing_device(base_layer, weight))
 
     def forward(self, base_layer: nn.Module, pixel_values: Tensor, *args, **kwargs):
         """Return the encoder's output, every token blended with the side feature."""

@@ -1,0 +1,68 @@
+"""What may be done in the place of a module's own call, and what may be kept of it: only where the module is plain.
+
+Hooks (Grad-CAM, feature taps, FSDP), a replaced `forward` (offloading) and classes of other libraries (quantisation, user
+code) do things in a module's call that nobody sees who calls its parts one by one, or who keeps what it gave.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+
+#: Libraries whose modules compute what they show: a function of their inputs, tensors, attributes and parts.
+KNOWN = ("torch.nn.modules.", "transformers.", "peft.", "peft_vprompt.")
+
+
+@functools.cache
+def is_known(module_class: type, forward: Callable) -> bool:
+    """Tell whether class and `forward` of a module are of a library that is known; a class may have been patched."""
+    return module_class.__module__.startswith(KNOWN) and forward.__module__.startswith(KNOWN)
+
+
+def parts(module: nn.Module) -> list[nn.Module]:
+    """Return `module` and all modules inside, in a tenth of the time of `module.modules()`; shared ones come again."""
+    found = [module]
+    for part in found:  # it grows
+        found.extend(child for child in part._modules.values() if child is not None)
+    return found
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Tell whether calling `module` does what its class says and nothing else; its parts are not looked at."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    ) and is_known(type(module), type(module).forward)
+
+
+def all_plain(module: nn.Module) -> bool:
+    """Tell whether `module` and all of its parts are plain, and no hook is there for all modules."""
+    return not _has_any_global_hook() and all(map(is_plain, parts(module)))
+
+
+def in_place_of(module: nn.Module, function: Callable, *args, **kwargs) -> Any:
+    """Return `function(*args, **kwargs)`, run as what `module` computes: hooks on `module` fire, and weights are there.
+
+    Weights that are sharded (FSDP) or offloaded (Accelerate) are put into place by a module's call and by nothing else.
+    Hooks are handed a stand-in that shares everything with `module` but its `forward`.
+    """
+    if is_plain(module) and not _has_any_global_hook():
+        return function(*args, **kwargs)
+    stand_in = object.__new__(type(module))
+    own = dict(module.__dict__)
+    if "_old_forward" in own:  # Accelerate's: its replaced `forward` calls the one before it
+        own["_old_forward"] = function
+        own["forward"] = functools.partial(own["forward"].func, stand_in)
+    else:
+        own["forward"] = function
+    stand_in.__dict__ = own
+    return nn.Module.__call__(stand_in, *args, **kwargs)  # without what a class adds to it, such as checkpointing
