@@ -21,6 +21,7 @@ from .method import PromptMethod
 from .prompted_encoder import READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
+from .switching import adapter_layers
 from .tokenizers import Tokenizers
 
 
@@ -160,7 +161,7 @@ class AdaptedModel:
         """Whether the adapters are switched off."""
         if self.vision is self.tuner.model.get_submodule(self.backbone.vision):
             return self.vision.disable_adapters
-        return any(layer.disable_adapters for layer in self._adapter_layers())
+        return any(layer.disable_adapters for layer in adapter_layers(self.tuner))
 
     @property
     def changes_images(self) -> bool:
@@ -174,7 +175,7 @@ class AdaptedModel:
         }
         return [
             layer
-            for layer in self._adapter_layers()
+            for layer in adapter_layers(self.tuner)
             if not isinstance(layer, PromptedEncoder)
             and id(layer) not in text_side
             and layer.active_adapters
@@ -187,7 +188,7 @@ class AdaptedModel:
 
         A LoRA that the base model of our tuner carries is part of the base model and stays on.
         """
-        layers = self._adapter_layers()
+        layers = adapter_layers(self.tuner)
         before = [layer._disable_adapters for layer in layers]
         try:
             for layer in layers:
@@ -196,8 +197,3 @@ class AdaptedModel:
         finally:
             for layer, disabled in zip(layers, before, strict=True):
                 layer._disable_adapters = disabled
-
-    def _adapter_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
-        ours = isinstance(self.tuner.model.get_submodule(self.backbone.vision), PromptedEncoder)
-        kinds = (PromptedEncoder if ours else BaseTunerLayer, AuxiliaryTrainingWrapper)
-        return [module for module in self.tuner.model.modules() if isinstance(module, kinds)]

@@ -33,6 +33,7 @@ from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
 from .prompted_encoder import READOUT
+from .switching import answering_for
 
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
-        with self.adapted.tuner.answering_for() as answer_for:
+        with answering_for(self.adapted.tuner) as answer_for:
             encoded = self.adapted.vision.encode_read_only(pixel_values, names, **options)
             for name, read in zip(names, encoded, strict=True):
                 answer_for(name)

@@ -12,7 +12,7 @@ from ...errors import UnsupportedModelError
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
-from .module_layer import ModuleTunerLayer
+from .module_layer import ModuleTunerLayer, check_finite
 from .tuned_module import TunedModule
 
 
@@ -73,6 +73,7 @@ class ModuleTuner(BaseTuner):
         known = isinstance(target, ModuleTunerLayer)
         layer = target if known else ModuleTunerLayer(target, self.prefix)
         layer.add_trained(adapter_name, self.make_module(peft_config, layer.base_layer))
+        layer.configs = self.peft_config
         if not known:
             self._replace_module(parent, target_name, layer, target)
 
@@ -83,8 +84,12 @@ class ModuleTuner(BaseTuner):
             if isinstance(module, ModuleTunerLayer):
                 if merge:
                     module.merge(safe_merge, adapter_names)
+                else:
+                    module.unmerge()
                 self.model.set_submodule(name, module.base_layer)
             elif isinstance(module, AuxiliaryTrainingWrapper):
+                if merge and safe_merge:
+                    check_finite(module.modules_to_save[active], active)
                 self.model.set_submodule(name, module.modules_to_save[active] if merge else module.original_module)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
