@@ -23,6 +23,7 @@ from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
 from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
 from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.tuner import PromptTuner
+from .mixed_batches import call_with_adapters
 from .safe_saving import SavedPeftModel
 
 
@@ -38,6 +39,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
+        for other in self.peft_config:
+            self.class_name_classifier.take_classes(other)
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:
@@ -45,6 +48,7 @@ class PeftModelForImageClassification(SavedPeftModel):
             for parameter in trained:
                 parameter.requires_grad = True
             raise
+        self._show_labels()
 
     def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:
         replica = super()._replicate_for_data_parallel()
@@ -70,14 +74,14 @@ class PeftModelForImageClassification(SavedPeftModel):
         base models get their own call. Labels may be a list. `output_aux_loss` asks for the method's further terms of
         the loss, which come in training anyway.
 
+        `adapter_names` has an adapter for each image ("__base__" for none), see `mixed_batches`.
+
         Raises:
-            ValueError: several adapters for one batch, or inputs that do not go together.
+            ValueError: inputs that do not go together.
         """
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "Expected one adapter for all images of a batch. Received: "
-                f"adapter_names={kwargs['adapter_names']!r}. Use set_adapter, or classify_with_adapters for several."
-            )
+        if (adapter_names := kwargs.pop("adapter_names", None)) is not None:
+            inputs = {"pixel_values": pixel_values, "labels": labels, "image_features": image_features, **kwargs}
+            return call_with_adapters(self, self.forward, adapter_names, args, inputs)
         if getattr(self, "_is_replica", False) and isinstance(self.base_model, PromptTuner):
             self.base_model.vision_encoder.link(self.base_model.text_encoder)
         given = image_features if pixel_values is None else pixel_values
@@ -133,6 +137,7 @@ class PeftModelForImageClassification(SavedPeftModel):
         ```
         """
         self.class_name_classifier.set_class_names(names, tokenizer)
+        self._show_labels()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -219,11 +224,13 @@ class PeftModelForImageClassification(SavedPeftModel):
         self.peft_type = self.peft_config[adapter_name].peft_type
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter. Without any the base model makes its own call, and there are no classes."""
         super().delete_adapter(adapter_name)
         self.class_name_classifier.delete_adapter(adapter_name)
-        self.active_adapter = self.base_model.active_adapters[0]
-        self.peft_type = self.peft_config[self.active_adapter].peft_type
+        if self.active_adapters:
+            self.active_adapter = self.active_adapters[0]
+            self.peft_type = self.peft_config[self.active_adapter].peft_type
+        self._show_labels()
 
     def unload(self, *args, **kwargs) -> nn.Module:
         """Return the base model without adapters."""

@@ -57,7 +57,16 @@ class AdaptedModel:
 
     @property
     def adapter_name(self) -> str:
-        """Name of the active adapter."""
+        """Name of the active adapter.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.tuner.active_adapters:
+            raise ValueError(
+                "This model has no active adapter, so it has no classes. Add one with add_adapter or load_adapter and "
+                "call set_adapter, or take the base model with unload()."
+            )
         return self.tuner.active_adapters[0]
 
     @property

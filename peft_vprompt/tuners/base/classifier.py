@@ -89,9 +89,7 @@ class ClassNameClassifier:
     def add_adapter(self, adapter_name: str) -> None:
         """Take up a new adapter: its class names, and first values that take the model to compute."""
         config = self.adapted.config_of(adapter_name)
-        names = config.class_names
-        classes = ClassList(list(names)) if names else None
-        self.memory.class_lists[adapter_name] = classes
+        classes = self.take_classes(adapter_name)
         if self.adapted.text is None or config.inference_mode:
             return
         readout = self.adapted.text.module_of(adapter_name, READOUT)
@@ -99,6 +97,13 @@ class ClassNameClassifier:
             method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
             with torch.no_grad():
                 method.initialize(config, readout, lambda: self.texts.encode_frozen(classes, adapter_name))
+
+    def take_classes(self, adapter_name: str) -> ClassList | None:
+        """Take up the class names of an adapter; None where it has none yet."""
+        names = self.adapted.config_of(adapter_name).class_names
+        classes = ClassList(list(names)) if names else None
+        self.memory.class_lists[adapter_name] = classes
+        return classes
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
