@@ -17,7 +17,9 @@ from transformers.utils import ModelOutput
 from ..tuners.base.switching import BASE, answering_for
 
 
-def call_with_adapters(model: PeftModel, call: Callable, adapter_names: Sequence[str], args: tuple, kwargs: dict) -> Any:
+def call_with_adapters(
+    model: PeftModel, call: Callable, adapter_names: Sequence[str], args: tuple, kwargs: dict
+) -> Any:
     """Return what `call(*args, **kwargs)` gives for a batch in which each image has its adapter.
 
     Args:
@@ -69,7 +71,9 @@ def check_names(model: PeftModel, names: list[str], values: list) -> None:
         )
     merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
     if merged:
-        raise ValueError(f"Expected no merged adapters with adapter_names. Merged: {sorted(merged)}. Unmerge them first.")
+        raise ValueError(
+            f"Expected no merged adapters with adapter_names. Merged: {sorted(merged)}. Unmerge them first."
+        )
 
 
 def pick(value: Any, rows: list[int]) -> Any:

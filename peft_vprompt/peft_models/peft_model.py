@@ -7,7 +7,7 @@ and loading are in `safe_saving`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,7 @@ class PeftModelForImageClassification(SavedPeftModel):
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:
-            self.unload()
+            self._take_back(adapter_name)
             for parameter in trained:
                 parameter.requires_grad = True
             raise
@@ -113,7 +113,12 @@ class PeftModelForImageClassification(SavedPeftModel):
             kwargs["labels"] = labels
         return super().forward(*args, **kwargs)
 
-    def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def set_class_names(
+        self,
+        names: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        template: str | Sequence[str] | None = None,
+    ) -> None:
         """Tell other classes apart with the active adapter's prompts.
 
         The adapter is saved with the names that it was configured or trained with, not with those of a later
@@ -122,8 +127,11 @@ class PeftModelForImageClassification(SavedPeftModel):
         Args:
             names: one name for each class, in label order; underscores are read as spaces.
             tokenizer: what reads the names; default: the one that the config or the base model names.
+            template: text around the names, or several, under one of PEFT's own tuners (a LoRA, say), whose config has
+                none; it is saved with the names.
 
         Raises:
+            ValueError: a template for an adapter whose config has one, or a malformed one.
             ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
             PromptTooLongError: a name does not fit into the text tower.
             TokenizerNotFoundError: no tokenizer is known.
@@ -136,6 +144,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         model(pixel_values=images).logits  # [batch, 2]
         ```
         """
+        if template is not None:
+            self.class_name_classifier.adapted.set_template(template)
         self.class_name_classifier.set_class_names(names, tokenizer)
         self._show_labels()
 
@@ -232,23 +242,21 @@ class PeftModelForImageClassification(SavedPeftModel):
             self.peft_type = self.peft_config[self.active_adapter].peft_type
         self._show_labels()
 
-    def unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model without adapters."""
-        return self._without_classifier(self.base_model.unload, *args, **kwargs)
-
-    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model with the adapter in its weights, where the method can."""
-        return self._without_classifier(self.base_model.merge_and_unload, *args, **kwargs)
-
-    def _without_classifier(self, unload: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
-        model = unload(*args, **kwargs)
+    def _given_back(self, model: nn.Module) -> nn.Module:
         self.class_name_classifier.adapted.release()
-        return model
+        return super()._given_back(model)
+
+    def _shown_labels(self) -> Sequence[str] | Mapping[int, str] | None:
+        if self.class_name_classifier.adapted.backbone.dual is None:
+            return super()._shown_labels()
+        return self.class_names if self.active_adapters else None
 
     # ---- loading and saving -----------------------------------------------------------------------------------
 
     def load_adapter(self, *args, **kwargs):
         """See `SavedPeftModel.load_adapter`."""
+        if kwargs.get("token") is not None:  # also for one of PEFT's own, whose config does not remember it
+            self.class_name_classifier.adapted.tokenizers.token = kwargs["token"]
         result = super().load_adapter(*args, **kwargs)
         self.class_name_classifier.memory.features.clear()
         return result
@@ -284,6 +292,9 @@ class PeftModelForImageClassification(SavedPeftModel):
         if isinstance(config, PromptConfig):
             config.record_classes()
             config.tokenizer_name_or_path = resolve_local_path(config.tokenizer_name_or_path)
+        for name, other in self.peft_config.items():
+            if other is config:
+                self.class_name_classifier.adapted.record_classes(name)
 
 
 registry.register_model_class(TASK_TYPE, PeftModelForImageClassification)

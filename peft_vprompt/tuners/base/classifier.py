@@ -61,11 +61,13 @@ class ClassMemory:
 
     Attributes:
         class_lists: the classes in use by adapter; None for an adapter without any.
+        compared: other classes that images were compared with last, by adapter.
         features: class features of the adapters.
         frozen: class features of the frozen model.
     """
 
     class_lists: dict[str, ClassList | None] = field(default_factory=dict)
+    compared: dict[str, ClassList] = field(default_factory=dict)
     features: FeatureCache = field(default_factory=FeatureCache)
     frozen: FeatureCache = field(default_factory=FeatureCache)
 
@@ -108,6 +110,7 @@ class ClassNameClassifier:
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
         self.memory.class_lists.pop(adapter_name, None)
+        self.memory.compared.pop(adapter_name, None)
         self.adapted.forget(adapter_name)
 
     def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -122,6 +125,27 @@ class ClassNameClassifier:
         self.memory.class_lists[self.adapted.adapter_name] = classes
         self.adapted.config.class_names = self.adapted.config.class_names or names
         self.memory.features.clear()
+        self.memory.compared.clear()
+
+    def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
+        """Classify images by other names than the adapter's classes, which stay what they are.
+
+        Args:
+            names: one name for each class.
+            inputs: keyword arguments of `classify`.
+        """
+        adapter = self.adapted.adapter_name
+        before = self.memory.class_lists.get(adapter)
+        if before is None or before.names != list(names):
+            compared = self.memory.compared.get(adapter)
+            if compared is None or compared.names != list(names):
+                self.adapted.method.check_new_classes(self.adapted.config, check_class_names(names))
+                compared = self.memory.compared[adapter] = ClassList(list(names))
+            self.memory.class_lists[adapter] = compared
+        try:
+            return self.classify(**inputs)
+        finally:
+            self.memory.class_lists[adapter] = before
 
     @property
     def class_names(self) -> list[str] | None:

@@ -22,7 +22,7 @@ from ...core.tokenization import TokenSequence, num_start_tokens
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
 from .feature_cache import FeatureCache, autocast_dtype, fingerprint, may_keep
-from .prompted_encoder import PromptedEncoder
+from .prompted_encoder import READOUT, PromptedEncoder
 
 
 class PromptedTextEncoder(PromptedEncoder):
@@ -41,6 +41,13 @@ class PromptedTextEncoder(PromptedEncoder):
     def needs_patterns(self) -> bool:
         """Packed class prompts need a pattern whatever the adapter is; padded ones need none."""
         return isinstance(self.view, CausalTextView)
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether the active adapter compares images with learned class features, in the place of texts."""
+        if self.disable_adapters or not self.active_adapters:
+            return False
+        return getattr(self.module_of(self.active_adapters[0], READOUT), "class_features", None) is not None
 
     def layout(self, tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> Callable:
         """Return how class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them."""
@@ -129,6 +136,11 @@ class PromptedTextEncoder(PromptedEncoder):
             PromptTooLongError: the text does not fit beside the prompts.
         """
         prompts = self.active_prompts
+        if input_ids is not None and self.reads_elsewhere:
+            raise ValueError(
+                "This adapter has learned a feature for each of its classes in the place of texts, so it takes no "
+                "input_ids. Call model(pixel_values=...), or disable the adapter."
+            )
         if prompts is None or input_ids is None:
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}

@@ -94,10 +94,10 @@ class PromptedVisionEncoder(PromptedEncoder):
         classification head reads it there, whether it takes the class token or the mean of the patches. And where a
         head is known to read some rows only, these alone are computed in the last layer.
 
-        RPO's read-only prompts change nothing here: what they have read is asked for with `encode_read_only`.
+        What RPO's read-only prompts have read is asked for with `encode_read_only`.
 
         Raises:
-            ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
+            ValueError: RPO's prompts, whose features come in pairs; an `attention_mask`, or images of another size than the position embeddings are made for.
         """
         prompts = self.active_prompts
         flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
@@ -221,6 +221,12 @@ class PromptedVisionEncoder(PromptedEncoder):
     def _run_plain(self, pixel_values: Tensor | None, for_head: bool, flags: dict, **kwargs):
         """Return the wrapped tower's own output; where read-only prompts are to be read out, with their mean."""
         prompts = self.active_prompts
+        if pixel_values is not None and prompts is not None and prompts.pooling == "original":
+            raise ValueError(
+                "This adapter's prompts read the image and are compared one by one with those that read the text, so "
+                "there is no single image feature. Call model.encode_images(pixel_values) or model(pixel_values=...) of the "
+                "PEFT model, or disable the adapter for the features of the frozen model."
+            )
         flags = {name: value for name, value in flags.items() if value is not None}
         if pixel_values is None or prompts is None or prompts.pooling == "original":
             return self.base_layer(pixel_values, **flags, **kwargs)

@@ -38,9 +38,7 @@ class PromptTuner(BaseTuner):
     method: PromptMethod
     peft_config: dict[str, PromptConfig]
 
-    def __init__(
-        self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs
-    ):
+    def __init__(self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs):
         self.tokenizers = Tokenizers(getattr(getattr(model, "config", None), "_name_or_path", None))
         carried = prompted_encoders(model)
         alone = isinstance(peft_config, dict)  # from a PEFT model, not from `inject_adapter_in_model`
@@ -87,6 +85,8 @@ class PromptTuner(BaseTuner):
         backbone = backbone_of(model)
         check_model(config, model, backbone)
         vision, text = wrap_encoders(model, backbone)
+        self.tokenizers.token = config.token or self.tokenizers.token
+        self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
