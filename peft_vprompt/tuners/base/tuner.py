@@ -17,7 +17,15 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
-from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
+from ...backbones.supported import (
+    DUAL_ENCODERS,
+    READERS,
+    Backbone,
+    class_name,
+    find_backbone,
+    supported_models,
+    unknown_reader,
+)
 from ...errors import UnsupportedModelError
 from . import in_place, registry
 from .config import PromptConfig
@@ -312,6 +320,12 @@ def check_model(config: PromptConfig, model: nn.Module, backbone: Backbone) -> N
     base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
     if (reason := registry.unsupported(config.peft_type, base)) is not None:
         raise UnsupportedModelError(reason)
+    if (reader := unknown_reader(model, backbone)) is not None:
+        raise UnsupportedModelError(
+            f"Cannot put prompts into the image encoder of {reader}, which may count its rows or read the prompts among "
+            f"them. Supported models: {', '.join(supported_models())}; and, around one of their encoders, "
+            f"{', '.join(READERS)}."
+        )
     check_modules_to_save(config, model, backbone)
 
 
