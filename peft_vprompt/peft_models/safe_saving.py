@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from peft.utils import (
     SAFETENSORS_WEIGHTS_NAME,
     WEIGHTS_NAME,
@@ -32,8 +32,8 @@ from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
 from ..tuners.base.switching import adapter_layers
 from ..utils.io import atomic_files
-from .labels import give_config_back, is_named, plain_config, show_labels
-from .mixed_batches import call_with_adapters
+from .adapter_model import AdapterModel
+from .labels import plain_config
 from .model_card import add_tags, has_card, is_generated, is_untouched, render_model_card, seal, with_snippet
 from .publishing import download_card, publish_card, publish_configs
 
@@ -46,52 +46,11 @@ FROM_PRETRAINED = {"is_trainable", "autocast_adapter_dtype", "low_cpu_mem_usage"
 IMPORT_NOTE = "Run `import peft_vprompt` before loading: it registers this method with PEFT and transformers."
 
 
-class SavedPeftModel(PeftModel):
+class SavedPeftModel(AdapterModel):
     """A base model with adapters of ours. Made by `get_peft_model` and `PeftModel.from_pretrained`."""
 
     _has_loaded = False
     _is_published = False
-
-    # ---- calls and adapters -----------------------------------------------------------------------------------
-
-    def forward(self, *args, adapter_names: Sequence[str] | None = None, **kwargs):
-        """Make the base model's own call; `adapter_names` has an adapter for each image, see `mixed_batches`."""
-        if adapter_names is None:
-            return super().forward(*args, **kwargs)
-        return call_with_adapters(self, super().forward, adapter_names, args, kwargs)
-
-    def get_base_model(self) -> nn.Module:
-        """Return the base model, also where the last adapter was deleted."""
-        return self.base_model.model
-
-    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make an adapter the active one, and let the base model's config name its classes."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self._show_labels()
-
-    def unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model without adapters."""
-        return self._given_back(self.base_model.unload(*args, **kwargs))
-
-    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model with the adapter in its weights, where the method can."""
-        return self._given_back(self.base_model.merge_and_unload(*args, **kwargs))
-
-    def _given_back(self, model: nn.Module) -> nn.Module:
-        give_config_back(model)
-        return model
-
-    def _shown_labels(self) -> Sequence[str] | Mapping[int, str] | None:
-        """Return the names of the classes that the active adapter's logits stand for; None: the base model knows."""
-        config: Any = self.peft_config.get(self.active_adapter)
-        labels = getattr(config, "id2label", None)
-        base: Any = self.get_base_model()
-        fits = is_named(labels) and len(labels) == getattr(base.config, "num_labels", None)
-        return labels if fits else None
-
-    def _show_labels(self) -> None:
-        """Let the base model's config name the active adapter's classes."""
-        show_labels(self.get_base_model(), self._shown_labels())
 
     # ---- loading ----------------------------------------------------------------------------------------------
 

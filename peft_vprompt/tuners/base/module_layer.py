@@ -27,7 +27,7 @@ class ModuleTunerLayer(WrapperLayer):
 
     def add_trained(self, adapter_name: str, module: TunedModule) -> None:
         """Hold the trained module of one more adapter."""
-        self.trained[adapter_name] = module
+        self.trained[adapter_name] = module.train(self.training)
 
     @property
     def active_trained(self) -> TunedModule | None:

@@ -145,6 +145,7 @@ class PromptedTextEncoder(PromptedEncoder):
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
             return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        self._check_placement(prompts)
         vectors = prompts()
         ends = self._check_input_ids(input_ids, prompts, vectors.shape[1])
         longest = int(ends.max()) + 1  # what follows the last end token is padding, which nothing reads
@@ -187,8 +188,8 @@ class PromptedTextEncoder(PromptedEncoder):
             mask = torch.cat([kept[:, :1], kept.new_ones(batch, inserted), kept[:, 1:]], dim=1)
         return hidden, positions, Causal(mask)
 
-    def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
-        """Return the position of each text's end token, [b]."""
+    def _check_placement(self, prompts: PromptModule) -> None:
+        """Refuse prompts that have no place in texts of the caller's."""
         if not isinstance(self.view, CausalTextView):
             raise ValueError(
                 f"{type(self.base_layer).__name__} reads texts in both directions and padded, so prompts have no fixed "
@@ -199,6 +200,9 @@ class PromptedTextEncoder(PromptedEncoder):
                 "This adapter has to know where the class name is, or reads out elsewhere, so it cannot take "
                 "input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
             )
+
+    def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
+        """Return the position of each text's end token, [b]."""
         is_end = input_ids == self.view.end_token_id
         if bool((input_ids[:, 0] != input_ids[0, 0]).any()) or bool(is_end[:, 0].any()):
             raise ValueError(

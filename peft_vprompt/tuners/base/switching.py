@@ -23,6 +23,28 @@ def adapter_layers(tuner: BaseTuner) -> list[BaseTunerLayer | AuxiliaryTrainingW
     return [module for module in tuner.model.modules() if isinstance(module, kinds)]
 
 
+def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> None:
+    """Take an adapter out of PEFT's wrappers around trained copies of whole modules; `active` are active from now on."""
+    for layer in adapter_layers(tuner):
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            layer.delete_adapter(adapter_name, new_active_adapters=active)
+
+
+def switch_copies(tuner: BaseTuner, adapter_name: str) -> None:
+    """Let the copies of a new adapter answer if it is active, and switch all copies together with the tuner's layers.
+
+    PEFT leaves a wrapper that has lost its last copy without an active one.
+    """
+    layers: list[Any] = adapter_layers(tuner)
+    copies = tuple(layer for layer in layers if isinstance(layer, AuxiliaryTrainingWrapper))
+    for wrapper in copies:
+        if adapter_name in wrapper._adapters and adapter_name in tuner.active_adapters:
+            wrapper.set_adapter(adapter_name, inference_mode=tuner.peft_config[adapter_name].inference_mode)
+    for layer in layers:
+        if layer not in copies:
+            layer.copies = copies
+
+
 @contextmanager
 def answering_for(tuner: BaseTuner) -> Iterator[Callable[[str], None]]:
     """Give a function that lets the model answer for another adapter, or for `BASE`, until the block ends.

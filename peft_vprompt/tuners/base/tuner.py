@@ -34,7 +34,7 @@ from .method import PromptMethod
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
-from .switching import adapter_layers
+from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
 
 
@@ -90,6 +90,7 @@ class PromptTuner(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         backbone = backbone_of(model)
         check_model(config, model, backbone)
         vision, text = wrap_encoders(model, backbone)
@@ -107,7 +108,7 @@ class PromptTuner(BaseTuner):
         self._install(model, backbone, vision, text)
         self._forget(adapter_name)  # of the same name, as PEFT replaces one when a model is wrapped again
         for encoder, kind, module in modules:
-            encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module)
+            encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module.train(encoder.training))
         prompts = vision.prompts_of(adapter_name)
         own_way = prompts is not None and prompts.pooling != "original"
         some_rows = prompts is not None and vision.view.head_rows is not None
@@ -121,7 +122,7 @@ class PromptTuner(BaseTuner):
         if text is not None and tuner_class.method.trains_text_encoder:
             parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
             self._copy_whole_modules(text.base_layer, parts, adapter_name)
-        vision.copies = tuple(m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper))
+        switch_copies(self, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
 
@@ -170,11 +171,9 @@ class PromptTuner(BaseTuner):
 
     def _forget(self, adapter_name: str) -> None:
         """Take the modules of an adapter out of all layers."""
-        for layer in adapter_layers(self):
-            if isinstance(layer, AuxiliaryTrainingWrapper):
-                layer.delete_adapter(adapter_name, new_active_adapters=self.vision_encoder.active_adapters)
-            else:
-                layer.delete_adapter(adapter_name)
+        for encoder in self.encoders:
+            encoder.delete_adapter(adapter_name)
+        forget_copies(self, adapter_name, self.vision_encoder.active_adapters)
 
     def _copy_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
         """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
