@@ -266,9 +266,8 @@ def test_text_methods_need_a_text_tower(method, backbone):
         get_peft_model(BACKBONES[backbone](), config)
 
 
-def test_wrapping_twice(tokenizer_path):
-    base = tiny_clip()
-    coop(tokenizer_path, base)
+def test_wrapping_a_peft_model(tokenizer_path):
+    base = coop(tokenizer_path)
     with (
         pytest.warns(UserWarning, match="second time"),
         pytest.raises(ValueError, match="carries prompt adapters already.*unload.*add_adapter"),
