@@ -106,7 +106,11 @@ def card_of(repository, revision="main") -> ModelCard:
 def test_our_card_is_published(published):
     repositories, _ = published
     card = card_of(repositories["me/maple"])
-    assert "import peft_vprompt" in card.text and "MaPLe adapter" in card.text and 'from_pretrained("me/clip"' in card.text
+    assert (
+        "import peft_vprompt" in card.text
+        and "MaPLe adapter" in card.text
+        and 'from_pretrained("me/clip"' in card.text
+    )
     assert {"peft_vprompt", "prompt-learning", "mine", "base_model:adapter:me/clip"} <= set(card.data.tags)
     assert card.data.base_model == "me/clip" and card.data.library_name == "peft"
     assert "v1" in repositories["me/maple"].revisions
@@ -139,7 +143,10 @@ def test_no_local_path_leaves_the_machine(published, name):
         ("/home/me/clip", None),
         ("./clip", None),
         (r"C:\models\clip", None),
-        ("/root/.cache/huggingface/hub/models--openai--clip-vit-base-patch16/snapshots/0f3/", "openai/clip-vit-base-patch16"),
+        (
+            "/root/.cache/huggingface/hub/models--openai--clip-vit-base-patch16/snapshots/0f3/",
+            "openai/clip-vit-base-patch16",
+        ),
     ],
 )
 def test_names_by_which_others_find_a_model(name, published_as):

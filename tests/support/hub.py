@@ -151,7 +151,9 @@ class Handler(BaseHTTPRequestHandler):
         """Create a repository."""
         name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         known = name in self.server.repositories
-        self.server.repositories.setdefault(name, Repository(wanted.get("visibility") == "private" or bool(wanted.get("private"))))
+        self.server.repositories.setdefault(
+            name, Repository(wanted.get("visibility") == "private" or bool(wanted.get("private")))
+        )
         self.send({"url": f"{self.server.endpoint}/{name}", "name": name}, 409 if known else 200)
 
     def validate(self, card: str) -> None:
@@ -167,12 +169,16 @@ class Handler(BaseHTTPRequestHandler):
             repository.commit(revision, {})
             self.send({})
         elif kind == "preupload":
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(data)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(data)["files"]
+            ]
             self.send({"files": files})
         else:
             lines = [json.loads(line) for line in data.splitlines() if line.strip()]
             files = {
-                line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines
+                if line["key"] == "file"
             }
             digest = repository.commit(revision, files)
             url = f"{self.server.endpoint}/{name}/commit/{digest}"
