@@ -54,7 +54,7 @@ class AdapterModel(PeftModel):
     def _shown_labels(self) -> Sequence[str] | Mapping[int, str] | None:
         """Return the names of the classes that the active adapter's logits stand for; None: the base model knows."""
         config: Any = self.peft_config.get(self.active_adapter)
-        labels = getattr(config, "id2label", None)
+        labels: Any = getattr(config, "id2label", None)
         base: Any = self.get_base_model()
         fits = is_named(labels) and len(labels) == getattr(base.config, "num_labels", None)
         return labels if fits else None

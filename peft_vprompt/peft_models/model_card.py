@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
@@ -44,7 +44,8 @@ def is_generated(card: str) -> bool:
 
 def with_snippet(card: str, rendered: str) -> str:
     """Return a card with the section on use, the classes and the data of a rendered one behind it."""
-    mine, ours = ModelCard(card, ignore_metadata_errors=True), ModelCard(rendered)
+    mine: Any = ModelCard(card, ignore_metadata_errors=True)
+    ours: Any = ModelCard(rendered)
     mine.data.tags = [*(mine.data.tags or ()), *(ours.data.tags or ())]
     mine.data.pipeline_tag = ours.data.pipeline_tag
     use = ours.text[ours.text.index("## Use") : ours.text.index("## Training procedure")]
@@ -66,10 +67,10 @@ def has_card(model: PeftModel) -> bool:
     return row_of(model.active_peft_config) is not None
 
 
-def row_of(config: PeftConfig) -> MethodSpec | None:
+def row_of(config: Any) -> MethodSpec | None:
     """Return the row of a config; for one of PEFT's own, the row with its class."""
-    if is_known(config.peft_type):  # pyrefly: ignore[bad-argument-type]  # every method's config has one
-        return find_method(config.peft_type)  # pyrefly: ignore[bad-argument-type]  # likewise
+    if is_known(config.peft_type):
+        return find_method(config.peft_type)
     return next((spec for spec in METHODS.values() if spec.config_class is type(config)), None)
 
 

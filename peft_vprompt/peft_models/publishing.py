@@ -6,8 +6,9 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from peft.utils import CONFIG_NAME
 
@@ -44,8 +45,8 @@ def publish_configs(folder: str | os.PathLike) -> None:
                 partial.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def publish_card(card: ModelCard) -> None:
-    """Leave out the local path of the base model, which the Hub refuses, from the data of a card."""
+def publish_card(card: Any) -> None:
+    """Leave out the local path of the base model, which the Hub refuses, from the data of a `ModelCard`."""
     base = card.data.get("base_model")
     if isinstance(base, str) and hub_id(base) != base:
         if (name := hub_id(base)) is None:

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
@@ -52,7 +52,8 @@ class ClassifierConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.id2label is not None:  # JSON has texts for numbers
-            self.id2label = {int(index): name for index, name in self.id2label.items()}
+            loaded: Any = self.id2label
+            self.id2label = {int(index): name for index, name in loaded.items()}
 
 
 @dataclass

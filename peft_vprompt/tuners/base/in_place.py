@@ -41,7 +41,7 @@ class CarriesPrompts:
     def forward(self, *args, **kwargs):
         """Call the tuner layer."""
         given = dict(zip(self.inputs, args, strict=False))
-        return self._modules[LAYER](**given, **kwargs)  # pyrefly: ignore[missing-attribute]  # a module, see above
+        return self._modules[LAYER](**given, **kwargs)
 
     def __getattr__(self, name: str):
         """Look for the encoder's parts in the inner copy."""
@@ -111,9 +111,7 @@ def carry(encoder: nn.Module, layer: nn.Module) -> None:
     * Undo: `give_back`.
     * Goes when an adapter can ask transformers to go on with another object.
     """
-    hook = vars(encoder).get("_hf_hook")
-    if hook is not None:
-        remove_hook_from_module(encoder)
+    hook = take_hook(encoder)
     for name in PARTS:
         vars(encoder)[name] = type(vars(encoder)[name])()
     encoder.__class__ = carrier_class(type(encoder))
@@ -124,11 +122,18 @@ def carry(encoder: nn.Module, layer: nn.Module) -> None:
 
 def give_back(encoder: nn.Module, inner: nn.Module) -> None:
     """Undo `carry`: the encoder gets its class and its parts back from its inner copy."""
-    hook = vars(encoder).get("_hf_hook")
-    if hook is not None:
-        remove_hook_from_module(encoder)
+    hook = take_hook(encoder)
     encoder.__class__ = type(inner)
     for name in PARTS:
         vars(encoder)[name] = vars(inner)[name]
     if hook is not None:
         add_hook_to_module(encoder, hook)
+
+
+def take_hook(encoder: nn.Module) -> Any:
+    """Take off the hook by which accelerate places a module, if there is one, with the `forward` that it leaves behind."""
+    hook = vars(encoder).get("_hf_hook")
+    if hook is not None:
+        remove_hook_from_module(encoder)
+        vars(encoder).pop("forward", None)
+    return hook

@@ -65,7 +65,7 @@ class ModuleTunerLayer(WrapperLayer):
             if safe_merge:
                 check_finite(merged, name)
             # No child: it is part neither of the model's parameters nor of its saved state.
-            vars(self)["unmerged"] = self.base_layer
+            self.__dict__["unmerged"] = self.base_layer
             self.base_layer = merged
             self.merged_adapters.append(name)
 
@@ -73,7 +73,7 @@ class ModuleTunerLayer(WrapperLayer):
         """Put the module itself back."""
         if self.merged:
             weight = next(self.base_layer.parameters(), None)
-            self.base_layer = vars(self).pop("unmerged")
+            self.base_layer = self.__dict__.pop("unmerged")
             if weight is not None:
                 self.base_layer.to(device=weight.device, dtype=weight.dtype)
             self.merged_adapters.clear()

@@ -203,7 +203,8 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
         """Return the position of each text's end token, [b]."""
-        is_end = input_ids == self.view.end_token_id
+        view: Any = self.view  # causal, see `_check_placement`
+        is_end = input_ids == view.end_token_id
         if bool((input_ids[:, 0] != input_ids[0, 0]).any()) or bool(is_end[:, 0].any()):
             raise ValueError(
                 "Expected texts that begin with the start token. Received padding on the left; pad right."
@@ -211,7 +212,7 @@ class PromptedTextEncoder(PromptedEncoder):
         if not bool(is_end.any(dim=1).all()):
             row = int((~is_end.any(dim=1)).nonzero()[0])
             raise PromptTooLongError(
-                f"Text {row} has no end token (id {self.view.end_token_id}): it was cut off. Use fewer tokens per "
+                f"Text {row} has no end token (id {view.end_token_id}): it was cut off. Use fewer tokens per "
                 "text, with truncation=True in the tokenizer."
             )
         ends = is_end.int().argmax(dim=1)

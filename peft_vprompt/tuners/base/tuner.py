@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from typing import Any
 
 from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
@@ -163,8 +164,9 @@ class PromptTuner(BaseTuner):
             model.set_submodule(backbone.vision, vision)
         if text is not None:
             model.set_submodule(backbone.text, text)
+        dictionary: Any = self.peft_config
         for encoder in self.encoders:
-            encoder.configs = self.peft_config
+            encoder.configs = dictionary
             encoder.was_trainable = self._was_trainable
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
