@@ -8,6 +8,7 @@ j = prompted layers, d = width of a tower.
 """
 
 from . import tuners  # noqa: F401 - fills the method table
+from .peft_models import late_patches  # noqa: F401 - what the Trainer and pipelines do with our models
 from .peft_models.auto import AutoPeftModelForImageClassification
 from .peft_models.peft_model import PeftModelForImageClassification
 from .tuners.base.config import PromptConfig

@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md and docs/backbones.md: `python docs/render/tables.py` (`--check` only compares).
+"""Write the generated tables of README.md, docs/backbones.md and docs/peft.md: `python docs/render/tables.py` (`--check` only compares).
 
 Every cell is computed: parameter counts on ViT-B/16 shapes without weights, support by wrapping a tiny model of each
 class, accuracies from docs/results/real_data.json.
@@ -35,6 +35,7 @@ from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCOD
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
 from peft_vprompt.tuners.base.spec import Paper
+from tests.support import peft_behaviours
 from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
@@ -195,6 +196,7 @@ def support_table() -> str:
 PAGES = {
     "README.md": {"accuracy": accuracy_table, "methods": method_table},
     "docs/backbones.md": {"support": support_table},
+    "docs/peft.md": {"behaviours": peft_behaviours.table},
 }
 
 

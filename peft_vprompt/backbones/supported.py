@@ -105,6 +105,18 @@ UNSUPPORTED: dict[str, str] = {
 }
 
 
+#: Other models of transformers around one of those encoders, which take its output as prompts leave it. A model that is not
+#: here may read rows by their number, or hidden states with the prompts among them, and is refused.
+READERS: tuple[str, ...] = (
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTForMaskedImageModeling",
+    "PaliGemmaForConditionalGeneration",
+    "PaliGemmaModel",
+    "VisionEncoderDecoderModel",
+    "VisionTextDualEncoderModel",
+)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """Where a model keeps its towers, as module names ("" is the model itself).
@@ -168,6 +180,21 @@ def is_dual_encoder(model_or_config: nn.Module | PretrainedConfig) -> bool:
     config = model_or_config
     classifier = any(name.endswith("ForImageClassification") for name in config.architectures or ())
     return hasattr(config, "text_config") and hasattr(config, "vision_config") and not classifier
+
+
+def unknown_reader(model: nn.Module, backbone: Backbone) -> str | None:
+    """Return the class of a model of transformers that reads the image encoder and is in none of the tables.
+
+    A class that somebody else wrote is theirs to answer for.
+    """
+    path = backbone.vision.split(".")
+    for parent in (model.get_submodule(".".join(path[:length])) for length in range(len(path))):
+        known = class_name(parent) in {*DUAL_ENCODERS, *HEADS, *ENCODERS}
+        classes = type(unwrapped(parent)).__mro__
+        theirs = [c for c in classes if c.__module__.startswith("transformers.models.") and "forward" in vars(c)]
+        if theirs and not known and not any(c.__name__ in READERS for c in classes):
+            return theirs[0].__name__
+    return None
 
 
 def supported_models() -> list[str]:

@@ -28,8 +28,13 @@ def learned(row: int) -> int:
     return -(row + 1)
 
 
-def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: str | None) -> PreTrainedTokenizerBase:
-    """Load the configured tokenizer, or else the base model's own.
+def find_tokenizer(
+    tokenizer_name_or_path: str | None,
+    base_model_name_or_path: str | None,
+    token: str | bool | None = None,
+    base_model_revision: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """Load the configured tokenizer, or else the base model's own, which has the base model's revision.
 
     A configured local path that does not exist here (an adapter that came from another machine) falls back to the
     base model's tokenizer with a warning.
@@ -39,8 +44,10 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
     """
     failures = []
     for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
+        revision = base_model_revision if name == base_model_name_or_path else None
+        options = {key: value for key, value in {"token": token, "revision": revision}.items() if value is not None}
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError) as error:
             failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
             continue

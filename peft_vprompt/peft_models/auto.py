@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
+from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 
@@ -32,14 +34,17 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
     ):
         """Load base model and adapter, as `PeftModel.from_pretrained` without a base model; `kwargs` go to both.
 
+        `revision` and `subfolder` are the adapter's; the base model's revision is in the adapter's config. Where the adapter
+        has a classification head, the base model gets one for as many classes, with their names.
+
         A tokenizer that lies beside the adapter changes nothing: PEFT's own method would resize the token embedding to
         it, and `CLIPModel` has none to give.
 
         Raises:
-            ValueError: the adapter's config does not say which class its base model has, or names a library that is
-                not allowed to be imported.
+            ValueError: there is no adapter, or none that can be read without a token; its config does not say which
+                class its base model has or where it is, or names a library that is not allowed to be imported.
         """
-        saved = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+        saved = read_config(pretrained_model_name_or_path, revision=revision, **kwargs)
         recorded = saved.auto_mapping or {}
         if not {"base_model_class", "parent_library"} <= recorded.keys():
             raise ValueError(
@@ -52,9 +57,51 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
+        if saved.base_model_name_or_path is None:
+            raise ValueError(
+                f"The config of {pretrained_model_name_or_path!r} does not say where its base model is: it was built in "
+                "memory, or lay in a folder of the machine that published the adapter. Load the base model yourself and "
+                "use PeftModel.from_pretrained(model, adapter)."
+            )
         target = getattr(importlib.import_module(library), recorded["base_model_class"])
-        base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **kwargs)
+        head, kwargs = split_head(saved, kwargs)
+        of_base = {name: value for name, value in kwargs.items() if name != "subfolder"}
+        base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **head, **of_base)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
         return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+
+
+def split_head(saved: PeftConfig, kwargs: dict) -> tuple[dict, dict]:
+    """Return what makes the base model's head fit the adapter, and the other keyword arguments.
+
+    What the caller says of the classes goes before what the adapter's config says.
+    """
+    names = ("num_labels", "id2label", "label2id", "ignore_mismatched_sizes")
+    given = {name: kwargs[name] for name in names if name in kwargs}
+    others = {name: value for name, value in kwargs.items() if name not in names}
+    if not given.keys() & {"num_labels", "id2label"} and getattr(saved, "num_labels", None):
+        config: Any = saved
+        given = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id, **given}
+    if given:
+        given.setdefault("ignore_mismatched_sizes", True)
+    return given, others
+
+
+def read_config(adapter: str, **options) -> PeftConfig:
+    """Return the config of an adapter, in a folder or on the Hub.
+
+    Raises:
+        ValueError: there is none that can be read; says if that may be for want of a token.
+    """
+    try:
+        return PeftConfig.from_pretrained(adapter, **options)
+    except ValueError as error:
+        if not isinstance(error.__cause__, RepositoryNotFoundError):  # a gated one is a case of it
+            raise
+        raise ValueError(
+            f"Cannot read the adapter {adapter!r}: the Hub has no such repository, or it is private or gated and the token "
+            f"is missing or not allowed to read it. Received: token={'one' if options.get('token') else 'none'}. Check the "
+            "name, and pass token=... or log in with `hf auth login`."
+        ) from error

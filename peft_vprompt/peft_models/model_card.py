@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
-from ..tuners.base.registry import PROMPT_METHODS, find_row
+from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_method, find_row, is_known
+from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
+from .labels import is_named
+from .publishing import hub_id
 
 
 #: How the line begins by which a card is known that nobody has edited.
@@ -28,10 +35,60 @@ def is_untouched(card: str) -> bool:
     return card == seal(card.rpartition(SEAL)[0])
 
 
-def render_model_card(model: PeftModel) -> str:
-    """Return the text of the README.md that is saved with the active adapter."""
+def is_generated(card: str) -> bool:
+    """Return whether a card that is not ours was written by transformers (the Trainer, say) and has no snippet."""
+    return (
+        "peft_vprompt" not in card and re.search("generated automatically|automatically generated", card) is not None
+    )
+
+
+def with_snippet(card: str, rendered: str) -> str:
+    """Return a card with the section on use, the classes and the data of a rendered one behind it."""
+    mine: Any = ModelCard(card, ignore_metadata_errors=True)
+    ours: Any = ModelCard(rendered)
+    mine.data.tags = [*(mine.data.tags or ()), *(ours.data.tags or ())]
+    mine.data.pipeline_tag = ours.data.pipeline_tag
+    use = ours.text[ours.text.index("## Use") : ours.text.index("## Training procedure")]
+    return f"{str(mine).rstrip()}\n\n{use}"
+
+
+def add_tags(path: Path, tags: Sequence[str]) -> None:
+    """Add tags to a card; one that nobody has edited stays so."""
+    ours = is_untouched(path.read_text(encoding="utf-8"))
+    card: Any = ModelCard.load(path)
+    if ours:
+        card.content = card.content.rpartition(SEAL)[0]
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))
+    path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
+
+
+def has_card(model: PeftModel) -> bool:
+    """Return whether the active adapter is of a method whose row the card can be written from."""
+    return row_of(model.active_peft_config) is not None
+
+
+def row_of(config: Any) -> MethodSpec | None:
+    """Return the row of a config; for one of PEFT's own, the row with its class."""
+    if is_known(config.peft_type):
+        return find_method(config.peft_type)
+    return next((spec for spec in METHODS.values() if spec.config_class is type(config)), None)
+
+
+def trained_classes(model: PeftModel) -> list[str] | None:
+    """Return the names of the classes that the active adapter was configured or trained with."""
+    classifier: Any = getattr(model, "class_name_classifier", None)
+    return None if classifier is None else classifier.adapted.config.class_names
+
+
+def render_model_card(model: PeftModel, is_published: bool = False) -> str:
+    """Return the text of the README.md that is saved with the active adapter.
+
+    Args:
+        model: the PEFT model.
+        is_published: whether it is for another machine, on which the base model's local folder is not.
+    """
     config: Any = model.active_peft_config
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     # pyrefly: ignore[bad-argument-type]  # set, as this is no script
     template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -39,13 +96,19 @@ def render_model_card(model: PeftModel) -> str:
     )
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     num_labels = base.config.num_labels if class_name(base) in HEADS else None
+    labels = base.config.id2label if num_labels else {}
+    names = trained_classes(model) if dual_encoder_view(base) is not None else None
+    base_model = hub_id(config.base_model_name_or_path)
     return environment.from_string(template).render(
         method=find_row(config, is_classifier=dual_encoder_view(base) is None),
         kind="prompt-learning" if config.peft_type.value.lower() in PROMPT_METHODS else "fine-tuning",
         base_class=class_name(base),
-        base_model=config.base_model_name_or_path,
+        base_model=base_model,
+        # The adapter's config names a folder of this machine, from which the base model can be loaded here.
+        is_local=base_model is None and config.base_model_name_or_path is not None and not is_published,
         # The head has other classes than the base model's own, perhaps.
         head=f", num_labels={num_labels}, ignore_mismatched_sizes=True" if num_labels else "",
-        class_names=getattr(config, "class_names", None),
+        is_zero_shot=names is not None,
+        class_names=names or (list(labels.values()) if is_named(labels) else None),
         trainable=sum(tensor.numel() for tensor in state.values()),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
 from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner
+from .mixed_batches import call_with_adapters
 from .safe_saving import SavedPeftModel
 
 
@@ -42,13 +43,16 @@ class PeftModelForImageClassification(SavedPeftModel):
         super().__init__(model, copy.copy(peft_config), adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
+        for other in self.peft_config:
+            self.class_name_classifier.take_classes(other)
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:
-            self.unload()
+            self._take_back(adapter_name)
             for parameter in trained:
                 parameter.requires_grad = True
             raise
+        self._show_labels()
 
     def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:
         replica = super()._replicate_for_data_parallel()
@@ -74,14 +78,15 @@ class PeftModelForImageClassification(SavedPeftModel):
         base models get their own call. Labels may be a list. `output_aux_loss` asks for the method's further terms of
         the loss, which come in training anyway.
 
+        `adapter_names` has an adapter for each image ("__base__" for none), see `mixed_batches`.
+
         Raises:
-            ValueError: several adapters for one batch, or inputs that do not go together.
+            ValueError: inputs that do not go together.
         """
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "Expected one adapter for all images of a batch. Received: "
-                f"adapter_names={kwargs['adapter_names']!r}. Use set_adapter, or classify_with_adapters for several."
-            )
+        if (adapter_names := kwargs.pop("adapter_names", None)) is not None:
+            inputs = {"pixel_values": pixel_values, "labels": labels, "image_features": image_features, **kwargs}
+            with self._changing():
+                return call_with_adapters(self, self.forward, adapter_names, args, inputs)
         if getattr(self, "_is_replica", False) and isinstance(self.base_model, PromptTuner):
             self.base_model.vision_encoder.link(self.base_model.text_encoder)
         given = image_features if pixel_values is None else pixel_values
@@ -116,7 +121,12 @@ class PeftModelForImageClassification(SavedPeftModel):
         with self.class_name_classifier.adapted.lock.call():
             return super().forward(*args, **kwargs)
 
-    def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def set_class_names(
+        self,
+        names: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        template: str | Sequence[str] | None = None,
+    ) -> None:
         """Tell other classes apart with the active adapter's prompts.
 
         The adapter is saved with the names that it was configured or trained with, not with those of a later
@@ -125,8 +135,11 @@ class PeftModelForImageClassification(SavedPeftModel):
         Args:
             names: one name for each class, in label order; underscores are read as spaces.
             tokenizer: what reads the names; default: the one that the config or the base model names.
+            template: text around the names, or several, under one of PEFT's own tuners (a LoRA, say), whose config has
+                none; it is saved with the names.
 
         Raises:
+            ValueError: a template for an adapter whose config has one, or a malformed one.
             ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
             PromptTooLongError: a name does not fit into the text tower.
             TokenizerNotFoundError: no tokenizer is known.
@@ -140,7 +153,10 @@ class PeftModelForImageClassification(SavedPeftModel):
         ```
         """
         with self._changing():
+            if template is not None:
+                self.class_name_classifier.adapted.set_template(template)
             self.class_name_classifier.set_class_names(names, tokenizer)
+            self._show_labels()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -274,30 +290,30 @@ class PeftModelForImageClassification(SavedPeftModel):
             self.base_model.disable_adapter_layers()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter. Without any the base model makes its own call, and there are no classes."""
         with self._changing():
             super().delete_adapter(adapter_name)
             self.class_name_classifier.delete_adapter(adapter_name)
-            self.active_adapter = self.base_model.active_adapters[0]
-            self.peft_type = self.peft_config[self.active_adapter].peft_type
+            if self.active_adapters:
+                self.active_adapter = self.active_adapters[0]
+                self.peft_type = self.peft_config[self.active_adapter].peft_type
+            self._show_labels()
 
-    def unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model without adapters."""
-        return self._without_classifier(self.base_model.unload, *args, **kwargs)
-
-    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
-        """Return the base model with the adapter in its weights, where the method can."""
-        return self._without_classifier(self.base_model.merge_and_unload, *args, **kwargs)
-
-    def _without_classifier(self, unload: Callable[..., nn.Module], *args, **kwargs) -> nn.Module:
-        model = unload(*args, **kwargs)
+    def _given_back(self, model: nn.Module) -> nn.Module:
         self.class_name_classifier.adapted.release()
-        return model
+        return super()._given_back(model)
+
+    def _shown_labels(self) -> Sequence[str] | Mapping[int, str] | None:
+        if self.class_name_classifier.adapted.backbone.dual is None:
+            return super()._shown_labels()
+        return self.class_names if self.active_adapters else None
 
     # ---- loading and saving -----------------------------------------------------------------------------------
 
     def load_adapter(self, *args, **kwargs):
         """See `SavedPeftModel.load_adapter`."""
+        if kwargs.get("token") is not None:  # also for one of PEFT's own, whose config does not remember it
+            self.class_name_classifier.adapted.tokenizers.token = kwargs["token"]
         with self._changing():
             result = super().load_adapter(*args, **kwargs)
         self.class_name_classifier.memory.features.clear()
@@ -334,6 +350,9 @@ class PeftModelForImageClassification(SavedPeftModel):
         if isinstance(config, PromptConfig):
             config.record_classes()
             config.tokenizer_name_or_path = resolve_local_path(config.tokenizer_name_or_path)
+        for name, other in self.peft_config.items():
+            if other is config:
+                self.class_name_classifier.adapted.record_classes(name)
 
 
 registry.register_model_class(TASK_TYPE, PeftModelForImageClassification)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
-from peft import PeftConfig, PeftModel
+from huggingface_hub import HfApi, ModelCard
+from peft import PeftConfig
 from peft.utils import (
     SAFETENSORS_WEIGHTS_NAME,
     WEIGHTS_NAME,
@@ -19,25 +22,36 @@ from peft.utils import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..backbones.supported import HEADS, class_name
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
-from ..tuners.base.config import BASELINE_TASK_TYPE
+from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
+from ..tuners.base.hf_patches import plain_class
+from ..tuners.base.switching import adapter_layers
 from ..utils.io import atomic_files
 from ..utils.readable import unreadable_files
-from .model_card import is_untouched, render_model_card, seal
+from .adapter_model import AdapterModel
+from .labels import plain_config
+from .model_card import add_tags, has_card, is_generated, is_untouched, render_model_card, seal, with_snippet
+from .publishing import download_card, publish_card, publish_configs
 
 
 #: What `PeftModel.from_pretrained` says, all of it, when it loads the weights of the model it has just made.
 FROM_PRETRAINED = {"is_trainable", "autocast_adapter_dtype", "low_cpu_mem_usage", "key_mapping"}
 
 
-class SavedPeftModel(PeftModel):
+#: What the config tells those who look into it because PEFT does not know the method.
+IMPORT_NOTE = "Run `import peft_vprompt` before loading: it registers this method with PEFT and transformers."
+
+
+class SavedPeftModel(AdapterModel):
     """A base model with adapters of ours. Made by `get_peft_model` and `PeftModel.from_pretrained`."""
 
     _has_loaded = False
+    _is_published = False
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
@@ -57,16 +71,24 @@ class SavedPeftModel(PeftModel):
             if is_new and adapter_name in self.peft_config:
                 self.delete_adapter(adapter_name)
             elif made_to_load:
-                self.base_model.unload()  # nobody but from_pretrained holds this model
+                self._take_back(adapter_name)  # nobody but from_pretrained holds this model
             elif before is not None:
                 set_peft_model_state_dict(self, before, adapter_name)
             raise
         self._has_loaded = True
+        self._show_labels()
         # Assigned weights (low_cpu_mem_usage) are views into the file, whose alignment changes the last bits of sums.
         for key, parameter in self.named_parameters():
             if any(f"{kind}.{adapter_name}." in key for kind in ("learner", "readout", "_modules")):
                 parameter.data = parameter.data.clone()
         return result
+
+    def _take_back(self, adapter_name: str) -> None:
+        """Undo the making of this model: the base model may have had adapters before."""
+        if len(self.peft_config) == 1:
+            self.unload()
+        else:
+            self.delete_adapter(adapter_name)
 
     def _load_checked(self, model_id, adapter_name, *args, **kwargs):
         hub_options, _ = self._split_kwargs(kwargs)
@@ -150,6 +172,7 @@ class SavedPeftModel(PeftModel):
         if not kwargs.get("is_main_process", True):
             super().save_pretrained(str(target), *args, **kwargs)
             return
+        self._check_nothing_left_out()
         for name in kwargs.get("selected_adapters") or self.peft_config:
             self._check_finite(name)
             self._complete_config(self.peft_config.get(name))
@@ -157,6 +180,8 @@ class SavedPeftModel(PeftModel):
             if (target / "README.md").is_file():
                 shutil.copy2(target / "README.md", staging)
             super().save_pretrained(str(staging), *args, **kwargs)
+            if self._is_published:
+                publish_configs(staging)
             self._check_written(staging, target)
 
     def _check_written(self, staging: Path, target: Path) -> None:
@@ -165,6 +190,51 @@ class SavedPeftModel(PeftModel):
             raise OSError(
                 f"The adapter cannot be read back from where it was written: {'; '.join(problems[:4])}. Nothing in "
                 f"{str(target)!r} was changed. Look whether the disk is full or damaged, and save again."
+            )
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Save without paths of this machine until the block ends: for what others will load."""
+        before = self._is_published
+        self._is_published = True
+        try:
+            yield
+        finally:
+            self._is_published = before
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Any:
+        """Upload the adapters, their configs and the card to the Hub; see `transformers.utils.PushToHubMixin`.
+
+        A card that the repository has already is kept and updated, if somebody wrote or edited it; transformers' own
+        method would write another one over ours. Local paths are left out. `max_shard_size` means nothing here.
+        """
+        repo_id = HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder, self.publishing():
+            download_card(repo_id, folder, revision, token)
+            self.save_pretrained(folder)
+            if tags:
+                add_tags(Path(folder, "README.md"), tags)
+            return self._upload_modified_files(
+                folder,
+                repo_id,
+                files_timestamps={},
+                commit_message=commit_message or "Upload adapter",
+                commit_description=commit_description,
+                token=token,
+                create_pr=create_pr,
+                revision=revision,
             )
 
     def _check_finite(self, adapter_name: str) -> None:
@@ -179,30 +249,78 @@ class SavedPeftModel(PeftModel):
                 "holds stays. Its training diverged: use a lower learning rate."
             )
 
+    def _check_nothing_left_out(self) -> None:
+        """Refuse to save adapters without what was trained beside them: a LoRA of the base model, say.
+
+        Raises:
+            ValueError: names what is trained and belongs to no adapter of this model.
+        """
+        if not registry.is_known(self.peft_type):  # PEFT's own tuners may train the base model's biases, and save them
+            return
+        kept = {id(p) for p in self._adapter_parameters()}
+        left = [name for name, p in self.get_base_model().named_parameters() if p.requires_grad and id(p) not in kept]
+        if left:
+            raise ValueError(
+                f"Expected trained parameters of this model's adapters alone. Received {len(left)} others, which are not "
+                f"saved with them: {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}. Freeze them with "
+                "requires_grad_(False), name their modules in modules_to_save, or, for a LoRA of the base model, train it "
+                "first, merge it (merge_and_unload) and save that base model."
+            )
+
+    def _adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of all adapters."""
+        for layer in adapter_layers(self.base_model):
+            for name in layer.adapter_layer_names:
+                yield from getattr(layer, name).parameters()
+
     def _complete_config(self, config: PeftConfig | None) -> None:
         """Record what is needed to rebuild the base model and the tokenizer elsewhere."""
         if config is None:
             return
         base = self.get_base_model()
-        base = getattr(base, "base_layer", base)  # a bare encoder is wrapped whole
-        base_class = getattr(type(base), "unlabelled_class", type(base))
-        config.auto_mapping = {"base_model_class": base_class.__name__, "parent_library": base_class.__module__}
+        base_class = plain_class(base)
+        recorded = {
+            "base_model_class": base_class.__name__,
+            "parent_library": base_class.__module__,
+            "note": IMPORT_NOTE,
+        }
+        config.auto_mapping = (config.auto_mapping or {}) | recorded
+        self._record_head(config)
         config.base_model_name_or_path = resolve_local_path(config.base_model_name_or_path)
 
+    def _record_head(self, config: PeftConfig) -> None:
+        """Record the classes of a classification head: the active adapter's are what the base model says at present."""
+        base: Any = self.get_base_model()
+        if not isinstance(config, ClassifierConfig) or class_name(base) not in HEADS:
+            return
+        if config.id2label is None or config is self.peft_config.get(self.active_adapter):
+            says = base.config if config is self.peft_config.get(self.active_adapter) else plain_config(base)
+            config.num_labels = says.num_labels
+            config.id2label = dict(says.id2label)
+            config.label2id = dict(says.label2id)
+
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated."""
-        if not registry.is_known(self.active_peft_config.peft_type):  # a tuner of PEFT's on class names
+        """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated.
+
+        A card that the Trainer or transformers wrote gets our snippet and tags.
+        """
+        if not has_card(self):
             super().create_or_update_model_card(output_dir)
             return
         path = Path(output_dir) / "README.md"
-        ours = not path.is_file() or is_untouched(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        ours = text is None or is_untouched(text)
+        rendered = render_model_card(self, self._is_published)
         if ours:
-            path.write_text(render_model_card(self), encoding="utf-8")
+            path.write_text(rendered, encoding="utf-8")
+        elif is_generated(text):
+            path.write_text(with_snippet(text, rendered), encoding="utf-8")
         before: Any = ModelCard.load(path).data
         tags = set(before.tags or ())
         super().create_or_update_model_card(output_dir)
         card: Any = ModelCard.load(path)
         card.data.tags = sorted({*tags, *(card.data.tags or ())})  # PEFT puts its own in their place
+        publish_card(card)
         path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
 
 

@@ -3,17 +3,23 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, pipeline
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, ViTForImageClassification, pipeline
 
-from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig, MaPLeConfig, VisualPromptConfig
+from peft_vprompt import (
+    AutoPeftModelForImageClassification,
+    BottleneckAdapterConfig,
+    ContextOptConfig,
+    FineTuningConfig,
+    MaPLeConfig,
+    VisualPromptConfig,
+)
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import CLASS_NAMES, CONFIGS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -50,21 +56,6 @@ def test_a_processor_batch_is_taken_as_it_is(maple):
     picture = Image.new("RGB", (40, 32), "red")
     batch = processor(text=["a photo of a cat."], images=picture, return_tensors="pt", padding=True)
     assert maple(**batch).logits_per_image.shape == (1, 1)
-
-
-def test_push_to_hub_uploads_an_adapter(maple, monkeypatch):
-    uploaded = {}
-
-    def upload(self, working_dir, *args, **kwargs):
-        uploaded.update({path.name: path.stat().st_size for path in Path(working_dir).iterdir()})
-
-    hub = SimpleNamespace(create_repo=lambda repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: ModelCard("---\n---\n"))
-    monkeypatch.setattr(type(maple), "_upload_modified_files", upload)
-    maple.push_to_hub("me/adapter")
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(uploaded)
-    assert uploaded["adapter_model.safetensors"] < 20_000
 
 
 def test_pefts_reports(maple):
@@ -167,3 +158,109 @@ def test_the_card_is_of_the_adapter_that_lies_there(tokenizer_path, tmp_path):
     card.write_text(card.read_text().replace("MaPLe adapter", "My adapter"))
     get_peft_model(tiny_clip(), ContextOptConfig(**names)).save_pretrained(tmp_path)
     assert "My adapter" in card.read_text() and "CoOp" not in card.read_text()
+
+
+def picture() -> Image.Image:
+    return Image.fromarray((np.random.default_rng(0).random((32, 32, 3)) * 255).astype(np.uint8))
+
+
+def zero_shot(model):
+    processor = image_processor()
+    options = {"model": model, "tokenizer": tiny_tokenizer(), "image_processor": processor, "device": "cpu"}
+    run = pipeline("zero-shot-image-classification", **options)
+    return run, processor(picture(), return_tensors="pt").pixel_values
+
+
+@pytest.mark.parametrize(
+    "case", [("context_opt", "middle"), ("maple", "maple"), ("cocoop", "words"), ("mrpo", "replace")]
+)
+def test_a_learned_context_decides_the_text(case, make):
+    """Whatever template is asked for, and for other names than the adapter's classes, which it keeps."""
+    method, name = case
+    model = get_peft_model(tiny_clip(), make(method, name)).eval()
+    run, pixel_values = zero_shot(model)
+    names = ["fox", "wolf pack"]
+    model.set_class_names(names)
+    with torch.no_grad():
+        expected = model(pixel_values=pixel_values).logits.softmax(-1)[0].tolist()
+    model.set_class_names(CLASS_NAMES)
+    with pytest.warns(UserWarning, match="hypothesis_template='a drawing of a {}' is ignored"):
+        scores = run(picture(), candidate_labels=names, hypothesis_template="a drawing of a {}")
+    assert {s["label"]: s["score"] for s in scores} == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-5)
+    assert run(picture(), candidate_labels=names) == scores and model.class_names == CLASS_NAMES
+
+
+def test_a_template_is_the_users_where_the_text_side_learns_nothing(make):
+    model = get_peft_model(tiny_clip(), make("visual_prompt", "deep")).eval()
+    run, _ = zero_shot(model)
+    first, second = (
+        run(picture(), candidate_labels=CLASS_NAMES, hypothesis_template=t) for t in ("a {}.", "a drawing of a {}.")
+    )
+    assert first != second
+
+
+def test_the_image_classification_pipeline_names_the_classes(maple, caplog):
+    base = maple.get_base_model()
+    run = pipeline("image-classification", model=maple, image_processor=image_processor(), device="cpu")
+    assert {row["label"] for row in run(picture())} == set(CLASS_NAMES)
+    maple.set_class_names(["fox", "wolf"])
+    assert {row["label"] for row in run(picture())} == {"fox", "wolf"}
+    assert "is not supported" not in caplog.text
+    plain = tiny_clip().config
+    unloaded = maple.unload()
+    assert unloaded is base and unloaded.config.id2label == plain.id2label
+
+
+def test_labels_follow_the_adapter_and_leave_other_models_alone(make):
+    shared = tiny_clip().config
+    models = [get_peft_model(CLIPModel(shared), make("context_opt", "end")) for _ in range(2)]
+    models[0].add_adapter("other", make("maple", "maple", class_names=["fox"]))
+    models[0].set_adapter("other")
+    assert models[0].config.id2label == {0: "fox"} and models[0].config.num_labels == 1
+    assert list(models[1].config.id2label.values()) == CLASS_NAMES
+    assert "fox" not in shared.id2label.values()
+
+
+@pytest.mark.parametrize("config", [VisualPromptConfig, BottleneckAdapterConfig, FineTuningConfig])
+def test_a_heads_classes_come_back(config, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    names = {index: f"class {index}" for index in range(7)}
+    options = {"num_labels": 7, "ignore_mismatched_sizes": True}
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base", id2label=names, **options)
+    model = get_peft_model(base, config()).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter"))
+    assert loaded.config.id2label == names and loaded.config.label2id == {name: i for i, name in names.items()}
+    assert torch.equal(logits(loaded), logits(model))
+    assert "class 3" in (tmp_path / "adapter/README.md").read_text()
+    unnamed = ViTForImageClassification.from_pretrained(tmp_path / "base", **options)
+    again = PeftModel.from_pretrained(unnamed, str(tmp_path / "adapter"))
+    assert again.config.id2label == names
+    assert again.unload().config.id2label[0] == "LABEL_0"
+
+
+def test_a_lora_on_class_names_is_saved_with_them(tokenizer_path, tmp_path):
+    config = LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny_clip(), config).eval()
+    model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer(), template="a drawing of a {}.")
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "import peft_vprompt" in card and CLASS_NAMES[1] in card
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path))
+    assert loaded.class_names == CLASS_NAMES
+    loaded.base_model.model.config._name_or_path = tokenizer_path
+    assert torch.equal(logits(loaded), logits(model))
+    with pytest.raises(ValueError, match="config of adapter 'default' has one"):
+        get_peft_model(tiny_clip(), VisualPromptConfig()).set_class_names(["a"], template="{}")
+
+
+def test_what_is_trained_beside_an_adapter_is_not_lost(make, tmp_path):
+    base = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), tiny_clip())
+    model = get_peft_model(base, make("maple", "maple"))
+    model.save_pretrained(tmp_path / "frozen")
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_()
+    with pytest.raises(ValueError, match=r"12 others, which are not saved.*lora_A.*requires_grad_\(False\)"):
+        model.save_pretrained(tmp_path / "trained")
+    assert not (tmp_path / "trained").exists()

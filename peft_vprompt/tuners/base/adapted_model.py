@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,13 +15,14 @@ from torch import nn
 from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
 from ...errors import UnsupportedModelError
 from ...readouts import CosineReadout
-from .config import PromptConfig
+from .config import PromptConfig, check_templates
 from .hf_patches import restore_class, take_labels
 from .method import PromptMethod
 from .prompted_encoder import READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .switch_lock import SwitchLock
+from .switching import adapter_layers
 from .tokenizers import Tokenizers
 
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTuner
 
     from ...backbones.dual_encoder import DualEncoderView
+
+
+#: Where the classes of one of PEFT's own adapters are in its config's `auto_mapping`.
+CLASSES = "peft_vprompt"
 
 
 class AdaptedModel:
@@ -58,7 +63,16 @@ class AdaptedModel:
 
     @property
     def adapter_name(self) -> str:
-        """Name of the active adapter."""
+        """Name of the active adapter.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.tuner.active_adapters:
+            raise ValueError(
+                "This model has no active adapter, so it has no classes. Add one with add_adapter or load_adapter and "
+                "call set_adapter, or take the base model with unload()."
+            )
         return self.tuner.active_adapters[0]
 
     @property
@@ -71,7 +85,34 @@ class AdaptedModel:
         config: PeftConfig = self.model.peft_config[adapter_name]
         if isinstance(config, PromptConfig):
             return config
-        return self._plain_configs.setdefault(adapter_name, PromptConfig())
+        if adapter_name not in self._plain_configs:
+            recorded = (config.auto_mapping or {}).get(CLASSES, {})
+            self._plain_configs[adapter_name] = PromptConfig(**recorded)
+        return self._plain_configs[adapter_name]
+
+    def set_template(self, template: str | Sequence[str]) -> None:
+        """Set the text around the class names under one of PEFT's own tuners.
+
+        Raises:
+            ValueError: the active adapter's config has a template of its own, or this is none.
+        """
+        if self.config is self.model.peft_config[self.adapter_name]:
+            raise ValueError(
+                f"Expected no template: the config of adapter {self.adapter_name!r} has one, with which it was trained. "
+                f"Received: template={template!r}. Make a config with that template."
+            )
+        check_templates("template", template)
+        self.config.template = template if isinstance(template, str) else list(template)
+
+    def record_classes(self, adapter_name: str) -> None:
+        """Write what a config of PEFT's own has no fields for into its `auto_mapping`, which PEFT saves and loads."""
+        config: Any = self.model.peft_config[adapter_name]
+        if not isinstance(config, PromptConfig):
+            stand_in = self.config_of(adapter_name)
+            recorded = {
+                name: getattr(stand_in, name) for name in ("class_names", "template", "tokenizer_name_or_path")
+            }
+            config.auto_mapping = (config.auto_mapping or {}) | {CLASSES: recorded}
 
     def forget(self, adapter_name: str) -> None:
         """Forget an adapter that was deleted."""
@@ -162,7 +203,7 @@ class AdaptedModel:
         """Whether the adapters are switched off."""
         if self.vision is self.tuner.model.get_submodule(self.backbone.vision):
             return self.vision.disable_adapters
-        return any(layer.disable_adapters for layer in self._adapter_layers())
+        return any(layer.disable_adapters for layer in adapter_layers(self.tuner))
 
     @property
     def changes_images(self) -> bool:
@@ -176,7 +217,7 @@ class AdaptedModel:
         }
         return [
             layer
-            for layer in self._adapter_layers()
+            for layer in adapter_layers(self.tuner)
             if not isinstance(layer, PromptedEncoder)
             and id(layer) not in text_side
             and layer.active_adapters
@@ -190,7 +231,7 @@ class AdaptedModel:
         A LoRA that the base model of our tuner carries is part of the base model and stays on. Calls by other threads
         wait until then.
         """
-        layers = self._adapter_layers()
+        layers = adapter_layers(self.tuner)
         with self.lock.change():
             before = [layer._disable_adapters for layer in layers]
             try:
@@ -200,8 +241,3 @@ class AdaptedModel:
             finally:
                 for layer, disabled in zip(layers, before, strict=True):
                     layer._disable_adapters = disabled
-
-    def _adapter_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
-        ours = isinstance(self.tuner.model.get_submodule(self.backbone.vision), PromptedEncoder)
-        kinds = (PromptedEncoder if ours else BaseTunerLayer, AuxiliaryTrainingWrapper)
-        return [module for module in self.tuner.model.modules() if isinstance(module, kinds)]

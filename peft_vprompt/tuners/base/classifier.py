@@ -33,6 +33,7 @@ from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
 from .prompted_encoder import READOUT
+from .switching import answering_for
 
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ class ClassMemory:
 
     Attributes:
         class_lists: the classes in use by adapter; None for an adapter without any.
+        compared: other classes that images were compared with last, by adapter.
         features: class features of the adapters.
         frozen: class features of the frozen model.
     """
 
     class_lists: dict[str, ClassList | None] = field(default_factory=dict)
+    compared: dict[str, ClassList] = field(default_factory=dict)
     features: FeatureCache = field(default_factory=FeatureCache)
     frozen: FeatureCache = field(default_factory=FeatureCache)
 
@@ -101,9 +104,7 @@ class ClassNameClassifier:
     def add_adapter(self, adapter_name: str) -> None:
         """Take up a new adapter: its class names, and first values that take the model to compute."""
         config = self.adapted.config_of(adapter_name)
-        names = config.class_names
-        classes = ClassList(list(names)) if names else None
-        self.memory.class_lists[adapter_name] = classes
+        classes = self.take_classes(adapter_name)
         if self.adapted.text is None or config.inference_mode:
             return
         readout = self.adapted.text.module_of(adapter_name, READOUT)
@@ -113,9 +114,17 @@ class ClassNameClassifier:
                 # pyrefly: ignore[bad-argument-type]  # readouts that start from texts belong to their classes
                 method.initialize(config, readout, lambda: self.texts.encode_frozen(classes, adapter_name))
 
+    def take_classes(self, adapter_name: str) -> ClassList | None:
+        """Take up the class names of an adapter; None where it has none yet."""
+        names = self.adapted.config_of(adapter_name).class_names
+        classes = ClassList(list(names)) if names else None
+        self.memory.class_lists[adapter_name] = classes
+        return classes
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
         self.memory.class_lists.pop(adapter_name, None)
+        self.memory.compared.pop(adapter_name, None)
         self.adapted.forget(adapter_name)
 
     def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -130,6 +139,27 @@ class ClassNameClassifier:
         self.memory.class_lists[self.adapted.adapter_name] = classes
         self.adapted.config.class_names = self.adapted.config.class_names or names
         self.memory.features.clear()
+        self.memory.compared.clear()
+
+    def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
+        """Classify images by other names than the adapter's classes, which stay what they are.
+
+        Args:
+            names: one name for each class.
+            inputs: keyword arguments of `classify`.
+        """
+        adapter = self.adapted.adapter_name
+        before = self.memory.class_lists.get(adapter)
+        if before is None or before.names != list(names):
+            compared = self.memory.compared.get(adapter)
+            if compared is None or compared.names != list(names):
+                self.adapted.method.check_new_classes(self.adapted.config, check_class_names(names))
+                compared = self.memory.compared[adapter] = ClassList(list(names))
+            self.memory.class_lists[adapter] = compared
+        try:
+            return self.classify(**inputs)
+        finally:
+            self.memory.class_lists[adapter] = before
 
     @property
     def class_names(self) -> list[str] | None:
@@ -304,7 +334,7 @@ class ClassNameClassifier:
         self._check_images(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
-        with self.adapted.lock.change(), self.adapted.tuner.answering_for() as answer_for:
+        with self.adapted.lock.change(), answering_for(self.adapted.tuner) as answer_for:
             encoded = self.adapted.vision.encode_read_only(pixel_values, names, **options)
             for name, read in zip(names, encoded, strict=True):
                 answer_for(name)

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
@@ -25,7 +26,38 @@ BASELINE_TASK_TYPE = "IMAGE_TRANSFER"
 
 
 @dataclass
-class PromptConfig(PeftConfig):
+class ClassifierConfig(PeftConfig):
+    """What is recorded of a classification head on saving, so that a base model with such a head can be made again."""
+
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Set on saving: classes of the classification head, where there is one."}
+    )
+    id2label: dict[int, str] | None = field(
+        default=None, metadata={"help": "Set on saving: names of these classes, by their number."}
+    )
+    label2id: dict[str, int] | None = field(
+        default=None, metadata={"help": "Set on saving: numbers of these classes, by their name."}
+    )
+
+    #: What the Hub was asked with for this config, and is asked with for a tokenizer. No field, so it is never saved.
+    token: ClassVar[str | bool | None] = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
+        """Load a config, see `PeftConfig.from_pretrained`."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        vars(config)["token"] = kwargs.get("token")
+        return config
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.id2label is not None:  # JSON has texts for numbers
+            loaded: Any = self.id2label
+            self.id2label = {int(index): name for index, name in loaded.items()}
+
+
+@dataclass
+class PromptConfig(ClassifierConfig):
     """What every prompt-learning adapter is configured by.
 
     Raises:
@@ -156,7 +188,7 @@ class ContextConfig(PromptConfig):
 
 
 @dataclass
-class BaselineConfig(PeftConfig):
+class BaselineConfig(ClassifierConfig):
     """What the fine-tuning baselines share: which modules they train, and the head beside them.
 
     Raises:

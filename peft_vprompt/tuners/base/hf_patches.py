@@ -110,6 +110,11 @@ def new_labelled(base_class: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
+def plain_class(model: nn.Module) -> type[nn.Module]:
+    """Return a model's class as its user knows it, without what adapters mix in."""
+    return getattr(type(model), "unlabelled_class", None) or getattr(type(model), "plain_class", type(model))
+
+
 def take_labels(model: nn.Module) -> None:
     """Give a dual encoder the class whose `forward` names `labels` and `image_features`.
 

@@ -27,7 +27,7 @@ class ModuleTunerLayer(WrapperLayer):
 
     def add_trained(self, adapter_name: str, module: TunedModule) -> None:
         """Hold the trained module of one more adapter."""
-        self.trained[adapter_name] = module
+        self.trained[adapter_name] = module.train(self.training)
 
     @property
     def active_trained(self) -> TunedModule | None:
@@ -45,6 +45,8 @@ class ModuleTunerLayer(WrapperLayer):
 
     def forward(self, *args, **kwargs):
         """Make the module's own call, with the trained module of the active adapter."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         trained = self.active_trained
         return self.base_layer(*args, **kwargs) if trained is None else trained(self.base_layer, *args, **kwargs)
 
@@ -52,19 +54,39 @@ class ModuleTunerLayer(WrapperLayer):
         """Let the module itself compute what it does with the trained module of one adapter.
 
         Raises:
-            ValueError: more than one adapter, or one that is no change of weights.
+            ValueError: more than one adapter, one that is no change of weights, or, with `safe_merge`, one whose values
+                are not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.trained]
-        if len(names) > 1:
-            raise ValueError(f"Expected one adapter to merge. Received: {names}.")
+        if len(names) + len(self.merged_adapters) > 1:
+            raise ValueError(f"Expected one adapter to merge. Received: {self.merged_adapters + names}.")
         for name in names:
-            self.base_layer = self.trained[name].merged(self.base_layer)
+            merged = self.trained[name].merged(self.base_layer)
+            if safe_merge:
+                check_finite(merged, name)
+            # No child: it is part neither of the model's parameters nor of its saved state.
+            self.__dict__["unmerged"] = self.base_layer
+            self.base_layer = merged
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Refuse: the module's own values are gone.
+        """Put the module itself back."""
+        if self.merged:
+            weight = next(self.base_layer.parameters(), None)
+            self.base_layer = self.__dict__.pop("unmerged")
+            if weight is not None:
+                self.base_layer.to(device=weight.device, dtype=weight.dtype)
+            self.merged_adapters.clear()
 
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("A merged adapter cannot be taken out again. Load the base model anew.")
+
+def check_finite(module: nn.Module, adapter_name: str) -> None:
+    """Refuse merged values that are not finite.
+
+    Raises:
+        ValueError: names the adapter.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+        raise ValueError(
+            f"NaNs detected in the merged weights: the adapter {adapter_name!r} has NaN or infinite values and is broken, "
+            "so it is not merged. Train it again with a lower learning rate."
+        )

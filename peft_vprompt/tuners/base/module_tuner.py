@@ -12,7 +12,8 @@ from ...errors import UnsupportedModelError
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
-from .module_layer import ModuleTunerLayer
+from .module_layer import ModuleTunerLayer, check_finite
+from .switching import forget_copies, switch_copies
 from .tuned_module import TunedModule
 
 
@@ -58,8 +59,21 @@ class ModuleTuner(BaseTuner):
         if self.trains_head:
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), classifier.head]))
         declare_mean_loss(model)
-        if not hasattr(self, "_was_trainable"):
+        carried = [module for module in model.modules() if isinstance(module, ModuleTunerLayer)]
+        if carried:
+            self._was_trainable = carried[0].was_trainable
+        elif not hasattr(self, "_was_trainable"):
             self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Put one adapter's modules into the model: PEFT's entry point for every new adapter.
+
+        One of the same name is replaced, as PEFT does when a model is wrapped again.
+        """
+        self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
+        forget_copies(self, adapter_name, [])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        switch_copies(self, adapter_name)
 
     def _create_and_replace(
         self,
@@ -73,6 +87,8 @@ class ModuleTuner(BaseTuner):
         known = isinstance(target, ModuleTunerLayer)
         layer = target if known else ModuleTunerLayer(target, self.prefix)
         layer.add_trained(adapter_name, self.make_module(peft_config, layer.base_layer))
+        layer.configs = self.peft_config
+        layer.was_trainable = self._was_trainable
         if not known:
             # PEFT's `_replace_module` would move what is trained to the meta device where the base model is offloaded.
             setattr(parent, target_name, layer)
@@ -84,8 +100,12 @@ class ModuleTuner(BaseTuner):
             if isinstance(module, ModuleTunerLayer):
                 if merge:
                     module.merge(safe_merge, adapter_names)
+                else:
+                    module.unmerge()
                 self.model.set_submodule(name, module.base_layer)
             elif isinstance(module, AuxiliaryTrainingWrapper):
+                if merge and safe_merge:
+                    check_finite(module.modules_to_save[active], active)
                 self.model.set_submodule(name, module.modules_to_save[active] if merge else module.original_module)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config

@@ -100,14 +100,6 @@ class PromptedEncoder(WrapperLayer):
         """Whether a part of the wrapped tower is to learn, which the user has to ask for."""
         return any(parameter.requires_grad for parameter in self.base_layer.parameters())
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter. Which adapter is active afterwards is decided by the tuner, for all layers alike."""
-        for name in self.adapter_layer_names:
-            modules = getattr(self, name)
-            if adapter_name in modules:
-                del modules[adapter_name]
-        self._active_adapter = [name for name in self.active_adapters if name != adapter_name]
-
     def restore(self) -> nn.Module:
         """Return the wrapped tower as it was."""
         self.patch_layers(False)

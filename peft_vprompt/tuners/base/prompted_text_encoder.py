@@ -24,7 +24,7 @@ from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
 from .feature_cache import FeatureCache
 from .module_state import ModuleState, autocast_dtype, may_keep
-from .prompted_encoder import PromptedEncoder
+from .prompted_encoder import READOUT, PromptedEncoder
 from .traced import kept, number_of
 
 
@@ -44,6 +44,13 @@ class PromptedTextEncoder(PromptedEncoder):
     def needs_patterns(self) -> bool:
         """Packed class prompts need a pattern whatever the adapter is; padded ones need none."""
         return isinstance(self.view, CausalTextView)
+
+    @property
+    def reads_elsewhere(self) -> bool:
+        """Whether the active adapter compares images with learned class features, in the place of texts."""
+        if self.disable_adapters or not self.active_adapters:
+            return False
+        return getattr(self.module_of(self.active_adapters[0], READOUT), "class_features", None) is not None
 
     def layout(self, tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> Callable:
         """Return how class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them."""
@@ -159,10 +166,16 @@ class PromptedTextEncoder(PromptedEncoder):
             PromptTooLongError: the text does not fit beside the prompts.
         """
         prompts = self.active_prompts
+        if input_ids is not None and self.reads_elsewhere:
+            raise ValueError(
+                "This adapter has learned a feature for each of its classes in the place of texts, so it takes no "
+                "input_ids. Call model(pixel_values=...), or disable the adapter."
+            )
         if prompts is None or input_ids is None:
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
             return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+        self._check_placement(prompts)
         run = functools.partial(self._run, prompts=prompts)
         output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, output_hidden_states)
         return output if return_dict is not False else output.to_tuple()
@@ -218,8 +231,8 @@ class PromptedTextEncoder(PromptedEncoder):
         view: Any = self.view  # causal, or the call was refused
         return hidden + view.position_embedding(positions), Causal(mask)
 
-    def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
-        """Return the position of each text's end token, [b]."""
+    def _check_placement(self, prompts: PromptModule) -> None:
+        """Refuse prompts that have no place in texts of the caller's."""
         if not isinstance(self.view, CausalTextView):
             raise ValueError(
                 f"{type(self.base_layer).__name__} reads texts in both directions and padded, so prompts have no fixed "
@@ -230,7 +243,11 @@ class PromptedTextEncoder(PromptedEncoder):
                 "This adapter has to know where the class name is, or reads out elsewhere, so it cannot take "
                 "input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
             )
-        is_end = input_ids == self.view.end_token_id
+
+    def _check_input_ids(self, input_ids: Tensor, prompts: PromptModule, num_prompts: int) -> Tensor:
+        """Return the position of each text's end token, [b]."""
+        view: Any = self.view  # causal, see `_check_placement`
+        is_end = input_ids == view.end_token_id
         if bool((input_ids[:, 0] != input_ids[0, 0]).any()) or bool(is_end[:, 0].any()):
             raise ValueError(
                 "Expected texts that begin with the start token. Received padding on the left; pad right."
@@ -238,7 +255,7 @@ class PromptedTextEncoder(PromptedEncoder):
         if not bool(is_end.any(dim=1).all()):
             row = int((~is_end.any(dim=1)).nonzero()[0])
             raise PromptTooLongError(
-                f"Text {row} has no end token (id {self.view.end_token_id}): it was cut off. Use fewer tokens per "
+                f"Text {row} has no end token (id {view.end_token_id}): it was cut off. Use fewer tokens per "
                 "text, with truncation=True in the tokenizer."
             )
         ends = is_end.int().argmax(dim=1)

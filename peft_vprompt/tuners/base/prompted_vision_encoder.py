@@ -39,6 +39,31 @@ class Start(NamedTuple):
     layer_options: dict
 
 
+class UnpooledOutput(BaseModelOutputWithPooling):
+    """The output of a tower whose read-only prompts are read out in the place of its pooled row."""
+
+    @property
+    def pooler_output(self) -> Tensor:
+        """Refuse: it would be that of the model without prompts.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "This adapter reads out elsewhere: each of its prompts gives an image a feature, which is compared with that "
+            "of its pair. Call set_class_names(names) and model(pixel_values=...), or encode_images(pixel_values), of "
+            "the PEFT model; or disable the adapter for the features of the frozen model."
+        )
+
+    def to_tuple(self) -> tuple:
+        """Refuse, as a tuple has the pooled output.
+
+        Raises:
+            ValueError: always.
+        """
+        return (self.pooler_output,)
+
+
 class PromptedVisionEncoder(PromptedEncoder):
     """An image encoder with prompts."""
 
@@ -96,7 +121,8 @@ class PromptedVisionEncoder(PromptedEncoder):
         classification head reads it there, whether it takes the class token or the mean of the patches. And where a
         head is known to read some rows only, these alone are computed in the last layer.
 
-        RPO's read-only prompts change nothing here: what they have read is asked for with `encode_read_only`.
+        RPO's read-only prompts change no row, so the output is the tower's own but for the pooled one, which is refused:
+        what they have read is asked for with `encode_read_only`.
 
         Raises:
             ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
@@ -239,8 +265,12 @@ class PromptedVisionEncoder(PromptedEncoder):
         """Return the wrapped tower's own output; where read-only prompts are to be read out, with their mean."""
         prompts = self.active_prompts
         flags = {name: value for name, value in flags.items() if value is not None}
-        if pixel_values is None or prompts is None or prompts.pooling == "original":
+        if pixel_values is None or prompts is None:
             return self.base_layer(pixel_values, **flags, **kwargs)
+        if prompts.pooling == "original":
+            output = self.base_layer(pixel_values, **flags | {"return_dict": True}, **kwargs)
+            output.__class__ = UnpooledOutput
+            return output if flags.get("return_dict", True) else output.to_tuple()
         as_tuple = flags.pop("return_dict", True) is False
         more_than_feature = flags.get("output_hidden_states") or flags.get("output_attentions")
         output = BaseModelOutputWithPooling()

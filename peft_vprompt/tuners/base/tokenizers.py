@@ -19,11 +19,15 @@ class Tokenizers:
 
     Attributes:
         given: the tokenizer that was handed over; it goes before all others.
+        token: what the Hub is asked with; None: what the user is logged in with.
+        revision: that of the base model, whose tokenizer is as old.
     """
 
     def __init__(self, base_model_name: str | None):
         self.base_model_name = base_model_name
         self.given: PreTrainedTokenizerBase | None = None
+        self.token: str | bool | None = None
+        self.revision: str | None = None
         self._found: dict[str | None, PreTrainedTokenizerBase] = {}
 
     def find(self, name_or_path: str | None) -> PreTrainedTokenizerBase:
@@ -35,5 +39,6 @@ class Tokenizers:
         if self.given is not None:
             return self.given
         if name_or_path not in self._found:
-            self._found[name_or_path] = find_tokenizer(name_or_path, self.base_model_name)
+            names = (name_or_path, self.base_model_name)
+            self._found[name_or_path] = find_tokenizer(*names, self.token, self.revision)
         return self._found[name_or_path]

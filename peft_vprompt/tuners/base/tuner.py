@@ -8,24 +8,34 @@ features and logits are not here: see `classifier`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from typing import Any
 
 from accelerate import init_empty_weights
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
-from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
+from ...backbones.supported import (
+    DUAL_ENCODERS,
+    READERS,
+    Backbone,
+    class_name,
+    find_backbone,
+    supported_models,
+    unknown_reader,
+)
 from ...errors import UnsupportedModelError
-from . import registry
+from . import in_place, registry
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
+from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
 
 
@@ -37,13 +47,23 @@ class PromptTuner(BaseTuner):
     method: PromptMethod
     peft_config: dict[str, PromptConfig]
 
-    def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
-        self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    def __init__(self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs):
         self.tokenizers = Tokenizers(getattr(getattr(model, "config", None), "_name_or_path", None))
-        foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
-        super().__init__(model, peft_config, adapter_name, **kwargs)
-        if foreign is not None:
-            model.peft_config = foreign
+        carried = prompted_encoders(model)
+        alone = isinstance(peft_config, dict)  # from a PEFT model, not from `inject_adapter_in_model`
+        theirs = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
+        shared = carried[0].configs if carried else {} if alone or theirs is None else theirs
+        self._was_trainable = carried[0].was_trainable if carried else trainable(model)
+        before = dict(shared)
+        shared[adapter_name] = peft_config[adapter_name] if alone else peft_config
+        try:
+            super().__init__(model, shared, adapter_name, **kwargs)
+        except BaseException:
+            shared.clear()
+            shared.update(before)
+            raise
+        if alone and theirs is not None:
+            model.peft_config = theirs
 
     def __getattr__(self, name: str):
         """Look up missing attributes in the model, except its adapter configs: ours are not to be mixed with them."""
@@ -71,9 +91,12 @@ class PromptTuner(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-        backbone = find_backbone(model)
+        self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
+        backbone = backbone_of(model)
         check_model(config, model, backbone)
         vision, text = wrap_encoders(model, backbone)
+        self.tokenizers.token = config.token or self.tokenizers.token
+        self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
@@ -84,8 +107,9 @@ class PromptTuner(BaseTuner):
         # A further adapter changes nothing of what is trained, as in PEFT; the first one freezes the base model.
         trained = {p: p.requires_grad for p in model.parameters()} if len(self.peft_config) > 1 else {}
         self._install(model, backbone, vision, text)
+        self._forget(adapter_name)  # of the same name, as PEFT replaces one when a model is wrapped again
         for encoder, kind, module in modules:
-            encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module)
+            encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module.train(encoder.training))
         prompts = vision.prompts_of(adapter_name)
         own_way = prompts is not None and prompts.pooling != "original"
         some_rows = prompts is not None and vision.view.head_rows is not None
@@ -99,6 +123,7 @@ class PromptTuner(BaseTuner):
         if text is not None and tuner_class.method.trains_text_encoder:
             parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
             self._copy_whole_modules(text.base_layer, parts, adapter_name)
+        switch_copies(self, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
 
@@ -130,16 +155,27 @@ class PromptTuner(BaseTuner):
         vision: PromptedVisionEncoder,
         text: PromptedTextEncoder | None,
     ) -> None:
-        """Put the tuner layers in the towers' places. A bare encoder is its own tower, so it is wrapped whole."""
+        """Put the tuner layers in the towers' places."""
         self.backbone = backbone
-        if backbone.vision == "":
-            self.model = vision
+        if backbone.vision == in_place.LAYER:
+            if not isinstance(model, in_place.CarriesPrompts):
+                in_place.carry(model, vision)
         else:
             model.set_submodule(backbone.vision, vision)
         if text is not None:
             model.set_submodule(backbone.text, text)
+        dictionary: Any = self.peft_config
+        for encoder in self.encoders:
+            encoder.configs = dictionary
+            encoder.was_trainable = self._was_trainable
         if backbone.head is not None:
             declare_mean_loss(model.get_submodule(backbone.head.rpartition(".")[0]))
+
+    def _forget(self, adapter_name: str) -> None:
+        """Take the modules of an adapter out of all layers."""
+        for encoder in self.encoders:
+            encoder.delete_adapter(adapter_name)
+        forget_copies(self, adapter_name, self.vision_encoder.active_adapters)
 
     def _copy_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
         """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
@@ -152,12 +188,14 @@ class PromptTuner(BaseTuner):
         )
 
     def _pre_injection_hook(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
-        if any(isinstance(module, PromptedEncoder) for module in model.modules()):
+        if isinstance(model, PeftModel) and prompted_encoders(model):
             raise ValueError(
                 "This base model carries prompt adapters already. Call .unload() on the PEFT model that holds them, "
                 "or add the new adapter to it with add_adapter / load_adapter."
             )
-        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in model.modules()):
+        copied = {name for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for name in m._adapters}
+        own = {name for name, other in self.peft_config.items() if registry.is_ours(other.peft_type)}
+        if copied - own or copied and not prompted_encoders(model):
             raise ValueError(
                 "This base model carries another adapter's trained copies of whole modules (its modules_to_save), which "
                 "would be mixed with those of the new adapter. Call .merge_and_unload() on the PEFT model that holds "
@@ -204,66 +242,27 @@ class PromptTuner(BaseTuner):
         """The tuner layers."""
         return [encoder for encoder in (self.vision_encoder, self.text_encoder) if encoder is not None]
 
-    @property
-    def _layers(self) -> list[PromptedEncoder | AuxiliaryTrainingWrapper]:
-        """Whatever is switched with an adapter. A LoRA inside the base model is part of it and is not."""
-        return [m for m in self.model.modules() if isinstance(m, (PromptedEncoder, AuxiliaryTrainingWrapper))]
-
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it was the active one, the first that is left becomes active.
+        """Forget an adapter; if it was the active one, the first that is left becomes active, or none.
 
         Raises:
-            ValueError: there is no such adapter, or no other.
+            ValueError: there is no such adapter.
         """
         if adapter_name not in self.peft_config:
             raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
-        if len(self.peft_config) == 1:
-            raise ValueError(
-                f"{adapter_name!r} is the only adapter of this model. Use unload() for the base model without it."
-            )
         del self.peft_config[adapter_name]
-        left = next(iter(self.peft_config))
-        active = left if adapter_name in self.active_adapters else self.active_adapters[0]
-        for layer in self._layers:
-            if isinstance(layer, PromptedEncoder):
-                layer.delete_adapter(adapter_name)
-            elif isinstance(layer, AuxiliaryTrainingWrapper):
-                layer.delete_adapter(adapter_name, new_active_adapters=[active])
-        if active not in self.active_adapters:
-            self.set_adapter(active, inference_mode=self.peft_config[active].inference_mode)
+        self._forget(adapter_name)
+        self.active_adapter = list(self.vision_encoder.active_adapters)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
-        for layer in self._layers:
+        for layer in adapter_layers(self):
             layer.enable_adapters(True)
 
     def disable_adapter_layers(self) -> None:
         """Switch the prompts off."""
-        for layer in self._layers:
+        for layer in adapter_layers(self):
             layer.enable_adapters(False)
-
-    @contextmanager
-    def answering_for(self) -> Iterator[Callable[[str], None]]:
-        """Give a function that lets the model answer for another adapter until the block ends.
-
-        What is trained stays as it is. The switch is seen by all threads, so call from one.
-        """
-        layers = self._layers
-        active = self.active_adapter
-        before = [layer._active_adapter for layer in layers]
-
-        def answer_for(adapter_name: str) -> None:
-            self.active_adapter = [adapter_name]
-            for layer in layers:
-                has_copy = isinstance(layer, PromptedEncoder) or adapter_name in layer.modules_to_save
-                layer._active_adapter = [adapter_name] if has_copy else []
-
-        try:
-            yield answer_for
-        finally:
-            self.active_adapter = active
-            for layer, was_active in zip(layers, before, strict=True):
-                layer._active_adapter = was_active
 
     def merge_adapter(self, *args, **kwargs) -> None:
         """Refuse: there are no weights to merge prompts into.
@@ -285,10 +284,10 @@ class PromptTuner(BaseTuner):
                 self.model.set_submodule(name, module.original_module)
         for name, module in modules:
             if isinstance(module, PromptedEncoder):
-                if name:
-                    self.model.set_submodule(name, module.restore())
+                if name == in_place.LAYER:
+                    in_place.give_back(self.model, module.restore())
                 else:
-                    self.model = module.restore()
+                    self.model.set_submodule(name, module.restore())
         restore_class(self.model)
         if getattr(self.model, "peft_config", None) is self.peft_config:
             del self.model.peft_config
@@ -322,17 +321,46 @@ def check_model(config: PromptConfig, model: nn.Module, backbone: Backbone) -> N
     base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
     if (reason := registry.unsupported(config.peft_type, base)) is not None:
         raise UnsupportedModelError(reason)
+    if (reader := unknown_reader(model, backbone)) is not None:
+        raise UnsupportedModelError(
+            f"Cannot put prompts into the image encoder of {reader}, which may count its rows or read the prompts among "
+            f"them. Supported models: {', '.join(supported_models())}; and, around one of their encoders, "
+            f"{', '.join(READERS)}."
+        )
     check_modules_to_save(config, model, backbone)
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """Return where the towers of `model` are, or will be when it carries prompts: a bare encoder's inside it.
+
+    Raises:
+        UnsupportedModelError: there is no tower that can be prompted.
+    """
+    if isinstance(model, in_place.CarriesPrompts):
+        return Backbone(vision=in_place.LAYER)
+    backbone = find_backbone(model)
+    return Backbone(vision=in_place.LAYER) if backbone.vision == "" else backbone
+
+
+def prompted_encoders(model: nn.Module) -> list[PromptedEncoder]:
+    """Return the tuner layers that a model has already."""
+    return [module for module in model.modules() if isinstance(module, PromptedEncoder)]
+
+
+def trainable(model: nn.Module) -> dict[str, bool]:
+    """Return which parameters are trained, by name."""
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def wrap_encoders(model: nn.Module, backbone: Backbone) -> tuple[PromptedVisionEncoder, PromptedTextEncoder | None]:
     """Return the tuner layers of the model, or new ones around its towers (not put in place yet)."""
-    text = None
-    if backbone.text is not None:
-        text = model.get_submodule(backbone.text)
-        text = text if isinstance(text, PromptedTextEncoder) else PromptedTextEncoder(text)
-    vision = model.get_submodule(backbone.vision)
-    return vision if isinstance(vision, PromptedVisionEncoder) else PromptedVisionEncoder(vision, text), text
+    if carried := prompted_encoders(model):
+        by_kind = {type(layer): layer for layer in carried}
+        return by_kind[PromptedVisionEncoder], by_kind.get(PromptedTextEncoder)
+    text = None if backbone.text is None else PromptedTextEncoder(model.get_submodule(backbone.text))
+    bare = backbone.vision == in_place.LAYER
+    tower = in_place.inner_copy(model) if bare else model.get_submodule(backbone.vision)
+    return PromptedVisionEncoder(tower, text), text
 
 
 def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Backbone) -> None:
@@ -341,7 +369,8 @@ def check_modules_to_save(config: PromptConfig, model: nn.Module, backbone: Back
     Raises:
         ValueError: names the module.
     """
-    towers = [name for name in (backbone.vision, backbone.text) if name is not None]
+    vision = "" if backbone.vision == in_place.LAYER else backbone.vision
+    towers = [name for name in (vision, backbone.text) if name is not None]
     modules = [name for name, _ in model.named_modules() if name]
     inside = {name for name in modules for tower in towers if f"{name}.".startswith(tower and f"{tower}.")}
     for wanted in config.modules_to_save or []:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,9 +25,11 @@ class Bias(TunedModule):
         return functional_call(base_layer, {"bias": self.bias.to(base_layer.bias.dtype)}, args, kwargs)
 
     def merged(self, base_layer: nn.Module) -> nn.Module:
-        """Return the module, with this bias."""
-        base_layer.bias.data = self.bias.detach().to(base_layer.bias.dtype, copy=True)
-        return base_layer
+        """Return the module with this bias: another object, which shares all that is not changed."""
+        merged = copy.copy(base_layer)
+        bias = nn.Parameter(self.bias.detach().to(base_layer.bias.dtype, copy=True), base_layer.bias.requires_grad)
+        merged._parameters = base_layer._parameters | {"bias": bias}
+        return merged
 
 
 class BiasTuningModel(ModuleTuner):

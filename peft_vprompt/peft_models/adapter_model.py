@@ -1,0 +1,132 @@
+"""`AdapterModel`: the PEFT model below saving: calls with an adapter for each image, switching, labels, averages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from ..tuners.base import registry
+from .labels import give_config_back, is_named, show_labels
+from .mixed_batches import call_with_adapters
+
+
+class AdapterModel(PeftModel):
+    """A base model with adapters of ours."""
+
+    def forward(self, *args, adapter_names: Sequence[str] | None = None, **kwargs):
+        """Make the base model's own call; `adapter_names` has an adapter for each image, see `mixed_batches`."""
+        if adapter_names is None:
+            return super().forward(*args, **kwargs)
+        return call_with_adapters(self, super().forward, adapter_names, args, kwargs)
+
+    def get_base_model(self) -> nn.Module:
+        """Return the base model, also where the last adapter was deleted."""
+        return self.base_model.model
+
+    def add_adapter(self, adapter_name: str, *args, **kwargs) -> None:
+        """Add an adapter; it is active only where no other is."""
+        super().add_adapter(adapter_name, *args, **kwargs)
+        if self.active_adapter not in self.peft_config:
+            self.set_adapter(adapter_name)
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Make an adapter the active one, and let the base model's config name its classes."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._show_labels()
+
+    def unload(self, *args, **kwargs) -> nn.Module:
+        """Return the base model without adapters."""
+        return self._given_back(self.base_model.unload(*args, **kwargs))
+
+    def merge_and_unload(self, *args, **kwargs) -> nn.Module:
+        """Return the base model with the adapter in its weights, where the method can."""
+        return self._given_back(self.base_model.merge_and_unload(*args, **kwargs))
+
+    def _given_back(self, model: nn.Module) -> nn.Module:
+        give_config_back(model)
+        return model
+
+    def _shown_labels(self) -> Sequence[str] | Mapping[int, str] | None:
+        """Return the names of the classes that the active adapter's logits stand for; None: the base model knows."""
+        config: Any = self.peft_config.get(self.active_adapter)
+        labels: Any = getattr(config, "id2label", None)
+        base: Any = self.get_base_model()
+        fits = is_named(labels) and len(labels) == getattr(base.config, "num_labels", None)
+        return labels if fits else None
+
+    def _show_labels(self) -> None:
+        """Let the base model's config name the active adapter's classes."""
+        show_labels(self.get_base_model(), self._shown_labels())
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float] | None = None,
+        adapter_name: str = "weighted",
+        combination_type: str = "linear",
+        **kwargs,
+    ) -> None:
+        """Add an adapter whose values are the weighted sum of those of others of the same method and shape.
+
+        Args:
+            adapters: names of the others.
+            weights: one number for each; default: their mean.
+            adapter_name: name of the new adapter, which has the first one's config and classes.
+            combination_type: "linear".
+            kwargs: for one of PEFT's own tuners, whose method this then is.
+
+        Raises:
+            ValueError: names that this model does not have or has already, adapters that differ in method, classes or
+                shape, another number of weights.
+        """
+        if not registry.is_known(self.peft_type):
+            weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
+            self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
+            return
+        if combination_type != "linear" or kwargs:
+            raise ValueError(
+                "Expected combination_type='linear', the weighted sum, and no further arguments. Received: "
+                f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
+            )
+        states = [self._state_of(name) for name in adapters]
+        weights = [1 / len(states)] * len(states) if weights is None else list(weights)
+        self._check_alike(adapters, states, weights)
+        config = copy.deepcopy(self.peft_config[adapters[0]])
+        trained = config.inference_mode
+        config.inference_mode = True  # the values are set below, so no words have to be read
+        self.add_adapter(adapter_name, config)
+        self.peft_config[adapter_name].inference_mode = trained
+        total = {key: weighted_sum([state[key] for state in states], weights) for key in states[0]}
+        set_peft_model_state_dict(self, total, adapter_name)
+
+    def _state_of(self, adapter_name: str) -> dict[str, Tensor]:
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
+        return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+
+    def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
+        """Refuse adapters whose values cannot be added."""
+        if not states or len(weights) != len(states):
+            raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
+        shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        per_class = [getattr(c, "belongs_to_classes", False) and c.class_names for c in configs]
+        for name, config, shape, classes in zip(adapters, configs, shapes, per_class, strict=True):
+            if config.peft_type != configs[0].peft_type or shape != shapes[0] or classes != per_class[0]:
+                raise ValueError(
+                    f"Expected adapters of one method, with tensors of the same shapes and, where each class has its own, "
+                    f"the same classes. Received: {name!r}, which differs from {adapters[0]!r}."
+                )
+
+
+def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+    """Return the weighted sum of tensors of one shape; of whole numbers (a count of batches), the first."""
+    if not tensors[0].is_floating_point():
+        return tensors[0].clone()
+    total: Any = sum(weight * tensor.detach() for weight, tensor in zip(weights, tensors, strict=True))
+    return total

@@ -1,0 +1,89 @@
+"""What of transformers' pipelines is changed for models with our adapters, and for no others.
+
+* `pipeline("image-classification")` and `pipeline("zero-shot-image-classification")` know our PEFT models. Reason: they
+  report an error for classes that are not in their table. Goes when a PEFT model may say for itself what it can do.
+* In zero-shot classification a learned context decides the text around the names, as in training. Reason: the pipeline
+  fills a template of its own, whose words would come on top of the context. Goes when a model may name its template.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
+from ..utils.late_imports import patch_methods
+from .peft_model import PeftModelForImageClassification
+
+
+#: Our PEFT models by the pipelines that take them.
+TASKS = {
+    "image-classification": ["PeftModelForImageClassification", "SavedPeftModel"],
+    "zero-shot-image-classification": ["PeftModelForImageClassification"],
+}
+
+
+def tell_tasks(module: ModuleType) -> None:
+    """Enter our PEFT models into the table of `transformers.pipelines.base`."""
+    for task, names in TASKS.items():
+        known = module.SUPPORTED_PEFT_TASKS.setdefault(task, [])
+        known.extend(name for name in names if name not in known)
+
+
+def patch_zero_shot(module: ModuleType) -> None:
+    """Patch the pipeline of `transformers.pipelines.zero_shot_image_classification`."""
+    patch_methods(module.ZeroShotImageClassificationPipeline, {"preprocess": own_template, "_forward": own_classes})
+
+
+def own_template(preprocess: Callable) -> Callable:
+    """Fill the names into the text that the learned context was trained with."""
+
+    def run(self, image, *args, **kwargs):
+        template = learned_template(self.model)
+        if template is not None:
+            given = kwargs.get("hypothesis_template", template)
+            if given != template:
+                warnings.warn(
+                    f"hypothesis_template={given!r} is ignored: this adapter has learned the text around the names.",
+                    stacklevel=2,
+                )
+            kwargs["hypothesis_template"] = template
+        return preprocess(self, image, *args, **kwargs)
+
+    return run
+
+
+def own_classes(forward: Callable) -> Callable:
+    """Compare images with the candidate labels as in training, whatever kind of prompts the adapter has."""
+
+    def run(self, model_inputs):
+        model = self.model
+        if not isinstance(model, PeftModelForImageClassification) or learned_template(model) is None:
+            return forward(self, model_inputs)
+        labels = model_inputs.pop("candidate_labels")
+        model_inputs.pop("text_inputs")
+        names = labels if isinstance(labels[0], str) else labels[0]  # one list for each image of a batch
+        logits = model.class_name_classifier.compare(names, **model_inputs).logits
+        return {"candidate_labels": labels, "logits": logits}
+
+    return run
+
+
+def learned_template(model: nn.Module) -> str | None:
+    """Return the text around the names by which a model's own call does what the adapter was trained for.
+
+    None where the text side learns nothing, so that any template may be filled.
+    """
+    text = next((module for module in model.modules() if isinstance(module, PromptedTextEncoder)), None)
+    if text is None or text.reads_elsewhere or text.active_prompts is None:
+        return "{}." if text is not None and text.reads_elsewhere else None
+    prompts: Any = text.active_prompts
+    if prompts.text_placement != "replace":
+        return "{}."
+    config: Any = text.configs[text.active_adapters[0]]
+    words = config.words or " ".join(["X"] * prompts().shape[1])
+    return f"{words} {{}}."

@@ -1,0 +1,70 @@
+"""What the stock Trainer does with our PEFT models beside training them."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from peft_vprompt import VisualPromptConfig
+from tests.support.models import images, labels, tiny_clip, tiny_vit
+
+
+def arguments(folder, **options) -> TrainingArguments:
+    common = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "remove_unused_columns": False}
+    return TrainingArguments(str(folder), **common | options)
+
+
+def contrastive_rows():
+    ids = torch.tensor(
+        [[136, 3, 74, 12, 20, 137], [136, 5, 75, 30, 31, 137], [136, 6, 7, 8, 9, 137], [136, 9, 8, 7, 6, 137]]
+    )
+    return [{"pixel_values": image, "input_ids": text} for image, text in zip(images(), ids, strict=True)]
+
+
+def collate(rows) -> dict:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"return_loss": True}
+
+
+@pytest.mark.parametrize("case", [("maple", "maple"), ("visual_prompt", "deep")], ids="-".join)
+def test_contrastive_training_has_a_best_model(case, make, tmp_path):
+    model = get_peft_model(tiny_clip(), make(*case))
+    options = {
+        "max_steps": 2,
+        "eval_steps": 1,
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "load_best_model_at_end": True,
+    }
+    rows = contrastive_rows()
+    trainer = Trainer(model, arguments(tmp_path, **options), collate, rows, rows)
+    trainer.train()
+    assert trainer.state.best_metric == pytest.approx(trainer.evaluate()["eval_loss"])
+    lora = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"]))
+    assert "eval_loss" in Trainer(lora, arguments(tmp_path), collate, rows, rows).evaluate()
+
+
+def test_classification_has_labels_still(make, tmp_path):
+    model = get_peft_model(tiny_clip(), make("maple", "maple"))
+    rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
+    seen = []
+    trainer = Trainer(
+        model, arguments(tmp_path), eval_dataset=rows, compute_metrics=lambda p: seen.append(p.label_ids) or {}
+    )
+    assert "eval_loss" in trainer.evaluate()
+    assert seen[0].tolist() == labels().tolist()
+
+
+def test_the_best_of_a_named_adapter_is_loaded(tmp_path):
+    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2), adapter_name="mine")
+    rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
+    options = {"max_steps": 3, "eval_steps": 1, "save_steps": 1, "eval_strategy": "steps", "learning_rate": 5.0}
+    trainer = Trainer(
+        model,
+        arguments(tmp_path, load_best_model_at_end=True, greater_is_better=False, **options),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert min(losses) != losses[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))

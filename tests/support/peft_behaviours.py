@@ -1,0 +1,115 @@
+"""What people know of PEFT, on every row of the method table: which behaviours there are, and which are refused and why.
+
+`docs/render/tables.py` writes the table of docs/peft.md from this; `tests/peft_models/test_behaviours.py` tries each cell.
+"""
+
+from __future__ import annotations
+
+from peft import LoraConfig
+
+from peft_vprompt.tuners.base.registry import METHODS
+from tests.support.models import CLASS_NAMES, tiny_clip, tiny_vit
+
+
+#: The behaviours: name of the test -> heading of the column.
+BEHAVIOURS = {
+    "save_and_load": "Save, load",
+    "several": "Several",
+    "switch_off": "Disable",
+    "delete": "Delete",
+    "wrap_again": "Wrap again",
+    "merge": "Merge",
+    "mixed_batch": "Mixed batch",
+    "weighted": "Weighted sum",
+    "two_at_once": "Two at once",
+    "hot_swap": "Hot-swap",
+    "transformers_api": "transformers' API",
+    "texts": "Own texts",
+    "image_features": "Image features",
+}
+
+#: Rows of the table by the models that they are tried on. A LoRA is PEFT's own, on class names with our PEFT model.
+PROMPTS = [name for name, spec in METHODS.items() if not spec.is_baseline and (spec.recipe or spec.classifier_recipe)]
+BASELINES = [name for name, spec in METHODS.items() if spec.is_baseline]
+ROWS = {
+    **dict.fromkeys(PROMPTS, "CLIPModel"),
+    "lora-on-class-names": "CLIPModel",
+    "vpt-on-encoder": "ViTModel",
+    **dict.fromkeys(BASELINES, "ViTForImageClassification"),
+}
+
+CLASSIFIER = [name for name, model in ROWS.items() if model != "CLIPModel"]
+PROMPTED = [*PROMPTS, "vpt-on-encoder", "vpt-shallow", "vpt-deep"]
+LORA = ["lora", "lora-on-class-names"]
+
+#: What is refused: behaviour -> (rows, reason).
+REFUSED: dict[str, list[tuple[list[str], str]]] = {
+    "merge": [
+        (PROMPTED, "prompts are tokens: there are no weights that they could be merged into"),
+        (["adapter", "sidetune"], "it is a module of its own, which the base model has no place for"),
+    ],
+    "weighted": [(["lora"], "PEFT averages no trained heads")],
+    "two_at_once": [
+        ([row for row in ROWS if row not in LORA], "one adapter is active at a time; a weighted sum is one adapter"),
+    ],
+    "hot_swap": [
+        (
+            [row for row in ROWS if row not in LORA],
+            "PEFT's function knows LoRA alone; `load_adapter(folder, name)` puts other values into an adapter in place",
+        ),
+    ],
+    "texts": [
+        (
+            ["class-name", "full-prompt", "cocoop", "rpo", "mrpo"],
+            "the prompts have to know where the class name is, or are read out themselves",
+        ),
+        (["classifier-r", "classifier-c"], "each class has a learned feature in the place of a text"),
+    ],
+    "image_features": [
+        (["rpo", "mrpo"], "an image has one feature for each prompt: `model.encode_images` gives them"),
+    ],
+}
+
+#: What has no meaning.
+EMPTY = {"texts": CLASSIFIER, "image_features": CLASSIFIER}
+
+
+def base_of(row: str):
+    """Return a new tiny base model of a row."""
+    if ROWS[row] == "CLIPModel":
+        return tiny_clip()
+    return tiny_vit(bare=ROWS[row] == "ViTModel")
+
+
+def config_of(row: str, base, tokenizer: str, **options):
+    """Return a new config of a row."""
+    if row == "lora-on-class-names":
+        return LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj", "v_proj"], **options)
+    if row == "vpt-on-encoder":
+        return METHODS["vpt"].configure(base, is_classifier=True, **options)
+    if ROWS[row] == "CLIPModel":
+        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer} | options
+    return METHODS[row].configure(base, **options)
+
+
+def refusal(row: str, behaviour: str) -> str | None:
+    """Return why a behaviour is refused on a row; None where it works."""
+    return next((reason for rows, reason in REFUSED.get(behaviour, ()) if row in rows), None)
+
+
+def table() -> str:
+    """Return the table of docs/peft.md."""
+    rows = ["| Method | " + " | ".join(BEHAVIOURS.values()) + " |", "|---" * (len(BEHAVIOURS) + 1) + "|"]
+    notes: list[str] = []
+    for row, model in ROWS.items():
+        cells = []
+        for behaviour in BEHAVIOURS:
+            reason = refusal(row, behaviour)
+            if reason is not None and reason not in notes:
+                notes.append(reason)
+            empty = row in EMPTY.get(behaviour, ())
+            cells.append(f"– ({notes.index(reason) + 1})" if reason else "" if empty else "✓")
+        rows.append(f"| `{row}` on `{model}` | " + " | ".join(cells) + " |")
+    return "\n".join(
+        [*rows, "", *(f"({number}) {note[0].upper()}{note[1:]}.\n" for number, note in enumerate(notes, 1))]
+    )
