@@ -91,14 +91,19 @@ def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[s
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
     files = list(walk(root))
+    images = [(parts, path) for parts, path in files if is_image(path)]
+    classes = any(len(parts) > (split_name(parts[0]) is not None) for parts, _ in images if parts)
     if tables := [os.path.dirname(path) for _, path in files if path.lower().endswith(".parquet")]:
+        if classes:
+            tell(f"{root} holds parquet files, which are read, and {len(images)} images in folders, which are not.")
         place = Path(tables[0]) if len(set(tables)) == 1 else root
         rows = load_dataset("parquet", data_dir=str(root))
         return {name: located(split, columns["image_column"], place) for name, split in rows.items()}
-    images = [(parts, path) for parts, path in files if is_image(path)]
     if metadata := _metadata_files(root):
         return _read_metadata(root, metadata, len(images), columns, folder)
     if images:
+        if not classes and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)]):
+            tell(f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels.")
         return label_files(root, images, **folder)
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
         if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
