@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 
-from .app import command, console
+from .app import command, console, given, say_next
 from .choices import DATA
-from .options import option, saved_data_options, saved_run, takes_data
+from .options import SAME_IMAGES, Device, EvalBf16, ImageSize, option, saved_data_options, saved_run, takes_data
 
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def evaluate(
     diagnosis: Annotated[
         Path | None, option("Folder for calibration, confusion and an estimate of wrong labels.", "--diagnose")
     ] = None,
+    device: Device = "auto",
+    bf16: EvalBf16 = False,
+    image_size: ImageSize = None,
 ):
     """Evaluate a trained adapter on any images and any classes.
 
@@ -52,9 +55,11 @@ def evaluate(
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config, load_adapter
+    from peft_vprompt.experiments.reports import WORSE, is_worse
     from peft_vprompt.experiments.run import as_published, eval_sets
-    from peft_vprompt.training.evaluation import among_own_classes
+    from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
+    from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
 
@@ -65,17 +70,25 @@ def evaluate(
         _require_results(adapter, saved)
         data = trained_on
     rows = _read_rows(data, split, trained_on)
-    given = data.listed_names if data and isinstance(data.class_names, tuple) else None
-    rows = classes_to_tell_apart(rows, given, known_classes(config, saved), new_classes)
+    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
+    rows = classes_to_tell_apart(rows, listed, known_classes(config, saved), new_classes)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     trained = next(iter(saved["classes"].values())) if saved else classes["all"]
     embedded = saved is not None and saved["settings"]["model"] is None
-    bundle = as_published(load_adapter(adapter, model, trained, embedded=embedded), data.benchmark if data else None)
+    size = image_size or (saved["settings"].get("image_size") if saved else None)
+    loaded = load_adapter(adapter, model, trained, embedded=embedded, image_size=size, device=find_device(device))
+    bundle = as_published(loaded, data.benchmark if data else None)
     sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    accuracy = evaluate_model(bundle.model, sets, zero_shot=zero_shot)
+    options = {"bf16": bf16, "progress": "Test"}
+    plain = None
+    if zero_shot:
+        accuracy = evaluate_model(bundle.model, sets, zero_shot=True, **options)
+    else:
+        accuracy, plain = evaluate_beside_zero_shot(bundle.model, sets, **options)
+    guessed = chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
         "subset": subset,
@@ -83,21 +96,40 @@ def evaluate(
         "images": len(sets[subset].rows),
         "classes": sets[subset].class_names,
         "accuracy": accuracy,
+        "zero_shot_accuracy": plain,
+        "chance": guessed,
+        "image_size": size,
         "environment": environment(),
     }
+    beside = [f"zero-shot {plain[subset]:.2f} %"] if plain else []
+    beside += [f"chance {guessed[subset]:.2f} %"]
+    worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
     console.print(
         f"Accuracy on {subset} ({len(sets[subset].class_names)} classes, {result['images']} images): "
-        f"[bold]{accuracy[subset]:.2f} %[/]"
+        f"[bold]{accuracy[subset]:.2f} %[/]; {', '.join(beside)}.{worse}",
+        soft_wrap=True,
     )
     if output is not None:
         write_json(result, output)
-    if diagnosis is not None:
-        report = diagnose(bundle.model, sets[subset], diagnosis, zero_shot)
-        console.print(
-            f"Calibration error {100 * report['calibration']['ece']:.1f} %, estimated wrong labels "
-            f"{100 * report['estimated_noise']['rate']:.1f} %. Details: {escape(str(diagnosis))}.",
-            soft_wrap=True,
-        )
+    same = given("model", *SAME_IMAGES, "split", "subset", "device", "image_size")
+    if diagnosis is None:
+        say_next("evaluate", "--adapter", adapter, *same, "--diagnose", Path(adapter).name + "-diagnosis")
+        return
+    report = diagnose(bundle.model, sets[subset], diagnosis, zero_shot)
+    noise = report["estimated_noise"]
+    console.print(
+        f"Calibration error {100 * report['calibration']['ece']:.1f} %, estimated wrong labels "
+        f"{100 * noise['rate']:.1f} %. {noise['assumes']}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for title, images in (("Suspect labels", noise["suspects"]), ("Worst images", report["worst"])):
+        if images:
+            shown = ", ".join(str(each["image"] if isinstance(each, dict) else each) for each in images[:5])
+            console.print(f"{title}: {escape(shown)}{', ...' if len(images) > 5 else ''}", soft_wrap=True)
+    console.print(f"All of them are in {escape(str(diagnosis / 'diagnosis.json'))}.", soft_wrap=True)
+    if not zero_shot and plain is not None:
+        say_next("evaluate", "--adapter", adapter, *same, "--zero-shot", "--diagnose", f"{diagnosis}-zero-shot")
 
 
 def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":

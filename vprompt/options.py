@@ -87,9 +87,28 @@ SUPERVISION_OPTIONS = {
         None,
     ),
 }
+#: Where there are images of one's own and no model: what is known to work, with a text tower and without.
+CLIP_MODELS = ("openai/clip-vit-base-patch16", "google/siglip-base-patch16-224")
+CLASSIFIER_MODELS = ("google/vit-base-patch16-224-in21k", "facebook/dinov2-base")
 Model = Annotated[
-    str | None, option("Folder or Hub id of a base model, such as a CLIP or a ViT; default: the embedded one.")
+    str | None,
+    option(
+        f"Folder or Hub id of a base model, such as {CLIP_MODELS[0]}. Needed with --data; the embedded task has its own."
+    ),
 ]
+Device = Annotated[
+    str,
+    option("Where to compute: auto (a graphics card if there is one), cpu, cuda, cuda:1 or mps.", panel="Machine"),
+]
+ImageSize = Annotated[
+    int | None,
+    option("Edge of the images in pixels, with interpolated positions. Default: the model's own.", panel="Machine"),
+]
+ReportTo = Annotated[
+    list[str] | None,
+    option("Log to tensorboard, wandb, trackio or another tracker of the Trainer. May be repeated.", panel="Machine"),
+]
+EvalBf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Machine")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
@@ -110,7 +129,7 @@ RECIPE_OPTIONS = {
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
-Workers = Annotated[int, option("Processes that load images.")]
+Workers = Annotated[int, option("Processes that load images.", panel="Machine")]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 
@@ -234,6 +253,26 @@ def read_data(options: "DataOptions | None", unlabelled: bool = False, validatio
         return load_unlabelled(options) if unlabelled else load_images(options, validation)
     train = demo_task("train")
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
+
+
+def require_model(model: object, data: "DataOptions | None", method: str | None = None) -> None:
+    """Refuse images of one's own without a base model: the embedded one knows the embedded task alone.
+
+    Raises:
+        ValueError: names models that are known to work.
+    """
+    if model or data is None:
+        return
+    classifier = method is not None and METHODS.get(method, {}).get("baseline", False)
+    choices = CLASSIFIER_MODELS if classifier else CLIP_MODELS
+    raise ValueError(
+        "Expected a base model for images of your own. Received: --data without --model. Two good choices: "
+        f"--model {choices[0]} or --model {choices[1]}."
+    )
+
+
+#: Options of a command that say which images, for `app.given`.
+SAME_IMAGES = ("data", *DATA_OPTIONS)
 
 
 def split_list(items: str) -> list[str]:

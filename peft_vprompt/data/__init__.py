@@ -1,5 +1,6 @@
 """Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
 
+from .augmentation import AugmentedRows
 from .benchmarks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, stratified_split
 from .name_files import read_class_names
@@ -10,6 +11,7 @@ from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
 
 __all__ = [
     "TRANSFER_TASKS",
+    "AugmentedRows",
     "DataOptions",
     "EvalTransform",
     "TrainTransform",

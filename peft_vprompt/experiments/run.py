@@ -23,12 +23,14 @@ from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import EvalSet, evaluate, set_class_names
+from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
+from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.coop import ContextOptConfig
+from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.environment import environment
 from ..utils.io import read_json, write_json
@@ -59,8 +61,13 @@ def run_experiment(
     gradients: bool = False,
     quiet: bool = False,
     class_names: Sequence[str] | None = None,
+    device: str | None = None,
+    report_to: Sequence[str] = (),
+    compare: bool = True,
 ) -> dict:
     """Train and evaluate one method.
+
+    Only `settings`, `data` and `cached` decide what is trained.
 
     Args:
         settings: what to run.
@@ -75,18 +82,36 @@ def run_experiment(
         gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
         class_names: names of the classes, where no image has a label.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
+        compare: also measure zero-shot, where the model has a text tower.
 
     Returns:
-        What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
+        What `results.json` holds: settings, recipe, sizes, times, accuracies beside those of zero-shot and of guessing,
+        machine and versions.
 
     Raises:
+        ImportError: a tracker is not installed.
         ValueError: the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
             the model, the data or the recipe; all of it before training.
         TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
             in `output` stays.
     """
     check_settings(settings)
-    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet, class_names)
+    check_trackers(report_to)
+    options = RunOptions(
+        data_description=data_description,
+        cached=cached,
+        watch=watch,
+        checkpoints=checkpoints,
+        workers=workers,
+        gradients=gradients,
+        quiet=quiet,
+        class_names=class_names,
+        device=device,
+        report_to=tuple(report_to),
+        compare=compare,
+    )
     run = Run(settings, data, Path(output), options)
     run.build()
     run.prepare_tests()
@@ -109,6 +134,9 @@ class RunOptions:
     gradients: bool = False
     quiet: bool = False
     class_names: Sequence[str] | None = None
+    device: str | None = None
+    report_to: Sequence[str] = ()
+    compare: bool = True
 
 
 @dataclass
@@ -130,6 +158,8 @@ class Run:
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
         accuracy: in percent, by split; from `evaluate`, empty without test images.
         validation: likewise on the images that were held out; None where none were.
+        zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
+            asked.
     """
 
     settings: Settings
@@ -146,6 +176,7 @@ class Run:
     results: list[TrainResult] = field(default_factory=list, init=False)
     accuracy: dict[str, float] = field(init=False)
     validation: dict[str, float] | None = field(default=None, init=False)
+    zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
@@ -164,7 +195,15 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
-        bundle = build_model(settings.model, settings.method, self.trained_classes, settings.seed, **config)
+        bundle = build_model(
+            settings.model,
+            settings.method,
+            self.trained_classes,
+            settings.seed,
+            image_size=settings.image_size,
+            device=find_device(self.options.device),
+            **config,
+        )
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -225,9 +264,15 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        self.accuracy = evaluate(self.bundle.model, self.test_sets, zero_shot=self.recipe is None)
+        shown = None if self.options.quiet else "Test"
+        model, untrained = self.bundle.model, self.recipe is None
+        if untrained or not self.options.compare:
+            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
+            self.zero_shot = self.accuracy if untrained else None
+        else:
+            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
         if self.validation_sets:
-            self.validation = evaluate(self.bundle.model, self.validation_sets, zero_shot=self.recipe is None)
+            self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
 
     def save(self) -> dict:
@@ -249,6 +294,8 @@ class Run:
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
+            "zero_shot": self.zero_shot,
+            "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             "environment": environment(),
@@ -293,6 +340,8 @@ class Run:
             bf16=self.settings.bf16,
             workers=options.workers,
             callbacks=self.probes,
+            device=options.device,
+            report_to=options.report_to,
         )
         self.results.append(result)
 
@@ -301,7 +350,10 @@ class Run:
         contexts = []
         names = self.bundle.model.class_names
         for seed in range(self.settings.seed, self.settings.seed + self.settings.ensemble):
-            member = build_model(self.settings.model, self.settings.method, names, seed, **self.settings.config)
+            size = self.settings.image_size
+            member = build_model(
+                self.settings.model, self.settings.method, names, seed, image_size=size, **self.settings.config
+            )
             self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)

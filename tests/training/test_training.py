@@ -94,7 +94,7 @@ class TestBuild:
             build_model(clip_path, "maple", CLASS_NAMES, prompt_depth=4)
 
     def test_unknown_method(self, clip_path):
-        with pytest.raises(ValueError, match="No method 'adalora'. Choose one of: vpt, vpt-shallow"):
+        with pytest.raises(ValueError, match="No method 'adalora'. Choose one of: zero-shot, vpt, vpt-shallow"):
             build_model(clip_path, "adalora", CLASS_NAMES)
 
     def test_unknown_option(self, clip_path):
