@@ -118,7 +118,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
 def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
     """Return the position of every key that is found: as it is, else written alike, else as the same number."""
     found = {}
-    lookups = [(form, _positions(among, form)) for form in (str, _alike, _number)]
+    lookups: list[tuple[Callable, dict]] = [(form, _positions(among, form)) for form in (str, _alike, _number)]
     for key in keys:
         for form, positions in lookups:
             places = positions.get(form(key), [])

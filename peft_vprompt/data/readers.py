@@ -20,7 +20,7 @@ from ..utils.notices import tell
 from ..utils.validation import shorten
 from .class_names import nearest
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk
-from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, located, read_tables, read_tars
+from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
 
 
 _ARCHIVES = (".zip",)
@@ -60,7 +60,7 @@ def read_rows(
     if local.is_dir():
         return _read_directory(local, columns, folder)
     if local.is_file():
-        return _read_files([local], columns, folder, by_name=False)
+        return _read_files([local], columns, folder)
     if glob.has_magic(path):
         return _read_pattern(local, columns, folder)
     if is_local(path):
@@ -91,18 +91,21 @@ def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[s
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
     files = list(walk(root))
-    if tables := [os.path.dirname(path) for _, path in files if path.lower().endswith(".parquet")]:
-        place = Path(tables[0]) if len(set(tables)) == 1 else root
-        rows = load_dataset("parquet", data_dir=str(root))
-        return {name: located(split, columns["image_column"], place) for name, split in rows.items()}
     images = [(parts, path) for parts, path in files if is_image(path)]
+    classes = any(len(parts) > (split_name(parts[0]) is not None) for parts, _ in images if parts)
+    if tables := [Path(path) for _, path in files if path.lower().endswith(".parquet")]:
+        if classes:
+            tell(f"{root} holds parquet files, which are read, and {len(images)} images in folders, which are not.")
+        return read_tables(tables, columns["image_column"], root)
     if metadata := _metadata_files(root):
         return _read_metadata(root, metadata, len(images), columns, folder)
     if images:
+        if not classes and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)]):
+            tell(f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels.")
         return label_files(root, images, **folder)
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
         if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
-            return _read_files(chosen, columns, folder)
+            return _read_files(chosen, columns, folder, root)
     raise ValueError(f"No images in {root}. {_what_is_there(files)}")
 
 
@@ -115,17 +118,17 @@ def _what_is_there(files: Found) -> str:
 
 
 def _read_files(
-    files: Sequence[Path], columns: dict[str, str], folder: dict, by_name: bool = True
+    files: Sequence[Path], columns: dict[str, str], folder: dict, root: Path | None = None
 ) -> dict[str, Dataset]:
-    """Read files of one kind."""
+    """Read files of one kind, by split if `root` is the folder they are in."""
     kinds = {next((ending for ending in _endings() if path.name.lower().endswith(ending)), "") for path in files}
     if len(kinds) > 1:
         raise ValueError(f"Expected data files of one kind. Received: {', '.join(sorted(kinds))}.")
     (kind,) = kinds
     if kind in TABLE_SUFFIXES:
-        return read_tables(files, columns["image_column"], by_name)
+        return read_tables(files, columns["image_column"], root)
     if kind in TAR_SUFFIXES:
-        return read_tars(files, **columns)
+        return read_tars(files, **columns, root=root)
     if kind in _ARCHIVES and len(files) == 1:
         return _read_directory(_unpacked(files[0]), columns, folder)
     what = "an image" if is_image(files[0]) else "a file of another kind"
@@ -142,7 +145,7 @@ def _read_pattern(pattern: Path, columns: dict[str, str], folder: dict) -> dict[
     root = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
     files = [path for path in found if path.is_file()]
     if files and not any(is_image(path) for path in files):
-        return _read_files(files, columns, folder)
+        return _read_files(files, columns, folder, root)
     inside = [Path(path) for each in found if each.is_dir() for _, path in walk(each)]
     images = [path for path in dict.fromkeys([*files, *inside]) if is_image(path)]
     if not images:

@@ -23,7 +23,7 @@ _PATH_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_path",
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 
 
-def read_tables(files: Sequence[Path], image_column: str, by_name: bool = True) -> dict[str, Dataset]:
+def read_tables(files: Sequence[Path], image_column: str, root: Path | None = None) -> dict[str, Dataset]:
     """Read tables of one kind.
 
     Paths of images are relative to the table. Numbers are read as numbers where a whole column holds such.
@@ -31,7 +31,7 @@ def read_tables(files: Sequence[Path], image_column: str, by_name: bool = True) 
     Args:
         files: the tables.
         image_column: column of the images; where a table has it not, one called `file_name`, `path` or alike becomes it.
-        by_name: whether a table is of the split that its name begins with (`test.csv`); else all are one split.
+        root: folder below which the names of files and folders say the split (`test.csv`); None for one split alone.
 
     Returns:
         Rows by split.
@@ -39,19 +39,23 @@ def read_tables(files: Sequence[Path], image_column: str, by_name: bool = True) 
     Raises:
         ValueError: a file that cannot be read; names it.
     """
-    splits = group_by_split(files, by_name)
+    splits = group_by_split(files, root)
     if files[0].suffix.lower() != ".parquet":
         return {name: _read_text(some, image_column) for name, some in splits.items()}
     tables = load_dataset("parquet", data_files={name: list(map(str, some)) for name, some in splits.items()})
-    return {name: located(rows, image_column, files[0].parent) for name, rows in tables.items()}
+    return {name: located(tables[name], image_column, some[0].parent) for name, some in splits.items()}
 
 
-def group_by_split(files: Sequence[Path], by_name: bool = True) -> dict[str, list[Path]]:
-    """Return files by the split that their names begin with, as in `train-00000-of-00001.parquet`; `train` for others."""
+def group_by_split(files: Sequence[Path], root: Path | None) -> dict[str, list[Path]]:
+    """Return files by the split that their names, or else their folders below `root`, say; `train` for others.
+
+    A name says it by one of its words, as in `train-00000-of-00001.parquet`.
+    """
     splits: dict[str, list[Path]] = {}
     for path in files:
-        name = split_name(re.split(r"[^A-Za-z]", path.name)[0]) if by_name else None
-        splits.setdefault(name or "train", []).append(path)
+        parts = [] if root is None else reversed(path.relative_to(root).parts)
+        words = [word for part in parts for word in re.split(r"[^A-Za-z]+", part)]
+        splits.setdefault(next(filter(None, map(split_name, words)), "train"), []).append(path)
     return splits
 
 
@@ -126,8 +130,10 @@ def _locate(path: str, folder: Path) -> str:
 # ---- tar files ----------------------------------------------------------------------------------------------------
 
 
-def read_tars(files: Sequence[Path], image_column: str, label_column: str) -> dict[str, Dataset]:
-    """Read tar files of the WebDataset form, each of the split that its name begins with, or all of one.
+def read_tars(
+    files: Sequence[Path], image_column: str, label_column: str, root: Path | None = None
+) -> dict[str, Dataset]:
+    """Read tar files of the WebDataset form, by split as `read_tables`.
 
     The column of images becomes `image_column`, and `cls` becomes `label_column`, where there are no such columns; the
     entries of `json` are columns such as `json.label`.
@@ -135,7 +141,7 @@ def read_tars(files: Sequence[Path], image_column: str, label_column: str) -> di
     Raises:
         ValueError: a file that is no such tar.
     """
-    splits = {name: list(map(str, some)) for name, some in group_by_split(files).items()}
+    splits = {name: list(map(str, some)) for name, some in group_by_split(files, root).items()}
     tables = dict(load_dataset("webdataset", data_files=splits))
     for name, rows in tables.items():
         rows = _image_named(rows, image_column).flatten()

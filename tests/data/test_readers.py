@@ -83,6 +83,20 @@ class TestTables:
         (images / "t.csv").write_text(separated(("image", "label"), table=table))
         assert read(images / "t.csv")["train"].features["label"].names == ["007", "1e5", "NA", "nan"]
 
+    def test_a_table_beside_the_images(self, images):
+        (images / "pictures" / "all" / "labels.csv").write_text(separated(("image", "label"), table=rows(".")))
+        with pytest.warns(UserWarning, match="labels.csv. Name one as the data"), pytest.raises(ValueError):
+            read(images / "pictures" / "all")
+        assert checked(read(images / "pictures" / "all" / "labels.csv"))
+
+    def test_parquet_among_class_folders(self, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        Dataset.from_list(
+            as_json([("a/0.png", "x"), ("a/1.png", "x"), ("b/0.png", "y"), ("b/1.png", "y")])
+        ).to_parquet(tmp_path / "t.parquet")
+        with pytest.warns(UserWarning, match="parquet files, which are read, and 6 images"):
+            assert read(path)["train"].features["label"].names == ["x", "y"]
+
     def test_a_row_without_a_label(self, images):
         (images / "t.csv").write_text(separated(("image", "label"), table=[*rows()[:5], ("pictures/all/5.png", "")]))
         with pytest.raises(ValueError, match="Rows without a label in the column 'label': 1 of 6"):

@@ -121,7 +121,7 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
     assert "of 40 images" in vprompt("pseudo-label", *alone, *named)
     assert PseudoLabels.load(tmp_path / "l.safetensors").class_names == ("red", "green")
     options = ("--method", "coop", "--all-classes", "--unlabelled", "--output", tmp_path / "out", *alone)
-    assert "labelled images to test on" in vprompt("train", *options, code=2)
+    assert "Give --class-names" in vprompt("train", *options, code=2)
     cut = load_unlabelled(DataOptions(colours, label_column="colour"))
     assert cut["train"].column_names == ["image"] and len(cut["test"]) == 12
 
