@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, say_saved
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
-from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
+from .options import (
+    Model,
+    Q,
+    Shots,
+    Views,
+    Wait,
+    option,
+    read_data,
+    split_list,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -41,6 +53,7 @@ def noise_study(
     model: Model = None,
     shots: Shots = 16,
     views: Views = 1,
+    wait: Wait = False,
 ):
     """Find out which method and loss stand wrong labels best on your data.
 
@@ -75,7 +88,7 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, asdict(data) if data else None)
+    result = run_study(study, read_data(data), output, asdict(data) if data else None, wait)
     plot_study(result, output)
     console.print(study_table(result))
     say_saved(output)

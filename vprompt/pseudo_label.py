@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from .app import command, console, say_saved
-from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data
+from .options import SELECTOR_HELP, UNLABELLED, Wait, option, read_data, takes_data
 
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def pseudo_label(
     check: Annotated[
         bool, option("Compare with the true labels afterwards; writes a report and a plot beside.", "--check")
     ] = False,
+    wait: Wait = False,
 ):
     """Label the training images by zero-shot and choose those to train on. True labels are not read.
 
@@ -54,23 +55,26 @@ def pseudo_label(
     from peft_vprompt.experiments.run import as_published
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.locks import only_writer
 
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
     fields: dict[str, Any] = {} if not template else {"template": template}
     benchmark = data.benchmark if data else None
-    clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
-    table = zero_shot(clips, images["train"], names, combine=combine)
-    chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
-    chosen.save(output)
-    report = pseudo_label_report(chosen, _true_labels(data) if check else None)
+    with only_writer(output, wait, is_file=True):
+        clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
+        table = zero_shot(clips, images["train"], names, combine=combine)
+        chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
+        report = pseudo_label_report(chosen, _true_labels(data) if check else None)
+        if check:
+            reliability = calibration(table, _true_labels(data))
+            write_json(report | {"environment": environment()}, output.with_suffix(".json"))
+            plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
+        chosen.save(output)
     console.print(
         f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes covered."
     )
     if check:
-        write_json(report | {"environment": environment()}, output.with_suffix(".json"))
-        reliability = calibration(table, _true_labels(data))
-        plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
         of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
         console.print(
             f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, say_saved
 from .choices import BASE_RATES, WEIGHT_DECAYS
-from .options import Cached, MethodName, Model, Workers, option, read_data, split_numbers, takes_data, takes_recipe
+from .options import (
+    Cached,
+    MethodName,
+    Model,
+    Wait,
+    Workers,
+    option,
+    read_data,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -32,6 +43,7 @@ def sweep(
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
     cached: Cached = False,
     workers: Workers = 0,
+    wait: Wait = False,
 ):
     """Choose learning rate and weight decay on validation images, then train with several seeds and test.
 
@@ -73,6 +85,7 @@ def sweep(
             data_description=asdict(options) if options else None,
             cached=cached,
             workers=workers,
+            wait=wait,
         )
         plot_sweep(report, place / "sweep.png")
         console.print(sweep_table(report, task.title if task else None))

@@ -13,6 +13,7 @@ from .options import (
     Seed,
     Shots,
     Views,
+    Wait,
     Workers,
     option,
     read_data,
@@ -65,12 +66,14 @@ def train(
     cache_features: CacheFeatures = False,
     views: Views = 1,
     workers: Workers = 0,
+    wait: Wait = False,
 ):
     """Train one method on your images and evaluate it.
 
     The recipe is the authors' (SGD, cosine per epoch after a warm-up) unless you change it; CoOp on noisy labels or
     without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
-    epoch when started again in the same way.
+    epoch when started again in the same way, with the same images and base model; where they changed it says so and
+    trains afresh.
 
     **Examples**
 
@@ -105,6 +108,15 @@ def train(
     get_method(method)
     images = read_data(data, unlabelled=not supervision.uses_labels)
     about = asdict(data) if data else None
-    run = run_experiment(settings, images, output, data_description=about, cached=cached, watch=watch, workers=workers)
+    run = run_experiment(
+        settings,
+        images,
+        output,
+        data_description=about,
+        cached=cached,
+        watch=watch,
+        workers=workers,
+        wait=wait,
+    )
     console.print(results_table([run]))
     say_saved(output)

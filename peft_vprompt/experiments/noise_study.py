@@ -25,9 +25,11 @@ from ..tuners.base.shared_recipes import PTNL
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
+from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
+from .identity import IDENTITY, RESULTS, Contents
 from .models import ModelBundle, build_model
-from .run import RESULTS, as_published, class_names_of, finished_run, run_experiment
+from .run import as_published, class_names_of, finished_run, run_experiment
 from .settings import Settings
 from .supervision import Supervision, training_images
 
@@ -117,32 +119,55 @@ def parse_method(spec: str) -> tuple[str, dict]:
     return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
 
-def run_study(study: Study, data: DatasetDict, output: str | Path, data_description: dict | None = None) -> dict:
-    """Run what is not done yet and write `study.json`.
+def run_study(
+    study: Study,
+    data: DatasetDict,
+    output: str | Path,
+    data_description: dict | None = None,
+    wait: bool = False,
+) -> dict:
+    """Run what is not done yet, by content as `run_experiment` says, and write `study.json`.
 
     Args:
         study: what to run.
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `study.json` and the single runs.
         data_description: where the images are from.
+        wait: wait while another process writes to the folder; else refuse.
 
     Returns:
         What `study.json` holds: the runs, their means and standard deviations over seeds, machine and versions.
 
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
+        FolderInUseError: another process writes to the folder.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     runs = list(study.runs())  # refuses what is wrong before the first run
+    with only_writer(output, wait):
+        return _run_all(study, runs, data, Path(output), data_description)
+
+
+def _run_all(
+    study: Study,
+    runs: list[tuple[str, Settings]],
+    data: DatasetDict,
+    output: Path,
+    data_description: dict | None,
+) -> dict:
+    contents = Contents(data, data_description)
+    names = class_names_of(data)
     records = []
     for spec, settings in runs:
-        folder = Path(output) / "runs" / _name(spec, settings, data_description)
+        identity = contents.identity(settings, names)
+        folder = output / "runs" / _name(spec, settings, identity)
         probe = study.gradients and _is_probed(study, settings)
-        report = finished_run(folder, settings, data_description, gradients=probe)
+        report = finished_run(folder, identity, gradients=probe)
         if report is None:
-            report = _run(settings, data, folder, data_description, probe)
+            report = _run(settings, data, folder, data_description, probe, contents)
         records.append(_record(spec, report))
     result = {"runs": records, "summary": summarise(records), "data": data_description, "environment": environment()}
-    write_json(result, Path(output) / "study.json")
+    write_json(result, output / "study.json")
     return result
 
 
@@ -151,33 +176,52 @@ def _is_probed(study: Study, settings: Settings) -> bool:
     return settings.method != LINEAR_PROBE and rate > 0 and rate == max(study.rates)
 
 
-def _name(spec: str, settings: Settings, data_description: dict | None) -> str:
-    """Return the folder of a run: readable, and different for every difference in settings or data."""
+def _name(spec: str, settings: Settings, identity: dict) -> str:
+    """Return the folder of a run: readable, and different for every difference in content."""
     supervision = settings.supervision
     parts = [spec.replace(":", "_").replace("=", "-"), settings.loss or "own", supervision.unlabelled]
     parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
-    return "-".join([*filter(None, parts), digest_json([asdict(settings), data_description], 8)])
+    return "-".join([*filter(None, parts), digest_json(identity, 8)])
 
 
-def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: dict | None, probe: bool) -> dict:
+def _run(
+    settings: Settings,
+    data: DatasetDict,
+    folder: Path,
+    data_description: dict | None,
+    probe: bool,
+    contents: Contents,
+) -> dict:
     if settings.method == LINEAR_PROBE:
-        return linear_probe(settings, data, folder, data_description)
+        return linear_probe(settings, data, folder, data_description, contents)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
     try:
         return run_experiment(
-            settings, data, folder, data_description=data_description, checkpoints=False, gradients=probe, quiet=True
+            settings,
+            data,
+            folder,
+            data_description=data_description,
+            checkpoints=False,
+            gradients=probe,
+            quiet=True,
+            contents=contents,
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{folder.name}: {error}", stacklevel=2)
         title = get_method(settings.method).title
         report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
+        report[IDENTITY] = contents.identity(settings, class_names_of(data))
         write_json(report, folder / RESULTS)
         return report
 
 
 def linear_probe(
-    settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
+    settings: Settings,
+    data: DatasetDict,
+    output: str | Path,
+    data_description: dict | None = None,
+    contents: Contents | None = None,
 ) -> dict:
     """Train a logistic regression on the frozen image features and write its `results.json`.
 
@@ -189,6 +233,7 @@ def linear_probe(
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `results.json`.
         data_description: where the images are from.
+        contents: digests of the data that are known already.
 
     Returns:
         What `results.json` holds: settings, accuracy and what is worth reporting about the labels.
@@ -208,6 +253,8 @@ def linear_probe(
     probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
     accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **labelled.report}
+    contents = contents or Contents(data, data_description)
+    report[IDENTITY] = contents.identity(settings, names, clip.content)
     write_json(report, Path(output) / RESULTS)
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from ..data import EvalTransform, few_shot, select_classes
+from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
@@ -138,7 +140,7 @@ def training_images(
         return LabelledImages(images, {})
     table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
     images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
-    return LabelledImages(images, _noise_report(supervision, noise))
+    return LabelledImages(images, _noise_report(supervision, noise, images))
 
 
 def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
@@ -152,6 +154,12 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) 
         raise ValueError(
             f"{supervision.pseudo_labels} is for {len(chosen.class_names)} classes that are not the {len(class_names)} to "
             f"train on: label {label} is {theirs!r} there and {ours!r} here. Make the labels for these classes anew."
+        )
+    if chosen.images is None:
+        warnings.warn(
+            f"{supervision.pseudo_labels} does not say which images its labels are for, so nobody can tell whether it is "
+            "these. Make it anew with `vprompt pseudo-label`.",
+            stacklevel=3,
         )
     return chosen
 
@@ -177,10 +185,11 @@ def _false_positives(supervision, images, class_names, shots, seed) -> LabelledI
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
     rows = images.select(chosen).remove_columns("label")
     rows = rows.add_column("label", noise.labels, feature=ClassLabel(names=class_names))
-    return LabelledImages(rows, _noise_report(supervision, noise))
+    return LabelledImages(rows, _noise_report(supervision, noise, rows))
 
 
-def _noise_report(supervision: Supervision, noise: NoisyLabels) -> dict:
+def _noise_report(supervision: Supervision, noise: NoisyLabels, images: Dataset) -> dict:
+    """Return what was done to the labels, and to those of which images: positions mean nothing without them."""
     return {
         "noise": {
             "kind": supervision.noise,
@@ -188,5 +197,6 @@ def _noise_report(supervision: Supervision, noise: NoisyLabels) -> dict:
             "achieved_rate": noise.rate,
             "matrix": noise.matrix.tolist(),
             "wrong": np.flatnonzero(noise.mask).tolist(),
+            "images": image_fingerprint(images),
         }
     }

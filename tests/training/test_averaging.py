@@ -295,7 +295,7 @@ class TestResume:
             patched.setattr(RecipeTrainer, "save_model", killed, raising=False)
             with pytest.raises(KeyboardInterrupt):
                 run("killed")
-        assert len(list((tmp_path / "killed").rglob(f"checkpoint-8/{AVERAGE_FILE}"))) == 1
+        assert not list((tmp_path / "killed").rglob("checkpoint-8"))  # the stock Trainer would resume from it
         step, resumed = run("killed")
         assert step == 4 and same(whole, resumed)
 
