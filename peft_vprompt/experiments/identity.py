@@ -31,7 +31,7 @@ PREVIOUS = "previous"
 #: Entry of `results.json` that holds the identity.
 IDENTITY = "identity"
 
-_ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, RESULTS)
+_ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
 
 class Contents:
@@ -117,11 +117,11 @@ def differences(identity: dict, other: dict) -> list[str]:
     return [{"code": "version of peft_vprompt", "cached": "augmentation"}.get(name, name) for name in names]
 
 
-def finished_report(folder: Path) -> dict | None:
-    """Return what `results.json` in a folder holds; None where there is none that can be read."""
+def finished_report(folder: Path, name: str = RESULTS) -> dict | None:
+    """Return what `results.json`, or another report, in a folder holds; None where there is none that can be read."""
     finish_saving(folder)
     try:
-        report = read_json(folder / RESULTS, missing_ok=True)
+        report = read_json(folder / name, missing_ok=True)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     return report if isinstance(report, dict) else None
@@ -132,14 +132,13 @@ def tell_changes(folder: Path, identity: dict) -> None:
     earlier = (finished_report(folder) or {}).get(IDENTITY)
     found = [earlier] if isinstance(earlier, dict) else []
     places = [path for start in ("", "context-*/") for path in folder.glob(f"{start}checkpoints/*/{IDENTITY}.json")]
-    unfinished = [_read(path) for path in places]
-    if identity in [*found, *unfinished] or not (found := [*found, *filter(None, unfinished)]):
-        return
-    changed = ", ".join(differences(identity, found[0]))
-    warnings.warn(
-        f"The run in {str(folder)!r} was made with other {changed}: training afresh. What it left is kept.",
-        stacklevel=3,
-    )
+    found += [unfinished for path in places if isinstance(unfinished := _read(path), dict)]
+    if found and identity not in found:
+        changed = ", ".join(differences(identity, found[0]))
+        warnings.warn(
+            f"The run in {str(folder)!r} was made with other {changed}: training afresh. What it left is kept.",
+            stacklevel=3,
+        )
 
 
 def _read(path: Path) -> dict | None:
@@ -149,25 +148,25 @@ def _read(path: Path) -> dict | None:
         return None
 
 
-def keep_previous(folder: Path, identity: dict) -> None:
-    """Copy an adapter and results of another run, which this run's take the place of, to `previous/` in its folder.
+def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
+    """Copy the results, and the adapter, of another run, whose place this run's take, to `previous/` in their folder.
 
     Raises:
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
-    report = finished_report(folder) or {}
-    files = [folder / name for name in _ADAPTER if (folder / name).is_file()]
-    if not files or report.get(IDENTITY) == identity:
+    found = finished_report(folder, report) or {}
+    names = (*_ADAPTER, report) if report == RESULTS else (report,)
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files or found.get(IDENTITY) == identity:
         return
-    name = digest_json(report[IDENTITY], 12) if IDENTITY in report else f"unknown-{_digest_of(files)}"
-    place = folder / PREVIOUS / name
+    place = folder / PREVIOUS / (digest_json(found[IDENTITY], 12) if IDENTITY in found else _digest_of(files))
     if place.is_dir():
         return
     with atomic_files(place) as staging:
         for file in [*files, *folder.glob("README.md")]:
             shutil.copy2(file, staging)
     warnings.warn(
-        f"{str(folder)!r} holds the adapter or the results of another run. They are now in {str(place)!r}.",
+        f"{str(folder)!r} holds the results of another run. They are now in {str(place)!r}.",
         stacklevel=3,
     )
 

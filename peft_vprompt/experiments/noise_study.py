@@ -27,7 +27,7 @@ from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
-from .identity import IDENTITY, RESULTS, Contents
+from .identity import IDENTITY, RESULTS, Contents, keep_previous
 from .models import ModelBundle, build_model
 from .run import as_published, class_names_of, finished_run, run_experiment
 from .settings import Settings
@@ -166,7 +166,10 @@ def _run_all(
         if report is None:
             report = _run(settings, data, folder, data_description, probe, contents)
         records.append(_record(spec, report))
-    result = {"runs": records, "summary": summarise(records), "data": data_description, "environment": environment()}
+    identity = contents.identity(study.base, names)
+    result = {"runs": records, "summary": summarise(records), "data": data_description, IDENTITY: identity}
+    result["environment"] = environment()
+    keep_previous(output, identity, "study.json")
     write_json(result, output / "study.json")
     return result
 

@@ -27,7 +27,7 @@ from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import atomic_path, disk_errors, sync, write_json
 from ..utils.locks import only_writer
-from .identity import Contents
+from .identity import IDENTITY, Contents, keep_previous
 from .run import class_names_of, finished_run, run_experiment
 from .settings import Settings
 
@@ -155,9 +155,11 @@ def _sweep(
     whole = train if settings.shots is not None else concatenate_datasets([train, validation])
     chosen = replace(settings, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
     runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output / "final", seeds, **options)
+    identity = Contents(data, data_description, cached).identity(settings, class_names_of(data))
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
+        IDENTITY: identity,
         "data": data_description,
         "images": {"train": len(train), "validation": len(validation), "test": len(data["test"])},
         "trials": [asdict(trial) for trial in trials],
@@ -165,6 +167,7 @@ def _sweep(
         **summary(runs),
         "environment": environment(),
     }
+    keep_previous(output, identity, "sweep.json")
     write_json(report, output / "sweep.json")
     return report
 

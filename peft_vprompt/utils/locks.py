@@ -22,6 +22,9 @@ from .io import disk_errors
 #: Seconds after which the lock of an owner on another host is taken over, if nobody touched it meanwhile.
 LEASE = 30.0
 
+#: Seconds for which an owner on another host is watched.
+PATIENCE = LEASE + 5
+
 #: Name of the lock in a folder.
 LOCK = ".vprompt.lock"
 
@@ -89,7 +92,7 @@ def _acquire(lease: SoftFileLease, place: Path, wait: bool) -> None:
         owner, since = _owner(lease)
     if owner is not None and not _lives_here(owner):
         try:  # of another host, who may be gone
-            lease.acquire(timeout=LEASE + 5, poll_interval=0.5)
+            lease.acquire(timeout=PATIENCE, poll_interval=0.1)
             return
         except Timeout:
             owner, since = _owner(lease)
