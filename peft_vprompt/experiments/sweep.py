@@ -235,7 +235,7 @@ def _search(optuna, output: Path, grid: Grid, sampler, objective: _Objective, na
 def _journal(optuna, path: Path):
     """Return Optuna's journal, whose own lock is not needed: the folder has one writer, and whoever dies keeps none."""
 
-    class Unlocked(optuna.storages.journal.BaseJournalFileLock):
+    class Unlocked(optuna.storages.journal.JournalFileOpenLock):
         def acquire(self) -> bool:
             return True
 
@@ -246,7 +246,7 @@ def _journal(optuna, path: Path):
     for left in (path.with_name(f"{path.name}.lock"), *path.parent.glob(f"{path.name}.lock*.rename")):
         left.unlink(missing_ok=True)
     _mend(path)
-    return optuna.storages.journal.JournalFileBackend(str(path), lock_obj=Unlocked())
+    return optuna.storages.journal.JournalFileBackend(str(path), lock_obj=Unlocked(str(path)))
 
 
 def _mend(path: Path) -> None:

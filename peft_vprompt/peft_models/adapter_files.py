@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterMismatchError
@@ -21,6 +22,9 @@ from ..utils.io import atomic_files, finish_saving
 
 #: Entry of the metadata of a file of weights: the digest of its tensors.
 DIGEST = "digest"
+
+#: Bytes that say how long the header of a safetensors file is; the header's length is a multiple of them.
+_SIZE = 8
 
 #: Files of weights, of which a folder has one.
 _INSTEAD_OF = {SAFETENSORS_WEIGHTS_NAME: WEIGHTS_NAME, WEIGHTS_NAME: SAFETENSORS_WEIGHTS_NAME}
@@ -77,10 +81,19 @@ def check_digest(weights: Mapping[str, Tensor], model_id: str | os.PathLike, hub
 
 
 def _add_digest(path: Path) -> None:
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-    weights = load(path.read_bytes())  # a copy: the file is written anew
-    save_file(weights, path, metadata=about | {DIGEST: digest_tensors(weights)})
+    """Write a file of weights anew with its digest; the same weights give the same bytes."""
+    digest = digest_tensors(load_file(path))
+    content = path.read_bytes()
+    start = _SIZE + int.from_bytes(content[:_SIZE], "little")
+    header = json.loads(content[_SIZE:start])
+    header["__metadata__"] = dict(sorted((header.get("__metadata__", {}) | {DIGEST: digest}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _SIZE)  # tensors are aligned
+    sealed = path.with_suffix(".sealed")
+    with sealed.open("wb") as file:
+        file.write(len(text).to_bytes(_SIZE, "little") + text)
+        file.write(memoryview(content)[start:])
+    os.replace(sealed, path)
 
 
 def _file_of(model_id: str | os.PathLike, hub_options: dict) -> Path | None:

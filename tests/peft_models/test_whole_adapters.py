@@ -111,6 +111,16 @@ def test_a_flipped_bit_is_seen(tokenizer_path, tmp_path):
     PeftModel.from_pretrained(tiny_clip(), str(tmp_path))
 
 
+def test_the_same_weights_give_the_same_bytes(made, tmp_path):
+    model = made(OLD, 1.0)
+    saved = set()
+    for name in "abcdef":
+        model.save_pretrained(tmp_path / name)
+        saved.add((tmp_path / name / WEIGHTS).read_bytes())
+    assert len(saved) == 1
+    assert len(saved.pop()) % 8 == 0
+
+
 def test_a_file_without_a_digest_loads(made, tmp_path):
     made(OLD, 1.0).save_pretrained(tmp_path)
     save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS)
