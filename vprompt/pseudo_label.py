@@ -66,21 +66,21 @@ def pseudo_label(
         table = zero_shot(clips, images["train"], names, combine=combine)
         chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
         report = pseudo_label_report(chosen, _true_labels(data) if check else None)
-        if check:
-            reliability = calibration(table, _true_labels(data))
-            write_json(report | {"environment": environment()}, output.with_suffix(".json"))
-            plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
-        chosen.save(output)
-    console.print(
-        f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes covered."
-    )
-    if check:
-        of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
         console.print(
-            f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
-            f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
-            soft_wrap=True,
+            f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes "
+            "covered."
         )
+        if check:
+            write_json(report | {"environment": environment()}, output.with_suffix(".json"))
+            reliability = calibration(table, _true_labels(data))
+            plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
+            of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
+            console.print(
+                f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
+                f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
+                soft_wrap=True,
+            )
+        chosen.save(output)
     say_saved(output)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from ..data.image_digests import image_fingerprint
 from ..tuners.base.registry import METHODS
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import atomic_files, finish_saving, read_json
+from ..utils.warning import warn_caller
 from ..version import __version__
 from .models import build_model
+from .pseudo_labels import PseudoLabels
 from .settings import Settings, as_json, changed_settings
 
 
@@ -47,10 +48,10 @@ class Contents:
         self.data = data
         self.benchmark = (data_description or {}).get("benchmark")
         self.cached = cached
-        self._bases: dict[tuple, dict[str, str]] = {}
+        self._bases: dict[tuple, dict[str, str | None]] = {}
         self._splits: dict[str, dict[str, str | None]] = {}
 
-    def identity(self, settings: Settings, class_names: list[str], base: dict[str, str] | None = None) -> dict:
+    def identity(self, settings: Settings, class_names: list[str], base: dict[str, str | None] | None = None) -> dict:
         """Return the identity of a run with these settings, as JSON has it.
 
         Args:
@@ -59,13 +60,13 @@ class Contents:
             base: the base model's content, where it is known: `ModelBundle.content`.
 
         Raises:
-            ValueError: too few images for the shots.
+            ValueError: too few images for the shots, or a file of pseudo-labels that cannot be read.
             OSError: a file of images or of pseudo-labels is not there.
         """
         own = changed_settings(asdict(settings))
         own.pop("model", None)
         if labels := own.get("supervision", {}).pop("pseudo_labels", None):
-            own["pseudo-labels"] = hashlib.sha256(Path(labels).read_bytes()).hexdigest()[:32]
+            own["pseudo-labels"] = PseudoLabels.load(labels).content
         about = {
             "code": __version__,
             "settings": own,
@@ -78,7 +79,7 @@ class Contents:
         }
         return as_json(about)
 
-    def _base(self, settings: Settings, class_names: list[str]) -> dict[str, str]:
+    def _base(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:
         spec = METHODS.get(settings.method)  # none for a linear probe
         tokenizer = settings.config.get("tokenizer_name_or_path")
         key = (settings.model, spec is not None and spec.is_baseline, tokenizer)
@@ -135,17 +136,17 @@ def tell_changes(folder: Path, identity: dict) -> None:
     found += [unfinished for path in places if isinstance(unfinished := _read(path), dict)]
     if found and identity not in found:
         changed = ", ".join(differences(identity, found[0]))
-        warnings.warn(
-            f"The run in {str(folder)!r} was made with other {changed}: training afresh. What it left is kept.",
-            stacklevel=3,
+        warn_caller(
+            f"The run in {str(folder)!r} was made with other {changed}: training afresh. What it left is kept."
         )
 
 
 def _read(path: Path) -> dict | None:
     try:
-        return read_json(path).get(IDENTITY)
-    except (OSError, ValueError, AttributeError):
+        about = read_json(path)
+    except (OSError, ValueError):
         return None
+    return about.get(IDENTITY) if isinstance(about, dict) else None
 
 
 def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
@@ -165,10 +166,7 @@ def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
     with atomic_files(place) as staging:
         for file in [*files, *folder.glob("README.md")]:
             shutil.copy2(file, staging)
-    warnings.warn(
-        f"{str(folder)!r} holds the results of another run. They are now in {str(place)!r}.",
-        stacklevel=3,
-    )
+    warn_caller(f"{str(folder)!r} holds the results of another run. They are now in {str(place)!r}.")
 
 
 def _digest_of(files: list[Path]) -> str:

@@ -50,7 +50,7 @@ class ModelBundle:
     model: PeftModel
     image_processor: object
     recipe: Recipe | None
-    content: dict[str, str] = field(default_factory=dict)
+    content: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def trainable_parameters(self) -> int:
@@ -162,7 +162,7 @@ def load_base(
     return _load_base(model_name_or_path, class_names, classifier)[0]
 
 
-def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, str]:
+def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, str | None]:
     """Return a digest of a base model's weights and config, by which a run knows it whatever its path.
 
     Args:

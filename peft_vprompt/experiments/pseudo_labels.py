@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from ..data import EvalTransform
 from ..data.image_digests import image_digests
 from ..training.cached_features import FEATURES, encode_frozen
-from ..utils.digests import digest_arrays
+from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import atomic_path
 
 
@@ -205,6 +205,15 @@ class PseudoLabels:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def content(self) -> str:
+        """A digest of labels, images and class names, the same for the same ones."""
+        return digest_json([_digest_of(self._arrays()), self.class_names], 32)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        images = {} if self.images is None else {"images": np.ascontiguousarray(self.images)}
+        return {name: getattr(self, name) for name in _ARRAYS} | images
+
     def label(self, images: Dataset) -> Dataset:
         """Return the chosen images with the column `label`; other columns are left out, true labels with them.
 
@@ -221,11 +230,12 @@ class PseudoLabels:
         return rows.add_column("label", self.labels, feature=ClassLabel(names=list(self.class_names)))
 
     def _require_same(self, images: Dataset) -> None:
-        given = _digests(images) if self.images is not None else None
-        if given is None or np.array_equal(given, self.images):
+        expected = self.images
+        given = _digests(images) if expected is not None else None
+        if expected is None or given is None or np.array_equal(given, expected):
             return
-        other = np.flatnonzero((given != self.images).any(1))
-        moved = sorted(map(bytes, given)) == sorted(map(bytes, self.images))
+        other = np.flatnonzero((given != expected).any(1))
+        moved = sorted(map(bytes, given)) == sorted(map(bytes, expected))
         what = "these images in another order" if moved else "other images"
         raise ValueError(
             f"The labels were made for {what}: {len(other)} of {len(given)} differ, the first at position {other[0]}. "
@@ -238,9 +248,7 @@ class PseudoLabels:
         Raises:
             CannotWriteError: the disk is full, or the folder is not to be written.
         """
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        if self.images is not None:
-            arrays["images"] = np.ascontiguousarray(self.images)
+        arrays = self._arrays()
         about = {"class_names": json.dumps(self.class_names), "source": json.dumps(self.source)}
         about["digest"] = _digest_of(arrays)
         with atomic_path(path) as partial:

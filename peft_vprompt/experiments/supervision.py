@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +15,7 @@ from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
+from ..utils.warning import warn_caller
 from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
 
 
@@ -156,10 +156,9 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) 
             f"train on: label {label} is {theirs!r} there and {ours!r} here. Make the labels for these classes anew."
         )
     if chosen.images is None:
-        warnings.warn(
+        warn_caller(
             f"{supervision.pseudo_labels} does not say which images its labels are for, so nobody can tell whether it is "
-            "these. Make it anew with `vprompt pseudo-label`.",
-            stacklevel=3,
+            "these. Make it anew with `vprompt pseudo-label`."
         )
     return chosen
 

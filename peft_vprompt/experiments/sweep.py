@@ -27,6 +27,7 @@ from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import atomic_path, disk_errors, sync, write_json
 from ..utils.locks import only_writer
+from ..utils.warning import warn_caller
 from .identity import IDENTITY, Contents, keep_previous
 from .run import class_names_of, finished_run, run_experiment
 from .settings import Settings
@@ -259,10 +260,9 @@ def _mend(path: Path) -> None:
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         sync(path.parent)
-        warnings.warn(
+        warn_caller(
             f"The journal {str(path)!r} is damaged. It is now {aside.name!r}; trials that are done are read from their own "
-            "results.",
-            stacklevel=2,
+            "results."
         )
         return
     with atomic_path(path) as partial:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
 from ..utils.io import atomic_path, disk_errors
 from ..utils.validation import require_int
+from ..utils.warning import warn_caller
 
 
 #: Column of the features, and name of the argument by which a model takes them.
@@ -128,10 +128,9 @@ def _is_intact(path: Path) -> bool:
     aside = path.with_suffix(".damaged")
     with disk_errors(path):
         os.replace(path, aside)
-    warnings.warn(
+    warn_caller(
         f"The image features in {str(path)!r} are damaged: their checksum is another. The file is now {aside.name!r}, and "
-        "they are computed anew.",
-        stacklevel=3,
+        "they are computed anew."
     )
     return False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -12,6 +11,7 @@ from transformers.trainer_callback import TrainerState
 
 from ..utils.digests import digest_json
 from ..utils.io import read_json, write_json
+from ..utils.warning import warn_caller
 from .averaging import AVERAGE_FILE, find_average
 
 
@@ -45,7 +45,7 @@ def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
         problem = _problem(checkpoint, averaged)
         if problem is None:
             return checkpoint
-        warnings.warn(f"The checkpoint {str(checkpoint)!r} is passed over: {problem}.", stacklevel=3)
+        warn_caller(f"The checkpoint {str(checkpoint)!r} is passed over: {problem}.")
     return None
 
 

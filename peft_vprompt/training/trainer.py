@@ -144,7 +144,8 @@ def train(
         steps=trainer.state.global_step,
         seconds_per_step=timer.median,
         train_seconds=time.perf_counter() - start,
-        history=trainer.state.log_history,
+        # Without the Trainer's summary, whose loss is the mean over the steps since a resume alone.
+        history=[entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         resumed_step=resumed_step,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
     if int(os.environ.get("RANK", "0") or 0):
         yield Writer(lease, place)
         return
+    made = [folder for folder in path.parents if not folder.exists()]
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lease, place, wait)
@@ -82,12 +83,18 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
         yield Writer(lease, place)
     finally:
         lease.release()
+        with suppress(OSError):  # what was not refused left something
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquire(lease: SoftFileLease, place: Path, wait: bool) -> None:
     try:
         lease.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
         return
+    except FileNotFoundError:  # the writer before left nothing, not even the folder
+        Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        return _acquire(lease, place, wait)
     except Timeout:
         owner, since = _owner(lease)
     if owner is not None and not _lives_here(owner):
