@@ -1,6 +1,7 @@
 """Kills, full disks, second starts, damage and long use, on the embedded model: what docs/reliability.md shows.
 
-    python -m examples.studies.reliability     # writes docs/results/reliability.json; then python docs/render/reliability.py
+    python -m examples.studies.reliability   # docs/results/reliability.json; goes on where it was stopped
+    python docs/render/reliability.py         # the page from the JSON
 
 Every trial runs a command in a forked process, which `kill -9` ends after a random share of the time that the command
 takes; it is started again until it gets through, and what it leaves is compared with what an uninterrupted run leaves.
@@ -38,6 +39,9 @@ TIMES = {
     "eval_samples_per_second",
     "eval_steps_per_second",
 }
+
+#: Most bytes of a file, in the place of full disks.
+LIMITS = [0, 300, 5000, 20000]
 
 #: Most kills of one chain: then the command runs to its end.
 CHAIN = 3
@@ -299,29 +303,36 @@ def fingerprint_share(settings, data) -> float:
 
 
 def main(kills: int = 20) -> None:
-    """Try everything and write the results."""
+    """Try what is not in the results yet, and write them after each part."""
     from datasets import DatasetDict
 
     from peft_vprompt.demo import demo_task
     from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.utils.environment import environment
-    from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.io import read_json, write_json
 
     data = DatasetDict(train=demo_task("train"), test=demo_task("test"))  # drawn once, for all children
-    results: dict = {"kills": {}, "full_disks": {}}
-    with TemporaryDirectory() as name:
-        for command, work in (COMMANDS | {"features": features, "save": save}).items():
-            folder = Path(name) / command
-            folder.mkdir()
-            results["kills"][command] = kill_trials(work, folder / "kills", kills)
-            print(command, results["kills"][command], file=sys.stderr)
-            if command in COMMANDS:
-                results["full_disks"][command] = full_disks(work, folder / "disks", [0, 300, 5000, 20000])
-                print(command, results["full_disks"][command], file=sys.stderr)
-    results["memory"] = memory(1000, 2000)
+    results = read_json(RESULTS, missing_ok=True) or {"kills": {}, "full_disks": {}}
+
+    def part(place: dict, name: str, measure: Callable[[], object]) -> None:
+        if name not in place:
+            place[name] = measure()
+            print(name, place[name], file=sys.stderr)
+            write_json(results | {"environment": environment()}, RESULTS)
+
+    part(results, "memory", lambda: memory(1000, 2000))
     settings = Settings("coop", shots=16, epochs=50, base_novel=True)
-    results["fingerprint_share"] = fingerprint_share(settings, data)
-    write_json(results | {"environment": environment()}, RESULTS)
+    part(results, "fingerprint_share", lambda: fingerprint_share(settings, data))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for command, work in (COMMANDS | {"features": features, "save": save}).items():
+            part(results["kills"], command, partial(kill_trials, work, folder / "kills" / command, kills))
+        for command in ("train", "sweep", "pseudo-label"):
+            part(
+                results["full_disks"],
+                command,
+                partial(full_disks, COMMANDS[command], folder / "disks" / command, LIMITS),
+            )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import identity as module
 from peft_vprompt.experiments.identity import IDENTITY, PREVIOUS, RESULTS, Contents, differences
 from peft_vprompt.experiments.noise_study import Study, run_study
+from peft_vprompt.experiments.pseudo_labels import top_k
 from peft_vprompt.experiments.run import class_names_of, finished_run, run_experiment
 from peft_vprompt.experiments.settings import Settings, changed_settings
 from peft_vprompt.experiments.supervision import Supervision
@@ -151,12 +152,13 @@ def test_another_version_is_another_run(base, images, monkeypatch):
 
 
 def test_the_labels_of_a_file_count_by_their_content(base, images, tmp_path):
-    def of(content):
-        (tmp_path / "labels.safetensors").write_bytes(content)
+    def of(table):
+        top_k(table, list(COLOURS), 1).save(tmp_path / "labels.safetensors")
         supervision = Supervision(pseudo_labels=str(tmp_path / "labels.safetensors"))
         return identity(base, images, replace(SETTINGS, supervision=supervision))
 
-    assert of(b"a") == of(b"a") != of(b"b")
+    table = np.eye(4, dtype=np.float32)
+    assert of(table) == of(table) != of(table[::-1])
 
 
 class TestRuns:
