@@ -40,13 +40,16 @@ class Contents:
 
     Args:
         data: `train` and `test`, as for `run_experiment`.
-        data_description: where the images are from; of it only the benchmark counts, which decides the preprocessing.
+        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing,
+            and whether images are held out of the training images.
         cached: whether every training image is augmented once.
     """
 
     def __init__(self, data: DatasetDict, data_description: dict | None = None, cached: bool = False):
         self.data = data
         self.benchmark = (data_description or {}).get("benchmark")
+        validated = bool((data_description or {}).get("val_fraction"))
+        self._held_out = [name for name in ("test", *(["validation"] * validated)) if name in data]
         self.cached = cached
         self._bases: dict[tuple, dict[str, str | None]] = {}
         self._splits: dict[str, dict[str, str | None]] = {}
@@ -75,17 +78,21 @@ class Contents:
             "class names": class_names,
             **(base or self._base(settings, class_names)),
             **self._training(settings, class_names),
-            **self._split("test", labels=True),
         }
+        for name in self._held_out:
+            about |= self._split(name, labels=True)
         return as_json(about)
 
     def _base(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:
         spec = METHODS.get(settings.method)  # none for a linear probe
         tokenizer = settings.config.get("tokenizer_name_or_path")
-        key = (settings.model, spec is not None and spec.is_baseline, tokenizer)
+        key = (settings.model, spec is not None and spec.is_baseline, tokenizer, settings.image_size)
         if key not in self._bases:
             method, config = ("zero-shot", {}) if spec is None else (spec.name, settings.config)
-            self._bases[key] = build_model(settings.model, method, class_names, settings.seed, **config).content
+            built = build_model(
+                settings.model, method, class_names, settings.seed, image_size=settings.image_size, **config
+            )
+            self._bases[key] = built.content
         return self._bases[key]
 
     def _training(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -17,11 +18,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from ..data import EvalTransform
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
-from ..training.cached_features import cache_features
+from ..training.cached_features import cache_features, feature_rows
+from ..training.evaluation import EvalSet, evaluate
 from ..tuners.base.registry import get_method
 from ..tuners.base.shared_recipes import PTNL
+from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
@@ -29,7 +33,7 @@ from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
 from .identity import IDENTITY, RESULTS, Contents, keep_previous
 from .models import ModelBundle, build_model
-from .run import as_published, class_names_of, finished_run, run_experiment
+from .run import as_published, class_names_of, finished_run, require_test_images, run_experiment
 from .settings import Settings
 from .supervision import Supervision, training_images
 
@@ -124,6 +128,7 @@ def run_study(
     data: DatasetDict,
     output: str | Path,
     data_description: dict | None = None,
+    device: str | None = None,
     wait: bool = False,
 ) -> dict:
     """Run what is not done yet, by content as `run_experiment` says, and write `study.json`.
@@ -133,19 +138,22 @@ def run_study(
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `study.json` and the single runs.
         data_description: where the images are from.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
         wait: wait while another process writes to the folder; else refuse.
 
     Returns:
-        What `study.json` holds: the runs, their means and standard deviations over seeds, machine and versions.
+        What `study.json` holds: the runs, their means and standard deviations over seeds, zero-shot and guessing beside
+        them, machine and versions.
 
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
         FolderInUseError: another process writes to the folder.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
+    require_test_images(data, "A noise study")
     runs = list(study.runs())  # refuses what is wrong before the first run
     with only_writer(output, wait):
-        return _run_all(study, runs, data, Path(output), data_description)
+        return _run_all(study, runs, data, Path(output), data_description, device)
 
 
 def _run_all(
@@ -154,6 +162,7 @@ def _run_all(
     data: DatasetDict,
     output: Path,
     data_description: dict | None,
+    device: str | None,
 ) -> dict:
     contents = Contents(data, data_description)
     names = class_names_of(data)
@@ -164,11 +173,19 @@ def _run_all(
         probe = study.gradients and _is_probed(study, settings)
         report = finished_run(folder, identity, gradients=probe)
         if report is None:
-            report = _run(settings, data, folder, data_description, probe, contents)
+            report = _run(settings, data, folder, data_description, probe, contents, device)
         records.append(_record(spec, report))
+    plain = zero_shot_accuracy(study.base, data, data_description, device)
     identity = contents.identity(study.base, names)
-    result = {"runs": records, "summary": summarise(records), "data": data_description, IDENTITY: identity}
-    result["environment"] = environment()
+    result = {
+        "runs": records,
+        "summary": summarise(records),
+        "zero_shot": plain,
+        "chance": 100 / len(names),
+        "data": portable(data_description, output),
+        IDENTITY: identity,
+        "environment": environment(),
+    }
     keep_previous(output, identity, "study.json")
     write_json(result, output / "study.json")
     return result
@@ -187,6 +204,27 @@ def _name(spec: str, settings: Settings, identity: dict) -> str:
     return "-".join([*filter(None, parts), digest_json(identity, 8)])
 
 
+def zero_shot_accuracy(
+    settings: Settings, data: DatasetDict, data_description: dict | None = None, device: str | None = None
+) -> float:
+    """Return the accuracy of zero-shot on the test images, in percent, from their cached features."""
+    names = class_names_of(data)
+    clip = _plain_clip(settings, names, data_description, device)
+    with clip.model.disable_adapter():
+        features = cache_features(clip.model, data["test"], EvalTransform(clip.image_processor))
+    rows: Any = feature_rows(features)
+    return evaluate(clip.model, {"all": EvalSet(rows, names)}, zero_shot=True)["all"]
+
+
+def _plain_clip(
+    settings: Settings, names: list[str], data_description: dict | None, device: str | None
+) -> ModelBundle:
+    """Return the base model as it is, with the preprocessing of the data's benchmark."""
+    place = find_device(device)
+    bundle = build_model(settings.model, "zero-shot", names, image_size=settings.image_size, device=place)
+    return as_published(bundle, (data_description or {}).get("benchmark"))
+
+
 def _run(
     settings: Settings,
     data: DatasetDict,
@@ -194,9 +232,10 @@ def _run(
     data_description: dict | None,
     probe: bool,
     contents: Contents,
+    device: str | None,
 ) -> dict:
     if settings.method == LINEAR_PROBE:
-        return linear_probe(settings, data, folder, data_description, contents)
+        return linear_probe(settings, data, folder, data_description, device, contents)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
     try:
@@ -209,6 +248,8 @@ def _run(
             gradients=probe,
             quiet=True,
             contents=contents,
+            device=device,
+            compare=False,
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{folder.name}: {error}", stacklevel=2)
@@ -224,6 +265,7 @@ def linear_probe(
     data: DatasetDict,
     output: str | Path,
     data_description: dict | None = None,
+    device: str | None = None,
     contents: Contents | None = None,
 ) -> dict:
     """Train a logistic regression on the frozen image features and write its `results.json`.
@@ -236,6 +278,7 @@ def linear_probe(
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `results.json`.
         data_description: where the images are from.
+        device: where to compute the features; None for the device that the Trainer takes.
         contents: digests of the data that are known already.
 
     Returns:
@@ -247,8 +290,7 @@ def linear_probe(
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
     """
     names = class_names_of(data)
-    benchmark = (data_description or {}).get("benchmark")
-    clip = as_published(build_model(settings.model, "zero-shot", names), benchmark)
+    clip = _plain_clip(settings, names, data_description, device)
     labelled = training_images(settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True)
     x, y = _features(clip, labelled.rows)
     x_test, y_test = _features(clip, data["test"])
