@@ -1,4 +1,7 @@
-"""The few errors this package raises on purpose, all `ValueError`s, and a warning that is looked for by its class."""
+"""The few errors this package raises on purpose, and a warning that is looked for by its class.
+
+What is wrong with a value is a `ValueError`; what is wrong with a place on the disk is an `OSError`.
+"""
 
 
 class UnsupportedModelError(ValueError):
@@ -31,6 +34,14 @@ class TrainingDivergedError(ValueError):
     def __init__(self, message: str, epoch: int):
         super().__init__(message)
         self.epoch = epoch
+
+
+class CannotWriteError(OSError):
+    """A file or a folder cannot be written: the disk is full, say, or the place is read-only."""
+
+
+class FolderInUseError(OSError):
+    """Another process writes to the same folder, or took it over while this one stood still."""
 
 
 class ContextLengthWarning(UserWarning):

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from .app import command, console, say_next
 from .choices import DEMO_METHODS
-from .options import Device, Seed, option, read_data, split_list
+from .options import Device, Seed, Wait, option, read_data, split_list
 
 
 @command
@@ -17,6 +17,7 @@ def demo(
     shots: Annotated[int, option("Training images per class.")] = 16,
     seed: Seed = 1,
     device: Device = "auto",
+    wait: Wait = False,
 ):
     """Train the prompt methods on an embedded tiny CLIP and compare base, novel and their harmonic mean.
 
@@ -36,17 +37,19 @@ def demo(
     from peft_vprompt.tuners.base.registry import get_method
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.locks import only_writer
 
     chosen = split_list(methods)
     for name in chosen:
         get_method(name)
     data = read_data(None)
     runs = []
-    for name in chosen:
-        settings = Settings(method=name, shots=shots, seed=seed, **DEMO_CHANGES.get(name, {}))
-        runs.append(run_experiment(settings, data, output / name, cached=True, device=device))
-    write_json({"runs": runs, "environment": environment()}, output / "results.json")
-    plot_results(runs, output / "results.png", f"Embedded task, {shots} shots, seed {seed}")
+    with only_writer(output, wait):
+        for name in chosen:
+            settings = Settings(method=name, shots=shots, seed=seed, **DEMO_CHANGES.get(name, {}))
+            runs.append(run_experiment(settings, data, output / name, cached=True, device=device))
+        write_json({"runs": runs, "environment": environment()}, output / "results.json")
+        plot_results(runs, output / "results.png", f"Embedded task, {shots} shots, seed {seed}")
     console.print(results_table(runs, f"Embedded task, {shots} shots per class, seed {seed}"))
     console.print(explain(runs), soft_wrap=True)
     console.print(f"Adapters, results.json and results.png are in {escape(str(output))}.", soft_wrap=True)

@@ -12,6 +12,7 @@ from .options import (
     Q,
     Shots,
     Views,
+    Wait,
     describe_data,
     option,
     read_data,
@@ -61,6 +62,7 @@ def noise_study(
     shots: Shots = 16,
     views: Views = 1,
     device: Device = "auto",
+    wait: Wait = False,
 ):
     """Find out which method and loss stand wrong labels best on your data.
 
@@ -96,7 +98,7 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, describe_data(data), device)
+    result = run_study(study, read_data(data), output, describe_data(data), device, wait)
     plot_study(result, output)
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)

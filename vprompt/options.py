@@ -130,6 +130,14 @@ RECIPE_OPTIONS = {
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
 Workers = Annotated[int, option("Processes that load images.", panel="Machine")]
+Wait = Annotated[
+    bool,
+    option(
+        "Wait while another process writes to the output; else it is an error that names the process.",
+        "--wait",
+        panel="Machine",
+    ),
+]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 

@@ -12,6 +12,7 @@ from .options import (
     UNLABELLED,
     Device,
     ImageSize,
+    Wait,
     option,
     read_data,
     require_model,
@@ -50,6 +51,7 @@ def pseudo_label(
     ] = False,
     device: Device = "auto",
     image_size: ImageSize = None,
+    wait: Wait = False,
 ):
     """Label the training images by zero-shot and choose those to train on. True labels are not read.
 
@@ -69,6 +71,7 @@ def pseudo_label(
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.locks import only_writer
 
     require_model(model, data)
     images = read_data(data, unlabelled=True)
@@ -76,24 +79,26 @@ def pseudo_label(
     fields: dict[str, Any] = {} if not template else {"template": template}
     benchmark = data.benchmark if data else None
     fields |= {"image_size": image_size, "device": find_device(device)}
-    clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
-    table = zero_shot(clips, images["train"], names, combine=combine)
-    chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
-    chosen.save(output)
-    report = pseudo_label_report(chosen, _true_labels(data) if check else None)
-    console.print(
-        f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes covered."
-    )
-    if check:
-        write_json(report | {"environment": environment()}, output.with_suffix(".json"))
-        reliability = calibration(table, _true_labels(data))
-        plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
-        of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
+    with only_writer(output, wait, is_file=True):
+        clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
+        table = zero_shot(clips, images["train"], names, combine=combine)
+        chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
+        report = pseudo_label_report(chosen, _true_labels(data) if check else None)
         console.print(
-            f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
-            f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
-            soft_wrap=True,
+            f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes "
+            "covered."
         )
+        if check:
+            write_json(report | {"environment": environment()}, output.with_suffix(".json"))
+            reliability = calibration(table, _true_labels(data))
+            plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
+            of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
+            console.print(
+                f"Right: {of_chosen} of the chosen, {100 * report['accuracy_of_all']:.1f} % of all; "
+                f"calibration error {100 * reliability.ece:.1f} %. Details: {escape(str(output.with_suffix('.json')))}.",
+                soft_wrap=True,
+            )
+        chosen.save(output)
     say_saved(output)
     first = ["--model", model[0]] if model else []
     same = given(*SAME_IMAGES, "image_size")

@@ -12,6 +12,7 @@ from .options import (
     ImageSize,
     MethodName,
     Model,
+    Wait,
     Workers,
     describe_data,
     option,
@@ -48,6 +49,7 @@ def sweep(
     workers: Workers = 0,
     device: Device = "auto",
     image_size: ImageSize = None,
+    wait: Wait = False,
 ):
     """Choose learning rate and weight decay on validation images, then train with several seeds and test.
 
@@ -94,6 +96,7 @@ def sweep(
             cached=cached,
             workers=workers,
             device=device,
+            wait=wait,
         )
         plot_sweep(report, place / "sweep.png")
         console.print(sweep_table(report, task.title if task else None))

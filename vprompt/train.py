@@ -16,6 +16,7 @@ from .options import (
     Seed,
     Shots,
     Views,
+    Wait,
     Workers,
     describe_data,
     option,
@@ -74,6 +75,7 @@ def train(
     device: Device = "auto",
     image_size: ImageSize = None,
     report_to: ReportTo = None,
+    wait: Wait = False,
 ):
     """Train one method on your images and evaluate it.
 
@@ -82,7 +84,8 @@ def train(
 
     The recipe is the authors' (SGD, cosine per epoch after a warm-up) unless you change it; CoOp on noisy labels or
     without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
-    epoch when started again in the same way.
+    epoch when started again in the same way, with the same images and base model; where they changed it says so and
+    trains afresh.
 
     **Examples**
 
@@ -133,6 +136,7 @@ def train(
         class_names=data.listed_names if data else None,
         device=device,
         report_to=report_to or (),
+        wait=wait,
     )
     console.print(results_table([run]))
     console.print(explain([run]), soft_wrap=True)

@@ -20,11 +20,11 @@ from transformers import AutoConfig
 
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
+from ..peft_models.adapter_files import adapter_files
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER
 from ..tuners.base.registry import METHODS, find_method
-from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 
 
@@ -180,8 +180,8 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
 
 
 def _write(config: PromptConfig, weights: dict, output: Path) -> None:
-    """Write config and weights through temporary names."""
+    """Write config and weights together."""
     config.record_classes()
-    with atomic_files(output) as staging:
+    with adapter_files(output) as staging:
         config.save_pretrained(str(staging))
         save_file(weights, staging / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,32 @@ from ..demo import demo_model_path
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
+from ..utils.digests import digest_json, digest_tensors
+from ..utils.io import finish_saving
 
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
 DEMO_CHANGES: dict[str, dict] = {name: dict(spec.demo) for name, spec in METHODS.items() if spec.demo is not None}
 
+#: Entries of a base model's config that change nothing it computes, or are the classes' names, which count by themselves.
+_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "id2label", "label2id")
+
 
 @dataclass
 class ModelBundle:
-    """A PEFT model with what is needed to feed it."""
+    """A PEFT model with what is needed to feed it.
+
+    Attributes:
+        model: the model.
+        image_processor: what makes its inputs of images.
+        recipe: how the method is trained on it; None where nothing is trained.
+        content: digests of what the base model is, see `base_content`; none of a loaded adapter.
+    """
 
     model: PeftModel
     image_processor: object
     recipe: Recipe | None
+    content: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def trainable_parameters(self) -> int:
@@ -75,7 +89,8 @@ def build_model(
     spec = get_method(method)
     set_seed(seed)
     _check_options(spec, options)
-    base = load_base(model_name_or_path, class_names, classifier=spec.is_baseline)
+    base, new = _load_base(model_name_or_path, class_names, spec.is_baseline)
+    content = base_content(base, new)
     processor = _image_processor(base, image_size)
     dual = is_dual_encoder(base.config) and not spec.is_baseline
     if not dual and spec.classifier_recipe is None:
@@ -87,7 +102,8 @@ def build_model(
     if dual:
         options |= {"class_names": list(class_names)}
     model = get_peft_model(base, spec.configure(base, is_classifier=not dual, **options))
-    return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe)
+    content |= {"image processor": digest_json(processor.to_dict()), "tokenizer": _tokenizer_content(model)}
+    return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe, content)
 
 
 def load_adapter(
@@ -133,6 +149,7 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
             reach.
     """
     folder = Path(adapter)
+    finish_saving(folder)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
     try:
@@ -160,21 +177,53 @@ def load_base(
     Raises:
         OSError: if there is no such folder and no such model on the Hub, or the Hub is out of reach.
     """
+    return _load_base(model_name_or_path, class_names, classifier)[0]
+
+
+def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, str | None]:
+    """Return a digest of a base model's weights and config, by which a run knows it whatever its path.
+
+    Args:
+        base: the model as it was loaded.
+        new: names of the tensors that no file gave, such as those of a new head.
+    """
+    config = {name: value for name, value in base.config.to_dict().items() if name not in _IRRELEVANT}
+    tensors = {name: tensor for name, tensor in base.state_dict().items() if name not in new}
+    return {"base model": digest_json([config, digest_tensors(tensors)], 32)}
+
+
+def _tokenizer_content(model: PeftModel) -> str | None:
+    """Return a digest of the tokenizer that reads class names; None where there is none."""
+    config: Any = model.active_peft_config
+    classifier = getattr(model, "class_name_classifier", None)
+    if classifier is None or not getattr(config, "class_names", None):
+        return None
+    tokenizer = classifier.adapted.tokenizers.find(config.tokenizer_name_or_path)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return digest_json(tokenizer.get_vocab(), 32)
+    parts = json.loads(backend.to_str())
+    return digest_json({name: part for name, part in parts.items() if name not in ("padding", "truncation")}, 32)
+
+
+def _load_base(
+    model_name_or_path: str | None, class_names: Sequence[str] | None, classifier: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a base model; also return the names of its tensors that are new."""
     path = model_name_or_path or demo_model_path()
     try:
         config: Any = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
     if is_dual_encoder(config) and not classifier:
-        return AutoModelForZeroShotImageClassification.from_pretrained(path, dtype=torch.float32)
-    names = dict(enumerate(class_names)) if class_names else config.id2label
-    return AutoModelForImageClassification.from_pretrained(
-        path,
-        dtype=torch.float32,
-        id2label=names,
-        label2id={name: label for label, name in names.items()},
-        ignore_mismatched_sizes=True,
-    )
+        base, loaded = AutoModelForZeroShotImageClassification.from_pretrained(path, **options)
+    else:
+        names = dict(enumerate(class_names)) if class_names else config.id2label
+        options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+        base, loaded = AutoModelForImageClassification.from_pretrained(path, ignore_mismatched_sizes=True, **options)
+    mismatched = {key if isinstance(key, str) else key[0] for key in loaded.get("mismatched_keys", ())}
+    return base, set(loaded.get("missing_keys", ())) | mismatched
 
 
 def _image_processor(base: PreTrainedModel, image_size: int | None):

@@ -29,9 +29,11 @@ from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
+from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
+from .identity import IDENTITY, RESULTS, Contents, keep_previous
 from .models import ModelBundle, build_model
-from .run import RESULTS, as_published, class_names_of, finished_run, require_test_images, run_experiment
+from .run import as_published, class_names_of, finished_run, require_test_images, run_experiment
 from .settings import Settings
 from .supervision import Supervision, training_images
 
@@ -127,8 +129,9 @@ def run_study(
     output: str | Path,
     data_description: dict | None = None,
     device: str | None = None,
+    wait: bool = False,
 ) -> dict:
-    """Run what is not done yet and write `study.json`.
+    """Run what is not done yet, by content as `run_experiment` says, and write `study.json`.
 
     Args:
         study: what to run.
@@ -136,6 +139,7 @@ def run_study(
         output: folder for `study.json` and the single runs.
         data_description: where the images are from.
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        wait: wait while another process writes to the folder; else refuse.
 
     Returns:
         What `study.json` holds: the runs, their means and standard deviations over seeds, zero-shot and guessing beside
@@ -143,27 +147,47 @@ def run_study(
 
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
+        FolderInUseError: another process writes to the folder.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     require_test_images(data, "A noise study")
     runs = list(study.runs())  # refuses what is wrong before the first run
+    with only_writer(output, wait):
+        return _run_all(study, runs, data, Path(output), data_description, device)
+
+
+def _run_all(
+    study: Study,
+    runs: list[tuple[str, Settings]],
+    data: DatasetDict,
+    output: Path,
+    data_description: dict | None,
+    device: str | None,
+) -> dict:
+    contents = Contents(data, data_description)
+    names = class_names_of(data)
     records = []
     for spec, settings in runs:
-        folder = Path(output) / "runs" / _name(spec, settings, portable(data_description, output))
+        identity = contents.identity(settings, names)
+        folder = output / "runs" / _name(spec, settings, identity)
         probe = study.gradients and _is_probed(study, settings)
-        report = finished_run(folder, settings, data_description, gradients=probe)
+        report = finished_run(folder, identity, gradients=probe)
         if report is None:
-            report = _run(settings, data, folder, data_description, probe, device)
+            report = _run(settings, data, folder, data_description, probe, contents, device)
         records.append(_record(spec, report))
     plain = zero_shot_accuracy(study.base, data, data_description, device)
+    identity = contents.identity(study.base, names)
     result = {
         "runs": records,
         "summary": summarise(records),
         "zero_shot": plain,
-        "chance": 100 / len(class_names_of(data)),
+        "chance": 100 / len(names),
         "data": portable(data_description, output),
+        IDENTITY: identity,
         "environment": environment(),
     }
-    write_json(result, Path(output) / "study.json")
+    keep_previous(output, identity, "study.json")
+    write_json(result, output / "study.json")
     return result
 
 
@@ -172,12 +196,12 @@ def _is_probed(study: Study, settings: Settings) -> bool:
     return settings.method != LINEAR_PROBE and rate > 0 and rate == max(study.rates)
 
 
-def _name(spec: str, settings: Settings, data_description: dict | None) -> str:
-    """Return the folder of a run: readable, and different for every difference in settings or data."""
+def _name(spec: str, settings: Settings, identity: dict) -> str:
+    """Return the folder of a run: readable, and different for every difference in content."""
     supervision = settings.supervision
     parts = [spec.replace(":", "_").replace("=", "-"), settings.loss or "own", supervision.unlabelled]
     parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
-    return "-".join([*filter(None, parts), digest_json([asdict(settings), data_description], 8)])
+    return "-".join([*filter(None, parts), digest_json(identity, 8)])
 
 
 def zero_shot_accuracy(
@@ -207,10 +231,11 @@ def _run(
     folder: Path,
     data_description: dict | None,
     probe: bool,
+    contents: Contents,
     device: str | None,
 ) -> dict:
     if settings.method == LINEAR_PROBE:
-        return linear_probe(settings, data, folder, data_description, device)
+        return linear_probe(settings, data, folder, data_description, device, contents)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
     try:
@@ -222,6 +247,7 @@ def _run(
             checkpoints=False,
             gradients=probe,
             quiet=True,
+            contents=contents,
             device=device,
             compare=False,
         )
@@ -229,6 +255,7 @@ def _run(
         warnings.warn(f"{folder.name}: {error}", stacklevel=2)
         title = get_method(settings.method).title
         report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
+        report[IDENTITY] = contents.identity(settings, class_names_of(data))
         write_json(report, folder / RESULTS)
         return report
 
@@ -239,6 +266,7 @@ def linear_probe(
     output: str | Path,
     data_description: dict | None = None,
     device: str | None = None,
+    contents: Contents | None = None,
 ) -> dict:
     """Train a logistic regression on the frozen image features and write its `results.json`.
 
@@ -251,6 +279,7 @@ def linear_probe(
         output: folder for `results.json`.
         data_description: where the images are from.
         device: where to compute the features; None for the device that the Trainer takes.
+        contents: digests of the data that are known already.
 
     Returns:
         What `results.json` holds: settings, accuracy and what is worth reporting about the labels.
@@ -269,6 +298,8 @@ def linear_probe(
     probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
     accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **labelled.report}
+    contents = contents or Contents(data, data_description)
+    report[IDENTITY] = contents.identity(settings, names, clip.content)
     write_json(report, Path(output) / RESULTS)
     return report
 

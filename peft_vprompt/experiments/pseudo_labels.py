@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader
 
 from ..data import EvalTransform
 from ..data.class_names import class_label
+from ..data.image_digests import image_digests
 from ..training.cached_features import FEATURES, encode_frozen
+from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import atomic_path
 
 
@@ -46,7 +48,7 @@ def zero_shot(
     combine: str = "probabilities",
     batch_size: int = 100,
 ) -> np.ndarray:
-    """Return the zero-shot probabilities of every image, float32 [images, classes].
+    """Return the zero-shot probabilities of every image, float32 [images, classes], which remember their images.
 
     Args:
         clips: one or several CLIPs with their image processors, as `build_model(path, "zero-shot", names)` gives;
@@ -65,8 +67,34 @@ def zero_shot(
         raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(bundles)} CLIPs.")
     encoded = [_encode(clip, images, class_names, batch_size) for clip in bundles]
     if combine == "features":
-        return _combine_features(encoded).numpy()
-    return combine_logits([each.logits for each in encoded], combine).numpy()
+        table = _combine_features(encoded)
+    else:
+        table = combine_logits([each.logits for each in encoded], combine)
+    return ScoreTable.of(table.numpy(), _digests(images))
+
+
+class ScoreTable(np.ndarray):
+    """Scores [n, c] of known images: an array as any other, of which parts and results know no images.
+
+    Attributes:
+        images: digests of the images, uint8 [n, 16], see `data.image_digests`; None where they are not known.
+    """
+
+    images: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, scores: np.ndarray, images: np.ndarray | None) -> ScoreTable:
+        """Return the scores as a table of these images."""
+        table = scores.view(cls)
+        table.images = images
+        return table
+
+
+def _digests(images) -> np.ndarray | None:
+    """Return which images the rows are, if it is known: of a list of pictures it is not."""
+    if isinstance(images, Dataset) and FEATURES not in images.column_names:
+        return image_digests(images)
+    return getattr(images, "image_digests", None)
 
 
 def _combine_features(encoded: Sequence[_Encoded]) -> Tensor:
@@ -145,6 +173,14 @@ class _Pixels(torch.utils.data.Dataset):
 # ---- selection --------------------------------------------------------------------------------------------------------
 
 
+#: Arrays of a file of labels; with them go the digests of the images, where they are known.
+_ARRAYS = ("indices", "labels", "confidences", "probabilities")
+
+
+def _digest_of(arrays: dict[str, np.ndarray]) -> str:
+    return digest_arrays(*(arrays[name] for name in sorted(arrays)))
+
+
 @dataclass(frozen=True)
 class PseudoLabels:
     """Images that were given a label; m = chosen images of n, c = classes.
@@ -156,6 +192,7 @@ class PseudoLabels:
         probabilities: float32 [n, c], the table that the choice was made from.
         class_names: names in label order.
         source: how the labels were made.
+        images: digests of all n images, uint8 [n, 16], see `data.image_digests`; None where they are not known.
     """
 
     indices: np.ndarray
@@ -164,30 +201,59 @@ class PseudoLabels:
     probabilities: np.ndarray
     class_names: tuple[str, ...]
     source: dict = field(default_factory=dict)
+    images: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def content(self) -> str:
+        """A digest of labels, images and class names, the same for the same ones."""
+        return digest_json([_digest_of(self._arrays()), self.class_names], 32)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        images = {} if self.images is None else {"images": np.ascontiguousarray(self.images)}
+        return {name: getattr(self, name) for name in _ARRAYS} | images
 
     def label(self, images: Dataset) -> Dataset:
         """Return the chosen images with the column `label`; other columns are left out, true labels with them.
 
         Raises:
-            ValueError: another number of images than the labels were made for, or no image was chosen.
+            ValueError: other images than the labels were made for, or these in another order; or no image was chosen.
         """
         if len(images) != len(self.probabilities):
             raise ValueError(f"The labels were made for {len(self.probabilities)} images. Received: {len(images)}.")
+        self._require_same(images)
         if not len(self):
             raise ValueError("No image was chosen. Lower the threshold, or choose by top-k.")
         column = FEATURES if FEATURES in images.column_names else "image"
         rows = images.select_columns(column).select(self.indices)
         return rows.add_column("label", self.labels, feature=class_label(self.class_names))
 
+    def _require_same(self, images: Dataset) -> None:
+        expected = self.images
+        given = _digests(images) if expected is not None else None
+        if expected is None or given is None or np.array_equal(given, expected):
+            return
+        other = np.flatnonzero((given != expected).any(1))
+        moved = sorted(map(bytes, given)) == sorted(map(bytes, expected))
+        what = "these images in another order" if moved else "other images"
+        raise ValueError(
+            f"The labels were made for {what}: {len(other)} of {len(given)} differ, the first at position {other[0]}. "
+            "Make the labels for these images anew."
+        )
+
     def save(self, path: str | Path) -> None:
-        """Write labels and scores as one safetensors file."""
-        arrays = {"indices": self.indices, "labels": self.labels, "confidences": self.confidences}
+        """Write labels and scores, and which images they are of, as one safetensors file.
+
+        Raises:
+            CannotWriteError: the disk is full, or the folder is not to be written.
+        """
+        arrays = self._arrays()
         about = {"class_names": json.dumps(self.class_names), "source": json.dumps(self.source)}
+        about["digest"] = _digest_of(arrays)
         with atomic_path(path) as partial:
-            save_file(arrays | {"probabilities": self.probabilities}, partial, metadata=about)
+            save_file(arrays, partial, metadata=about)
 
     @classmethod
     def load(cls, path: str | Path) -> PseudoLabels:
@@ -204,10 +270,11 @@ class PseudoLabels:
             raise ValueError(f"Cannot read {str(path)!r} as pseudo-labels: {error}. {remedy}") from error
         with file:
             about = file.metadata() or {}
-            names = ("indices", "labels", "confidences", "probabilities")
-            if "class_names" not in about or set(names) != set(file.keys()):
+            if "class_names" not in about or set(file.keys()) - {"images"} != set(_ARRAYS):
                 raise ValueError(f"{path} holds no pseudo-labels. {remedy}")
-            arrays = {name: file.get_tensor(name) for name in names}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        if about.get("digest", found := _digest_of(arrays)) != found:
+            raise ValueError(f"{path} is damaged: its values are not those that were saved. {remedy}")
         return cls(**arrays, class_names=tuple(json.loads(about["class_names"])), source=json.loads(about["source"]))
 
 
@@ -313,7 +380,9 @@ def _per_class(
 def _collect(table: np.ndarray, class_names: Sequence[str], source: dict, chosen: list[np.ndarray]) -> PseudoLabels:
     indices = np.concatenate(chosen).astype(np.int64)
     labels = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-    return PseudoLabels(indices, labels, table[indices, labels], table, tuple(class_names), source)
+    scores = np.asarray(table)
+    images = getattr(table, "images", None)
+    return PseudoLabels(indices, labels, scores[indices, labels], scores, tuple(class_names), source, images)
 
 
 def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
@@ -323,7 +392,7 @@ def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.nd
             f"Expected finite probabilities [images, {len(class_names)}], one column per class name. "
             f"Received: shape {list(table.shape)}."
         )
-    return table
+    return ScoreTable.of(table, getattr(probabilities, "images", None))
 
 
 def _count(k: int | None) -> int | None:

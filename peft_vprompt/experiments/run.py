@@ -1,5 +1,6 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -33,16 +34,15 @@ from ..tuners.coop import ContextOptConfig
 from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.environment import environment
-from ..utils.io import read_json, write_json
+from ..utils.io import atomic_files, write_json
+from ..utils.locks import Writer, only_writer
 from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
+from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
 from .models import ModelBundle, build_model
-from .settings import Settings, as_json, changed_settings
+from .settings import Settings
 from .supervision import LabelledImages, training_images
 
-
-#: What a run says about itself, in the folder of its adapter.
-RESULTS = "results.json"
 
 #: Folder, beside the adapter, of the last finite values of a run that diverged.
 DIVERGED = "diverged"
@@ -64,17 +64,22 @@ def run_experiment(
     device: str | None = None,
     report_to: Sequence[str] = (),
     compare: bool = True,
+    contents: Contents | None = None,
+    wait: bool = False,
 ) -> dict:
     """Train and evaluate one method.
 
-    Only `settings`, `data` and `cached` decide what is trained.
+    Only `settings`, `data` and `cached` decide what is trained. A run is known by its content: base model, images, class
+    names, settings and the version of this package. Started again with the same it goes on where it was; with another it
+    warns and trains afresh, and what the folder held of another run is kept in `previous/`. One process at a time writes
+    to the folder.
 
     Args:
         settings: what to run.
         data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
             `data.load_images`; also `validation`, where images were held out by `val_fraction`.
         output: folder for the adapter and `results.json`.
-        data_description: where the images are from, for `results.json` and to tell runs apart on resume.
+        data_description: where the images are from, for `results.json`; a `benchmark` decides the preprocessing.
         cached: augment every training image once and keep the pixels, which saves time and costs variety.
         watch: measure the test accuracy after every epoch.
         checkpoints: save one after every epoch, so that a killed run goes on where it was.
@@ -85,6 +90,8 @@ def run_experiment(
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
         report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
         compare: also measure zero-shot, where the model has a text tower.
+        contents: digests of the data that are known already, for several runs on the same data.
+        wait: wait while another process writes to the folder; else refuse.
 
     Returns:
         What `results.json` holds: settings, recipe, sizes, times, accuracies beside those of zero-shot and of guessing,
@@ -96,6 +103,8 @@ def run_experiment(
             the model, the data or the recipe; all of it before training.
         TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
             in `output` stays.
+        FolderInUseError: another process writes to the folder.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     check_settings(settings)
     check_trackers(report_to)
@@ -113,13 +122,15 @@ def run_experiment(
         compare=compare,
     )
     run = Run(settings, data, Path(output), options)
-    run.build()
-    run.prepare_tests()
-    if run.recipe is not None:
-        run.label()
-        run.train()
-    run.evaluate()
-    return run.save()
+    with only_writer(output, wait) as writer:
+        run.build()
+        run.identify(contents or Contents(data, data_description, cached))
+        run.prepare_tests()
+        if run.recipe is not None:
+            run.label()
+            run.train()
+        run.evaluate()
+        return run.save(writer)
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,7 @@ class Run:
         classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
         bundle: the model, its image processor and its recipe; from `build`.
         recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
+        identity: what the run is by content; from `identify`.
         test_sets: test images of every split, as the model takes them; from `prepare_tests`, none without test images.
         validation_sets: likewise of images that were held out of the training images.
         labelled: images and labels to train on; from `label`.
@@ -169,6 +181,7 @@ class Run:
     classes: dict[str, list[str]] = field(init=False)
     bundle: ModelBundle = field(init=False)
     recipe: Recipe | None = field(init=False)
+    identity: dict = field(init=False)
     test_sets: dict[str, EvalSet] = field(init=False)
     validation_sets: dict[str, EvalSet] = field(init=False)
     labelled: LabelledImages | None = field(default=None, init=False)
@@ -211,6 +224,12 @@ class Run:
         self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
         for names in [*self.classes.values(), self.trained_classes]:
             set_class_names(self.bundle.model, names)
+
+    def identify(self, contents: Contents) -> None:
+        """Find out what the run is by content, and say so where the folder holds another run."""
+        names = [name for names in self.classes.values() for name in names]
+        self.identity = contents.identity(self.settings, names, self.bundle.content)
+        tell_changes(self.output, self.identity)
 
     def prepare_tests(self) -> None:
         """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept."""
@@ -275,13 +294,32 @@ class Run:
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
 
-    def save(self) -> dict:
-        """Write the adapter, if one was trained, and `results.json`; return what the latter holds."""
-        adapter_bytes = None
-        if self.results:
-            self.bundle.model.save_pretrained(str(self.output))
-            adapter_bytes = (self.output / SAFETENSORS_WEIGHTS_NAME).stat().st_size
-        report = {
+    def save(self, writer: Writer) -> dict:
+        """Write the adapter, if one was trained, and `results.json` in one step; return what the latter holds.
+
+        Args:
+            writer: the right to write to the folder.
+
+        Raises:
+            FolderInUseError: another process took over.
+            CannotWriteError: the disk is full, or the folder is not to be written.
+        """
+        writer.check()
+        keep_previous(self.output, self.identity)
+        with atomic_files(self.output) as staging:
+            adapter_bytes = None
+            if self.results:
+                if (card := self.output / "README.md").is_file():
+                    shutil.copy2(card, staging)
+                self.bundle.model.save_pretrained(str(staging))
+                adapter_bytes = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+            report = self._report(adapter_bytes)
+            write_json(report, staging / RESULTS)
+            writer.check()
+        return report
+
+    def _report(self, adapter_bytes: int | None) -> dict:
+        return {
             "title": get_method(self.settings.method).title,
             "settings": asdict(self.settings),
             "recipe": self._recipe_report() if self.recipe else None,
@@ -298,10 +336,9 @@ class Run:
             "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
+            IDENTITY: self.identity,
             "environment": environment(),
         }
-        write_json(report, self.output / RESULTS)
-        return report
 
     def _recipe_report(self) -> dict:
         """Return the recipe as it was followed: with the length that the number of shots means."""
@@ -334,7 +371,7 @@ class Run:
             steps=recipe.steps_for(self.settings.shots),
             seed=seed,
             loss=_loss(self.settings),
-            settings=self._identity(),
+            settings=self._depends_on(),
             checkpoints=options.checkpoints,
             progress=None if options.quiet else get_method(self.settings.method).title,
             bf16=self.settings.bf16,
@@ -358,17 +395,11 @@ class Run:
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)
 
-    def _identity(self) -> dict:
+    def _depends_on(self) -> dict:
         """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
         _, labelled = self._to_train
-        return {
-            "settings": asdict(self.settings),
-            "labels": digest_arrays(labelled.rows["label"][:]),
-            "chosen": labelled.choice,
-            "data": self._data,
-            "classes": self.trained_classes,
-            "cached": self.options.cached,
-        }
+        labels = digest_arrays(labelled.rows["label"][:])
+        return {IDENTITY: self.identity, "labels": labels, "chosen": labelled.choice}
 
     def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
         """Return transformed images: as features on the disk, as pixels in memory, or as they are read."""
@@ -443,30 +474,18 @@ def _training_report(results: list[TrainResult]) -> dict:
     }
 
 
-def finished_run(
-    folder: Path,
-    settings: Settings,
-    data_description: dict | None = None,
-    cached: bool = False,
-    gradients: bool = False,
-) -> dict | None:
-    """Return the report in a folder if it is of a run with these settings on these data, else None.
+def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict | None:
+    """Return the report in a folder if it is of this run, else None.
 
     Args:
         folder: where the run was saved.
-        settings: what was run.
-        data_description: where the images are from; a report that says nothing of it is taken as on these.
-        cached: whether every training image was augmented once.
+        identity: what the run is, see `Contents.identity`.
         gradients: whether the gradients must have been measured.
     """
-    report = read_json(folder / RESULTS, missing_ok=True)
-    if report is None:
+    report = finished_report(folder)
+    if report is None or report.get(IDENTITY) != identity:
         return None
-    described = as_json(portable(data_description, folder))
-    same_data = report.get("data", described) == described and report.get("cached", False) == cached
-    same_settings = changed_settings(report["settings"]) == changed_settings(asdict(settings))
-    measured = bool(report.get("gradients")) or not gradients
-    return report if same_data and same_settings and measured else None
+    return report if report.get("gradients") or not gradients else None
 
 
 def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> list[str]:

@@ -12,9 +12,11 @@ from datasets import Dataset
 
 from ..data import EvalTransform, few_shot, select_classes
 from ..data.class_names import class_label
+from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
+from ..utils.warning import warn_caller
 from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
 
 
@@ -139,7 +141,7 @@ def training_images(
         return LabelledImages(images, {})
     table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
     images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
-    return LabelledImages(images, _noise_report(supervision, noise))
+    return LabelledImages(images, _noise_report(supervision, noise, images))
 
 
 def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
@@ -153,6 +155,11 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) 
         raise ValueError(
             f"{supervision.pseudo_labels} is for {len(chosen.class_names)} classes that are not the {len(class_names)} to "
             f"train on: label {label} is {theirs!r} there and {ours!r} here. Make the labels for these classes anew."
+        )
+    if chosen.images is None:
+        warn_caller(
+            f"{supervision.pseudo_labels} does not say which images its labels are for, so nobody can tell whether it is "
+            "these. Make it anew with `vprompt pseudo-label`."
         )
     return chosen
 
@@ -178,10 +185,11 @@ def _false_positives(supervision, images, class_names, shots, seed) -> LabelledI
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
     rows = images.select(chosen).remove_columns("label")
     rows = rows.add_column("label", noise.labels, feature=class_label(class_names))
-    return LabelledImages(rows, _noise_report(supervision, noise))
+    return LabelledImages(rows, _noise_report(supervision, noise, rows))
 
 
-def _noise_report(supervision: Supervision, noise: NoisyLabels) -> dict:
+def _noise_report(supervision: Supervision, noise: NoisyLabels, images: Dataset) -> dict:
+    """Return what was done to the labels, and to those of which images: positions mean nothing without them."""
     return {
         "noise": {
             "kind": supervision.noise,
@@ -189,5 +197,6 @@ def _noise_report(supervision: Supervision, noise: NoisyLabels) -> dict:
             "achieved_rate": noise.rate,
             "matrix": noise.matrix.tolist(),
             "wrong": np.flatnonzero(noise.mask).tolist(),
+            "images": image_fingerprint(images),
         }
     }

@@ -8,6 +8,8 @@ Source: Jia et al., "Visual Prompt Tuning", ECCV 2022, appendix A, and KMnP/vpt 
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import statistics
 import warnings
@@ -24,9 +26,12 @@ from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json
 from ..utils.environment import environment
-from ..utils.io import write_json
-from .run import finished_run, require_test_images, run_experiment
-from .settings import Settings, changed_settings
+from ..utils.io import atomic_path, disk_errors, sync, write_json
+from ..utils.locks import only_writer
+from ..utils.warning import warn_caller
+from .identity import IDENTITY, Contents, keep_previous
+from .run import class_names_of, finished_run, require_test_images, run_experiment
+from .settings import Settings
 
 
 #: The learning rate for a batch of 256; the rate of a run is in proportion to its batch.
@@ -98,8 +103,11 @@ def sweep(
     cached: bool = False,
     workers: int = 0,
     device: str | None = None,
+    wait: bool = False,
 ) -> dict:
     """Choose learning rate and weight decay on the validation images, then train with several seeds and test.
+
+    A trial or a run that is done is not made again where it is the same by content, see `run_experiment`.
 
     With all images (`shots=None`) the last runs train on training and validation images together, as the paper's do;
     with few shots they train on the shots alone. All classes are used.
@@ -114,6 +122,7 @@ def sweep(
         cached: augment every training image once and keep the pixels.
         workers: processes that load images.
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        wait: wait while another process writes to the folder; else refuse.
 
     Returns:
         What `sweep.json` holds: settings, every trial, the best, the last runs with their mean and standard deviation,
@@ -123,22 +132,41 @@ def sweep(
         ImportError: Optuna is missing; the message says how to install it.
         ValueError: no seed, a method that trains nothing, or whatever `run_experiment` refuses.
         TrainingDivergedError: a last run diverged; trials that do are rated 0.
+        FolderInUseError: another process writes to the folder.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     if not seeds:
         raise ValueError("Expected at least one seed. Received: seeds=[].")
     require_test_images(data, "A sweep")
-    output = Path(output)
+    with only_writer(output, wait):
+        return _sweep(settings, data, Path(output), grid or Grid(), seeds, data_description, cached, workers, device)
+
+
+def _sweep(
+    settings: Settings,
+    data: DatasetDict,
+    output: Path,
+    grid: Grid,
+    seeds: Sequence[int],
+    data_description: dict | None,
+    cached: bool,
+    workers: int,
+    device: str | None,
+) -> dict:
+    """See `sweep`."""
     options = {"data_description": data_description, "cached": cached, "workers": workers, "device": device}
     settings = replace(settings, base_novel=False)
     train, validation = training_and_validation(data)
-    trials = search(settings, DatasetDict(train=train, test=validation), output, grid or Grid(), **options)
+    trials = search(settings, DatasetDict(train=train, test=validation), output, grid, **options)
     best = best_trial(trials)
     whole = train if settings.shots is not None else concatenate_datasets([train, validation])
     chosen = replace(settings, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
     runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output / "final", seeds, **options)
+    identity = Contents(data, data_description, cached).identity(settings, class_names_of(data))
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
+        IDENTITY: identity,
         "data": portable(data_description, output),
         "images": {"train": len(train), "validation": len(validation), "test": len(data["test"])},
         "trials": [asdict(trial) for trial in trials],
@@ -146,6 +174,7 @@ def sweep(
         **summary(runs),
         "environment": environment(),
     }
+    keep_previous(output, identity, "sweep.json")
     write_json(report, output / "sweep.json")
     return report
 
@@ -182,16 +211,20 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     """
     optuna = _optuna()
     output = Path(output)
-    what = [changed_settings(asdict(settings)), portable(options.get("data_description"), output)]
-    what += ["cached"] if options.get("cached") else []
-    objective = _Objective(settings, data, grid, output / "trials" / digest_json(what, 12), options)
+    contents = Contents(data, options.get("data_description"), options.get("cached", False))
+    what = contents.identity(settings, class_names_of(data))
+    objective = _Objective(settings, data, grid, output / "trials" / digest_json(what, 12), options, contents)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
-    output.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(str(output / "journal.log"))
+    with disk_errors(output):
+        return _search(optuna, output, grid, sampler, objective, digest_json([what, grid.axes], 12))
+
+
+def _search(optuna, output: Path, grid: Grid, sampler, objective: _Objective, name: str) -> list[Trial]:
+    """See `search`."""
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(journal),
+        storage=optuna.storages.JournalStorage(_journal(optuna, output / "journal.log")),
         sampler=sampler,
-        study_name=digest_json([*what, grid.axes], 12),
+        study_name=name,
         direction="maximize",
         load_if_exists=True,
     )
@@ -206,10 +239,56 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     return [Trial(rate, objective.learning_rate(rate), decay, accuracies[rate, decay]) for rate, decay in grid.pairs]
 
 
+def _journal(optuna, path: Path):
+    """Return Optuna's journal, whose own lock is not needed: the folder has one writer, and whoever dies keeps none."""
+
+    class Unlocked(optuna.storages.journal.JournalFileOpenLock):
+        def acquire(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            pass
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in (path.with_name(f"{path.name}.lock"), *path.parent.glob(f"{path.name}.lock*.rename")):
+        left.unlink(missing_ok=True)
+    _mend(path)
+    return optuna.storages.journal.JournalFileBackend(str(path), lock_obj=Unlocked(str(path)))
+
+
+def _mend(path: Path) -> None:
+    """Drop an entry of the journal that was cut off; move a journal that is damaged otherwise aside, and say so."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if _is_entry(line)]
+    if len(whole) == len(lines):
+        return
+    if len(whole) < len(lines) - 1 or _is_entry(lines[-1]):
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        sync(path.parent)
+        warn_caller(
+            f"The journal {str(path)!r} is damaged. It is now {aside.name!r}; trials that are done are read from their own "
+            "results."
+        )
+        return
+    with atomic_path(path) as partial:
+        partial.write_bytes(b"".join(whole))
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 class _Objective:
     """The validation accuracy of a pair, in percent, as Optuna asks for it."""
 
-    def __init__(self, settings: Settings, data: DatasetDict, grid: Grid, folder: Path, options: dict):
+    def __init__(
+        self, settings: Settings, data: DatasetDict, grid: Grid, folder: Path, options: dict, contents: Contents
+    ):
+        self.contents = contents
         self.settings = settings
         self.data = data
         self.axes = grid.axes
@@ -229,7 +308,7 @@ class _Objective:
         tried = replace(self.settings, learning_rate=self.learning_rate(base_rate), weight_decay=weight_decay)
         folder = self.folder / f"rate-{base_rate:g}-decay-{weight_decay:g}"
         try:
-            report = run_once(tried, self.data, folder, compare=False, **self.options)
+            report = run_once(tried, self.data, folder, self.contents, compare=False, **self.options)
         except TrainingDivergedError as error:
             warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
             return 0.0  # as bad as can be, so that it is not chosen
@@ -261,22 +340,28 @@ def final_runs(
     Raises:
         ValueError, TrainingDivergedError: as `run_experiment`.
     """
+    contents = Contents(data, options.get("data_description"), options.get("cached", False))
     return [
         run_once(
-            replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", compare=seed == seeds[0], **options
+            replace(settings, seed=seed),
+            data,
+            Path(output) / f"seed-{seed}",
+            contents,
+            compare=seed == seeds[0],
+            **options,
         )
         for seed in seeds
     ]
 
 
-def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> dict:
-    """Return the report of a run, which is made unless the folder has one with these settings on these data.
+def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
+    """Return the report of a run, which is made unless the folder has the same one by content.
 
     Raises:
         ValueError, TrainingDivergedError: as `run_experiment`.
     """
-    report = finished_run(folder, settings, options.get("data_description"), options.get("cached", False))
-    return run_experiment(settings, data, folder, **options) if report is None else report
+    report = finished_run(folder, contents.identity(settings, class_names_of(data)))
+    return run_experiment(settings, data, folder, contents=contents, **options) if report is None else report
 
 
 def summary(runs: Sequence[dict]) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,8 @@ from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
 from ..tuners.base.switching import adapter_layers
-from ..utils.io import atomic_files
 from ..utils.readable import unreadable_files
+from .adapter_files import adapter_files, check_digest, complete_adapter
 from .adapter_model import AdapterModel
 from .labels import plain_config
 from .model_card import add_tags, has_card, is_generated, is_untouched, render_model_card, seal, with_snippet
@@ -92,7 +91,9 @@ class SavedPeftModel(AdapterModel):
 
     def _load_checked(self, model_id, adapter_name, *args, **kwargs):
         hub_options, _ = self._split_kwargs(kwargs)
-        self._require_weights(Path(model_id, hub_options.get("subfolder") or ""))
+        folder = Path(model_id, hub_options.get("subfolder") or "")
+        complete_adapter(folder)
+        self._require_weights(folder)
         try:
             weights = load_peft_weights(str(model_id), device="cpu", **hub_options)
         except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
@@ -101,6 +102,7 @@ class SavedPeftModel(AdapterModel):
                 "intact adapter_model.safetensors (or a .bin of plain tensors; nothing else is unpickled). "
                 "Save or download it again."
             ) from error
+        check_digest(weights, model_id, hub_options)
         if adapter_name in self.peft_config:
             self._check_fit(adapter_name, weights, model_id, hub_options)
         try:
@@ -156,7 +158,7 @@ class SavedPeftModel(AdapterModel):
     # ---- saving -----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Save adapters as PEFT does, through a temporary folder: no reader ever sees half of a file.
+        """Save adapters as PEFT does, all files of them together: a kill leaves the old adapter or the new one.
 
         Classes are saved by the names the adapter was configured or trained with.
 
@@ -165,6 +167,7 @@ class SavedPeftModel(AdapterModel):
         Raises:
             OSError: the files cannot be read back.
             ValueError: `save_directory` is a file, or an adapter has values that are not finite.
+            CannotWriteError: the disk is full, or the folder is not to be written.
         """
         target = Path(save_directory)
         if target.is_file():
@@ -176,9 +179,7 @@ class SavedPeftModel(AdapterModel):
         for name in kwargs.get("selected_adapters") or self.peft_config:
             self._check_finite(name)
             self._complete_config(self.peft_config.get(name))
-        with atomic_files(target) as staging:
-            if (target / "README.md").is_file():
-                shutil.copy2(target / "README.md", staging)
+        with adapter_files(target) as staging:
             super().save_pretrained(str(staging), *args, **kwargs)
             if self._is_published:
                 publish_configs(staging)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -44,10 +45,12 @@ class AverageWeights(TrainerCallback):
         self._average: dict[str, Tensor] = {}
         self._epoch = 0
         self._log_total = -math.inf
+        self._written: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
         """Start from the weights as they are, or from a checkpoint's average."""
         self._check(args, state)
+        self._written = None
         self._epoch = 0
         self._log_total = -math.inf
         self._average = {
@@ -55,7 +58,7 @@ class AverageWeights(TrainerCallback):
             for name, value in named_trained_values(model).items()
         }
         if state.global_step:
-            self._load(_average_file(args, state))
+            self._load(_checkpoint(args, state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Count the step, or the epoch where the step was its last: the checkpoint of this step has it then."""
@@ -74,9 +77,15 @@ class AverageWeights(TrainerCallback):
         self._save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Complete a checkpoint that a later callback asked for."""
-        if args.should_save and not _average_file(args, state).is_file():
-            self._write(_average_file(args, state))
+        """Complete the checkpoint that the Trainer has just written."""
+        if args.should_save:
+            checkpoint = _checkpoint(args, state)
+            if self._written != state.global_step:  # a later callback asked for the checkpoint
+                self._write(_waiting(checkpoint))
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            os.replace(_waiting(checkpoint), checkpoint / AVERAGE_FILE)
+            for left in checkpoint.parent.glob(f".checkpoint-*-{AVERAGE_FILE}"):  # of steps before a kill
+                left.unlink(missing_ok=True)
 
     @torch.no_grad()
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control, model=None, **kwargs):
@@ -126,20 +135,23 @@ class AverageWeights(TrainerCallback):
             average.lerp_(value.to(average), share)
 
     def _save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        # Before the Trainer writes its part, so that there is never a whole checkpoint without the average.
+        # Beside the checkpoint, before the Trainer writes its part: there is never a checkpoint with the average alone,
+        # which a Trainer would resume from, nor a whole one without the average.
         if control.should_save and args.should_save:
-            self._write(_average_file(args, state))
+            self._write(_waiting(_checkpoint(args, state)))
+            self._written = state.global_step
 
     def _write(self, path: Path) -> None:
         progress = {_EPOCH: torch.tensor(self._epoch), _LOG_TOTAL: torch.tensor(self._log_total, dtype=torch.float64)}
         with atomic_path(path) as partial:
             save_file({name: value.contiguous() for name, value in self._average.items()} | progress, partial)
 
-    def _load(self, path: Path) -> None:
-        if not path.is_file():
+    def _load(self, checkpoint: Path) -> None:
+        path = find_average(checkpoint)
+        if path is None:
             raise ValueError(
                 f"Expected the average of the weights beside the checkpoint that training resumes from. Received: no "
-                f"file {path}. Resume from a checkpoint of a run with AverageWeights in this output_dir, or start afresh."
+                f"file {checkpoint / AVERAGE_FILE}. Resume from a checkpoint of a run with AverageWeights in this output_dir, or start afresh."
             )
         saved = load_file(path)
         self._epoch = int(saved.pop(_EPOCH, torch.tensor(0)))
@@ -154,6 +166,17 @@ class AverageWeights(TrainerCallback):
             value.copy_(saved[name])
 
 
-def _average_file(args: TrainingArguments, state: TrainerState) -> Path:
+def find_average(checkpoint: Path) -> Path | None:
+    """Return the file of the average that goes with a checkpoint, in it or waiting beside it; None without one."""
+    places = (checkpoint / AVERAGE_FILE, _waiting(checkpoint))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _waiting(checkpoint: Path) -> Path:
+    """Return where the average waits for the Trainer to write its part of a checkpoint."""
+    return checkpoint.with_name(f".{checkpoint.name}-{AVERAGE_FILE}")
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     # pyrefly: ignore[bad-argument-type]  # a Trainer always has a folder
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / AVERAGE_FILE
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -1,21 +1,22 @@
 """Image features of a frozen image encoder, computed once and kept on disk as memory-mapped Arrow.
 
 They stand for the images wherever no visual prompt is trained and the augmentation is fixed: a training step is then
-the text side alone. A cache file belongs to one image encoder, one preprocessing and one list of images; labels are
-not part of it, so that noisy or changed labels use the same file.
+the text side alone. A cache file belongs to one image encoder, one preprocessing and one list of images, all known by
+their content; labels are not part of it, so that noisy or changed labels use the same file. It ends with a checksum; a
+damaged file is moved aside and made anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 from datasets.arrow_writer import ArrowWriter
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,13 +24,15 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.augmentation import RandomRows
+from ..data.image_digests import image_digests, image_fingerprint
 from ..tuners.base.module_state import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.devices import device_of
 from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
-from ..utils.io import atomic_path
+from ..utils.io import atomic_path, disk_errors
 from ..utils.validation import require_int
+from ..utils.warning import warn_caller
 
 
 #: Column of the features, and name of the argument by which a model takes them.
@@ -67,36 +70,81 @@ def cache_features(
 
     Returns:
         A data set with the column `image_features` (float32, [dim]) and `label`, if there is one: `views` times as
-        many rows as images, first the first view of all images, then the second, ...
+        many rows as images, first the first view of all images, then the second, ... Its attribute `image_digests` says
+        which images a single view is of.
 
     Raises:
         UnsupportedModelError: the image features depend on what is trained.
         ValueError: no column of encoded images, or `views` below 1.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     require_int("views", views, 1)
     model.class_name_classifier.require_fixed_images()
+    digests = image_digests(images)
     key = {
         "model": model_fingerprint(model),
         "transform": transform.settings(),
-        "images": image_fingerprint(images),
+        "images": image_fingerprint(images, digests),
         "views": views,
         "seed": seed if transform.random else None,
     }
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest_json(key, 32)}.arrow"
-    if not path.is_file():
+    if not _is_intact(path):
         rows = images.select_columns("image").with_transform(transform)
         with atomic_path(path) as partial:
             _write(model, rows, partial, views, seed, batch_size, workers)
+            _add_checksum(partial)
     features = Dataset.from_file(str(path))
     if "label" in images.column_names:
         labels = np.tile(np.asarray(images["label"][:]), views)
         features = features.add_column("label", labels, feature=images.features["label"])
+    features.image_digests = digests if views == 1 else None
     return features
 
 
 def default_cache_dir() -> Path:
     """Return `vprompt-features` in the cache folder of `datasets` (see HF_DATASETS_CACHE)."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-features"
+
+
+#: What the checksum at the end of a file, behind the Arrow stream, begins with.
+_CHECKSUM = b"vprompt-sha256:"
+
+
+def _add_checksum(path: Path) -> None:
+    digest = _checksum(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(_CHECKSUM + digest)
+
+
+def _is_intact(path: Path) -> bool:
+    """Tell whether there is a whole file; a damaged one is moved aside."""
+    try:
+        size = path.stat().st_size - len(_CHECKSUM) - hashlib.sha256().digest_size
+    except FileNotFoundError:
+        return False
+    with path.open("rb") as file:
+        file.seek(max(size, 0))
+        if size > 0 and file.read() == _CHECKSUM + _checksum(path, size):
+            return True
+    aside = path.with_suffix(".damaged")
+    with disk_errors(path):
+        os.replace(path, aside)
+    warn_caller(
+        f"The image features in {str(path)!r} are damaged: their checksum is another. The file is now {aside.name!r}, and "
+        "they are computed anew."
+    )
+    return False
+
+
+def _checksum(path: Path, size: int) -> bytes:
+    """Return the SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (piece := file.read(min(size, 1 << 20))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.digest()
 
 
 def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int) -> None:
@@ -171,28 +219,4 @@ def model_fingerprint(model) -> str:
     for name, module in base.named_modules():  # a LoRA that the base model carries, say
         if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptedEncoder):
             digest.add(f"{name}{switches(module)}".encode())
-    return digest.hex()
-
-
-def image_fingerprint(images: Dataset) -> str:
-    """Return a digest of the encoded images in their order; for files on the disk, of their name, size and time.
-
-    Raises:
-        ValueError: there is no column `image` of encoded images.
-    """
-    if not isinstance(images.features.get("image"), Image):
-        raise ValueError(
-            f"Expected a column 'image' of images. Received: {images.features}. Read the data with load_images."
-        )
-    digest = Digest()
-    feature = images.features["image"]
-    digest.add(repr(replace(feature, id=None)).encode())  # how the images are read
-    column = images.select_columns("image").cast_column("image", replace(feature, decode=False)).with_format(None)
-    for batch in column.iter(batch_size=256):
-        for image in batch["image"]:
-            content = image["bytes"]
-            if content is None:
-                status = os.stat(image["path"])
-                content = f"{image['path']}{status.st_size}{status.st_mtime_ns}".encode()
-            digest.add(len(content).to_bytes(8, "little")).add(content)
     return digest.hex()

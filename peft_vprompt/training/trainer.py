@@ -1,10 +1,10 @@
 """Training by a recipe with the stock `transformers.Trainer`: optimizer, schedule, callbacks, resume after a kill."""
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
-from transformers.trainer_callback import TrainerState
 
 from ..data.augmentation import RandomRows, with_own_random_numbers
 from ..errors import TrainingDivergedError
 from ..tuners.base.recipe import Recipe
 from ..utils.devices import find_device
-from ..utils.digests import digest_json
+from ..utils.io import disk_errors, write_json
+from ..utils.locks import only_writer
 from ..utils.validation import require_int
-from .averaging import AVERAGE_FILE, AverageWeights
+from .averaging import AverageWeights
 from .callbacks import EpochOfRows, KeepLastCheckpoint, StepTimer, StopIfDiverged, progress_bar
+from .checkpoints import SealCheckpoints, checkpoint_folder, last_checkpoint
 from .evaluation import compute_metrics
 from .recipes import lr_scheduler
 from .trackers import check_trackers
@@ -95,7 +96,7 @@ def train(
         seed: seed of the order of images and of the augmentation.
         loss: what to minimise instead of the model's own loss, such as those in `losses`.
         settings: whatever else the run depends on (data, method). A run with the same recipe, length, seed and
-            settings goes on from its last checkpoint; any other starts afresh beside it.
+            settings goes on from its last complete checkpoint; any other starts afresh beside it.
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
         bf16: autocast to bfloat16.
@@ -111,6 +112,8 @@ def train(
             device or tracker.
         TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
             checkpoint is made of the others.
+        FolderInUseError: another process makes checkpoints of the same run there.
+        CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
     train_set = with_own_random_numbers(train_set, seed)
@@ -129,12 +132,6 @@ def train(
         epochs = math.ceil(steps / steps_per_epoch)
         arguments.max_steps = steps
     _warn_of_warmup(recipe, epochs)  # pyrefly: ignore[bad-argument-type]  # there is one of `epochs` and `steps`
-    checkpoint = last_checkpoint(folder, averaged=recipe.averaging is not None) if checkpoints else None
-    resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    if steps is not None and resumed_step >= steps:
-        # All steps are made: without this the Trainer would make one more, to complete the last epoch.
-        arguments.max_steps = -1
-        arguments.num_train_epochs = resumed_step // steps_per_epoch
     optimizer = make_optimizer(model, recipe)
     # pyrefly: ignore[bad-argument-type]  # likewise
     scheduler = lr_scheduler(optimizer, recipe, epochs, steps_per_epoch, steps)
@@ -143,8 +140,18 @@ def train(
     method_callbacks = getattr(model, "method_callbacks", list)
     # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
-    with progress_bar(progress) as bars:
-        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars, KeepLastCheckpoint()]
+    # One writer from the choice of a checkpoint on, so that nobody takes it away before it is read.
+    with progress_bar(progress) as bars, only_writer(folder) if checkpoints else nullcontext(), disk_errors(folder):
+        if checkpoints and arguments.process_index == 0:
+            write_json(settings or {}, folder / "identity.json")
+        checkpoint = last_checkpoint(folder, averaged=bool(average)) if checkpoints else None
+        resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if steps is not None and resumed_step >= steps:
+            # All steps are made: without this the Trainer would make one more, to complete the last epoch.
+            arguments.max_steps = -1
+            arguments.num_train_epochs = resumed_step // steps_per_epoch
+        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
+        watchers += [SealCheckpoints(), KeepLastCheckpoint()]
         watchers += [EpochOfRows(train_set)] if isinstance(train_set, RandomRows) else []
         trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()
@@ -159,7 +166,8 @@ def train(
         steps=trainer.state.global_step,
         seconds_per_step=timer.median,
         train_seconds=time.perf_counter() - start,
-        history=trainer.state.log_history,
+        # Without the Trainer's summary, whose loss is the mean over the steps since a resume alone.
+        history=[entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         resumed_step=resumed_step,
     )
 
@@ -289,27 +297,6 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 def _steps_per_epoch(arguments: TrainingArguments, images: int) -> int:
     batch = arguments.train_batch_size * arguments.world_size
     return max(images // batch if arguments.dataloader_drop_last else math.ceil(images / batch), 1)
-
-
-def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
-    """Return the folder for the checkpoints of one run: the same for the same settings, another for any other."""
-    return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
-
-
-def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
-    """Return the newest complete checkpoint: the Trainer writes its state last, so without one it was cut off.
-
-    A checkpoint of a run with `averaged` weights is complete with the average alone.
-    """
-    complete = []
-    for state_file in folder.glob("checkpoint-*/trainer_state.json"):
-        if averaged and not (state_file.parent / AVERAGE_FILE).is_file():
-            continue
-        try:
-            complete.append((TrainerState.load_from_json(str(state_file)).global_step, state_file.parent))
-        except (json.JSONDecodeError, TypeError):
-            continue
-    return max(complete)[1] if complete else None
 
 
 class RecipeTrainer(Trainer):

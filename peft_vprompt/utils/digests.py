@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -24,6 +27,14 @@ def digest_arrays(*arrays: ArrayLike, length: int = 16) -> str:
     for array in map(np.ascontiguousarray, arrays):
         digest.add(f"{array.dtype.str}{array.shape}".encode()).add(array.tobytes())
     return digest.hex(length)
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a digest of the names, types, shapes and values of tensors, in any order, by several threads."""
+    names = sorted(tensors)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda name: Digest().add_tensor(name, tensors[name]).hex(), names)
+        return Digest().add("".join(found).encode()).hex()
 
 
 class Digest:

@@ -174,6 +174,51 @@ def test_save_and_load(tmp_path):
     assert again.class_names == tuple(NAMES) and again.source == {"selector": "random-k", "k": 3, "seed": 5}
 
 
+def shuffled(images):
+    return images.select([1, 0, *range(2, len(images))])
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [(shuffled, "these images in another order: 2 of 6 differ, the first at position 0"),
+     (lambda images: pictures(seed=1), "other images: 6 of 6 differ")],
+)  # fmt: skip
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_labels_are_for_their_images_alone(selector, others, message, clip, tmp_path):
+    images = pictures()
+    chosen = SELECTORS[selector](zero_shot(clip, images, CLASS_NAMES), CLASS_NAMES, 2, 1)
+    chosen.save(tmp_path / "labels.safetensors")
+    for labels in (chosen, PseudoLabels.load(tmp_path / "labels.safetensors")):
+        assert labels.label(images)["label"][:] == chosen.labels.tolist()
+        with pytest.raises(ValueError, match=f"made for {message}.*anew"):
+            labels.label(others(images))
+
+
+def test_labels_made_of_cached_features_are_for_their_images(clip, tmp_path):
+    transform = EvalTransform(clip.image_processor)
+    with clip.model.disable_adapter():
+        features = cache_features(clip.model, pictures(), transform, cache_dir=tmp_path)
+    chosen = top_k(zero_shot(clip, features, CLASS_NAMES), CLASS_NAMES, 2)
+    assert chosen.label(pictures())["label"][:] == chosen.label(features)["label"][:] == chosen.labels.tolist()
+    with pytest.raises(ValueError, match="made for other images"):
+        chosen.label(pictures(seed=1))
+
+
+def test_parts_of_a_table_know_no_images(clip):
+    table = zero_shot(clip, pictures(), CLASS_NAMES)
+    assert table.images is not None
+    assert top_k(table[::-1], CLASS_NAMES).images is None and top_k(table * 2, CLASS_NAMES).images is None
+
+
+def test_a_damaged_file_of_labels_is_refused(tmp_path):
+    path = tmp_path / "labels.safetensors"
+    top_k(TABLE, NAMES).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + bytes([content[-7] ^ 1]) + content[-6:])
+    with pytest.raises(ValueError, match="damaged"):
+        PseudoLabels.load(path)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -13,7 +13,7 @@ from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.training import AverageWeights, Averaging, Recipe, RecipeTrainer, train
 from peft_vprompt.training.averaging import AVERAGE_FILE
 from peft_vprompt.training.callbacks import named_trained_values
-from peft_vprompt.training.trainer import last_checkpoint
+from peft_vprompt.training.checkpoints import last_checkpoint
 from tests.support.callbacks import Diverge, Kill
 
 
@@ -295,9 +295,35 @@ class TestResume:
             patched.setattr(RecipeTrainer, "save_model", killed, raising=False)
             with pytest.raises(KeyboardInterrupt):
                 run("killed")
-        assert len(list((tmp_path / "killed").rglob(f"checkpoint-8/{AVERAGE_FILE}"))) == 1
+        assert not list((tmp_path / "killed").rglob("checkpoint-8"))  # the stock Trainer would resume from it
         step, resumed = run("killed")
         assert step == 4 and same(whole, resumed)
+
+    @pytest.mark.parametrize("moment", ["before", "after"])
+    def test_a_kill_around_the_trainers_part_of_a_checkpoint(self, moment, build, rows, tmp_path, monkeypatch):
+        """The stock Trainer resumes from the newest folder, whatever is in it."""
+
+        def run(folder, resume=None):
+            model = build()
+            saved = {"save_strategy": "epoch", "save_total_limit": 1}
+            stock_trainer(model, rows, tmp_path / folder, AverageWeights(GAUSSIAN), **saved).train(resume)
+            return values(model)
+
+        save = Trainer._save_checkpoint
+
+        def killed(trainer, *args):
+            if moment == "after" or trainer.state.global_step < 8:
+                save(trainer, *args)
+            if trainer.state.global_step == 8:
+                raise KeyboardInterrupt
+
+        whole = run("whole")
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "_save_checkpoint", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run("killed")
+        assert same(whole, run("killed", resume=True))
+        assert not list((tmp_path / "killed").glob(f".*{AVERAGE_FILE}"))
 
     def test_the_weights_in_a_checkpoint_are_the_trained_ones(self, build, rows, tmp_path):
         history = History()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -161,6 +162,50 @@ def test_a_scaled_lora_of_the_base_makes_another_file(tmp_path, tokenizer_path):
         layer.set_scale("default", 3.0)
     features.append(cache_features(model, pictures(), TRAIN, cache_dir=tmp_path)["image_features"][:])
     assert features[0] != features[1] and len(list(tmp_path.iterdir())) == 2
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def zeros_at_the_end(content):
+    return content[:3000] + bytes(len(content) - 3000)
+
+
+def flipped(content):
+    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, zeros_at_the_end, flipped, lambda content: b"", lambda content: content + b"x"]
+)
+def test_a_damaged_file_is_told_moved_aside_and_made_anew(damage, coop, tmp_path):
+    good = cache_features(coop, pictures(40), EVAL, cache_dir=tmp_path)["image_features"][:]
+    (file,) = tmp_path.iterdir()
+    damaged = damage(file.read_bytes())
+    file.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=f"{file.name}.*damaged.*computed anew"):
+        again = cache_features(coop, pictures(40), EVAL, cache_dir=tmp_path)["image_features"][:]
+    assert again == good
+    assert file.with_suffix(".damaged").read_bytes() == damaged
+    assert cache_features(coop, pictures(40), EVAL, cache_dir=tmp_path)["image_features"][:] == good  # without a word
+
+
+def test_files_of_images_are_known_by_their_content(coop, tmp_path):
+    """As a copy that keeps size and times leaves them."""
+    (tmp_path / "images").mkdir()
+    paths = [tmp_path / "images" / f"{index}.png" for index in range(6)]
+    for path, row in zip(paths, pictures().cast_column("image", datasets.Image(decode=False)), strict=True):
+        path.write_bytes(row["image"]["bytes"])
+    rows = Dataset.from_dict({"image": [str(path) for path in paths]}).cast_column("image", datasets.Image())
+    first = cache_features(coop, rows, EVAL, cache_dir=tmp_path / "cache")["image_features"][:]
+    times = paths[0].stat()
+    content = paths[1].read_bytes()
+    assert len(content) == times.st_size  # noise is as long as other noise
+    paths[0].write_bytes(content)
+    os.utime(paths[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = cache_features(coop, rows, EVAL, cache_dir=tmp_path / "cache")["image_features"][:]
+    assert again[0] == again[1] == first[1] != first[0]
 
 
 def test_an_interrupted_run_leaves_nothing_behind(coop, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import rich
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from peft_vprompt.errors import TrainingDivergedError
+from peft_vprompt.errors import FolderInUseError, TrainingDivergedError
 from peft_vprompt.experiments import reports
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
+from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
 from peft_vprompt.training.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
 from peft_vprompt.training.recipes import Recipe, lr_schedule
-from peft_vprompt.training.trainer import checkpoint_folder, last_checkpoint, train
+from peft_vprompt.training.trainer import train
 from peft_vprompt.utils import io
 from peft_vprompt.utils.environment import environment
 from tests.support.callbacks import Diverge, Kill
@@ -228,8 +230,40 @@ class TestTrain:
             (tmp_path / f"checkpoint-{step}").mkdir()
             if state:
                 (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-        assert last_checkpoint(tmp_path).name == "checkpoint-4"
+        with pytest.warns(UserWarning, match="checkpoint-(12|8)' is passed over: it") as told:
+            assert last_checkpoint(tmp_path).name == "checkpoint-4"
+        assert len(told) == 2
         assert last_checkpoint(tmp_path / "none") is None
+
+    @pytest.mark.parametrize(
+        "part", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", SEAL]
+    )
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
+    def test_a_checkpoint_that_lacks_a_part_is_passed_over(self, damage, part, clip_path, rows, tmp_path):
+        def run():
+            model = build_model(clip_path, "coop", CLASS_NAMES).model
+            return train(model, rows, QUICK, tmp_path, epochs=2).resumed_step, prompts(model)
+
+        _, whole = run()
+        (checkpoint,) = tmp_path.rglob("checkpoint-8")
+        damage(checkpoint / part)
+        if part == SEAL and not (checkpoint / part).exists():
+            assert run()[0] == 8  # of an earlier version, or killed when all but the seal was written
+            return
+        with pytest.warns(
+            UserWarning, match=f"passed over: (.*{part} is not as it was written|its {SEAL} is damaged)"
+        ):
+            step, again = run()
+        assert step == 0 and same(whole, again)
+
+    def test_two_trainings_in_one_folder(self, clip_path, rows, tmp_path):
+        class Again(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                train(build_model(clip_path, "coop", CLASS_NAMES).model, rows, QUICK, tmp_path, epochs=2)
+
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with pytest.raises(FolderInUseError, match="Another run writes to"):
+            train(model, rows, QUICK, tmp_path, epochs=2, callbacks=[Again()])
 
     def test_checkpoint_folder_depends_on_settings_alone(self, tmp_path):
         assert checkpoint_folder(tmp_path, {"a": 1, "b": 2}) == checkpoint_folder(tmp_path, {"b": 2, "a": 1})

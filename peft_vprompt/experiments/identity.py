@@ -1,0 +1,180 @@
+"""What a run is, by content: two runs are the same where base model, images, classes, settings and code are, not paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
+from ..data import few_shot
+from ..data.image_digests import image_fingerprint
+from ..tuners.base.registry import METHODS
+from ..utils.digests import digest_arrays, digest_json
+from ..utils.io import atomic_files, finish_saving, read_json
+from ..utils.warning import warn_caller
+from ..version import __version__
+from .models import build_model
+from .pseudo_labels import PseudoLabels
+from .settings import Settings, as_json, changed_settings
+
+
+#: What a run says about itself, in the folder of its adapter.
+RESULTS = "results.json"
+
+#: Folder, in that of a run, of what earlier runs left there, each by the digest of its identity.
+PREVIOUS = "previous"
+
+#: Entry of `results.json` that holds the identity.
+IDENTITY = "identity"
+
+_ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+
+
+class Contents:
+    """Digests of base models and images, each made once for all runs of a study.
+
+    Args:
+        data: `train` and `test`, as for `run_experiment`.
+        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing,
+            and whether images are held out of the training images.
+        cached: whether every training image is augmented once.
+    """
+
+    def __init__(self, data: DatasetDict, data_description: dict | None = None, cached: bool = False):
+        self.data = data
+        self.benchmark = (data_description or {}).get("benchmark")
+        validated = bool((data_description or {}).get("val_fraction"))
+        self._held_out = [name for name in ("test", *(["validation"] * validated)) if name in data]
+        self.cached = cached
+        self._bases: dict[tuple, dict[str, str | None]] = {}
+        self._splits: dict[str, dict[str, str | None]] = {}
+
+    def identity(self, settings: Settings, class_names: list[str], base: dict[str, str | None] | None = None) -> dict:
+        """Return the identity of a run with these settings, as JSON has it.
+
+        Args:
+            settings: what to run.
+            class_names: names of all classes of the images.
+            base: the base model's content, where it is known: `ModelBundle.content`.
+
+        Raises:
+            ValueError: too few images for the shots, or a file of pseudo-labels that cannot be read.
+            OSError: a file of images or of pseudo-labels is not there.
+        """
+        own = changed_settings(asdict(settings))
+        own.pop("model", None)
+        if labels := own.get("supervision", {}).pop("pseudo_labels", None):
+            own["pseudo-labels"] = PseudoLabels.load(labels).content
+        about = {
+            "code": __version__,
+            "settings": own,
+            "cached": self.cached,
+            "benchmark": self.benchmark,
+            "class names": class_names,
+            **(base or self._base(settings, class_names)),
+            **self._training(settings, class_names),
+        }
+        for name in self._held_out:
+            about |= self._split(name, labels=True)
+        return as_json(about)
+
+    def _base(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:
+        spec = METHODS.get(settings.method)  # none for a linear probe
+        tokenizer = settings.config.get("tokenizer_name_or_path")
+        key = (settings.model, spec is not None and spec.is_baseline, tokenizer, settings.image_size)
+        if key not in self._bases:
+            method, config = ("zero-shot", {}) if spec is None else (spec.name, settings.config)
+            built = build_model(
+                settings.model, method, class_names, settings.seed, image_size=settings.image_size, **config
+            )
+            self._bases[key] = built.content
+        return self._bases[key]
+
+    def _training(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:
+        """Return digests of the images that a run draws its own from, of few shots those alone that it takes."""
+        spec = METHODS.get(settings.method)
+        if spec is not None and spec.recipe is None and spec.classifier_recipe is None:
+            return {}
+        labelled = settings.supervision.uses_labels
+        if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":
+            return self._split("train", labelled)
+        names = class_names[: (len(class_names) + 1) // 2] if settings.base_novel else class_names
+        return _digests("train", few_shot(self.data["train"], settings.shots, settings.seed, class_names=names), True)
+
+    def _split(self, name: str, labels: bool) -> dict[str, str | None]:
+        if name not in self._splits:
+            self._splits[name] = _digests(name, self.data[name], labels)
+        return self._splits[name]
+
+
+def _digests(name: str, images: Dataset, labels: bool) -> dict[str, str | None]:
+    return {
+        f"{name} images": image_fingerprint(images)[:32],
+        f"{name} labels": digest_arrays(images["label"][:], length=32) if labels else None,
+    }
+
+
+def differences(identity: dict, other: dict) -> list[str]:
+    """Return in what two identities differ, as a person says it."""
+    names = [name for name in dict.fromkeys([*identity, *other]) if identity.get(name) != other.get(name)]
+    return [{"code": "version of peft_vprompt", "cached": "augmentation"}.get(name, name) for name in names]
+
+
+def finished_report(folder: Path, name: str = RESULTS) -> dict | None:
+    """Return what `results.json`, or another report, in a folder holds; None where there is none that can be read."""
+    finish_saving(folder)
+    try:
+        report = read_json(folder / name, missing_ok=True)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def tell_changes(folder: Path, identity: dict) -> None:
+    """Warn where a folder holds the result of another run, or one that is on the way there: this one starts afresh."""
+    earlier = (finished_report(folder) or {}).get(IDENTITY)
+    found = [earlier] if isinstance(earlier, dict) else []
+    places = [path for start in ("", "context-*/") for path in folder.glob(f"{start}checkpoints/*/{IDENTITY}.json")]
+    found += [unfinished for path in places if isinstance(unfinished := _read(path), dict)]
+    if found and identity not in found:
+        changed = ", ".join(differences(identity, found[0]))
+        warn_caller(
+            f"The run in {str(folder)!r} was made with other {changed}: training afresh. What it left is kept."
+        )
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        about = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return about.get(IDENTITY) if isinstance(about, dict) else None
+
+
+def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
+    """Copy the results, and the adapter, of another run, whose place this run's take, to `previous/` in their folder.
+
+    Raises:
+        CannotWriteError: the disk is full, or the folder is not to be written.
+    """
+    found = finished_report(folder, report) or {}
+    names = (*_ADAPTER, report) if report == RESULTS else (report,)
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files or found.get(IDENTITY) == identity:
+        return
+    place = folder / PREVIOUS / (digest_json(found[IDENTITY], 12) if IDENTITY in found else _digest_of(files))
+    if place.is_dir():
+        return
+    with atomic_files(place) as staging:
+        for file in [*files, *folder.glob("README.md")]:
+            shutil.copy2(file, staging)
+    warn_caller(f"{str(folder)!r} holds the results of another run. They are now in {str(place)!r}.")
+
+
+def _digest_of(files: list[Path]) -> str:
+    return digest_json([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 12)

@@ -1,0 +1,86 @@
+"""Checkpoints that are whole: sealed when all their parts are written, and only such are resumed from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+from ..utils.digests import digest_json
+from ..utils.io import read_json, write_json
+from ..utils.warning import warn_caller
+from .averaging import AVERAGE_FILE, find_average
+
+
+#: List of the files of a checkpoint, with their digests: the last file that is written of it.
+SEAL = "complete.json"
+
+
+class SealCheckpoints(TrainerCallback):
+    """Seal every checkpoint when it is written. Has to be the last callback, after those that add files of their own."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """List the files of the checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and folder.is_dir():
+            write_json({"files": _digests(folder)}, folder / SEAL)
+
+
+def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
+    """Return the folder for the checkpoints of one run: the same for the same settings, another for any other."""
+    return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
+
+
+def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
+    """Return the newest complete checkpoint; a newer one that lacks a part is passed over with a warning.
+
+    The Trainer writes its state last, so without one a checkpoint was cut off; where there is a seal, all files are as
+    it says. A checkpoint of a run with `averaged` weights is complete with the average alone.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+    for checkpoint in found:
+        problem = _problem(checkpoint, averaged)
+        if problem is None:
+            return checkpoint
+        warn_caller(f"The checkpoint {str(checkpoint)!r} is passed over: {problem}.")
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    digits = checkpoint.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def _problem(checkpoint: Path, averaged: bool) -> str | None:
+    """Return what a checkpoint lacks; None where it is complete."""
+    try:
+        step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+    except FileNotFoundError:
+        return "it was cut off before trainer_state.json"
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+        return "its trainer_state.json is damaged"
+    if step != _step(checkpoint):
+        return f"its state is that of step {step}"
+    if averaged and find_average(checkpoint) is None:
+        return f"it lacks {AVERAGE_FILE}"
+    try:
+        sealed = read_json(checkpoint / SEAL, missing_ok=True)
+        files = {} if sealed is None else sealed["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"its {SEAL} is damaged"
+    present = _digests(checkpoint)
+    needed = {name: digest for name, digest in files.items() if averaged or name != AVERAGE_FILE}
+    other = [name for name, digest in needed.items() if present.get(name) != digest]
+    return f"{', '.join(other)} is not as it was written" if other else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return found
