@@ -21,6 +21,8 @@ from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.mlp_head import MLPHeadConfig
 from .tuners.mrpo import MRPOConfig, MRPOModel
+from .tuners.prograd import ProGradConfig, ProGradModel
+from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
 from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel
 from .tuners.side_tuning import SideTuningConfig
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
@@ -47,7 +49,11 @@ __all__ = [
     "MaPLeConfig",
     "MaPLeModel",
     "PeftModelForImageClassification",
+    "ProGradConfig",
+    "ProGradModel",
     "PromptConfig",
+    "PromptSRCConfig",
+    "PromptSRCModel",
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
     "SideTuningConfig",

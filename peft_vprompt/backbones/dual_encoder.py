@@ -54,10 +54,11 @@ class DualEncoderView:
         """What is added to scaled similarities, a scalar; None where nothing is."""
         return None
 
-    def project_text(self, pooled: Tensor) -> Tensor:
-        """Project text features [..., d] to the joint space, L2-normalised: [..., e]."""
+    def project_text(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project text features [..., d] to the joint space, L2-normalised or not: [..., e]."""
         # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
-        return F.normalize(self.text_projection(pooled.to(self.dtype)), dim=-1)
+        projected = self.text_projection(pooled.to(self.dtype))
+        return F.normalize(projected, dim=-1) if normalize else projected
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """Project image features [..., d] to the joint space, L2-normalised: [..., e]."""

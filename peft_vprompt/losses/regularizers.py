@@ -54,14 +54,62 @@ Regularizer = Callable[[Features], Tensor]
 
 
 class TextConsistency:
-    """1 minus the mean cosine of the class features to those of the frozen model (KgCoOp, equation 4).
+    """Distance of the class features to those of the frozen model, whatever the images are.
 
-    All classes count alike, whatever the images are. Source: htyao89/KgCoOp `trainers/kgcoop.py`.
+    Args:
+        distance: `"cosine"`, 1 minus the mean cosine (KgCoOp, equation 4; htyao89/KgCoOp `trainers/kgcoop.py`), or
+            `"l1"`, the mean of absolute differences over classes and coordinates (PromptSRC, section 3.2;
+            muzairkhattak/PromptSRC `trainers/promptsrc.py`).
+    """
+
+    def __init__(self, distance: str = "cosine"):
+        self.distance = DISTANCES[distance]
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the term, a scalar; read-only prompts k each count alike."""
+        pairs = features.image.ndim == 3
+        return self.distance(features.text, features.frozen.text.unsqueeze(1) if pairs else features.frozen.text)
+
+
+class ImageConsistency:
+    """Distance of the image features to those that the frozen model makes of the same images.
+
+    Args:
+        distance: as for `TextConsistency` (PromptSRC: `"l1"`, MMRL: `"cosine"`).
+    """
+
+    def __init__(self, distance: str = "cosine"):
+        self.distance = DISTANCES[distance]
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the term, a scalar; read-only prompts k each count alike."""
+        pairs = features.image.ndim == 3
+        return self.distance(features.image, features.frozen.image.unsqueeze(1) if pairs else features.frozen.image)
+
+
+class LogitConsistency:
+    """Divergence of the predictions from the frozen model's: KL(frozen || prompted), mean over images and classes.
+
+    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c.
     """
 
     def __call__(self, features: Features) -> Tensor:
-        """Return the term, a scalar from 0 to 2."""
-        return 1 - F.cosine_similarity(features.text, features.frozen.text, dim=-1, eps=1e-7).mean()
+        """Return the term, a scalar."""
+        prompted = F.log_softmax(features.logits, dim=-1)
+        frozen = F.log_softmax(features.frozen.logits, dim=-1)
+        return F.kl_div(prompted, frozen, reduction="mean", log_target=True)
+
+
+def _cosine_distance(ours: Tensor, frozen: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(ours, frozen, dim=-1, eps=1e-7).mean()
+
+
+def _mean_difference(ours: Tensor, frozen: Tensor) -> Tensor:
+    return (ours - frozen).abs().mean()
+
+
+#: Distances of features [..., e], by name: each gives a scalar.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": _cosine_distance, "l1": _mean_difference}
 
 
 def weighted_terms(terms: Mapping[str, tuple[float, Regularizer]], features: Features) -> dict[str, Tensor]:

@@ -129,21 +129,27 @@ class ClassEncoder:
         config = self.model.config_of(adapter_name)
         template = getattr(config, "frozen_template", None) or config.template
         templates = [template] if isinstance(template, str) else list(template)
+        normalize = self.model.method_of(adapter_name).normalizes_frozen_templates
         text = self.text
         device = self.model.dual.device
 
         def compute() -> Tensor:
             with self.model.without_adapters():
-                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path)
+                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
 
         if not may_keep(text):
             with torch.no_grad():
                 return compute()
         weights = (fingerprint(text.base_layer), fingerprint(self.model.dual.text_projection))
-        return self.frozen.get(classes, (*templates, autocast_dtype(device), *weights), compute)
+        return self.frozen.get(classes, (*templates, normalize, autocast_dtype(device), *weights), compute)
 
-    def _zero_shot(self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None) -> Tensor:
-        """Return text features [c, e] by the base model's own call, with the templates around each name."""
+    def _zero_shot(
+        self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None, normalize: bool = True
+    ) -> Tensor:
+        """Return text features [c, e] by the base model's own call, with the templates around each name.
+
+        The features of each template are L2-normalised before they are averaged, or not; the mean always is.
+        """
         tokenizer = self.model.tokenizers.find(tokenizer_name)
         features = []
         for template in templates:
@@ -153,13 +159,13 @@ class ClassEncoder:
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
                 for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
             ]
-            encode = functools.partial(self._encode_texts, tokenizer)
+            encode = functools.partial(self._encode_texts, tokenizer, normalize)
             chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
             features.append(torch.cat(chunks))
-        return average_features(features)
+        return average_features(features, normalize)
 
-    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
-        """Return the features [c, e] of plain texts."""
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[str]) -> Tensor:
+        """Return the features [c, e] of plain texts, L2-normalised or not."""
         text = self.text
         dual = self.model.dual
         device = dual.device
@@ -167,7 +173,7 @@ class ClassEncoder:
             sequences = [encode_text(tokenizer, t) for t in texts]
             (padded,) = text.layout(tokenizer, sequences[0])(sequences, sys.maxsize)
             padded = padded.to(device)
-            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask))
+            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask), normalize)
         batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
         output = text.base_layer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return dual.project_text(output.pooler_output)
+        return dual.project_text(output.pooler_output, normalize)

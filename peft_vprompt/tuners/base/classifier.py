@@ -211,6 +211,9 @@ class ClassNameClassifier:
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.keep_class_names()
+        if training and logits.requires_grad and not self.adapted.disabled:
+            trained = (p for p in self.model.parameters() if p.requires_grad)
+            logits = self.adapted.method.guide(self.adapted.config, features, trained)
         terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)

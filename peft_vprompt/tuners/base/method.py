@@ -6,7 +6,7 @@ differs from the frozen model with a template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
+from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
 
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from ...backbones.base import EncoderView, TextView, VisionView
-    from ...losses.regularizers import Regularizer
     from ...prompts.base import PromptModule
     from .config import PromptConfig
 
@@ -34,12 +34,14 @@ class PromptMethod:
         needs_read_only: its prompts read both towers and are read by nobody.
         conditional: class features depend on the image.
         trains_text_encoder: the text encoder is trained whole.
+        normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
     """
 
     needs_text: bool = True
     needs_read_only: bool = False
     conditional: bool = False
     trains_text_encoder: bool = False
+    normalizes_frozen_templates: bool = True
 
     def check(self, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse a config that does not fit the towers.
@@ -84,8 +86,18 @@ class PromptMethod:
         return average_features(features)
 
     def regularizers(self, config: PromptConfig) -> dict[str, tuple[float, Regularizer]]:
-        """Return the further terms of the loss, by name: weight and callable."""
-        return {}
+        """Return the further terms of the loss, by name: weight and callable; default: those the config has weights of."""
+        distance = config.consistency_distance
+        terms = {
+            "text_consistency": (config.text_consistency_weight, TextConsistency(distance)),
+            "image_consistency": (config.image_consistency_weight, ImageConsistency(distance)),
+            "logit_consistency": (config.logit_consistency_weight, LogitConsistency()),
+        }
+        return {name: term for name, term in terms.items() if term[0]}
+
+    def guide(self, config: PromptConfig, features: Features, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Return the logits to train on; a method may let their backward pass change the gradients of `parameters`."""
+        return features.logits
 
     def callbacks(self, config: PromptConfig) -> list[TrainerCallback]:
         """Return what a Trainer has to do beside its steps."""
@@ -102,9 +114,9 @@ class PromptMethod:
         """
 
 
-def average_features(features: Sequence[Tensor]) -> Tensor:
-    """Return the mean of L2-normalised features [c, e] over templates, normalised again."""
-    if len(features) == 1:
+def average_features(features: Sequence[Tensor], normalized: bool = True) -> Tensor:
+    """Return the L2-normalised mean of features [c, e] over templates; `normalized` says that the features are."""
+    if len(features) == 1 and normalized:
         return features[0]
     return F.normalize(torch.stack(list(features)).mean(0), dim=-1)
 
