@@ -26,6 +26,8 @@ from peft_vprompt import (
     KgCoOpConfig,
     MaPLeConfig,
     MRPOConfig,
+    ProGradConfig,
+    PromptSRCConfig,
     ReadOnlyPromptConfig,
     TextEncoderConfig,
     VisualPromptConfig,
@@ -154,6 +156,15 @@ CONFIGS = {
         "words": lambda **kw: KgCoOpConfig(**kw),
         "random": lambda **kw: KgCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
     },
+    "prograd": {
+        "words": lambda **kw: ProGradConfig(num_virtual_tokens=5, **kw),
+        "random": lambda **kw: ProGradConfig(prompt_init="random", num_virtual_tokens=3, **kw),
+    },
+    "promptsrc": {
+        "independent": lambda **kw: PromptSRCConfig(prompt_depth=2, **kw),
+        "full-depth": lambda **kw: PromptSRCConfig(prompt_depth=3, num_virtual_tokens=1, **kw),
+        "coupled": lambda **kw: PromptSRCConfig(prompt_depth=2, coupling="linear", **kw),
+    },
     "class_head": {
         "random": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES} | kw),
         "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
@@ -178,6 +189,14 @@ CONFIGS = {
         ),
         "text-only": lambda **kw: MaPLeConfig(prompt_depth=2, vision_prompt_depth=0, **kw),
         "vision-only": lambda **kw: MaPLeConfig(prompt_depth=2, coupling="none", text_prompt_depth=0, **kw),
+        "regularised": lambda **kw: MaPLeConfig(
+            prompt_depth=2,
+            text_consistency_weight=25.0,
+            image_consistency_weight=10.0,
+            logit_consistency_weight=1.0,
+            consistency_distance="l1",
+            **kw,
+        ),
     },
 }
 

@@ -100,6 +100,11 @@ STATE_KEYS = {
     },
     ("context_opt", "class-specific"): {"text_model.context_prompt_learner.tokens": (5, 2, 32)},
     ("kgcoop", "words"): {"text_model.knowledge_prompt_learner.tokens": (1, 4, 32)},
+    ("prograd", "words"): {"text_model.aligned_prompt_learner.tokens": (1, 5, 32)},
+    ("promptsrc", "independent"): {
+        "text_model.self_regulating_prompt_learner.tokens": (2, 4, 32),
+        "vision_model.self_regulating_prompt_learner.tokens": (2, 4, 24),
+    },
     ("class_head", "text"): {"text_model.class_head_readout.weight": (5, 16)},
     ("cocoop", "words"): {
         "text_model.conditional_prompt_learner.tokens": (1, 4, 32),

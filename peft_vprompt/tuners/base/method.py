@@ -121,6 +121,21 @@ def average_features(features: Sequence[Tensor], normalized: bool = True) -> Ten
     return F.normalize(torch.stack(list(features)).mean(0), dim=-1)
 
 
+def refuse_consistency(config: PromptConfig) -> None:
+    """Refuse terms that compare features in the joint space, for a model without one.
+
+    Raises:
+        ValueError: names the fields that are set.
+    """
+    fields = ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight")
+    if given := {name: getattr(config, name) for name in fields if getattr(config, name)}:
+        raise ValueError(
+            "Expected consistency with the frozen model on a model that compares images with class names. Received: "
+            f"{', '.join(f'{name}={value!r}' for name, value in given.items())} on a model without a text tower. Leave "
+            "them out, or use a CLIP."
+        )
+
+
 def check_depth(name: str, depth: int, view: EncoderView, tower: str) -> None:
     """Refuse more prompted layers than a tower has.
 
