@@ -20,6 +20,7 @@ from .tuners.fine_tuning import FineTuningConfig
 from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.mlp_head import MLPHeadConfig
+from .tuners.mmrl import MMRLConfig, MMRLModel
 from .tuners.mrpo import MRPOConfig, MRPOModel
 from .tuners.prograd import ProGradConfig, ProGradModel
 from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
@@ -44,6 +45,8 @@ __all__ = [
     "KgCoOpConfig",
     "KgCoOpModel",
     "MLPHeadConfig",
+    "MMRLConfig",
+    "MMRLModel",
     "MRPOConfig",
     "MRPOModel",
     "MaPLeConfig",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class PromptModule(nn.Module, ABC):
     """Base of all prompt modules.
 
+    Attributes:
+        has_feature: on an image tower, what the prompts have become is an image feature beside the tower's own.
+
     Args:
         first_layer: layer in front of which the prompts come in.
         read_only: the prompts read the plain tokens and nobody reads them.
@@ -30,6 +33,8 @@ class PromptModule(nn.Module, ABC):
         pooling: which rows of an image encoder become the feature, see `core.pooling.pool`; "original" is the
             encoder's own way.
     """
+
+    has_feature: bool = False
 
     def __init__(
         self,
@@ -68,9 +73,17 @@ class PromptModule(nn.Module, ABC):
             None where images alone are changed and no token is added.
         """
 
+    def for_images(self) -> Tensor:
+        """Return what the image tower's prompts are made of, where they are made of this module of the text tower."""
+        return self()  # pyrefly: ignore[bad-return]  # text prompts are tensors
+
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the image tokens [b, s, d] that the prompts are inserted into; `options` as `VisionView.embed`."""
         return view.embed(pixel_values, **options)
+
+    def text_rule(self, start: int) -> InsertionRule:
+        """Return how the prompts of later layers come in at row `start` of a text, behind its start tokens."""
+        return InsertRows(start)
 
     def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
         """Return how the prompts are inserted into `length` image tokens."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from peft_vprompt.convert import convert_checkpoint
+from peft_vprompt.convert.checkpoint import LAYOUTS
 from peft_vprompt.training import AverageWeights
 from peft_vprompt.tuners.base.recipe import Averaging
 from tests.support.golden_vpt import load_recipe
@@ -21,6 +22,7 @@ from tests.support.golden_vpt import load_recipe
 pytestmark = pytest.mark.core
 
 LOGITS = {"atol": 5e-5, "rtol": 0}
+LOGITS_100 = {"atol": 2e-4, "rtol": 0}
 LOSSES = {"atol": 1e-4, "rtol": 0}
 GRADIENTS = {"atol": 4e-5, "rtol": 1e-4}
 VALUES = {"atol": 1e-5, "rtol": 0}
@@ -190,6 +192,84 @@ class TestProGrad:
         (context,) = case.trained.values()
         torch.testing.assert_close(context.detach()[0], case.reference["final.prompt_learner.ctx"], **VALUES)
         case.check_logits(inputs, "final_")
+
+
+class TestMMRL:
+    """MMRL, MMRL++ and AlignedNorm: one model, three losses."""
+
+    CASES = {"mmrl_k5_l34": "mmrl", "mmrlpp_k5_l34": "mmrlpp", "alignednorm_k5_l34": "alignednorm"}
+
+    @pytest.fixture(params=CASES)
+    def case(self, request, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            given = {"alpha": "alpha", "consistency_weight": "reg_weight", "beta": "beta"}
+            given |= {"feature_norm_weight": "final_norm", "sequence_norm_weight": "seq_norm"}
+            values = {ours: chosen[theirs] for ours, theirs in given.items() if theirs in chosen}
+            return {"representation_layers": chosen["rep_layers"], "template": facts["template"], **values}
+
+        frozen = {"image_encoder.class_embedding": torch.zeros(48), "logit_scale": torch.zeros(())}
+        return load(request.param, self.CASES[request.param], frozen, config=config)
+
+    def theirs(self, case, prefix):
+        """The authors' tensors in the form of ours, as the converter reads them."""
+        method = self.CASES[case.facts["case"]]
+        state = {k.removeprefix(prefix): v for k, v in case.reference.items() if k.startswith(prefix)}
+        return {f"{tower}.{name}": value for (tower, name), value in LAYOUTS[method](state).tensors.items()}
+
+    def ours(self, case):
+        names = {name: "text" if ".text_model." in name else "vision" for name in case.trained}
+        last = ".representation_prompt_learner.default."
+        return {f"{names[name]}.{name.partition(last)[2]}": p for name, p in case.trained.items()}
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        reference, chosen = case.reference, case.facts["hyperparameters"]
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, reference["logits_fused"], **LOGITS_100)
+        of_images, of_classes = output.aux_losses["image_consistency"], output.aux_losses["text_consistency"]
+        torch.testing.assert_close(of_images / chosen["reg_weight"], reference["reg_image"].reshape(()), **LOSSES)
+        torch.testing.assert_close(of_classes / chosen["reg_weight"], reference["reg_text"].reshape(()), **LOSSES)
+        for ours, theirs in {"feature_norm": "final", "sequence_norm": "seq"}.items():
+            if ours in output.aux_losses:
+                expected = reference[f"loss_norm_{theirs}"].reshape(())
+                torch.testing.assert_close(output.aux_losses[ours], expected, **LOSSES)
+        expected = chosen["alpha"] * reference["loss_ce_class"] + (1 - chosen["alpha"]) * reference["loss_ce_rep"]
+        torch.testing.assert_close(output.loss - output.aux_loss, expected.reshape(()), **LOSSES)
+        torch.testing.assert_close(output.loss, reference["loss"].reshape(()), **LOSSES)
+        output.loss.backward()
+        gradients = {name: p.grad for name, p in self.ours(case).items()}
+        torch.testing.assert_close(gradients, self.theirs(case, "grad."), atol=2e-4, rtol=1e-4)
+
+    def test_ten_steps(self, case, inputs):
+        settings = {key: case.facts["optimizer"][key] for key in ("lr", "betas", "eps", "weight_decay")}
+        outputs = case.steps(inputs, torch.optim.AdamW(case.trained.values(), **settings))
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        values = {name: p.detach() for name, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.theirs(case, "final."), **VALUES)
+        self.check_readouts(case, inputs, "final_")
+
+    def test_readouts(self, case, inputs):
+        self.check_readouts(case, inputs, "")
+
+    @torch.no_grad()
+    def check_readouts(self, case, inputs, prefix):
+        """The fused prediction, the class token's, and the paper's choice between them."""
+        images = inputs["pixel_values"][case.facts["logits_indices"]]
+        config = case.model.active_peft_config
+        own = {"fused": "logits_fused", "class": "logits", "decoupled": "logits_fused"}
+        new = own | {"decoupled": "logits"}
+        case.model.eval()
+        for readout in own:
+            config.readout = readout
+            logits = case.model(pixel_values=images).logits
+            torch.testing.assert_close(logits, case.reference[prefix + own[readout]], **LOGITS_100)
+        case.model.set_class_names(inputs["novel_classes"])
+        for readout in new:
+            config.readout = readout
+            logits = case.model(pixel_values=images).logits
+            expected = case.reference[f"{prefix}novel_{new[readout]}"]
+            torch.testing.assert_close(logits, expected, **LOGITS_100)
+        case.model.set_class_names(inputs["base_classes"])
 
 
 class TestPromptSRC:

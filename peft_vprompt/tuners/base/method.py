@@ -32,6 +32,7 @@ class PromptMethod:
     Attributes:
         needs_text: the method learns on the text side, so the base model must have a text tower.
         needs_read_only: its prompts read both towers and are read by nobody.
+        needs_class_token: it reads an image tower's class token, and texts that are read from left to right.
         conditional: class features depend on the image.
         trains_text_encoder: the text encoder is trained whole.
         normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
@@ -39,6 +40,7 @@ class PromptMethod:
 
     needs_text: bool = True
     needs_read_only: bool = False
+    needs_class_token: bool = False
     conditional: bool = False
     trains_text_encoder: bool = False
     normalizes_frozen_templates: bool = True
@@ -67,8 +69,17 @@ class PromptMethod:
         """
         return None
 
-    def vision_prompts(self, config: PromptConfig, view: VisionView, text: TextView | None) -> PromptModule | None:
-        """Return new prompts for the image tower, None for none; `text` is None on models without a text tower."""
+    def vision_prompts(
+        self, config: PromptConfig, view: VisionView, text: TextView | None, feature_dim: int
+    ) -> PromptModule | None:
+        """Return new prompts for the image tower, None for none.
+
+        Args:
+            config: the adapter's config.
+            view: the image tower.
+            text: the text tower, None on models without one.
+            feature_dim: size of the space that images and texts share; that of a token without a text tower.
+        """
         return None
 
     def readout(self, config: PromptConfig, view: TextView, feature_dim: int) -> nn.Module:
@@ -84,6 +95,22 @@ class PromptMethod:
     def combine(self, features: list[Tensor]) -> Tensor:
         """Return one feature per class of those of each list of token sequences; templates are an ensemble."""
         return average_features(features)
+
+    def similarities(
+        self, config: PromptConfig, readout: nn.Module, image: Tensor, text: Tensor, own_classes: Callable[[], bool]
+    ) -> Tensor:
+        """Return the similarities [b, c] of image and class features; `own_classes()` tells whether it was trained on these."""
+        return readout(image, text)
+
+    def scale(self, config: PromptConfig) -> float | None:
+        """Return what similarities are multiplied by, None for the model's own scale and bias."""
+        return None
+
+    def predictions(
+        self, config: PromptConfig, features: Features, scaled: Callable[[Tensor], Tensor]
+    ) -> list[tuple[float, Tensor]]:
+        """Return what the classification loss is taken of: logits [b, c] and their shares, which sum to 1."""
+        return [(1.0, features.logits)]
 
     def regularizers(self, config: PromptConfig) -> dict[str, tuple[float, Regularizer]]:
         """Return the further terms of the loss, by name: weight and callable; default: those the config has weights of."""

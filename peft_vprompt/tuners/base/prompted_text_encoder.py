@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...backbones.base import BidirectionalTextView, CausalTextView
 from ...backbones.supported import view as view_of
-from ...core.attention import Causal, ReadSuffixes
+from ...core.attention import Causal, GrowingPrefix, ReadSuffixes
 from ...core.insertion import InsertRows, insert, replace
 from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only
 from ...core.packed_prompts import PackedPrompts, pack_bounded
@@ -80,8 +80,14 @@ class PromptedTextEncoder(PromptedEncoder):
             features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
         hidden = packed.embed(view, first)
-        ends = OutputRows(packed.end_rows, functools.partial(ReadSuffixes, packed.pattern))
-        hidden = encode(view, hidden, vectors, InsertRows(1), output_rows=ends, pattern=packed.pattern)
+        first_layer = 0 if prompts is None else prompts.first_layer
+        rule = InsertRows(1) if prompts is None else prompts.text_rule(1)
+        pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
+        if first_layer:  # the prompts are not in the texts, but come in on the way
+            pattern = GrowingPrefix.by(packed.pattern, len(first))
+            last_pattern, end_rows = pattern.after, end_rows + len(first)
+        ends = OutputRows(end_rows, functools.partial(ReadSuffixes, last_pattern))
+        hidden = encode(view, hidden, vectors, rule, first_layer, output_rows=ends, pattern=pattern)
         features = view.final_norm(hidden)
         return features if image_features is not None else features[0]
 

@@ -35,7 +35,9 @@ class VPT(PromptMethod):
         if text is None:
             refuse_consistency(config)
 
-    def vision_prompts(self, config: VisualPromptConfig, view: VisionView, text: TextView | None) -> PromptModule:
+    def vision_prompts(
+        self, config: VisualPromptConfig, view: VisionView, text: TextView | None, feature_dim: int
+    ) -> PromptModule:
         """Return the prompts at their location."""
         options = {
             "first_layer": config.first_layer,
