@@ -26,6 +26,7 @@ from .tuners.prograd import ProGradConfig, ProGradModel
 from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
 from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel
 from .tuners.side_tuning import SideTuningConfig
+from .tuners.tcp import TCPConfig, TCPModel
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
 from .tuners.vpt import VisualPromptConfig, VisualPromptModel
 from .version import __version__
@@ -60,6 +61,8 @@ __all__ = [
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
     "SideTuningConfig",
+    "TCPConfig",
+    "TCPModel",
     "TextEncoderConfig",
     "TextEncoderModel",
     "VisualPromptConfig",

@@ -82,6 +82,32 @@ class BlendRows(InsertRows):
 
 
 @dataclass(frozen=True)
+class ReplaceScattered:
+    """Prompts take the place of rows anywhere in the batch; those of the first layer are in it already.
+
+    Attributes:
+        rows: [m] rows of the batch [b, s, d], counted through all of its items.
+        sources: [m] which of the prompts [n, d] each of them shows.
+    """
+
+    rows: Tensor
+    sources: Tensor
+
+    def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return hidden
+
+    def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Put the prompts into their rows: [b, s, d]."""
+        shown = prompts.index_select(0, self.sources).to(hidden.dtype)
+        return hidden.flatten(0, 1).index_copy(0, self.rows, shown).reshape(hidden.shape)
+
+    def prompt_rows(self, num_prompts: int) -> slice:
+        """Return no rows: they do not stand together."""
+        return slice(0, 0)
+
+
+@dataclass(frozen=True)
 class AddToTokens:
     """Prompts are added to the tokens: one to each of them, or the same one to all."""
 

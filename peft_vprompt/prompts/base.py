@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..core.class_prompts import ClassPrompts
 from ..core.insertion import InsertionRule, InsertRows
 
 
@@ -55,6 +56,7 @@ class PromptModule(nn.Module, ABC):
         self,
         *,
         image_features: Tensor | None = None,
+        class_features: Tensor | None = None,
         text_prompts: Tensor | None = None,
         view: VisionView | None = None,
         batch_size: int | None = None,
@@ -65,6 +67,7 @@ class PromptModule(nn.Module, ABC):
 
         Args:
             image_features: L2-normalised features [b, e], on a text tower whose prompts depend on the image.
+            class_features: the frozen model's features [c, e] of all classes, on a text tower whose prompts depend on them.
             text_prompts: prompts of the text tower [j, n, text width], on an image tower.
             view: view of the image tower.
             batch_size: number of images, on an image tower.
@@ -81,9 +84,9 @@ class PromptModule(nn.Module, ABC):
         """Return the image tokens [b, s, d] that the prompts are inserted into; `options` as `VisionView.embed`."""
         return view.embed(pixel_values, **options)
 
-    def text_rule(self, start: int) -> InsertionRule:
-        """Return how the prompts of later layers come in at row `start` of a text, behind its start tokens."""
-        return InsertRows(start)
+    def text_rule(self, class_prompts: ClassPrompts) -> InsertionRule:
+        """Return how the prompts of later layers come into class prompts: behind their start tokens."""
+        return InsertRows(class_prompts.start)
 
     def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
         """Return how the prompts are inserted into `length` image tokens."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..core.class_prompts import ClassPrompts
 from ..core.insertion import BlendRows, InsertionRule, InsertRows
 from .base import PromptModule
 
@@ -80,8 +81,11 @@ class RepresentationPrompts(PromptModule):
         mapped = dict(zip(self.layers, self.maps(tokens), strict=True))
         return [mapped.get(layer) for layer in range(self.layers[0], self.layers[-1] + 1)]
 
-    def text_rule(self, start: int) -> InsertionRule:
-        """Return how the tokens come in at row `start`."""
+    def text_rule(self, class_prompts: ClassPrompts) -> InsertionRule:
+        """Return how the tokens come into class prompts: right after the start token."""
+        return self._rule(class_prompts.start)
+
+    def _rule(self, start: int) -> InsertionRule:
         return InsertRows(start) if self.share == 1 else BlendRows(start, self.share)
 
 
@@ -136,7 +140,7 @@ class ImageRepresentations(RepresentationPrompts):
 
     def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
         """Return how the tokens come in: right after the class token."""
-        return self.text_rule(view.num_prefix_tokens)
+        return self._rule(view.num_prefix_tokens)
 
     def project(self, rows: Tensor, own_projection: Callable[[Tensor], Tensor]) -> Tensor:
         """Project the mean of the tokens' rows [b, k, d] to the joint space [b, e], not normalised.

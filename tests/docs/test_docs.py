@@ -41,6 +41,8 @@ SOURCES = (
     "KgCoOp",
     "ProGrad",
     "PromptSRC",
+    "MMRL",
+    "TCP",
     "MaPLe",
     "PTNL",
     "RPO",

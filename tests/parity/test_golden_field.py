@@ -194,6 +194,46 @@ class TestProGrad:
         case.check_logits(inputs, "final_")
 
 
+class TestTCP:
+    @pytest.fixture
+    def case(self, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            return {
+                "class_token_layer": chosen["layer"],
+                "text_consistency_weight": chosen["w"],
+                "frozen_template": facts["frozen_template"],
+            }
+
+        return load("tcp_l2", "tcp", config=config)
+
+    def theirs(self, case, prefix):
+        prefix += "prompt_learner."
+        state = {k.removeprefix(prefix): v for k, v in case.reference.items() if k.startswith(prefix)}
+        return {name: value for (_, name), value in LAYOUTS["tcp"](state).tensors.items()}
+
+    def ours(self, case):
+        return {name.partition("_learner.default.")[2]: p for name, p in case.trained.items()}
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, case.reference["logits"], **LOGITS)
+        torch.testing.assert_close(output.loss - output.aux_loss, case.reference["loss_ce"].reshape(()), **LOSSES)
+        torch.testing.assert_close(output.loss, case.reference["loss"].reshape(()), **LOSSES)
+        output.loss.backward()
+        gradients = {name: p.grad for name, p in self.ours(case).items()}
+        torch.testing.assert_close(gradients, self.theirs(case, "grad."), **GRADIENTS)
+
+    def test_ten_steps_and_new_classes(self, case, inputs):
+        case.check_logits(inputs, "")
+        settings = {key: case.facts["optimizer"][key] for key in ("lr", "betas", "eps", "weight_decay")}
+        outputs = case.steps(inputs, torch.optim.Adam(case.trained.values(), **settings))
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        values = {name: p.detach() for name, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.theirs(case, "final."), **VALUES)
+        case.check_logits(inputs, "final_")
+
+
 class TestMMRL:
     """MMRL, MMRL++ and AlignedNorm: one model, three losses."""
 

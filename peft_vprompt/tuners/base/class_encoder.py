@@ -93,11 +93,14 @@ class ClassEncoder:
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
         chunks = [chunk for template in templates for chunk in template]
+        options: dict = {}
+        if self.model.method.needs_class_features:
+            options["class_features"] = self.encode_frozen(classes, self.model.adapter_name)
         keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
         if len(chunks) == 1:
-            encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache)]
+            encoded = [text.encode_class_prompts(chunks[0], keep_kv_cache=keep_kv_cache, **options)]
         else:
-            encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache)
+            encode = functools.partial(text.encode_class_prompts, keep_kv_cache=keep_kv_cache, **options)
             sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
             encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))

@@ -33,6 +33,7 @@ class PromptMethod:
         needs_text: the method learns on the text side, so the base model must have a text tower.
         needs_read_only: its prompts read both towers and are read by nobody.
         needs_class_token: it reads an image tower's class token, and texts that are read from left to right.
+        needs_class_features: its text prompts depend on the frozen model's class features.
         conditional: class features depend on the image.
         trains_text_encoder: the text encoder is trained whole.
         normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
@@ -41,6 +42,7 @@ class PromptMethod:
     needs_text: bool = True
     needs_read_only: bool = False
     needs_class_token: bool = False
+    needs_class_features: bool = False
     conditional: bool = False
     trains_text_encoder: bool = False
     normalizes_frozen_templates: bool = True

@@ -55,7 +55,11 @@ class PromptedTextEncoder(PromptedEncoder):
         )
 
     def encode_class_prompts(
-        self, packed: PackedPrompts | PaddedPrompts, image_features: Tensor | None = None, keep_kv_cache: bool = True
+        self,
+        packed: PackedPrompts | PaddedPrompts,
+        image_features: Tensor | None = None,
+        keep_kv_cache: bool = True,
+        class_features: Tensor | None = None,
     ) -> Tensor:
         """Return the features of all classes from one pass, after the final norm and not projected.
 
@@ -63,6 +67,7 @@ class PromptedTextEncoder(PromptedEncoder):
             packed: the class prompts.
             image_features: [b, e], where the context depends on the image.
             keep_kv_cache: keep what read-only prompts read for the next call.
+            class_features: the frozen model's features [c, e] of all classes, where the prompts depend on them.
 
         Returns:
             [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
@@ -72,16 +77,19 @@ class PromptedTextEncoder(PromptedEncoder):
         if prompts is not None and prompts.read_only:
             # pyrefly: ignore[bad-argument-type]  # only causal encoders have such prompts
             return self._encode_read_only(packed, prompts, keep_kv_cache)
-        vectors = None if prompts is None else prompts(image_features=image_features)
-        first = None if vectors is None else vectors[0]
+        vectors = first = None
+        rule = InsertRows(packed.start)
+        if prompts is not None:
+            vectors = prompts(image_features=image_features, class_features=class_features)
+            first = vectors[0]
+            rule = prompts.text_rule(packed)
         if isinstance(packed, PaddedPrompts):
             hidden = packed.embed(view, first)
             mask = view.layer_mask(packed.mask, hidden)
-            features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
+            features = view.pool(encode(view, hidden, vectors, rule, mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
         hidden = packed.embed(view, first)
         first_layer = 0 if prompts is None else prompts.first_layer
-        rule = InsertRows(1) if prompts is None else prompts.text_rule(1)
         pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
         if first_layer:  # the prompts are not in the texts, but come in on the way
             pattern = GrowingPrefix.by(packed.pattern, len(first))
