@@ -15,7 +15,7 @@ from .tuners.bias_tuning import BiasTuningConfig
 from .tuners.bottleneck_adapter import BottleneckAdapterConfig
 from .tuners.class_head import ClassHeadConfig, ClassHeadModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
-from .tuners.coop import ContextOptConfig, ContextOptModel
+from .tuners.coop import ContextOptConfig, ContextOptModel, CoOpConfig
 from .tuners.fine_tuning import FineTuningConfig
 from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
@@ -24,11 +24,11 @@ from .tuners.mmrl import MMRLConfig, MMRLModel
 from .tuners.mrpo import MRPOConfig, MRPOModel
 from .tuners.prograd import ProGradConfig, ProGradModel
 from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
-from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
 from .tuners.tcp import TCPConfig, TCPModel
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
-from .tuners.vpt import VisualPromptConfig, VisualPromptModel
+from .tuners.vpt import VisualPromptConfig, VisualPromptModel, VPTConfig
 from .version import __version__
 
 
@@ -40,6 +40,7 @@ __all__ = [
     "ClassHeadModel",
     "CoCoOpConfig",
     "CoCoOpModel",
+    "CoOpConfig",
     "ContextOptConfig",
     "ContextOptModel",
     "FineTuningConfig",
@@ -58,6 +59,7 @@ __all__ = [
     "PromptConfig",
     "PromptSRCConfig",
     "PromptSRCModel",
+    "RPOConfig",
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
     "SideTuningConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "TCPModel",
     "TextEncoderConfig",
     "TextEncoderModel",
+    "VPTConfig",
     "VisualPromptConfig",
     "VisualPromptModel",
     "__version__",
