@@ -21,9 +21,13 @@ from .tuners.fine_tuning import FineTuningConfig
 from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.mlp_head import MLPHeadConfig
+from .tuners.mmrl import MMRLConfig, MMRLModel
 from .tuners.mrpo import MRPOConfig, MRPOModel
+from .tuners.prograd import ProGradConfig, ProGradModel
+from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
 from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
+from .tuners.tcp import TCPConfig, TCPModel
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
 from .tuners.vpt import VisualPromptConfig, VisualPromptModel, VPTConfig
 from .version import __version__
@@ -44,16 +48,24 @@ __all__ = [
     "KgCoOpConfig",
     "KgCoOpModel",
     "MLPHeadConfig",
+    "MMRLConfig",
+    "MMRLModel",
     "MRPOConfig",
     "MRPOModel",
     "MaPLeConfig",
     "MaPLeModel",
     "PeftModelForImageClassification",
+    "ProGradConfig",
+    "ProGradModel",
     "PromptConfig",
+    "PromptSRCConfig",
+    "PromptSRCModel",
     "RPOConfig",
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
     "SideTuningConfig",
+    "TCPConfig",
+    "TCPModel",
     "TextEncoderConfig",
     "TextEncoderModel",
     "VPTConfig",

@@ -18,10 +18,12 @@ class DualEncoderView:
     Attributes:
         text, vision: names of the towers.
         no_read_only: why read-only prompts have no place in this model; None where they have.
+        no_class_token: why tokens cannot come in behind a first one in late layers of both towers; None where they can.
     """
 
     text, vision = "text_model", "vision_model"
     no_read_only: str | None = None
+    no_class_token: str | None = None
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -56,14 +58,16 @@ class DualEncoderView:
         """What is added to scaled similarities, a scalar; None where nothing is."""
         return None
 
-    def project_text(self, pooled: Tensor) -> Tensor:
-        """Project text features [..., d] to the joint space, L2-normalised: [..., e]."""
+    def project_text(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project text features [..., d] to the joint space, L2-normalised or not: [..., e]."""
         # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
-        return F.normalize(self.text_projection(pooled.to(self.dtype)), dim=-1)
+        projected = self.text_projection(pooled.to(self.dtype))
+        return F.normalize(projected, dim=-1) if normalize else projected
 
-    def project_image(self, pooled: Tensor) -> Tensor:
-        """Project image features [..., d] to the joint space, L2-normalised: [..., e]."""
-        return F.normalize(self.module.visual_projection(pooled), dim=-1)
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project image features [..., d] to the joint space, L2-normalised or not: [..., e]."""
+        projected = self.module.visual_projection(pooled)
+        return F.normalize(projected, dim=-1) if normalize else projected
 
     def scaled(self, similarity: Tensor) -> Tensor:
         """Return the logits for similarities of images and classes, of any shape: scaled, with the bias."""
@@ -78,6 +82,7 @@ class BertDualEncoderView(DualEncoderView):
         "its text encoder reads both ways, and read-only prompts take the place of an end token that has read the "
         "whole text"
     )
+    no_class_token = "its text encoder reads both ways and padded, and does not take more tokens in a late layer"
 
 
 class SiglipDualEncoderView(DualEncoderView):
@@ -90,6 +95,7 @@ class SiglipDualEncoderView(DualEncoderView):
         "its text encoder reads both ways, and the features of both towers come from pooling heads, not from tokens "
         "that a prompt could stand beside"
     )
+    no_class_token = "its image encoder has no class token beside which the tokens could be read"
 
     @property
     def text_projection(self) -> nn.Module:
@@ -106,6 +112,6 @@ class SiglipDualEncoderView(DualEncoderView):
         """SigLIP's learned bias, a scalar."""
         return tensor_of(self.module, "logit_bias")
 
-    def project_image(self, pooled: Tensor) -> Tensor:
-        """L2-normalise image features [..., e], which are in the joint space already."""
-        return F.normalize(pooled, dim=-1)
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Return image features [..., e], which are in the joint space already, L2-normalised or not."""
+        return F.normalize(pooled, dim=-1) if normalize else pooled

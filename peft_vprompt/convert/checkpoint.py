@@ -54,7 +54,8 @@ def convert_checkpoint(
     Args:
         checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Files are read with
             `weights_only=True`. Half-precision tensors become float32.
-        method: "coop", "cocoop", "kgcoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
+        method: "coop", "cocoop", "kgcoop", "prograd", "tcp", "promptsrc", "mmrl",
+            "mmrlpp", "alignednorm", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.

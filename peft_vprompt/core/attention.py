@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +127,11 @@ class SharedPrefix:
         suffixes = self.read(self.groups.take(suffixes), keys, values, self.groups, scaling, dropout)
         return torch.cat([head, suffixes.flatten(2, 3).index_select(2, self.places)], dim=2)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the sequence, p + t."""
+        return self.prefix + self.places.shape[0]
+
     def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Split [b, h, p + t, d] into the prefix and the suffixes."""
         prefix, suffixes = packed.split([self.prefix, packed.shape[2] - self.prefix], dim=2)
@@ -155,6 +160,29 @@ class SharedPrefix:
         on_prefix, on_block = weights.split([self.prefix, weights.shape[-1] - self.prefix], dim=-1)
         from_prefix = torch.matmul(on_prefix.flatten(2, 3), value[0]).unflatten(2, (-1, queries))
         return from_prefix + torch.matmul(on_block, blocks.take(value[1]))
+
+
+@dataclass(frozen=True)
+class GrowingPrefix:
+    """`SharedPrefix` of a sequence whose prefix gets more rows on the way through the layers.
+
+    Attributes:
+        before: the pattern of the first layers.
+        after: the pattern once the rows are in.
+    """
+
+    before: SharedPrefix
+    after: SharedPrefix
+
+    @classmethod
+    def by(cls, pattern: SharedPrefix, rows: int) -> GrowingPrefix:
+        """Return the pattern whose prefix grows by a number of rows."""
+        return cls(pattern, replace(pattern, prefix=pattern.prefix + rows))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Attend with [b, h, s, d] query, key and value, by the pattern for s rows; returns the same shape."""
+        pattern = self.before if key.shape[2] == self.before.num_rows else self.after
+        return pattern(query, key, value, scaling, dropout)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ class ClassPrompts(Protocol):
         """[m] row of the learned prompts that each of them shows."""
 
     @property
+    def start(self) -> int:
+        """Number of start tokens, behind which a context at the end position stands."""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
 

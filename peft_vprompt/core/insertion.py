@@ -66,6 +66,48 @@ class InsertRows:
 
 
 @dataclass(frozen=True)
+class BlendRows(InsertRows):
+    """As `InsertRows`, but each layer's prompts are mixed with what has become of those before.
+
+    Attributes:
+        share: share of the new prompts.
+    """
+
+    share: float
+
+    def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Replace the rows of the prompts before by share * prompts + (1 - share) * rows: [b, s, d]."""
+        before = hidden[:, self.prompt_rows(prompts.shape[-2])]
+        return super().replace(hidden, self.share * expand(prompts, hidden) + (1 - self.share) * before)
+
+
+@dataclass(frozen=True)
+class ReplaceScattered:
+    """Prompts take the place of rows anywhere in the batch; those of the first layer are in it already.
+
+    Attributes:
+        rows: [m] rows of the batch [b, s, d], counted through all of its items.
+        sources: [m] which of the prompts [n, d] each of them shows.
+    """
+
+    rows: Tensor
+    sources: Tensor
+
+    def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return hidden
+
+    def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
+        """Put the prompts into their rows: [b, s, d]."""
+        shown = prompts.index_select(0, self.sources).to(hidden.dtype)
+        return hidden.flatten(0, 1).index_copy(0, self.rows, shown).reshape(hidden.shape)
+
+    def prompt_rows(self, num_prompts: int) -> slice:
+        """Return no rows: they do not stand together."""
+        return slice(0, 0)
+
+
+@dataclass(frozen=True)
 class AddToTokens:
     """Prompts are added to the tokens: one to each of them, or the same one to all."""
 
@@ -90,10 +132,10 @@ class AddToTokens:
 
 
 def insert_prompts(
-    hidden: Tensor, prompts: Tensor | Sequence[Tensor] | None, rule: InsertionRule | None, step: int
+    hidden: Tensor, prompts: Tensor | Sequence[Tensor | None] | None, rule: InsertionRule | None, step: int
 ) -> Tensor:
-    """Put the prompts of the `step`-th prompted layer, if there are any, to that layer's input [b, s, d]."""
-    if prompts is None or not 0 <= step < len(prompts):
+    """Put the prompts of the `step`-th layer from the first prompted one on, if there are any, to its input [b, s, d]."""
+    if prompts is None or not 0 <= step < len(prompts) or prompts[step] is None:
         return hidden
     # pyrefly: ignore[missing-attribute]  # prompts come with their rule
     return (rule.replace if step else rule.insert)(hidden, prompts[step])

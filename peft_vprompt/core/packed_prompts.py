@@ -46,6 +46,11 @@ class PackedPrompts:
     pattern: SharedPrefix
 
     @property
+    def start(self) -> int:
+        """Number of start tokens: causal encoders have one."""
+        return 1
+
+    @property
     def num_classes(self) -> int:
         """Number of classes in the sequence."""
         return self.end_rows.shape[0]

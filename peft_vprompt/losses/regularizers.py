@@ -8,10 +8,11 @@ Shapes: b = images, c = classes, e = size of the joint space, k = read-only prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,12 +42,17 @@ class Features:
         text: class features, [c, e], [c, k, e], or [b, c, e] where the image shifts the context.
         logits: [b, c].
         frozen: the same without prompts.
+        projected: `image` before it was normalised, where prompts have a feature of their own, [b, 2, e].
+        states: there, the class token and the prompts in the first layer's input and each layer's output, [b, 1 + k, d]
+            (and, in most layers, the rows behind them).
     """
 
     image: Tensor
     text: Tensor
     logits: Tensor
     frozen: FrozenFeatures
+    projected: Tensor | None = None
+    states: Sequence[Tensor] | None = None
 
 
 #: A term of the loss.
@@ -54,14 +60,95 @@ Regularizer = Callable[[Features], Tensor]
 
 
 class TextConsistency:
-    """1 minus the mean cosine of the class features to those of the frozen model (KgCoOp, equation 4).
+    """Distance of the class features to those of the frozen model, whatever the images are.
 
-    All classes count alike, whatever the images are. Source: htyao89/KgCoOp `trainers/kgcoop.py`.
+    Args:
+        distance: `"cosine"`, 1 minus the mean cosine (KgCoOp, equation 4; htyao89/KgCoOp `trainers/kgcoop.py`), or
+            `"l1"`, the mean of absolute differences over classes and coordinates (PromptSRC, section 3.2;
+            muzairkhattak/PromptSRC `trainers/promptsrc.py`).
+    """
+
+    def __init__(self, distance: str = "cosine"):
+        self.distance = DISTANCES[distance]
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the term, a scalar; read-only prompts k each count alike."""
+        pairs = features.image.ndim == 3 and features.text.ndim == 3
+        return self.distance(features.text, features.frozen.text.unsqueeze(1) if pairs else features.frozen.text)
+
+
+class ImageConsistency:
+    """Distance of the image features to those that the frozen model makes of the same images.
+
+    Args:
+        distance: as for `TextConsistency` (PromptSRC: `"l1"`, MMRL: `"cosine"`).
+    """
+
+    def __init__(self, distance: str = "cosine"):
+        self.distance = DISTANCES[distance]
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the term, a scalar; read-only prompts k each count alike."""
+        pairs = features.image.ndim == 3
+        return self.distance(features.image, features.frozen.image.unsqueeze(1) if pairs else features.frozen.image)
+
+
+class LogitConsistency:
+    """Divergence of the predictions from the frozen model's: KL(frozen || prompted), mean over images and classes.
+
+    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c.
     """
 
     def __call__(self, features: Features) -> Tensor:
-        """Return the term, a scalar from 0 to 2."""
-        return 1 - F.cosine_similarity(features.text, features.frozen.text, dim=-1, eps=1e-7).mean()
+        """Return the term, a scalar."""
+        prompted = F.log_softmax(features.logits, dim=-1)
+        frozen = F.log_softmax(features.frozen.logits, dim=-1)
+        return F.kl_div(prompted, frozen, reduction="mean", log_target=True)
+
+
+class FeatureNorm:
+    """Difference of the norms of a prompts' image feature and the class token's, to which no gradient flows.
+
+    Source: QByteM/AlignedNorm, `FINAL_NORM`.
+    """
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the mean absolute difference over images, a scalar."""
+        own, of_prompts = features.projected.norm(dim=-1).unbind(1)  # pyrefly: ignore[missing-attribute]
+        return (of_prompts - own.detach()).abs().mean()
+
+
+class SequenceNorm:
+    """Difference of the norms of prompts and class token, to which no gradient flows, behind each layer with prompts.
+
+    Norms are averaged over the images first. Source: QByteM/AlignedNorm, `SEQ_NORM`.
+
+    Args:
+        layers: the layers, counted from 0.
+        num_prompts: k.
+    """
+
+    def __init__(self, layers: Sequence[int], num_prompts: int):
+        self.layers = layers
+        self.num_prompts = num_prompts
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the mean absolute difference over layers and prompts, a scalar."""
+        outputs = [features.states[layer + 1] for layer in self.layers]  # pyrefly: ignore[unsupported-operation]
+        norms = torch.stack([rows[:, : 1 + self.num_prompts].norm(dim=-1).mean(0) for rows in outputs])
+        return (norms[:, 1:] - norms[:, :1].detach()).abs().mean()
+
+
+def _cosine_distance(ours: Tensor, frozen: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(ours, frozen, dim=-1, eps=1e-7).mean()
+
+
+def _mean_difference(ours: Tensor, frozen: Tensor) -> Tensor:
+    return (ours - frozen).abs().mean()
+
+
+#: Distances of features [..., e], by name: each gives a scalar.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": _cosine_distance, "l1": _mean_difference}
 
 
 def weighted_terms(terms: Mapping[str, tuple[float, Regularizer]], features: Features) -> dict[str, Tensor]:

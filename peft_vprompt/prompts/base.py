@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..core.class_prompts import ClassPrompts
 from ..core.insertion import InsertionRule, InsertRows
 from ..core.offloading import computing_device
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 class PromptModule(nn.Module, ABC):
     """Base of all prompt modules.
 
+    Attributes:
+        has_feature: on an image tower, what the prompts have become is an image feature beside the tower's own.
+
     Args:
         first_layer: layer in front of which the prompts come in.
         read_only: the prompts read the plain tokens and nobody reads them.
@@ -31,6 +35,8 @@ class PromptModule(nn.Module, ABC):
         pooling: which rows of an image encoder become the feature, see `core.pooling.pool`; "original" is the
             encoder's own way.
     """
+
+    has_feature: bool = False
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class PromptModule(nn.Module, ABC):
         self,
         *,
         image_features: Tensor | None = None,
+        class_features: Tensor | None = None,
         text_prompts: Tensor | None = None,
         view: VisionView | None = None,
         batch_size: int | None = None,
@@ -61,6 +68,7 @@ class PromptModule(nn.Module, ABC):
 
         Args:
             image_features: L2-normalised features [b, e], on a text tower whose prompts depend on the image.
+            class_features: the frozen model's features [c, e] of all classes, on a text tower whose prompts depend on them.
             text_prompts: prompts of the text tower [j, n, text width], on an image tower.
             view: view of the image tower.
             batch_size: number of images, on an image tower.
@@ -69,9 +77,17 @@ class PromptModule(nn.Module, ABC):
             None where images alone are changed and no token is added.
         """
 
+    def for_images(self) -> Tensor:
+        """Return what the image tower's prompts are made of, where they are made of this module of the text tower."""
+        return self()  # pyrefly: ignore[bad-return]  # text prompts are tensors
+
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the image tokens [b, s, d] that the prompts are inserted into; `options` as `VisionView.embed`."""
         return view.embed(pixel_values, **options)
+
+    def text_rule(self, class_prompts: ClassPrompts) -> InsertionRule:
+        """Return how the prompts of later layers come into class prompts: behind their start tokens."""
+        return InsertRows(class_prompts.start)
 
     def insertion_rule(self, view: VisionView, length: int) -> InsertionRule:
         """Return how the prompts are inserted into `length` image tokens."""

@@ -33,7 +33,24 @@ ROWS = re.findall(
 
 
 #: What a default may be taken from.
-SOURCES = ("VPT", "CoOp", "UPL", "CoCoOp", "KgCoOp", "MaPLe", "PTNL", "RPO", "MRPO", "KMnP/vpt `", "PEFT's", "ours: ")
+SOURCES = (
+    "VPT",
+    "CoOp",
+    "UPL",
+    "CoCoOp",
+    "KgCoOp",
+    "ProGrad",
+    "PromptSRC",
+    "MMRL",
+    "TCP",
+    "MaPLe",
+    "PTNL",
+    "RPO",
+    "MRPO",
+    "KMnP/vpt `",
+    "PEFT's",
+    "ours: ",
+)
 
 
 @pytest.mark.parametrize(("config", "field", "default", "source"), ROWS, ids=lambda value: str(value)[:20])

@@ -4,20 +4,28 @@ The reference outputs are kept beside the checkout; every case of a method that 
 """
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from peft_vprompt.convert import convert_checkpoint
+from peft_vprompt.convert.checkpoint import LAYOUTS
+from peft_vprompt.training import AverageWeights
+from peft_vprompt.tuners.base.recipe import Averaging
 from tests.support.golden_vpt import load_recipe
 
 
 pytestmark = pytest.mark.core
 
 LOGITS = {"atol": 5e-5, "rtol": 0}
+LOGITS_100 = {"atol": 2e-4, "rtol": 0}
 LOSSES = {"atol": 1e-4, "rtol": 0}
+GRADIENTS = {"atol": 4e-5, "rtol": 1e-4}
+VALUES = {"atol": 1e-5, "rtol": 0}
 
 
 @pytest.fixture(scope="module")
@@ -30,67 +38,340 @@ def inputs(recipe):
     return recipe.make_inputs()
 
 
-@pytest.fixture(params=["words_w8"])
-def case(request, recipe, inputs, shared, tmp_path):
-    folder = shared / "golden" / "field"
-    reference = load_file(folder / f"kgcoop_{request.param}.safetensors")
-    facts = json.loads((folder / f"kgcoop_{request.param}.json").read_text())
-    never_used = {"meta_net.linear1.weight": torch.zeros(2, 24), "bias_vectors": torch.zeros(1, 24)}
-    state = {"ctx": reference["param.prompt_learner.ctx"], "token_prefix": torch.zeros(5, 1, 32)} | never_used
-    torch.save({"state_dict": state, "epoch": 5}, tmp_path / "model.pth.tar-5")
-    convert_checkpoint(
-        tmp_path / "model.pth.tar-5",
-        "kgcoop",
-        tmp_path / "adapter",
-        base_model=recipe.build_clip(),
-        class_names=inputs["base_classes"],
-        tokenizer_name_or_path=str(shared / "clip-tokenizer"),
-        text_consistency_weight=facts["hyperparameters"]["w"],
-        frozen_template=facts["hyperparameters"]["frozen_template"],
-    )
-    model = PeftModel.from_pretrained(recipe.build_clip(), str(tmp_path / "adapter"), is_trainable=True)
-    return model, reference, facts
+@dataclass
+class Case:
+    """A model of ours with the authors' first values, what their code gave, and what it was told."""
+
+    model: PeftModel
+    reference: dict
+    facts: dict
+
+    def output(self, inputs, rows=None, labels=None):
+        rows = self.facts["loss_and_grad_indices"] if rows is None else rows
+        labels = inputs["labels"][rows] if labels is None else torch.tensor(labels)
+        return self.model.train()(pixel_values=inputs["pixel_values"][rows], labels=labels)
+
+    @property
+    def trained(self) -> dict:
+        """Trained parameters by the last part of their name within the tower."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def steps(self, inputs, optimizer, after_epoch=lambda: None):
+        """Take the reference's steps; return the outputs. Its learning rate is set before every step."""
+        rates = self.facts.get("traj_lr") or [self.facts["optimizer"]["lr"]] * len(self.facts["traj_batches"])
+        per_epoch = self.facts["hyperparameters"].get("steps_per_epoch", len(rates))
+        outputs = []
+        for step, (rows, rate) in enumerate(zip(self.facts["traj_batches"], rates, strict=True), start=1):
+            optimizer.param_groups[0]["lr"] = rate
+            output = self.output(inputs, rows)
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            outputs.append(output)
+            if step % per_epoch == 0:
+                after_epoch()
+        return outputs
+
+    @torch.no_grad()
+    def check_logits(self, inputs, prefix):
+        """Compare the logits of the trained classes and of new ones."""
+        images = inputs["pixel_values"][self.facts["logits_indices"]]
+        own = self.model.class_names
+        logits = self.model.eval()(pixel_values=images).logits
+        torch.testing.assert_close(logits, self.reference[f"{prefix}logits"], **LOGITS)
+        self.model.set_class_names(inputs["novel_classes"])
+        logits = self.model(pixel_values=images).logits
+        torch.testing.assert_close(logits, self.reference[f"{prefix}novel_logits"], **LOGITS)
+        self.model.set_class_names(own)
 
 
-def test_each_term_of_the_loss(case, inputs):
-    model, reference, facts = case
-    rows = facts["loss_and_grad_indices"]
-    output = model.train()(pixel_values=inputs["pixel_values"][rows], labels=inputs["labels"][rows])
-    torch.testing.assert_close(output.logits, reference["logits"], **LOGITS)
-    torch.testing.assert_close(output.loss, reference["loss"].reshape(()), **LOSSES)
-    weight = facts["hyperparameters"]["w"]
-    torch.testing.assert_close(output.aux_loss / weight, reference["reg"].reshape(()), **LOSSES)
-    torch.testing.assert_close(output.loss - output.aux_loss, reference["loss_ce"].reshape(()), **LOSSES)
-    output.loss.backward()
-    (gradient,) = [p.grad for p in model.parameters() if p.requires_grad]
-    torch.testing.assert_close(gradient[0], reference["grad.prompt_learner.ctx"], atol=4e-5, rtol=1e-4)
+@pytest.fixture
+def load(recipe, inputs, shared, tmp_path):
+    """Make a case: the authors' checkpoint, with what else they save in it, through the converter."""
+
+    def load(name, method, never_used=(), **options) -> Case:
+        folder = shared / "golden" / "field"
+        reference = load_file(folder / f"{name}.safetensors")
+        facts = json.loads((folder / f"{name}.json").read_text())
+        prefix = "" if method in ("kgcoop", "prograd", "tcp") else "prompt_learner."
+        state = {key.removeprefix("param."): value for key, value in reference.items() if key.startswith("param.")}
+        state = {key.replace("prompt_learner.", prefix, 1): value for key, value in state.items()}
+        torch.save({"state_dict": state | dict(never_used), "epoch": 5}, tmp_path / "model.pth.tar-5")
+        convert_checkpoint(
+            tmp_path / "model.pth.tar-5",
+            method,
+            tmp_path / "adapter",
+            base_model=recipe.build_clip(),
+            class_names=inputs["base_classes"],
+            tokenizer_name_or_path=str(shared / "clip-tokenizer"),
+            **(options["config"](facts) if "config" in options else {}),
+        )
+        model = PeftModel.from_pretrained(recipe.build_clip(), str(tmp_path / "adapter"), is_trainable=True)
+        return Case(model, reference, facts)
+
+    return load
 
 
-def test_ten_steps_and_new_classes(case, inputs):
-    model, reference, facts = case
-    (context,) = [p for p in model.train().parameters() if p.requires_grad]
-    settings = {k: facts["optimizer"][k] for k in ("lr", "momentum", "weight_decay", "dampening", "nesterov")}
-    optimizer = torch.optim.SGD([context], **settings)
-    losses, terms = [], []
-    for rows in facts["traj_batches"]:
-        output = model(pixel_values=inputs["pixel_values"][rows], labels=inputs["labels"][rows])
-        optimizer.zero_grad()
+def sgd(case) -> torch.optim.SGD:
+    settings = {k: case.facts["optimizer"][k] for k in ("lr", "momentum", "weight_decay", "dampening", "nesterov")}
+    return torch.optim.SGD(case.trained.values(), **settings)
+
+
+def stack(outputs, term):
+    return torch.stack([term(output).detach() for output in outputs])
+
+
+class TestKgCoOp:
+    @pytest.fixture(params=["words_w8"])
+    def case(self, request, load):
+        return load(
+            f"kgcoop_{request.param}",
+            "kgcoop",
+            {"meta_net.linear1.weight": torch.zeros(2, 24), "bias_vectors": torch.zeros(1, 24)},
+            config=lambda facts: {
+                "text_consistency_weight": facts["hyperparameters"]["w"],
+                "frozen_template": facts["hyperparameters"]["frozen_template"],
+            },
+        )
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        reference, weight = case.reference, case.facts["hyperparameters"]["w"]
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, reference["logits"], **LOGITS)
+        torch.testing.assert_close(output.loss, reference["loss"].reshape(()), **LOSSES)
+        torch.testing.assert_close(output.aux_loss / weight, reference["reg"].reshape(()), **LOSSES)
+        torch.testing.assert_close(output.loss - output.aux_loss, reference["loss_ce"].reshape(()), **LOSSES)
         output.loss.backward()
-        optimizer.step()
-        losses.append(output.loss.detach())
-        terms.append(output.aux_losses["text_consistency"].detach() / facts["hyperparameters"]["w"])
-    torch.testing.assert_close(torch.stack(losses), reference["traj_loss"], **LOSSES)
-    torch.testing.assert_close(torch.stack(terms), reference["traj_reg"], **LOSSES)
-    torch.testing.assert_close(context.detach()[0], reference["final.prompt_learner.ctx"], atol=1e-5, rtol=0)
-    model.eval()
-    with torch.no_grad():
-        pixel_values = inputs["pixel_values"][facts["logits_indices"]]
-        torch.testing.assert_close(model(pixel_values=pixel_values).logits, reference["final_logits"], **LOGITS)
-        model.set_class_names(inputs["novel_classes"])
-        torch.testing.assert_close(model(pixel_values=pixel_values).logits, reference["final_novel_logits"], **LOGITS)
+        (gradient,) = [p.grad for p in case.trained.values()]
+        torch.testing.assert_close(gradient[0], reference["grad.prompt_learner.ctx"], **GRADIENTS)
+
+    def test_ten_steps_and_new_classes(self, case, inputs):
+        outputs = case.steps(inputs, sgd(case))
+        weight = case.facts["hyperparameters"]["w"]
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        terms = stack(outputs, lambda o: o.aux_losses["text_consistency"] / weight)
+        torch.testing.assert_close(terms, case.reference["traj_reg"], **LOSSES)
+        (context,) = case.trained.values()
+        torch.testing.assert_close(context.detach()[0], case.reference["final.prompt_learner.ctx"], **VALUES)
+        case.check_logits(inputs, "final_")
+
+    def test_the_frozen_features(self, case):
+        frozen = case.model.class_name_classifier.frozen_text()
+        torch.testing.assert_close(frozen, case.reference["frozen.text_features"], atol=5e-6, rtol=0)
 
 
-def test_the_frozen_features(case):
-    model, reference, _ = case
-    frozen = model.class_name_classifier.frozen_text()
-    torch.testing.assert_close(frozen, reference["frozen.text_features"], atol=5e-6, rtol=0)
+class TestProGrad:
+    @pytest.fixture
+    def case(self, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            return {
+                "prompt_init": "random",
+                "projection_weight": chosen["lambda"],
+                "temperature": chosen["temperature"],
+                "frozen_template": chosen["frozen_template"],
+            }
+
+        return load("prograd_random_n4", "prograd", config=config)
+
+    @pytest.mark.parametrize("kind", ["", "alt."], ids=["conflict", "no-conflict"])
+    @pytest.mark.parametrize("scale", [1.0, 0.25])
+    def test_the_gradient(self, case, inputs, kind, scale):
+        alternative = (case.facts["alt_indices"], case.facts["alt_labels"]) if kind else ()
+        output = case.output(inputs, *alternative)
+        torch.testing.assert_close(output.loss, case.reference[f"{kind}loss_ce"].reshape(()), **LOSSES)
+        assert output.aux_loss is None
+        (scale * output.loss).backward()
+        (gradient,) = [p.grad for p in case.trained.values()]
+        torch.testing.assert_close(gradient[0] / scale, case.reference[f"{kind}grad.prompt_learner.ctx"], **GRADIENTS)
+
+    def test_ten_steps_and_new_classes(self, case, inputs):
+        case.check_logits(inputs, "")
+        outputs = case.steps(inputs, sgd(case))
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        (context,) = case.trained.values()
+        torch.testing.assert_close(context.detach()[0], case.reference["final.prompt_learner.ctx"], **VALUES)
+        case.check_logits(inputs, "final_")
+
+
+class TestTCP:
+    @pytest.fixture
+    def case(self, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            return {
+                "class_token_layer": chosen["layer"],
+                "text_consistency_weight": chosen["w"],
+                "frozen_template": facts["frozen_template"],
+            }
+
+        return load("tcp_l2", "tcp", config=config)
+
+    def theirs(self, case, prefix):
+        prefix += "prompt_learner."
+        state = {k.removeprefix(prefix): v for k, v in case.reference.items() if k.startswith(prefix)}
+        return {name: value for (_, name), value in LAYOUTS["tcp"](state).tensors.items()}
+
+    def ours(self, case):
+        return {name.partition("_learner.default.")[2]: p for name, p in case.trained.items()}
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, case.reference["logits"], **LOGITS)
+        torch.testing.assert_close(output.loss - output.aux_loss, case.reference["loss_ce"].reshape(()), **LOSSES)
+        torch.testing.assert_close(output.loss, case.reference["loss"].reshape(()), **LOSSES)
+        output.loss.backward()
+        gradients = {name: p.grad for name, p in self.ours(case).items()}
+        torch.testing.assert_close(gradients, self.theirs(case, "grad."), **GRADIENTS)
+
+    def test_ten_steps_and_new_classes(self, case, inputs):
+        case.check_logits(inputs, "")
+        settings = {key: case.facts["optimizer"][key] for key in ("lr", "betas", "eps", "weight_decay")}
+        outputs = case.steps(inputs, torch.optim.Adam(case.trained.values(), **settings))
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        values = {name: p.detach() for name, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.theirs(case, "final."), **VALUES)
+        case.check_logits(inputs, "final_")
+
+
+class TestMMRL:
+    """MMRL, MMRL++ and AlignedNorm: one model, three losses."""
+
+    CASES = {"mmrl_k5_l34": "mmrl", "mmrlpp_k5_l34": "mmrlpp", "alignednorm_k5_l34": "alignednorm"}
+
+    @pytest.fixture(params=CASES)
+    def case(self, request, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            given = {"alpha": "alpha", "consistency_weight": "reg_weight", "beta": "beta"}
+            given |= {"feature_norm_weight": "final_norm", "sequence_norm_weight": "seq_norm"}
+            values = {ours: chosen[theirs] for ours, theirs in given.items() if theirs in chosen}
+            return {"representation_layers": chosen["rep_layers"], "template": facts["template"], **values}
+
+        frozen = {"image_encoder.class_embedding": torch.zeros(48), "logit_scale": torch.zeros(())}
+        return load(request.param, self.CASES[request.param], frozen, config=config)
+
+    def theirs(self, case, prefix):
+        """The authors' tensors in the form of ours, as the converter reads them."""
+        method = self.CASES[case.facts["case"]]
+        state = {k.removeprefix(prefix): v for k, v in case.reference.items() if k.startswith(prefix)}
+        return {f"{tower}.{name}": value for (tower, name), value in LAYOUTS[method](state).tensors.items()}
+
+    def ours(self, case):
+        names = {name: "text" if ".text_model." in name else "vision" for name in case.trained}
+        last = ".representation_prompt_learner.default."
+        return {f"{names[name]}.{name.partition(last)[2]}": p for name, p in case.trained.items()}
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        reference, chosen = case.reference, case.facts["hyperparameters"]
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, reference["logits_fused"], **LOGITS_100)
+        of_images, of_classes = output.aux_losses["image_consistency"], output.aux_losses["text_consistency"]
+        torch.testing.assert_close(of_images / chosen["reg_weight"], reference["reg_image"].reshape(()), **LOSSES)
+        torch.testing.assert_close(of_classes / chosen["reg_weight"], reference["reg_text"].reshape(()), **LOSSES)
+        for ours, theirs in {"feature_norm": "final", "sequence_norm": "seq"}.items():
+            if ours in output.aux_losses:
+                expected = reference[f"loss_norm_{theirs}"].reshape(())
+                torch.testing.assert_close(output.aux_losses[ours], expected, **LOSSES)
+        expected = chosen["alpha"] * reference["loss_ce_class"] + (1 - chosen["alpha"]) * reference["loss_ce_rep"]
+        torch.testing.assert_close(output.loss - output.aux_loss, expected.reshape(()), **LOSSES)
+        torch.testing.assert_close(output.loss, reference["loss"].reshape(()), **LOSSES)
+        output.loss.backward()
+        gradients = {name: p.grad for name, p in self.ours(case).items()}
+        torch.testing.assert_close(gradients, self.theirs(case, "grad."), atol=2e-4, rtol=1e-4)
+
+    def test_ten_steps(self, case, inputs):
+        settings = {key: case.facts["optimizer"][key] for key in ("lr", "betas", "eps", "weight_decay")}
+        outputs = case.steps(inputs, torch.optim.AdamW(case.trained.values(), **settings))
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        values = {name: p.detach() for name, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.theirs(case, "final."), **VALUES)
+        self.check_readouts(case, inputs, "final_")
+
+    def test_readouts(self, case, inputs):
+        self.check_readouts(case, inputs, "")
+
+    @torch.no_grad()
+    def check_readouts(self, case, inputs, prefix):
+        """The fused prediction, the class token's, and the paper's choice between them."""
+        images = inputs["pixel_values"][case.facts["logits_indices"]]
+        config = case.model.active_peft_config
+        own = {"fused": "logits_fused", "class": "logits", "decoupled": "logits_fused"}
+        new = own | {"decoupled": "logits"}
+        case.model.eval()
+        for readout in own:
+            config.readout = readout
+            logits = case.model(pixel_values=images).logits
+            torch.testing.assert_close(logits, case.reference[prefix + own[readout]], **LOGITS_100)
+        case.model.set_class_names(inputs["novel_classes"])
+        for readout in new:
+            config.readout = readout
+            logits = case.model(pixel_values=images).logits
+            expected = case.reference[f"{prefix}novel_{new[readout]}"]
+            torch.testing.assert_close(logits, expected, **LOGITS_100)
+        case.model.set_class_names(inputs["base_classes"])
+
+
+class TestPromptSRC:
+    @pytest.fixture
+    def case(self, load):
+        def config(facts):
+            chosen = facts["hyperparameters"]
+            return {
+                "text_consistency_weight": chosen["text_loss_weight"],
+                "image_consistency_weight": chosen["image_loss_weight"],
+                "frozen_template": facts["templates"],
+            }
+
+        frozen = {"prompt_learner.ZS_image_encoder.class_embedding": torch.zeros(48), "logit_scale": torch.zeros(())}
+        return load("promptsrc_4x4_d3", "promptsrc", frozen, config=config)
+
+    def values(self, case, prefix):
+        """The authors' tensors in the form of ours, by tower."""
+        towers = {
+            "text": ["prompt_learner.ctx", "text_encoder.transformer.resblocks.{}.VPT_shallow"],
+            "vision": ["image_encoder.VPT", "image_encoder.transformer.resblocks.{}.VPT_shallow"],
+        }
+        layers = range(1, case.facts["hyperparameters"]["prompt_depth_text"])
+        return {
+            tower: torch.stack([case.reference[prefix + n] for n in (first, *(deep.format(i) for i in layers))])
+            for tower, (first, deep) in towers.items()
+        }
+
+    def ours(self, case):
+        return {"text" if ".text_model." in name else "vision": p for name, p in case.trained.items()}
+
+    def test_each_term_of_the_loss(self, case, inputs):
+        output = case.output(inputs)
+        torch.testing.assert_close(output.logits, case.reference["logits"], **LOGITS)
+        for ours, theirs in {"text": "text", "image": "image", "logit": "logits"}.items():
+            reference = case.reference[f"loss_{theirs}"].reshape(())
+            torch.testing.assert_close(output.aux_losses[f"{ours}_consistency"], reference, **LOSSES)
+        torch.testing.assert_close(output.loss, case.reference["loss"].reshape(()), **LOSSES)
+        output.loss.backward()
+        gradients = {tower: p.grad for tower, p in self.ours(case).items()}
+        torch.testing.assert_close(gradients, self.values(case, "grad."), **GRADIENTS)
+
+    def test_ten_steps_the_average_and_new_classes(self, case, inputs):
+        case.check_logits(inputs, "")
+        chosen = case.facts["hyperparameters"]
+        averaging = Averaging("gaussian", mean=chosen["gpa_mean"], std=chosen["gpa_std"])
+        callback = AverageWeights(averaging)
+        state = TrainerState(max_steps=10, num_train_epochs=chosen["epochs"], epoch=0.0)
+        told = TrainingArguments("unused", report_to="none", use_cpu=True), state, TrainerControl()
+
+        def after_epoch():
+            state.epoch += 1.0
+            state.global_step += chosen["steps_per_epoch"]
+            callback.on_step_end(*told, model=case.model)
+
+        callback.on_train_begin(*told, model=case.model)
+        outputs = case.steps(inputs, sgd(case), after_epoch)
+        torch.testing.assert_close(stack(outputs, lambda o: o.loss), case.reference["traj_loss"], **LOSSES)
+        values = {tower: p.detach() for tower, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.values(case, "final."), **VALUES)
+        case.check_logits(inputs, "final_")
+        callback.on_train_end(*told, model=case.model)
+        values = {tower: p.detach() for tower, p in self.ours(case).items()}
+        torch.testing.assert_close(values, self.values(case, "gpa."), **VALUES)
+        case.check_logits(inputs, "gpa_")

@@ -25,8 +25,12 @@ from peft_vprompt import (
     ContextOptConfig,
     KgCoOpConfig,
     MaPLeConfig,
+    MMRLConfig,
     MRPOConfig,
+    ProGradConfig,
+    PromptSRCConfig,
     ReadOnlyPromptConfig,
+    TCPConfig,
     TextEncoderConfig,
     VisualPromptConfig,
 )
@@ -154,6 +158,39 @@ CONFIGS = {
         "words": lambda **kw: KgCoOpConfig(**kw),
         "random": lambda **kw: KgCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
     },
+    "prograd": {
+        "words": lambda **kw: ProGradConfig(num_virtual_tokens=5, **kw),
+        "random": lambda **kw: ProGradConfig(prompt_init="random", num_virtual_tokens=3, **kw),
+    },
+    "promptsrc": {
+        "independent": lambda **kw: PromptSRCConfig(prompt_depth=2, **kw),
+        "full-depth": lambda **kw: PromptSRCConfig(prompt_depth=3, num_virtual_tokens=1, **kw),
+        "coupled": lambda **kw: PromptSRCConfig(prompt_depth=2, coupling="linear", **kw),
+    },
+    "mmrl": {
+        "one-layer": lambda **kw: MMRLConfig(
+            representation_layers=[2], representation_dim=8, num_virtual_tokens=2, logit_scale=None, **kw
+        ),
+        "mmrl": lambda **kw: MMRLConfig(representation_layers=[2, 3], representation_dim=12, **kw),
+        "low-rank": lambda **kw: MMRLConfig(
+            representation_layers=[2, 3], representation_dim=12, low_rank=2, readout_rank=4, **kw
+        ),
+        "aligned": lambda **kw: MMRLConfig(
+            representation_layers=[2, 3],
+            representation_dim=12,
+            low_rank=2,
+            readout_rank=4,
+            feature_norm_weight=0.1,
+            sequence_norm_weight=0.1,
+            **kw,
+        ),
+    },
+    "tcp": {
+        "random": lambda **kw: TCPConfig(class_token_layer=1, **kw),
+        "words": lambda **kw: TCPConfig(
+            class_token_layer=1, num_class_tokens=2, prompt_init="text", prompt_init_text="a photo of a", **kw
+        ),
+    },
     "class_head": {
         "random": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES} | kw),
         "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
@@ -178,6 +215,14 @@ CONFIGS = {
         ),
         "text-only": lambda **kw: MaPLeConfig(prompt_depth=2, vision_prompt_depth=0, **kw),
         "vision-only": lambda **kw: MaPLeConfig(prompt_depth=2, coupling="none", text_prompt_depth=0, **kw),
+        "regularised": lambda **kw: MaPLeConfig(
+            prompt_depth=2,
+            text_consistency_weight=25.0,
+            image_consistency_weight=10.0,
+            logit_consistency_weight=1.0,
+            consistency_distance="l1",
+            **kw,
+        ),
     },
 }
 

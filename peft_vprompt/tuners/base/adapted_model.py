@@ -121,7 +121,11 @@ class AdaptedModel:
     @property
     def method(self) -> PromptMethod:
         """Method of the active adapter; the plain one of PEFT's own tuners reads the template."""
-        tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[self.model.peft_config[self.adapter_name].peft_type]
+        return self.method_of(self.adapter_name)
+
+    def method_of(self, adapter_name: str) -> PromptMethod:
+        """Return the method of an adapter."""
+        tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[self.model.peft_config[adapter_name].peft_type]
         return getattr(tuner_class, "method", None) or PromptMethod()
 
     @property

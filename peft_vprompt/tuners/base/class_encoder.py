@@ -90,7 +90,8 @@ class ClassEncoder:
         parts = [text.base_layer, text.active_prompts, dual.text_projection]
         if not may_keep(*parts):
             return self._encode(classes, dual.device)
-        state = self._state(parts, self.model.config.templates, classes.sequences)
+        config = self.model.config
+        state = self._state(parts, [*config.templates, str(config.frozen_template)], classes.sequences)
         return self.features.get(classes, state, lambda: self._encode(classes, dual.device))
 
     def _features_in_graph(self, classes: ClassList, method: str, adapter_name: str = "") -> Tensor:
@@ -127,11 +128,14 @@ class ClassEncoder:
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
         chunks = [chunk for template in templates for chunk in template]
+        options: dict = {}
+        if self.model.method.needs_class_features:
+            options["class_features"] = self.encode_frozen(classes, self.model.adapter_name)
         keep_kv_cache = sum(chunk.num_rows for chunk in chunks) <= class_list.MAX_KV_CACHE_ROWS
         if len(chunks) == 1:
-            encoded = [text.class_prompt_encoder(chunks[0], keep_kv_cache=keep_kv_cache)]
+            encoded = [text.class_prompt_encoder(chunks[0], keep_kv_cache=keep_kv_cache, **options)]
         else:
-            encode = functools.partial(text.class_prompt_encoder, keep_kv_cache=keep_kv_cache)
+            encode = functools.partial(text.class_prompt_encoder, keep_kv_cache=keep_kv_cache, **options)
             sizes = [chunk.num_rows + read_only * chunk.num_classes for chunk in chunks]
             encoded = checkpointed_chunks(encode, chunks, sizes, class_list.MAX_TOKEN_ROWS)
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
@@ -171,20 +175,26 @@ class ClassEncoder:
         config = self.model.config_of(adapter_name)
         template = getattr(config, "frozen_template", None) or config.template
         templates = [template] if isinstance(template, str) else list(template)
+        normalize = self.model.method_of(adapter_name).normalizes_frozen_templates
         text = self.text
 
         def compute() -> Tensor:
             with self.model.without_adapters():
-                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path)
+                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
 
         parts = [text.base_layer, self.model.dual.text_projection]
         if not may_keep(*parts):
             with torch.no_grad():
                 return compute()
-        return self.frozen.get(classes, self._state(parts, templates), compute)
+        return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
 
-    def _zero_shot(self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None) -> Tensor:
-        """Return text features [c, e] by the base model's own call, with the templates around each name."""
+    def _zero_shot(
+        self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None, normalize: bool = True
+    ) -> Tensor:
+        """Return text features [c, e] by the base model's own call, with the templates around each name.
+
+        The features of each template are L2-normalised before they are averaged, or not; the mean always is.
+        """
         tokenizer = self.model.tokenizers.find(tokenizer_name)
         features = []
         for template in templates:
@@ -194,20 +204,20 @@ class ClassEncoder:
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
                 for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
             ]
-            encode = functools.partial(self._encode_texts, tokenizer)
+            encode = functools.partial(self._encode_texts, tokenizer, normalize)
             chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
             features.append(torch.cat(chunks))
-        return average_features(features)
+        return average_features(features, normalize)
 
-    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, texts: list[TokenSequence]) -> Tensor:
-        """Return the features [c, e] of tokenised plain texts."""
+    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[TokenSequence]) -> Tensor:
+        """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""
         text = self.text
         dual = self.model.dual
         if isinstance(text.view, BidirectionalTextView):
             (padded,) = text.layout(tokenizer, texts[0])(texts, sys.maxsize)
             padded = padded.to(dual.device)
-            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask))
+            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask), normalize)
         # Padded here: a tokenizer that pads in one thread does so, for a moment, in all others too.
         padded = pad(texts, 1, tokenizer.pad_token_id, None).to(dual.device)
         output = text.base_layer(input_ids=padded.token_ids, attention_mask=padded.mask.long())
-        return dual.project_text(output.pooler_output)
+        return dual.project_text(output.pooler_output, normalize)

@@ -9,8 +9,9 @@ Shapes: b = images, c = classes, e = size of the joint space, k = read-only prom
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -244,8 +245,14 @@ class ClassNameClassifier:
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, len(classes.names))
             inputs = {"pixel_values": pixel_values, **options}
-            # pyrefly: ignore[bad-argument-type]  # likewise
-            image = self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
+            details: dict = {}
+            vision = self.adapted.vision
+            if vision.has_second_feature:
+                # pyrefly: ignore[bad-argument-type]  # likewise
+                image = self._two_features(pixel_values, options, details)
+            else:
+                # pyrefly: ignore[bad-argument-type]  # likewise
+                image = self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
         else:
             self.require_fixed_images()
             if options:
@@ -255,12 +262,20 @@ class ClassNameClassifier:
                 )
             check_inputs(image_features, labels, len(classes.names), "image_features")
             check_unit_length(image_features)
-            inputs = None
+            inputs, details = None, {}
             image = image_features.to(self.adapted.dual.dtype)
         text = self.texts.encode(classes, image)
         frozen = LazyFrozenFeatures(self, image, inputs)
-        features = Features(image, text, self.scaled(self.adapted.readout(image, text)), frozen)
+        logits = self.scaled(self._similarities(image, text))
+        features = Features(image, text, logits, frozen, **details)
         return self._output(features, labels, output_aux_loss)
+
+    def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
+        adapted = self.adapted
+        if adapted.disabled:
+            return adapted.readout(image, text)
+        own = lambda: self.class_names == adapted.config.class_names  # noqa: E731 - asked for by few methods
+        return adapted.method.similarities(adapted.config, adapted.readout, image, text, own)
 
     def _output(self, features: Features, labels: Tensor | None, output_aux_loss: bool | None) -> ClassificationOutput:
         """Return logits and loss; remember the classes that are learned on."""
@@ -268,17 +283,31 @@ class ClassNameClassifier:
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.keep_class_names()
+        if training and logits.requires_grad and not self.adapted.disabled:
+            trained = (p for p in self.model.parameters() if p.requires_grad)
+            logits = self.adapted.method.guide(self.adapted.config, features, trained)
         terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
         aux_loss: Any = sum(terms.values()) if terms else None
         loss = None
         if labels is not None:
-            at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            labels = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
-            loss = _cross_entropy(at_least_float32, labels)
+            loss = self._classification_loss(replace(features, logits=logits), labels)
             loss = loss if aux_loss is None else loss + aux_loss
         return ClassificationOutput(loss=loss, logits=logits, aux_loss=aux_loss, aux_losses=terms or None)
+
+    def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy, in float32 at least; of several predictions the mean by their shares."""
+        predictions = [(1.0, features.logits)]
+        if not self.adapted.disabled:
+            predictions = self.adapted.method.predictions(self.adapted.config, features, self.scaled)
+        total: Any = 0.0
+        for share, logits in predictions:
+            at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            targets = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
+            loss = _cross_entropy(at_least_float32, targets)
+            total = loss if share == 1 else total + share * loss
+        return total
 
     @torch.compiler.disable
     def keep_class_names(self) -> None:
@@ -296,6 +325,8 @@ class ClassNameClassifier:
         with self.adapted.lock.call():
             self._check_images(pixel_values, options)
             vision = self.adapted.vision
+            if vision.has_second_feature:
+                return self._two_features(pixel_values, options)
             if self.adapted.backbone.dual is not None:
                 return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
             output = vision(pixel_values, **options)
@@ -306,6 +337,21 @@ class ClassNameClassifier:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
+
+    def _two_features(self, pixel_values: Tensor, options: dict, details: dict | None = None) -> Tensor:
+        """Return the L2-normalised features [b, 2, e] of the image tower itself and of its prompts.
+
+        `details` gets what else `Features` may say of them.
+        """
+        vision = self.adapted.vision
+        states: list[Tensor] | None = [] if self.model.training and details is not None else None
+        pooled, rows = vision.pooled_and_prompts(pixel_values, states, **options)
+        project = functools.partial(self.adapted.dual.project_image, normalize=False)
+        prompts: Any = vision.active_prompts
+        projected = torch.stack([project(pooled), prompts.project(rows, project)], dim=1)
+        if details is not None:
+            details.update(projected=projected, states=states)
+        return F.normalize(projected, dim=-1)
 
     def require_fixed_images(self) -> None:
         """Make sure that nothing that is trained changes the image features.
@@ -390,5 +436,6 @@ class ClassNameClassifier:
         return self.adapted.changes_images
 
     def scaled(self, similarities: Tensor) -> Tensor:
-        """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""
-        return self.adapted.dual.scaled(similarities)
+        """Return the logits [b, c] of cosines [b, c], by the method's scale or the model's own scale and bias."""
+        scale = None if self.adapted.disabled else self.adapted.method.scale(self.adapted.config)
+        return self.adapted.dual.scaled(similarities) if scale is None else scale * similarities

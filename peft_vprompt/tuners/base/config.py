@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from ...errors import ClassNamesError, ContextLengthWarning
+from ...losses.regularizers import DISTANCES
 from ...utils.digests import digest_json
-from ...utils.validation import require_choice, require_int
+from ...utils.validation import require_choice, require_int, require_number
 
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
@@ -90,6 +91,29 @@ class PromptConfig(ClassifierConfig):
             "the others, gradients included. Methods whose text features depend on the image share out images anyway."
         },
     )
+    frozen_template: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Text around the name that the frozen model reads wherever a method is held near it; a list is "
+            "averaged. Default: template."
+        },
+    )
+    text_consistency_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight, in the loss, of the distance of the class features to the frozen ones; 0: none."},
+    )
+    image_consistency_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight, in the loss, of the distance of the image features to the frozen ones; 0: none."},
+    )
+    logit_consistency_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight, in the loss, of the divergence from the frozen model's predictions; 0: none."},
+    )
+    consistency_distance: str = field(
+        default="cosine",
+        metadata={"help": "Distance of features: 'cosine' (1 minus the mean cosine) or 'l1' (mean difference)."},
+    )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Further modules to train and save in full. A classification head is added by itself."},
@@ -116,6 +140,11 @@ class PromptConfig(ClassifierConfig):
         if self.class_names is not None:
             self.class_names = check_class_names(self.class_names)
         check_templates("template", self.template)
+        if self.frozen_template is not None:
+            check_templates("frozen_template", self.frozen_template)
+        for name in ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight"):
+            require_number(name, getattr(self, name), 0)
+        require_choice("consistency_distance", self.consistency_distance, list(DISTANCES))
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -161,9 +190,22 @@ class ContextConfig(PromptConfig):
         """Context tokens, after `set_length`."""
         return self.num_virtual_tokens  # pyrefly: ignore[bad-return]  # every config calls it when it is made
 
+    def check_words(self) -> None:
+        """Refuse another start than a random one or words.
+
+        Raises:
+            ValueError: names the field.
+        """
+        require_choice("prompt_init", self.prompt_init, ("random", "text"))
+        if self.prompt_init == "text" and not (self.prompt_init_text or "").strip(" _"):
+            raise ValueError(
+                "Expected prompt_init_text with prompt_init='text', e.g. 'a photo of a'. "
+                f"Received: prompt_init_text={self.prompt_init_text!r}."
+            )
+
     def set_length(self, default: int) -> None:
         """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
-        require_choice("prompt_init", self.prompt_init, ("random", "text"))
+        self.check_words()
         if self.prompt_init == "text":
             self._take_length_from_words()
         elif self.num_virtual_tokens is None:
@@ -171,11 +213,6 @@ class ContextConfig(PromptConfig):
         require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
 
     def _take_length_from_words(self) -> None:
-        if not (self.prompt_init_text or "").strip(" _"):
-            raise ValueError(
-                "Expected prompt_init_text with prompt_init='text', e.g. 'a photo of a'. "
-                f"Received: prompt_init_text={self.prompt_init_text!r}."
-            )
         length = len((self.words or "").split())
         if self.num_virtual_tokens not in (None, length):
             warnings.warn(

@@ -6,7 +6,7 @@ differs from the frozen model with a template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
+from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
 
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from ...backbones.base import EncoderView, TextView, VisionView
-    from ...losses.regularizers import Regularizer
     from ...prompts.base import PromptModule
     from .config import PromptConfig
 
@@ -32,14 +32,20 @@ class PromptMethod:
     Attributes:
         needs_text: the method learns on the text side, so the base model must have a text tower.
         needs_read_only: its prompts read both towers and are read by nobody.
+        needs_class_token: it reads an image tower's class token, and texts that are read from left to right.
+        needs_class_features: its text prompts depend on the frozen model's class features.
         conditional: class features depend on the image.
         trains_text_encoder: the text encoder is trained whole.
+        normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
     """
 
     needs_text: bool = True
     needs_read_only: bool = False
+    needs_class_token: bool = False
+    needs_class_features: bool = False
     conditional: bool = False
     trains_text_encoder: bool = False
+    normalizes_frozen_templates: bool = True
 
     def check(self, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse a config that does not fit the towers.
@@ -65,8 +71,17 @@ class PromptMethod:
         """
         return None
 
-    def vision_prompts(self, config: PromptConfig, view: VisionView, text: TextView | None) -> PromptModule | None:
-        """Return new prompts for the image tower, None for none; `text` is None on models without a text tower."""
+    def vision_prompts(
+        self, config: PromptConfig, view: VisionView, text: TextView | None, feature_dim: int
+    ) -> PromptModule | None:
+        """Return new prompts for the image tower, None for none.
+
+        Args:
+            config: the adapter's config.
+            view: the image tower.
+            text: the text tower, None on models without one.
+            feature_dim: size of the space that images and texts share; that of a token without a text tower.
+        """
         return None
 
     def readout(self, config: PromptConfig, view: TextView, feature_dim: int) -> nn.Module:
@@ -83,9 +98,35 @@ class PromptMethod:
         """Return one feature per class of those of each list of token sequences; templates are an ensemble."""
         return average_features(features)
 
+    def similarities(
+        self, config: PromptConfig, readout: nn.Module, image: Tensor, text: Tensor, own_classes: Callable[[], bool]
+    ) -> Tensor:
+        """Return the similarities [b, c] of image and class features; `own_classes()` tells whether it was trained on these."""
+        return readout(image, text)
+
+    def scale(self, config: PromptConfig) -> float | None:
+        """Return what similarities are multiplied by, None for the model's own scale and bias."""
+        return None
+
+    def predictions(
+        self, config: PromptConfig, features: Features, scaled: Callable[[Tensor], Tensor]
+    ) -> list[tuple[float, Tensor]]:
+        """Return what the classification loss is taken of: logits [b, c] and their shares, which sum to 1."""
+        return [(1.0, features.logits)]
+
     def regularizers(self, config: PromptConfig) -> dict[str, tuple[float, Regularizer]]:
-        """Return the further terms of the loss, by name: weight and callable."""
-        return {}
+        """Return the further terms of the loss, by name: weight and callable; default: those the config has weights of."""
+        distance = config.consistency_distance
+        terms = {
+            "text_consistency": (config.text_consistency_weight, TextConsistency(distance)),
+            "image_consistency": (config.image_consistency_weight, ImageConsistency(distance)),
+            "logit_consistency": (config.logit_consistency_weight, LogitConsistency()),
+        }
+        return {name: term for name, term in terms.items() if term[0]}
+
+    def guide(self, config: PromptConfig, features: Features, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Return the logits to train on; a method may let their backward pass change the gradients of `parameters`."""
+        return features.logits
 
     def callbacks(self, config: PromptConfig) -> list[TrainerCallback]:
         """Return what a Trainer has to do beside its steps."""
@@ -102,11 +143,26 @@ class PromptMethod:
         """
 
 
-def average_features(features: Sequence[Tensor]) -> Tensor:
-    """Return the mean of L2-normalised features [c, e] over templates, normalised again."""
-    if len(features) == 1:
+def average_features(features: Sequence[Tensor], normalized: bool = True) -> Tensor:
+    """Return the L2-normalised mean of features [c, e] over templates; `normalized` says that the features are."""
+    if len(features) == 1 and normalized:
         return features[0]
     return F.normalize(torch.stack(list(features)).mean(0), dim=-1)
+
+
+def refuse_consistency(config: PromptConfig) -> None:
+    """Refuse terms that compare features in the joint space, for a model without one.
+
+    Raises:
+        ValueError: names the fields that are set.
+    """
+    fields = ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight")
+    if given := {name: getattr(config, name) for name in fields if getattr(config, name)}:
+        raise ValueError(
+            "Expected consistency with the frozen model on a model that compares images with class names. Received: "
+            f"{', '.join(f'{name}={value!r}' for name, value in given.items())} on a model without a text tower. Leave "
+            "them out, or use a CLIP."
+        )
 
 
 def check_depth(name: str, depth: int, view: EncoderView, tower: str) -> None:

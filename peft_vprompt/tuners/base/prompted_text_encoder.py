@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ...backbones.base import BidirectionalTextView, CausalTextView
 from ...backbones.supported import view as view_of
-from ...core.attention import Causal, ReadSuffixes
+from ...core.attention import Causal, GrowingPrefix, ReadSuffixes
 from ...core.insertion import InsertRows, insert, replace
 from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only
 from ...core.packed_prompts import PackedPrompts, pack_bounded
@@ -72,7 +72,11 @@ class PromptedTextEncoder(PromptedEncoder):
         return functools.partial(in_place_of, self.base_layer, self.encode_class_prompts)
 
     def encode_class_prompts(
-        self, packed: PackedPrompts | PaddedPrompts, image_features: Tensor | None = None, keep_kv_cache: bool = True
+        self,
+        packed: PackedPrompts | PaddedPrompts,
+        image_features: Tensor | None = None,
+        keep_kv_cache: bool = True,
+        class_features: Tensor | None = None,
     ) -> Tensor:
         """Return the features of all classes from one pass, after the final norm and not projected.
 
@@ -80,6 +84,7 @@ class PromptedTextEncoder(PromptedEncoder):
             packed: the class prompts.
             image_features: [b, e], where the context depends on the image.
             keep_kv_cache: keep what read-only prompts read for the next call.
+            class_features: the frozen model's features [c, e] of all classes, where the prompts depend on them.
 
         Returns:
             [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
@@ -89,16 +94,25 @@ class PromptedTextEncoder(PromptedEncoder):
         if prompts is not None and prompts.read_only:
             # pyrefly: ignore[bad-argument-type]  # only causal encoders have such prompts
             return self._encode_read_only(packed, prompts, keep_kv_cache)
-        vectors = None if prompts is None else prompts(image_features=image_features)
-        first = None if vectors is None else vectors[0]
+        vectors = first = None
+        rule = InsertRows(packed.start)
+        if prompts is not None:
+            vectors = prompts(image_features=image_features, class_features=class_features)
+            first = vectors[0]
+            rule = prompts.text_rule(packed)
         if isinstance(packed, PaddedPrompts):
             hidden = packed.embed(view, first)
             mask = view.layer_mask(packed.mask, hidden)
-            features = view.pool(encode(view, hidden, vectors, InsertRows(packed.start), mask=mask))
+            features = view.pool(encode(view, hidden, vectors, rule, mask=mask))
             return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
         hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
-        ends = OutputRows(packed.end_rows, functools.partial(ReadSuffixes, packed.pattern))
-        hidden = encode(view, hidden, vectors, InsertRows(1), output_rows=ends, pattern=packed.pattern)
+        first_layer = 0 if prompts is None else prompts.first_layer
+        pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
+        if first_layer:  # the prompts are not in the texts, but come in on the way
+            pattern = GrowingPrefix.by(packed.pattern, len(first))
+            last_pattern, end_rows = pattern.after, end_rows + len(first)
+        ends = OutputRows(end_rows, functools.partial(ReadSuffixes, last_pattern))
+        hidden = encode(view, hidden, vectors, rule, first_layer, output_rows=ends, pattern=pattern)
         features = view.final_norm(hidden)
         return features if image_features is not None else features[0]
 

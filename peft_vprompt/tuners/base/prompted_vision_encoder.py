@@ -96,7 +96,7 @@ class PromptedVisionEncoder(PromptedEncoder):
         """Return the visual prompts of an adapter that has some, [j, n, d] or [j, b, n, d]."""
         (text_encoder,) = self._text_encoder
         text = None if text_encoder is None else text_encoder.prompts_of(adapter_name)
-        text_prompts = None if text is None else text()
+        text_prompts = None if text is None else text.for_images()
         prompts: Any = self.prompts_of(adapter_name)
         return prompts(text_prompts=text_prompts, view=self.view, batch_size=batch_size)
 
@@ -225,6 +225,33 @@ class PromptedVisionEncoder(PromptedEncoder):
         start = self._start(pixel_values, prompts, **kwargs)
         hidden = view.encode(*start.arguments, None, OutputRows(view.pooled_rows, ReadAll), **start.layer_options)
         return view.pool(hidden)
+
+    @property
+    def has_second_feature(self) -> bool:
+        """Whether the active prompts are an image feature beside the tower's own."""
+        prompts = self.active_prompts
+        return prompts is not None and prompts.has_feature
+
+    def pooled_and_prompts(
+        self, pixel_values: Tensor, states: list[Tensor] | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pooled output [b, d] and what has become of the prompts, after the final norm, [b, n, d].
+
+        The images were checked. Of the last layer only these rows are computed, where the tower pools its first row.
+
+        Args:
+            pixel_values: the images.
+            states: a list that gets the rows of the first layer's input and of each layer's output.
+            kwargs: as for `pooled`.
+        """
+        view = self.view
+        start = self._start(pixel_values, self.active_prompts, **kwargs)
+        few = view.pooled_rows == slice(0, 1)
+        output_rows = OutputRows(slice(0, start.rows.stop), ReadAll) if few else None
+        hidden = view.encode(*start.arguments, states, output_rows, **start.layer_options)
+        if states is not None and output_rows is not None:
+            states.append(hidden)
+        return view.pool(hidden[:, view.pooled_rows] if few else hidden), view.final_norm(hidden[:, start.rows])
 
     def encode_read_only(self, pixel_values: Tensor, adapter_names: Sequence[str], **embed_options) -> list[Tensor]:
         """Return what the read-only prompts of each adapter have read, after the final norm: [b, n, d].

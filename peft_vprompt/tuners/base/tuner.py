@@ -138,14 +138,14 @@ class PromptTuner(BaseTuner):
         """Return the method's new modules: the tower that holds each, its kind, the module."""
         method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
         modules: list[tuple[PromptedEncoder, str, nn.Module | None]] = []
+        size = vision.view.width if text is None else feature_dim(model, backbone)
         if text is not None:
-            size = feature_dim(model, backbone)
             name = config.tokenizer_name_or_path
             tokenizer = self.tokenizers.find(name) if method.needs_tokenizer(config) else None
             modules.append((text, LEARNER, method.text_prompts(config, text.view, tokenizer, size)))
             modules.append((text, READOUT, method.readout(config, text.view, size)))
         text_view = None if text is None else text.view
-        modules.append((vision, LEARNER, method.vision_prompts(config, vision.view, text_view)))
+        modules.append((vision, LEARNER, method.vision_prompts(config, vision.view, text_view, size)))
         return [entry for entry in modules if entry[2] is not None]
 
     def _install(

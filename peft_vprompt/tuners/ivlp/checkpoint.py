@@ -8,15 +8,18 @@ from ..base.checkpoint_layout import Layout, State, free_visual_prompts, numbere
 from ..maple.config import MaPLeConfig
 
 
-def read(state: State) -> Layout:
-    """Read muzairkhattak/multimodal-prompt-learning `trainers/independentVL.py`; either side may be missing."""
-    refuse(state, ("prompt_learner.proj.weight",), "ivlp", "maple")
+def read(state: State, method: str = "ivlp") -> Layout:
+    """Read muzairkhattak/multimodal-prompt-learning `trainers/independentVL.py`; either side may be missing.
+
+    `method` is the name that messages say: other methods keep their prompts under the same names.
+    """
+    refuse(state, ("prompt_learner.proj.weight",), method, "maple")
     text = [state["prompt_learner.ctx"]] if "prompt_learner.ctx" in state else []
     if text:
         text += numbered(state, "text_encoder.transformer.resblocks.{}.VPT_shallow", 1)
     vision = free_visual_prompts(state)
     if not text and not vision:
-        require(state, "prompt_learner.ctx", "ivlp")
+        require(state, "prompt_learner.ctx", method)
     values = {"coupling": "none", "text_prompt_depth": len(text), "vision_prompt_depth": len(vision)}
     tensors = {}
     if text:

@@ -6,10 +6,10 @@ from ..base.shared_recipes import DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read
 from .config import KgCoOpConfig
-from .method import KgCoOp, KgCoOpModel
+from .method import KgCoOpModel
 
 
-__all__ = ["KgCoOp", "KgCoOpConfig", "KgCoOpModel"]
+__all__ = ["KgCoOpConfig", "KgCoOpModel"]
 
 register(
     MethodSpec(

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_number
-from ..base.config import ContextConfig, check_templates
+from ..base.config import ContextConfig
 
 
 @dataclass
@@ -31,15 +30,8 @@ class KgCoOpConfig(ContextConfig):
     text_consistency_weight: float = field(
         default=8.0, metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones."}
     )
-    frozen_template: str | list[str] | None = field(
-        default=None,
-        metadata={"help": "Text around the name that the frozen model reads; a list is averaged. Default: template."},
-    )
 
     def __post_init__(self):
         self.peft_type = PeftType.KGCOOP
         super().__post_init__()
         self.set_length(default=4)
-        require_number("text_consistency_weight", self.text_consistency_weight, 0)
-        if self.frozen_template is not None:
-            check_templates("frozen_template", self.frozen_template)

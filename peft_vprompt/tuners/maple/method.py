@@ -43,7 +43,9 @@ class MaPLe(PromptMethod):
             start_from_words(prompts.tokens[0], view, tokenizer, config.words)
         return prompts
 
-    def vision_prompts(self, config: MaPLeConfig, view: VisionView, text: TextView) -> PromptModule | None:
+    def vision_prompts(
+        self, config: MaPLeConfig, view: VisionView, text: TextView, feature_dim: int
+    ) -> PromptModule | None:
         """Return prompts that are coupled to the text prompts, or free ones."""
         if not config.vision_depth:
             return None

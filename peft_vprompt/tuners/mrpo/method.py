@@ -38,7 +38,7 @@ class MRPO(PromptMethod):
         """Return prompts P_k."""
         return free_prompts(config.num_virtual_tokens, view, *first_and_depth(config))
 
-    def vision_prompts(self, config: MRPOConfig, view: VisionView, text: TextView) -> PromptModule:
+    def vision_prompts(self, config: MRPOConfig, view: VisionView, text: TextView, feature_dim: int) -> PromptModule:
         """Return prompts F_k(P_k), or free ones."""
         first_layer, depth = first_and_depth(config)
         if config.coupling == "none":

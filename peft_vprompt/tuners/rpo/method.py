@@ -44,7 +44,9 @@ class RPO(PromptMethod):
         """Return prompts after the end token, without positions."""
         return start_near(free_prompts(config.num_virtual_tokens, view), view.word_vectors([view.end_token_id])[0])
 
-    def vision_prompts(self, config: ReadOnlyPromptConfig, view: CLIPVisionView, text: TextView) -> PromptModule:
+    def vision_prompts(
+        self, config: ReadOnlyPromptConfig, view: CLIPVisionView, text: TextView, feature_dim: int
+    ) -> PromptModule:
         """Return prompts after the patches, without positions, through the norm before the first layer."""
         return start_near(free_prompts(config.num_virtual_tokens, view), view.class_vector())
 

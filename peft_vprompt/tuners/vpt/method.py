@@ -18,7 +18,7 @@ from ...prompts.base import PromptModule, placed_like
 from ...prompts.pixels import PixelBorder, PixelChannels, PixelStrip
 from ...prompts.tokens import TokenPrompts
 from ...prompts.visual import StagedPrompts, VisualPrompts
-from ..base.method import PromptMethod
+from ..base.method import PromptMethod, refuse_consistency
 from ..base.tuner import PromptTuner
 from .config import PIXEL_LOCATIONS, VisualPromptConfig
 from .support import check_tower
@@ -30,10 +30,14 @@ class VPT(PromptMethod):
     needs_text = False
 
     def check(self, config: VisualPromptConfig, vision: VisionView, text: TextView | None) -> None:
-        """Refuse prompts that this tower has no layers, tokens or windows for."""
+        """Refuse prompts that this tower has no layers, tokens or windows for, and terms that need class names."""
         check_tower(config, vision)
+        if text is None:
+            refuse_consistency(config)
 
-    def vision_prompts(self, config: VisualPromptConfig, view: VisionView, text: TextView | None) -> PromptModule:
+    def vision_prompts(
+        self, config: VisualPromptConfig, view: VisionView, text: TextView | None, feature_dim: int
+    ) -> PromptModule:
         """Return the prompts at their location."""
         options = {
             "first_layer": config.first_layer,
