@@ -54,7 +54,8 @@ register(
         ),
         learns="MMRL's tokens, with fewer parameters",
         config_class=MMRLConfig,
-        defaults=lambda depth: late_layers(depth) | {"low_rank": 4},
+        defaults=late_layers,
+        marks={"low_rank": 4},
         recipe=RECIPE,
     )
 )
