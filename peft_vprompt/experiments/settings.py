@@ -27,6 +27,7 @@ class Settings:
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
+        image_size: edge in pixels of the images that the model takes, with interpolated positions; None for its own.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Settings:
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
     ensemble: int = 1
+    image_size: int | None = None
 
 
 def changed_settings(settings: dict) -> dict:

@@ -32,9 +32,10 @@ from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
 from ..tuners.base.switching import adapter_layers
 from ..utils.io import atomic_files
+from ..utils.readable import unreadable_files
 from .adapter_model import AdapterModel
 from .labels import plain_config
-from .model_card import add_tags, has_card, is_generated, is_untouched, render_model_card, seal, with_snippet
+from .model_card import add_tags, is_generated, is_untouched, render_model_card, row_of, seal, with_snippet
 from .publishing import download_card, publish_card, publish_configs
 
 
@@ -159,8 +160,12 @@ class SavedPeftModel(AdapterModel):
 
         Classes are saved by the names the adapter was configured or trained with.
 
+        What was written is read back before it takes its place: what the folder held stays where that fails.
+
         Raises:
-            ValueError: `save_directory` is a file, or an adapter has values that are not finite.
+            OSError: the files cannot be read back.
+            ValueError: `save_directory` is a file, there is no adapter, one has values that are not finite, or something
+                is trained that belongs to none.
         """
         target = Path(save_directory)
         if target.is_file():
@@ -168,6 +173,8 @@ class SavedPeftModel(AdapterModel):
         if not kwargs.get("is_main_process", True):
             super().save_pretrained(str(target), *args, **kwargs)
             return
+        if not self.peft_config:
+            raise ValueError("Expected an adapter to save. Received a model whose last adapter was deleted.")
         self._check_nothing_left_out()
         for name in kwargs.get("selected_adapters") or self.peft_config:
             self._check_finite(name)
@@ -178,6 +185,15 @@ class SavedPeftModel(AdapterModel):
             super().save_pretrained(str(staging), *args, **kwargs)
             if self._is_published:
                 publish_configs(staging)
+            self._check_written(staging, target)
+
+    def _check_written(self, staging: Path, target: Path) -> None:
+        """Read the files of a folder back before they are called saved."""
+        if problems := unreadable_files(staging):
+            raise OSError(
+                f"The adapter cannot be read back from where it was written: {'; '.join(problems[:4])}. Nothing in "
+                f"{str(target)!r} was changed. Look whether the disk is full or damaged, and save again."
+            )
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
@@ -291,7 +307,7 @@ class SavedPeftModel(AdapterModel):
 
         A card that the Trainer or transformers wrote gets our snippet and tags.
         """
-        if not has_card(self):
+        if row_of(self) is None:
             super().create_or_update_model_card(output_dir)
             return
         path = Path(output_dir) / "README.md"

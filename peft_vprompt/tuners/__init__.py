@@ -1,8 +1,8 @@
 """One folder per method, and `base` with all that touches PEFT. Importing this fills the method table, in this order."""
 
 from . import (  # isort: skip
-    vpt,
     zero_shot,
+    vpt,
     coop,
     maple,
     ivlp,

@@ -31,3 +31,7 @@ class ReadOnlyPromptConfig(PromptConfig):
         self.peft_type = PeftType.READ_ONLY_PROMPT
         super().__post_init__()
         require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
+
+
+#: The name people say.
+RPOConfig = ReadOnlyPromptConfig
