@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
-from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_method, find_row, is_known
+from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_row, is_known
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
 from .labels import is_named
@@ -62,16 +62,12 @@ def add_tags(path: Path, tags: Sequence[str]) -> None:
     path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
 
 
-def has_card(model: PeftModel) -> bool:
-    """Return whether the active adapter is of a method whose row the card can be written from."""
-    return row_of(model.active_peft_config) is not None
-
-
-def row_of(config: Any) -> MethodSpec | None:
-    """Return the row of a config; for one of PEFT's own, the row with its class."""
-    if is_known(config.peft_type):
-        return find_method(config.peft_type)
-    return next((spec for spec in METHODS.values() if spec.config_class is type(config)), None)
+def row_of(model: PeftModel) -> MethodSpec | None:
+    """Return the row that people mean by the active adapter; None for one of PEFT's own that is in no row."""
+    config: Any = model.active_peft_config
+    if not is_known(config.peft_type) and all(spec.config_class is not type(config) for spec in METHODS.values()):
+        return None
+    return find_row(config, is_classifier=dual_encoder_view(model.get_base_model()) is None)
 
 
 def trained_classes(model: PeftModel) -> list[str] | None:
@@ -100,7 +96,7 @@ def render_model_card(model: PeftModel, is_published: bool = False) -> str:
     names = trained_classes(model) if dual_encoder_view(base) is not None else None
     base_model = hub_id(config.base_model_name_or_path)
     return environment.from_string(template).render(
-        method=find_row(config, is_classifier=dual_encoder_view(base) is None),
+        method=row_of(model),
         kind="prompt-learning" if config.peft_type.value.lower() in PROMPT_METHODS else "fine-tuning",
         base_class=class_name(base),
         base_model=base_model,

@@ -34,7 +34,7 @@ from ..utils.readable import unreadable_files
 from .adapter_files import adapter_files, check_digest, complete_adapter
 from .adapter_model import AdapterModel
 from .labels import plain_config
-from .model_card import add_tags, has_card, is_generated, is_untouched, render_model_card, seal, with_snippet
+from .model_card import add_tags, is_generated, is_untouched, render_model_card, row_of, seal, with_snippet
 from .publishing import download_card, publish_card, publish_configs
 
 
@@ -166,7 +166,8 @@ class SavedPeftModel(AdapterModel):
 
         Raises:
             OSError: the files cannot be read back.
-            ValueError: `save_directory` is a file, or an adapter has values that are not finite.
+            ValueError: `save_directory` is a file, there is no adapter, one has values that are not finite, or something
+                is trained that belongs to none.
             CannotWriteError: the disk is full, or the folder is not to be written.
         """
         target = Path(save_directory)
@@ -175,6 +176,8 @@ class SavedPeftModel(AdapterModel):
         if not kwargs.get("is_main_process", True):
             super().save_pretrained(str(target), *args, **kwargs)
             return
+        if not self.peft_config:
+            raise ValueError("Expected an adapter to save. Received a model whose last adapter was deleted.")
         self._check_nothing_left_out()
         for name in kwargs.get("selected_adapters") or self.peft_config:
             self._check_finite(name)
@@ -305,7 +308,7 @@ class SavedPeftModel(AdapterModel):
 
         A card that the Trainer or transformers wrote gets our snippet and tags.
         """
-        if not has_card(self):
+        if row_of(self) is None:
             super().create_or_update_model_card(output_dir)
             return
         path = Path(output_dir) / "README.md"

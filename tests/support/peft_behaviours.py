@@ -29,7 +29,7 @@ BEHAVIOURS = {
 }
 
 #: Rows of the table by the models that they are tried on. A LoRA is PEFT's own, on class names with our PEFT model.
-PROMPTS = [name for name, spec in METHODS.items() if not spec.is_baseline and (spec.recipe or spec.classifier_recipe)]
+PROMPTS = [name for name, spec in METHODS.items() if not spec.is_baseline and spec.trains]
 BASELINES = [name for name, spec in METHODS.items() if spec.is_baseline]
 ROWS = {
     **dict.fromkeys(PROMPTS, "CLIPModel"),

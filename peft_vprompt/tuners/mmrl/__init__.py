@@ -66,9 +66,8 @@ register(
         paper=Paper("AlignedNorm, QByteM/AlignedNorm", "https://github.com/QByteM/AlignedNorm"),
         learns="MMRL++'s tokens, with norms near the class token's",
         config_class=MMRLConfig,
-        defaults=lambda depth: (
-            late_layers(depth) | {"low_rank": 4, "feature_norm_weight": 0.1, "sequence_norm_weight": 0.1}
-        ),
+        defaults=late_layers,
+        marks={"low_rank": 4, "feature_norm_weight": 0.1, "sequence_norm_weight": 0.1},
         recipe=RECIPE,
     )
 )
