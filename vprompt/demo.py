@@ -36,7 +36,7 @@ def demo(
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
 
-    chosen = split_list(methods)
+    chosen = split_list("--methods", methods)
     for name in chosen:
         get_method(name)
     data = read_data(None)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,19 +227,30 @@ def read_data(options: "DataOptions | None", unlabelled: bool = False) -> "Datas
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
 
 
-def split_list(items: str) -> list[str]:
-    """Return the items of a list separated by commas."""
-    return [item.strip() for item in items.split(",") if item.strip()]
+def split_list(flag: str, items: str) -> list[str]:
+    """Return the items of a list separated by commas.
+
+    Raises:
+        ValueError: there is none; names the option.
+    """
+    found = [item.strip() for item in items.split(",") if item.strip()]
+    if not found:
+        raise ValueError(f"{flag} takes at least one item, several separated by commas. Received: {items!r}.")
+    return found
 
 
 def split_numbers(flag: str, items: str, kind: type = float) -> list:
     """Return the numbers of a list separated by commas.
 
     Raises:
-        ValueError: something else; names the option.
+        ValueError: something else, or none; names the option.
     """
+    found = split_list(flag, items)
     try:
-        return [kind(item) for item in split_list(items)]
+        numbers = [kind(item) for item in found]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{items!r} has numbers that are not finite.")
+        return numbers
     except ValueError as error:
         raise ValueError(
             f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas. Received: {items!r}."

@@ -3,7 +3,14 @@
 import json
 from dataclasses import asdict, dataclass, field
 
+from ..utils.fields import check_fields
 from .supervision import Supervision
+
+
+#: Bounds of what torch and NumPy take as a seed.
+SEED = {"min": 0, "max": 2**32 - 1}
+#: No learning rate or weight decay is above.
+MAX_RATE = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,25 +34,31 @@ class Settings:
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
+
+    Raises:
+        ValueError: a value of another type, or out of range; names the field.
     """
 
     method: str
     model: str | None = None
-    shots: int | None = 16
-    seed: int = 1
+    shots: int | None = field(default=16, metadata={"min": 1})
+    seed: int = field(default=1, metadata=SEED)
     base_novel: bool = True
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    weight_decay: float | None = None
+    epochs: int | None = field(default=None, metadata={"min": 1})
+    learning_rate: float | None = field(default=None, metadata={"above": 0, "max": MAX_RATE})
+    batch_size: int | None = field(default=None, metadata={"min": 1})
+    weight_decay: float | None = field(default=None, metadata={"min": 0, "max": MAX_RATE})
     config: dict = field(default_factory=dict)
     bf16: bool = False
     cache_features: bool = False
-    views: int = 1
+    views: int = field(default=1, metadata={"min": 1, "max": 10_000})
     loss: str | None = None
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
-    ensemble: int = 1
+    ensemble: int = field(default=1, metadata={"min": 1, "max": 1000})
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def changed_settings(settings: dict) -> dict:

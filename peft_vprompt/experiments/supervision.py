@@ -14,6 +14,7 @@ from ..data import EvalTransform, few_shot, select_classes
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
+from ..utils.fields import check_fields
 from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
 
 
@@ -47,6 +48,7 @@ class Supervision:
     pseudo_labels: str | None = None
 
     def __post_init__(self):
+        check_fields(self)
         kinds = (*KINDS, FALSE_POSITIVE)
         if self.noise is not None and self.noise not in kinds:
             raise ValueError(f"Expected noise to be one of {list(kinds)}. Received: noise={self.noise!r}.")

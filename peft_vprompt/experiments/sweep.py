@@ -12,7 +12,7 @@ import shutil
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json
 from ..utils.environment import environment
+from ..utils.fields import check_fields
 from ..utils.io import write_json
 from .run import finished_run, run_experiment
-from .settings import Settings, changed_settings
+from .settings import MAX_RATE, Settings, changed_settings
 
 
 #: The learning rate for a batch of 256; the rate of a run is in proportion to its batch.
@@ -49,10 +50,11 @@ class Grid:
         ValueError: an axis is empty, a rate is not positive or a weight decay is negative.
     """
 
-    base_rates: Sequence[float] = BASE_RATES
-    weight_decays: Sequence[float] = WEIGHT_DECAYS
+    base_rates: Sequence[float] = field(default=BASE_RATES, metadata={"max": MAX_RATE})
+    weight_decays: Sequence[float] = field(default=WEIGHT_DECAYS, metadata={"max": MAX_RATE})
 
     def __post_init__(self):
+        check_fields(self)
         for name, allowed in (("base_rates", "> 0"), ("weight_decays", ">= 0")):
             values = getattr(self, name)
             if not values or not all(v > 0 or (v == 0 and name == "weight_decays") for v in values):
@@ -122,6 +124,8 @@ def sweep(
     """
     if not seeds:
         raise ValueError("Expected at least one seed. Received: seeds=[].")
+    for seed in seeds:
+        replace(settings, seed=seed)  # refuses what is no seed before the search
     output = Path(output)
     options = {"data_description": data_description, "cached": cached, "workers": workers}
     settings = replace(settings, base_novel=False)

@@ -6,16 +6,18 @@ documentation and the command line's help are generated from it.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft import PeftConfig
 
 from ...errors import ClassNamesError, ContextLengthWarning
 from ...utils.digests import digest_json
-from ...utils.validation import require_choice, require_int
+from ...utils.fields import MAX_ITEMS, MAX_TEXT, check_fields, shown
 
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
@@ -83,7 +85,10 @@ class PromptConfig(PeftConfig):
         super().__post_init__()
         if self.class_names is not None:
             self.class_names = check_class_names(self.class_names)
+        if isinstance(self.tokenizer_name_or_path, os.PathLike):
+            self.tokenizer_name_or_path = os.fspath(self.tokenizer_name_or_path)
         check_templates("template", self.template)
+        check_fields(self)
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -110,9 +115,9 @@ class ContextConfig(PromptConfig):
 
     num_virtual_tokens: int | None = field(
         default=None,
-        metadata={"help": "Context tokens. Default: the words of prompt_init_text, or the paper's number."},
+        metadata={"help": "Context tokens. Default: the words of prompt_init_text, or the paper's number.", "min": 1},
     )
-    prompt_init: str = field(
+    prompt_init: Literal["random", "text"] = field(
         default="random", metadata={"help": "'random' (normal, std 0.02) or 'text' (the words of prompt_init_text)."}
     )
     prompt_init_text: str | None = field(
@@ -131,12 +136,10 @@ class ContextConfig(PromptConfig):
 
     def set_length(self, default: int) -> None:
         """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
-        require_choice("prompt_init", self.prompt_init, ("random", "text"))
         if self.prompt_init == "text":
             self._take_length_from_words()
         elif self.num_virtual_tokens is None:
             self.num_virtual_tokens = default
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
 
     def _take_length_from_words(self) -> None:
         if not (self.prompt_init_text or "").strip(" _"):
@@ -182,6 +185,7 @@ class BaselineConfig(PeftConfig):
             )
         self.task_type = BASELINE_TASK_TYPE
         super().__post_init__()
+        check_fields(self)
 
 
 def check_class_names(names: Sequence[str]) -> list[str]:
@@ -191,14 +195,18 @@ def check_class_names(names: Sequence[str]) -> list[str]:
         ClassNamesError: no names, an empty name, or something that is not a sequence of strings.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
-        remedy = f" Use [{names!r}]." if isinstance(names, str) else ""
-        raise ClassNamesError(f"Expected a list of class names. Received: class_names={names!r}.{remedy}")
-    if not names:
-        raise ClassNamesError("Expected at least one class name. Received: class_names=[].")
+        remedy = f" Use [{shown(names)}]." if isinstance(names, str) else ""
+        raise ClassNamesError(f"Expected a list of class names. Received: class_names={shown(names)}.{remedy}")
+    if not names or len(names) > MAX_ITEMS:
+        raise ClassNamesError(
+            f"Expected at least one class name and at most {MAX_ITEMS:,}. Received: class_names of {len(names):,}. "
+            "Leave out the classes that no image can be of."
+        )
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip():
+        if not isinstance(name, str) or not name.replace("_", " ").strip() or len(name) > MAX_TEXT:
             raise ClassNamesError(
-                f"Expected every class name to be a non-empty string. Received: class_names[{index}]={name!r}."
+                f"Expected every class name to be a non-empty string of at most {MAX_TEXT:,} characters. "
+                f"Received: class_names[{index}]={shown(name)}."
             )
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
@@ -216,11 +224,11 @@ def check_templates(name: str, template: str | Sequence[str]) -> None:
         ValueError: names the field and the value.
     """
     if not isinstance(template, (str, list, tuple)) or not template:
-        raise ValueError(f"Expected a template or a list of them. Received: {name}={template!r}.")
+        raise ValueError(f"Expected a template or a list of them. Received: {name}={shown(template)}.")
     for each in [template] if isinstance(template, str) else template:
         if not isinstance(each, str) or each.count("{}") != 1:
             raise ValueError(
-                f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={each!r}."
+                f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={shown(each)}."
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...utils.fields import check_values
 from .recipe import Recipe
 
 
@@ -97,7 +98,11 @@ class MethodSpec:
         Args:
             model: the base model.
             is_classifier: whether it is used without a text tower; default: what the method is for.
+
+        Raises:
+            ValueError: an option of another type than the config's field, or out of range; names the field.
         """
+        check_values(self.config_class, options)  # PEFT's own configs take anything
         classifier = self.is_baseline if is_classifier is None else is_classifier
         values = self.defaults(Depth.of(model.config, classifier)) | self.find_targets(model) | options
         return self.config_class(**values)

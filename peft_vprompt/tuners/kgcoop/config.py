@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_number
 from ..base.config import ContextConfig, check_templates
 
 
@@ -24,12 +24,13 @@ class KgCoOpConfig(ContextConfig):
     ```
     """
 
-    prompt_init: str = field(
+    prompt_init: Literal["random", "text"] = field(
         default="text", metadata={"help": "'text' (the words of prompt_init_text) or 'random' (normal, std 0.02)."}
     )
     prompt_init_text: str | None = field(default="a photo of a", metadata={"help": "Words to start the context from."})
     text_consistency_weight: float = field(
-        default=8.0, metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones."}
+        default=8.0,
+        metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones.", "min": 0},
     )
     frozen_template: str | list[str] | None = field(
         default=None,
@@ -40,6 +41,5 @@ class KgCoOpConfig(ContextConfig):
         self.peft_type = PeftType.KGCOOP
         super().__post_init__()
         self.set_length(default=4)
-        require_number("text_consistency_weight", self.text_consistency_weight, 0)
         if self.frozen_template is not None:
             check_templates("frozen_template", self.frozen_template)
