@@ -40,7 +40,7 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
     failures = []
     for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
             continue

@@ -143,11 +143,13 @@ def load_base(
     """
     path = model_name_or_path or demo_model_path()
     try:
-        config: Any = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
     if is_dual_encoder(config) and not classifier:
-        return AutoModelForZeroShotImageClassification.from_pretrained(path, dtype=torch.float32)
+        return AutoModelForZeroShotImageClassification.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False
+        )
     names = dict(enumerate(class_names)) if class_names else config.id2label
     return AutoModelForImageClassification.from_pretrained(
         path,
@@ -155,11 +157,12 @@ def load_base(
         id2label=names,
         label2id={name: label for label, name in names.items()},
         ignore_mismatched_sizes=True,
+        trust_remote_code=False,
     )
 
 
 def _image_processor(base: PreTrainedModel):
-    return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
+    return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil", trust_remote_code=False)
 
 
 def _check_options(spec: MethodSpec, options: dict) -> None:

@@ -9,8 +9,6 @@ from .supervision import Supervision
 
 #: Bounds of what torch and NumPy take as a seed.
 SEED = {"min": 0, "max": 2**32 - 1}
-#: No learning rate or weight decay is above.
-MAX_RATE = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class Settings:
     shots: int | None = field(default=16, metadata={"min": 1})
     seed: int = field(default=1, metadata=SEED)
     base_novel: bool = True
-    epochs: int | None = field(default=None, metadata={"min": 1})
-    learning_rate: float | None = field(default=None, metadata={"above": 0, "max": MAX_RATE})
-    batch_size: int | None = field(default=None, metadata={"min": 1})
-    weight_decay: float | None = field(default=None, metadata={"min": 0, "max": MAX_RATE})
+    epochs: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
     config: dict = field(default_factory=dict)
     bf16: bool = False
     cache_features: bool = False
@@ -55,7 +53,7 @@ class Settings:
     loss: str | None = None
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
-    ensemble: int = field(default=1, metadata={"min": 1, "max": 1000})
+    ensemble: int = field(default=1, metadata={"max": 1000})
 
     def __post_init__(self):
         check_fields(self)

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ..utils.environment import environment
 from ..utils.fields import check_fields
 from ..utils.io import write_json
 from .run import finished_run, run_experiment
-from .settings import MAX_RATE, Settings, changed_settings
+from .settings import Settings, changed_settings
 
 
 #: The learning rate for a batch of 256; the rate of a run is in proportion to its batch.
@@ -50,8 +50,8 @@ class Grid:
         ValueError: an axis is empty, a rate is not positive or a weight decay is negative.
     """
 
-    base_rates: Sequence[float] = field(default=BASE_RATES, metadata={"max": MAX_RATE})
-    weight_decays: Sequence[float] = field(default=WEIGHT_DECAYS, metadata={"max": MAX_RATE})
+    base_rates: Sequence[float] = BASE_RATES
+    weight_decays: Sequence[float] = WEIGHT_DECAYS
 
     def __post_init__(self):
         check_fields(self)

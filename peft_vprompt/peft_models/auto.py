@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
+from torch import nn
+
+from ..utils.fields import shown
+
+
+logger = logging.getLogger(__name__)
 
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
@@ -40,8 +48,8 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 not allowed to be imported.
         """
         saved = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
-        recorded = saved.auto_mapping or {}
-        if not {"base_model_class", "parent_library"} <= recorded.keys():
+        recorded = saved.auto_mapping if isinstance(saved.auto_mapping, dict) else {}
+        if not all(isinstance(recorded.get(name), str) for name in ("base_model_class", "parent_library")):
             raise ValueError(
                 f"The config of {pretrained_model_name_or_path!r} does not name its base model's class. Load the base "
                 "model yourself and use PeftModel.from_pretrained(model, adapter)."
@@ -52,9 +60,28 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
-        target = getattr(importlib.import_module(library), recorded["base_model_class"])
-        base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **kwargs)
+        target = _class_of_base(recorded["base_model_class"], library)
+        name = saved.base_model_name_or_path
+        if target is None or not name:
+            raise ValueError(
+                f"Expected the config of {pretrained_model_name_or_path!r} to name the class and the place of a base model. "
+                f"Received: {shown(recorded['base_model_class'])} of {library!r}, {shown(name)}. Load the base model yourself "
+                "and use PeftModel.from_pretrained(model, adapter)."
+            )
+        logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
+        # Whatever an adapter names, no code of its author is run.
+        safe = {"trust_remote_code": False} if library.partition(".")[0] == "transformers" else {}
+        base = target.from_pretrained(name, revision=saved.revision, **safe | kwargs)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
         return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+
+
+def _class_of_base(name: str, library: str) -> Any:
+    """Return a class of models, None where the library has none of that name."""
+    try:
+        found = getattr(importlib.import_module(library), name, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None

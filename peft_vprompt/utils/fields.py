@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -45,11 +46,10 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
     hints = _type_hints(cls)
     for field in fields(cls):
         if field.name in values and not _matches(values[field.name], hints[field.name], field.metadata):
-            value = values[field.name]
-            wanted = _describe(hints[field.name], field.metadata, value)
+            value, hint = values[field.name], hints[field.name]
             raise ValueError(
-                f"Expected {field.name} to be {wanted}. Received: {field.name}={shown(value)}."
-                + _remedy(value, list(_arms(hints[field.name])))
+                f"Expected {_expectation(field.name, value, hint, field.metadata)}. "
+                f"Received: {field.name}={shown(value)}.{_remedy(value, list(_arms(hint)))}"
             )
 
 
@@ -85,8 +85,7 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
     if origin is bool:
         return isinstance(value, bool)
     if origin in (int, float):
-        kinds = int if origin is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and _in_bounds(value, bounds, origin)
+        return _is_number(value) and (origin is float or isinstance(value, int)) and _in_bounds(value, bounds, origin)
     if origin is str or isinstance(origin, type) and issubclass(origin, Enum):
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if origin in (list, tuple, set, Sequence):
@@ -103,57 +102,73 @@ def _matches_items(value: Any, origin: Any, items: tuple, bounds: Mapping) -> bo
 
 
 def _in_bounds(value: float, bounds: Mapping, kind: type) -> bool:
-    if kind is float and not (isinstance(value, int) or math.isfinite(value)):
-        return False
+    if kind is float and not abs(value) <= sys.float_info.max:
+        return False  # infinite, NaN, or an integer that no float holds
     most = bounds.get("max", MAX_INTEGER if kind is int else math.inf)
     least = bounds.get("min", -most)
     return least <= value <= most and bounds.get("above", -math.inf) < value < bounds.get("below", math.inf)
 
 
-def _describe(hint: Any, bounds: Mapping, value: Any = None) -> str:
-    return " or ".join(dict.fromkeys(_describe_one(arm, bounds, value) for arm in _arms(hint)))
+def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
+    """Say what is expected of a field: all that it may be, or the bound that a value of the right kind is out of."""
+    for arm in _arms(hint):
+        kind, items = get_origin(arm) or arm, get_args(arm)
+        if kind in (int, float) and _is_number(value) and (kind is float or isinstance(value, int)):
+            return name + _of_number(value, kind, bounds)
+        if kind is str and isinstance(value, str):
+            return f"{name} to be text of at most {MAX_TEXT:,} characters"
+        if kind in (list, tuple, set, Sequence) and _is_list(value) and (kind is not tuple or Ellipsis in items):
+            entry = next((item for item in value if items and not _matches(item, items[0], bounds)), None)
+            if len(value) > bounds.get("items", MAX_ITEMS) or not items:
+                return f"{name} to be a list of at most {bounds.get('items', MAX_ITEMS):,} entries"
+            return "each of " + _expectation(name, entry, items[0], bounds)
+    return f"{name} to be {_describe(hint, bounds)}"
 
 
-def _describe_one(hint: Any, bounds: Mapping, value: Any) -> str:
-    origin = get_origin(hint) or hint
+def _of_number(value: float, kind: type, bounds: Mapping) -> str:
+    """Say the bounds of a number: a lower one, and an upper one where both belong together or the value is above it."""
+    if {"min", "below"} <= bounds.keys():
+        return f" in [{bounds['min']:,}, {bounds['below']:,})"
+    most = bounds.get("max", MAX_INTEGER if kind is int else math.inf)
+    return f" to be {_describe_number(kind, bounds)}" + (f" and <= {most:,}" if most < value < math.inf else "")
+
+
+def _describe(hint: Any, bounds: Mapping) -> str:
+    return " or ".join(dict.fromkeys(_describe_one(arm, bounds) for arm in _arms(hint)))
+
+
+def _describe_one(hint: Any, bounds: Mapping) -> str:
+    origin, items = get_origin(hint) or hint, get_args(hint)
     if origin is Literal:
-        return f"one of {list(get_args(hint))}"
+        return f"one of {list(items)}"
     if hint in (None, type(None)):
         return "None"
-    if origin is bool:
-        return "True or False"
     if origin in (int, float):
-        return _describe_number(origin, bounds, value)
-    if origin is str or isinstance(origin, type) and issubclass(origin, Enum):
-        return "text" + (f" of at most {MAX_TEXT:,} characters" if isinstance(value, str) else "")
-    if origin in (list, tuple, set, Sequence):
-        return _describe_items(origin, get_args(hint), bounds, value)
-    return getattr(origin, "__name__", "a value of its type")
-
-
-def _describe_items(origin: Any, items: tuple, bounds: Mapping, value: Any) -> str:
+        return _describe_number(origin, bounds)
     if origin is tuple and Ellipsis not in items:
-        return f"a list of {len(items)}: {', '.join(_describe(item, bounds) for item in items)}"
-    most = bounds.get("items", MAX_ITEMS)
-    is_long = _is_list(value) and len(value) > most
-    entry = next((item for item in value if not _matches(item, items[0], bounds)), None) if _is_list(value) else None
-    each = f", each {_describe(items[0], bounds, entry)}" if items else ""
-    return "a list" + (f" of at most {most:,} entries" if is_long else "") + each
+        return f"a list of {len(items)} ({', '.join(_describe(item, bounds) for item in items)})"
+    if origin in (list, tuple, set, Sequence):
+        return "a list" + (f", each {_describe(items[0], bounds)}" if items else "")
+    if isinstance(origin, type) and issubclass(origin, (str, Enum)):
+        return "text"
+    return _WORDS.get(origin, getattr(origin, "__name__", "a value of its type"))
+
+
+_WORDS = {bool: "True or False", dict: "a dict"}
+
+
+def _describe_number(kind: type, bounds: Mapping) -> str:
+    signs = {"min": ">=", "above": ">"}
+    least = [f" {sign} {bounds[name]:,}" for name, sign in signs.items() if name in bounds]
+    return f"{'an integer' if kind is int else 'a finite number'}{''.join(least)}"
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple, set))
 
 
-def _describe_number(kind: type, bounds: Mapping, value: Any) -> str:
-    word = "an integer" if kind is int else "a finite number"
-    if bounds.keys() == {"help", "min", "below"} or bounds.keys() == {"min", "below"}:
-        return f"{word} in [{bounds['min']:,}, {bounds['below']:,})"
-    limits = {"min": ">=", "above": ">", "max": "<=", "below": "<"}
-    is_large = kind is int and isinstance(value, int) and not bounds.keys() & {"max", "below"}
-    given = {**bounds, "max": MAX_INTEGER} if is_large and value > MAX_INTEGER else bounds
-    said = " and ".join(f"{sign} {given[name]:,}" for name, sign in limits.items() if name in given)
-    return f"{word} {said}".rstrip()
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _remedy(value: Any, arms: list) -> str:
@@ -164,7 +179,7 @@ def _remedy(value: Any, arms: list) -> str:
             return " Write False, without quotes."
         if word in ("true", "yes", "on", "1", "1.0", "y", "t"):
             return " Write True, without quotes."
-    if isinstance(value, str) and (int in arms or float in arms) and _is_number(value):
+    if isinstance(value, str) and (int in arms or float in arms) and _reads_as_number(value):
         return f" Write {value}, without quotes."
     if isinstance(value, str) and any(get_origin(arm) in (list, tuple) for arm in arms):
         return f" Use [{shown(value)}]."
@@ -173,7 +188,7 @@ def _remedy(value: Any, arms: list) -> str:
     return ""
 
 
-def _is_number(text: str) -> bool:
+def _reads_as_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
     except ValueError:

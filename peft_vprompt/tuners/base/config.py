@@ -20,14 +20,34 @@ from ...utils.digests import digest_json
 from ...utils.fields import MAX_ITEMS, MAX_TEXT, check_fields, shown
 
 
+#: Most texts of classes: ImageNet-21k's names in CLIP's 80 templates are less than two million.
+MAX_CLASS_PROMPTS = 4_000_000
+
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
 TASK_TYPE = "IMAGE_CLS"
 #: The task type of the fine-tuning baselines, under which PEFT finds `SavedPeftModel`.
 BASELINE_TASK_TYPE = "IMAGE_TRANSFER"
 
 
+class SavedConfig(PeftConfig):
+    """A config that remembers the folder or Hub id it was read from, so that it is compared with the weights there.
+
+    Attributes:
+        saved_in: folder or Hub id, and the options of its download; None for a new config.
+    """
+
+    saved_in = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
+        """Read a saved config, as PEFT does."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config.saved_in = pretrained_model_name_or_path, {"subfolder": subfolder, **kwargs}
+        return config
+
+
 @dataclass
-class PromptConfig(PeftConfig):
+class PromptConfig(SavedConfig):
     """What every prompt-learning adapter is configured by.
 
     Raises:
@@ -50,7 +70,8 @@ class PromptConfig(PeftConfig):
         default="a photo of a {}.",
         metadata={
             "help": "Text around the class name wherever the text side is not learned: for visual prompts, and with "
-            "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble."
+            "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble.",
+            "items": 10_000,
         },
     )
     shard_classes: bool = field(
@@ -89,6 +110,7 @@ class PromptConfig(PeftConfig):
             self.tokenizer_name_or_path = os.fspath(self.tokenizer_name_or_path)
         check_templates("template", self.template)
         check_fields(self)
+        check_prompts(len(self.class_names or ()), len(self.templates))
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -159,7 +181,7 @@ class ContextConfig(PromptConfig):
 
 
 @dataclass
-class BaselineConfig(PeftConfig):
+class BaselineConfig(SavedConfig):
     """What the fine-tuning baselines share: which modules they train, and the head beside them.
 
     Raises:
@@ -230,6 +252,19 @@ def check_templates(name: str, template: str | Sequence[str]) -> None:
             raise ValueError(
                 f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={shown(each)}."
             )
+
+
+def check_prompts(classes: int, templates: int) -> None:
+    """Refuse more class prompts, one for each name and each template or context, than fit into memory as token ids.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    if classes * templates > MAX_CLASS_PROMPTS:
+        raise ValueError(
+            f"Expected at most {MAX_CLASS_PROMPTS:,} class prompts. Received: {classes:,} class names with {templates:,} "
+            "templates or contexts each. Use fewer."
+        )
 
 
 def digest_names(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
+from ...errors import PromptTooLongError
 from ...readouts import CosineReadout
 
 
@@ -107,6 +108,18 @@ def average_features(features: Sequence[Tensor]) -> Tensor:
     if len(features) == 1:
         return features[0]
     return F.normalize(torch.stack(list(features)).mean(0), dim=-1)
+
+
+def check_length(name: str, length: int, view: TextView) -> None:
+    """Refuse more prompts in a text than it has positions.
+
+    Raises:
+        PromptTooLongError: names the field, the length and the positions that there are.
+    """
+    if length > view.max_positions:
+        raise PromptTooLongError(
+            f"Expected {name} <= {view.max_positions}, the positions of the text tower. Received: {name}={length}."
+        )
 
 
 def check_depth(name: str, depth: int, view: EncoderView, tower: str) -> None:

@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UnsupportedModelError
+from .bounded import bounded
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
@@ -40,6 +41,15 @@ class ModuleTuner(BaseTuner):
     def make_module(cls, config: BaselineConfig, base_layer: nn.Module) -> TunedModule:
         """Return what is trained in the place of one module."""
         return cls.module_class(base_layer, **{name: getattr(config, name) for name in cls.module_options})
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Put one adapter's modules into the model: PEFT's entry point for every new adapter.
+
+        Raises:
+            ValueError: the config asks for modules many times as large as the model, or as the file it was saved with.
+        """
+        with bounded(self.peft_config[adapter_name], model):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: BaselineConfig, model_config: dict) -> BaselineConfig:
         return peft_config  # targets depend on the modules, not on the model's config: see `_prepare_model`

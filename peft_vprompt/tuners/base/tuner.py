@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
 from ...errors import UnsupportedModelError
 from . import registry
+from .bounded import bounded
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
@@ -75,7 +76,7 @@ class PromptTuner(BaseTuner):
         check_model(config, model, backbone)
         vision, text = wrap_encoders(model, backbone)
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+        with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:
             head = backbone.head.rpartition(".")[2]

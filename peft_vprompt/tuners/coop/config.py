@@ -9,7 +9,7 @@ from typing import Literal
 from peft.utils import PeftType
 
 from ...errors import ClassNamesError
-from ..base.config import ContextConfig
+from ..base.config import ContextConfig, check_prompts
 
 
 #: Context length of the paper's main results.
@@ -57,6 +57,7 @@ class ContextOptConfig(ContextConfig):
     def __post_init__(self):
         self.peft_type = PeftType.CONTEXT_OPT
         super().__post_init__()
+        check_prompts(len(self.class_names or ()), self.num_contexts)
         if self.num_contexts > 1 and self.belongs_to_classes:
             raise ValueError(
                 "Expected class_specific=False and tune='context' with several contexts, which move to any classes. "

@@ -27,7 +27,7 @@ class MLPHeadConfig(BaselineConfig):
     """
 
     num_layers: int = field(
-        default=3, metadata={"help": "Linear layers, the last one included (k of Mlp-k).", "min": 1, "max": 1000}
+        default=3, metadata={"help": "Linear layers, the last one included (k of Mlp-k).", "min": 1, "max": 100}
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout after every hidden layer.", "min": 0, "below": 1})
 
