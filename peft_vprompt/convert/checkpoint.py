@@ -51,7 +51,7 @@ def convert_checkpoint(
 
     Args:
         checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Nothing in a file is run:
-            of objects beside the tensors (optimizer, scheduler, configuration) nothing is built, see `convert.pickled`.
+            of objects beside the tensors (optimizer, scheduler, configuration) nothing is built, see `utils.pickled`.
             Half-precision tensors become float32.
         method: "coop", "cocoop", "kgcoop", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterMismatchError
+from ..utils.archive import Archive, dtype_named
 from ..utils.fields import shown
-from .archive import Archive, dtype_named
-from .pickled import Opaque, PickleError, Stored
+from ..utils.pickled import Opaque, PickleError, Stored
 
 
 #: What trainers wrap a state dict in.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from ..errors import PromptTooLongError, TokenizerNotFoundError
+from ..utils.validation import first_line
 
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
+            failures.append(f"{name!r}: {first_line(error)}")
             continue
         if failures:
             warnings.warn(

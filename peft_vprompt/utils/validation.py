@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -73,6 +74,12 @@ def require_int(name: str, value, minimum: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"Expected {name} to be an integer >= {minimum}. Received: {name}={value!r}.")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, without colours and without its full stop."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def shorten(items: Sequence[str], limit: int = 12) -> str:

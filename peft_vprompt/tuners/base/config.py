@@ -99,7 +99,7 @@ class PromptConfig(SavedConfig):
     def __post_init__(self):
         if self.task_type not in (None, TASK_TYPE):
             raise ValueError(
-                f"Expected task_type={TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. "
+                f"Expected task_type={TASK_TYPE!r} or None. Received: task_type={shown(self.task_type)}. "
                 "Leave it out: prompt-learning adapters classify images and set it themselves."
             )
         self.task_type = TASK_TYPE
@@ -202,7 +202,7 @@ class BaselineConfig(SavedConfig):
     def __post_init__(self):
         if self.task_type not in (None, BASELINE_TASK_TYPE):
             raise ValueError(
-                f"Expected task_type={BASELINE_TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. Leave it "
+                f"Expected task_type={BASELINE_TASK_TYPE!r} or None. Received: task_type={shown(self.task_type)}. Leave it "
                 "out: these adapters classify images and set it themselves."
             )
         self.task_type = BASELINE_TASK_TYPE

@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zipfile
@@ -55,12 +56,15 @@ class Archive:
         """Return a tensor.
 
         Raises:
-            PickleError: its numbers are not in the file, or not of a type that torch has.
-            ValueError: it has no numbers.
+            PickleError: its numbers are not all in the file, are repeated, or are not of a type that torch has.
         """
         dtype = dtype_named(stored.dtype)
         if dtype is None:
             raise PickleError(f"its type {stored.dtype[:60]!r} is none of torch's")
+        if not stored.span:
+            return torch.empty(stored.shape, dtype=dtype)
+        if math.prod(stored.shape) > stored.span:
+            raise PickleError("it has fewer numbers than places")
         start, length = self._find(stored.storage)
         first, span = stored.offset * dtype.itemsize, stored.span * dtype.itemsize
         if first + span > length:
