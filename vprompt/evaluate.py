@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 
-from .app import command, console
+from .app import command, console, say_named
 from .options import option, saved_data_options, saved_run, takes_data
 
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @command
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 def evaluate(
-    adapter: Annotated[str, option("Folder or Hub id of a trained adapter.")],
+    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
     data: "DataOptions | None",
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[
@@ -42,13 +42,18 @@ def evaluate(
     from peft_vprompt.demo import demo_task
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config, load_adapter
+    from peft_vprompt.experiments.results import require_local_data
     from peft_vprompt.experiments.run import as_published, eval_sets, split_classes
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
 
-    adapter_config(adapter)  # before anything is said about what lies beside it
+    config = adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
+    if data is None and saved is not None:
+        require_local_data(saved["data"], Path(adapter) / "results.json")
+    if model is None and (saved is None or saved["settings"]["model"] is not None):
+        say_named(config)
     data = data or _data_of_the_training(adapter, saved)
     # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
     rows = load_split(data, split or data.test_split) if data else demo_task(split or "test")

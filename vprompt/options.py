@@ -80,7 +80,8 @@ SUPERVISION_OPTIONS = {
     ),
 }
 Model = Annotated[
-    str | None, option("Folder or Hub id of a base model, such as a CLIP or a ViT; default: the embedded one.")
+    str | None,
+    option("Folder or Hub id (id@revision) of a base model, such as a CLIP or a ViT; default: the embedded one."),
 ]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
@@ -259,9 +260,9 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
 
 def saved_run(adapter: str) -> dict | None:
     """Return what `vprompt train` wrote beside the adapter, if it did."""
-    from peft_vprompt.utils.io import read_json
+    from peft_vprompt.experiments.results import read_results
 
-    return read_json(Path(adapter) / "results.json", missing_ok=True)
+    return read_results(Path(adapter) / "results.json")
 
 
 def saved_data_options(saved: dict) -> "DataOptions | None":

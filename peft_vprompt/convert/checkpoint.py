@@ -21,6 +21,7 @@ from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER
 from ..tuners.base.registry import METHODS, find_method
+from ..utils.hub import split_revision
 from ..utils.io import atomic_files
 from ..utils.validation import require_choice
 from .state import CheckpointState
@@ -92,9 +93,21 @@ def convert_checkpoint(
 
 
 def load_base_model(name_or_path: str) -> nn.Module:
-    """Load a base model in the class its config names."""
-    config: Any = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    return getattr(transformers, config.architectures[0]).from_pretrained(name_or_path)
+    """Load a base model in the class its config names; `id@revision` for one revision.
+
+    Raises:
+        ValueError: the config names no class of transformers.
+    """
+    path, revision = split_revision(name_or_path)
+    pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
+    config: Any = AutoConfig.from_pretrained(path, **pinned)
+    architecture = getattr(transformers, (config.architectures or ("none",))[0], None)
+    if architecture is None:
+        raise ValueError(
+            f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "
+            "model yourself and pass it as base_model."
+        )
+    return architecture.from_pretrained(path, **pinned)
 
 
 def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict) -> PromptConfig:

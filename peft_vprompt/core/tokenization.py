@@ -29,8 +29,12 @@ def learned(row: int) -> int:
     return -(row + 1)
 
 
-def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: str | None) -> PreTrainedTokenizerBase:
-    """Load the configured tokenizer, or else the base model's own.
+def find_tokenizer(
+    tokenizer_name_or_path: str | None, base_model_name_or_path: str | None, base_revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the configured tokenizer, or else the base model's own at the revision of the base model.
+
+    Nothing that a tokenizer brings along is run: one that needs code of its own is none.
 
     A configured local path that does not exist here (an adapter that came from another machine) falls back to the
     base model's tokenizer with a warning.
@@ -41,7 +45,8 @@ def find_tokenizer(tokenizer_name_or_path: str | None, base_model_name_or_path: 
     failures = []
     for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            revision = base_revision if name == base_model_name_or_path else None
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, revision=revision)
         except (OSError, ValueError, KeyError) as error:
             failures.append(f"{name!r}: {first_line(error)}")
             continue

@@ -24,6 +24,7 @@ from ..demo import demo_model_path
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
+from ..utils.hub import split_revision
 
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
@@ -50,8 +51,8 @@ def build_model(
     """Load a base model and put an untrained adapter on it.
 
     Args:
-        model_name_or_path: folder or Hub id of a dual encoder (CLIP) or an image classifier (ViT); None for the
-            embedded tiny CLIP.
+        model_name_or_path: folder or Hub id of a dual encoder (CLIP) or an image classifier (ViT), `id@revision` for
+            one revision; None for the embedded tiny CLIP.
         method: a name in `METHODS`.
         class_names: names of the classes, in label order.
         seed: seed of the prompts' and of a new head's first values.
@@ -73,7 +74,9 @@ def build_model(
         )
     if dual:
         options |= {"class_names": list(class_names)}
-    model = get_peft_model(base, spec.configure(base, is_classifier=not dual, **options))
+    config = spec.configure(base, is_classifier=not dual, **options)
+    config.revision = split_revision(model_name_or_path)[1] if model_name_or_path else None
+    model = get_peft_model(base, config)
     return ModelBundle(model, _image_processor(base), spec.recipe if dual else spec.classifier_recipe)
 
 
@@ -86,7 +89,7 @@ def load_adapter(
     """Load a trained adapter on its base model, for evaluation.
 
     Args:
-        adapter: folder or Hub id of the adapter.
+        adapter: folder or Hub id of the adapter, `id@revision` for one revision.
         model_name_or_path: base model; default: the one the adapter names.
         class_names: classes of the head, for a base model with a classification head.
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
@@ -97,17 +100,19 @@ def load_adapter(
     """
     config = adapter_config(adapter)
     if model_name_or_path is None and not embedded:
-        model_name_or_path = config.base_model_name_or_path
+        model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     base = load_base(model_name_or_path, class_names, classifier)
-    return ModelBundle(PeftModel.from_pretrained(base, str(adapter)).eval(), _image_processor(base), None)
+    adapter, revision = split_revision(str(adapter))
+    model = PeftModel.from_pretrained(base, adapter, revision=revision).eval()
+    return ModelBundle(model, _image_processor(base), None)
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:
     """Read the config of a saved adapter.
 
     Args:
-        adapter: its folder or Hub id.
+        adapter: its folder or Hub id, `id@revision` for one revision.
 
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
@@ -116,8 +121,9 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
     folder = Path(adapter)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
+    place, revision = split_revision(str(adapter))
     try:
-        return PeftConfig.from_pretrained(str(adapter))
+        return PeftConfig.from_pretrained(place, revision=revision)
     except ValueError as error:
         if folder.is_dir():
             raise
@@ -128,28 +134,33 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
         ) from error
 
 
+def _base_of(config: PeftConfig) -> str | None:
+    """Return the base model that a saved adapter names, at the revision that it names."""
+    name = config.base_model_name_or_path
+    return f"{name}@{config.revision}" if name and config.revision else name
+
+
 def load_base(
     model_name_or_path: str | None, class_names: Sequence[str] | None = None, classifier: bool = False
 ) -> PreTrainedModel:
     """Load a dual encoder as it is, any other model as an image classifier with one output per class.
 
     Args:
-        model_name_or_path: folder or Hub id; None for the embedded model.
+        model_name_or_path: folder or Hub id, `id@revision` for one revision; None for the embedded model.
         class_names: classes of the head.
         classifier: make an image classifier of a dual encoder, too: its image encoder with a new head.
 
     Raises:
         OSError: if there is no such folder and no such model on the Hub, or the Hub is out of reach.
     """
-    path = model_name_or_path or demo_model_path()
+    path, revision = split_revision(model_name_or_path or demo_model_path())
+    pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     try:
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(path, **pinned)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
     if is_dual_encoder(config) and not classifier:
-        return AutoModelForZeroShotImageClassification.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
-        )
+        return AutoModelForZeroShotImageClassification.from_pretrained(path, dtype=torch.float32, **pinned)
     names = dict(enumerate(class_names)) if class_names else config.id2label
     return AutoModelForImageClassification.from_pretrained(
         path,
@@ -157,12 +168,15 @@ def load_base(
         id2label=names,
         label2id={name: label for label, name in names.items()},
         ignore_mismatched_sizes=True,
-        trust_remote_code=False,
+        **pinned,
     )
 
 
 def _image_processor(base: PreTrainedModel):
-    return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil", trust_remote_code=False)
+    commit = getattr(base.config, "_commit_hash", None)  # of the Hub: the processor comes from the same one
+    return AutoImageProcessor.from_pretrained(
+        base.name_or_path, backend="pil", trust_remote_code=False, revision=commit
+    )
 
 
 def _check_options(spec: MethodSpec, options: dict) -> None:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME

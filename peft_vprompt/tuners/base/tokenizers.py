@@ -16,13 +16,15 @@ class Tokenizers:
 
     Args:
         base_model_name: name or path of the base model, None for one built in memory.
+        revision: commit of the Hub that the base model was loaded from, at which its tokenizer is read too.
 
     Attributes:
         given: the tokenizer that was handed over; it goes before all others.
     """
 
-    def __init__(self, base_model_name: str | None):
+    def __init__(self, base_model_name: str | None, revision: str | None = None):
         self.base_model_name = base_model_name
+        self.revision = revision
         self.given: PreTrainedTokenizerBase | None = None
         self._found: dict[str | None, PreTrainedTokenizerBase] = {}
 
@@ -35,5 +37,5 @@ class Tokenizers:
         if self.given is not None:
             return self.given
         if name_or_path not in self._found:
-            self._found[name_or_path] = find_tokenizer(name_or_path, self.base_model_name)
+            self._found[name_or_path] = find_tokenizer(name_or_path, self.base_model_name, self.revision)
         return self._found[name_or_path]

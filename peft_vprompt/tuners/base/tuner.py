@@ -40,7 +40,8 @@ class PromptTuner(BaseTuner):
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, **kwargs):
         self._was_trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-        self.tokenizers = Tokenizers(getattr(getattr(model, "config", None), "_name_or_path", None))
+        base = getattr(model, "config", None)
+        self.tokenizers = Tokenizers(getattr(base, "_name_or_path", None), getattr(base, "_commit_hash", None))
         foreign = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
         super().__init__(model, peft_config, adapter_name, **kwargs)
         if foreign is not None:
