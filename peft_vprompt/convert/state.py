@@ -31,7 +31,7 @@ _KINDS = {
 }
 
 
-class CheckpointState(Mapping):
+class CheckpointState(Mapping[str, Tensor]):
     """Tensors by name, in float32, without the wrapping that trainers add. What is not asked for is never read.
 
     Args:

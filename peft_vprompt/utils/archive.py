@@ -50,7 +50,8 @@ class Archive:
             self._open_zip()
         else:
             with self.path.open("rb") as file:
-                self._open_legacy(_Bounded(file, self.size))
+                bounded: Any = _Bounded(file, self.size)
+                self._open_legacy(bounded)
 
     def read(self, stored: Stored) -> Tensor:
         """Return a tensor.
@@ -118,7 +119,7 @@ class Archive:
 
     # ---- before torch 1.6: pickles one after another, then the numbers
 
-    def _open_legacy(self, file: _Bounded) -> None:
+    def _open_legacy(self, file: BinaryIO) -> None:
         if file.read(1) != b"\x80":
             raise PickleError("it is no file of torch.save")
         file.seek(0)

@@ -60,7 +60,12 @@ def shown(value: Any) -> str:
 
 @cache
 def _type_hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a class made inside a function: what its annotations name cannot be found from here
+        base = next(base for base in cls.__mro__[1:] if base is object or "__dataclass_fields__" in vars(base))
+        inherited = {} if base is object else _type_hints(base)
+        return {field.name: inherited.get(field.name, Any) for field in fields(cls)}
 
 
 def _arms(hint: Any) -> Iterator[Any]:

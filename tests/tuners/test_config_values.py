@@ -42,7 +42,7 @@ def likely(field):
     kind = str(field.type)
     found = []
     if "Literal" in kind:
-        found.append(st.sampled_from([word for word in kind.replace("'", '"').split('"')[1::2]]))
+        found.append(st.sampled_from(list(kind.replace("'", '"').split('"')[1::2])))
     if "bool" in kind:
         found.append(st.booleans())
     if "int" in kind:
@@ -205,3 +205,20 @@ def test_values_on_the_command_line(text, value):
 def test_what_no_field_can_be_read_from(items):
     with pytest.raises(ValueError, match="--set takes"):
         parse_fields(items, "--set")
+
+
+def test_a_config_that_is_made_inside_a_function_is_checked_as_far_as_it_can_be():
+    from dataclasses import dataclass
+
+    from peft_vprompt import VisualPromptConfig
+
+    class Local:
+        pass
+
+    @dataclass
+    class LocalConfig(VisualPromptConfig):
+        extra: "Local | None" = None
+
+    assert LocalConfig(extra=Local()).extra is not None
+    with pytest.raises(ValueError, match="deep"):
+        LocalConfig(deep="no")

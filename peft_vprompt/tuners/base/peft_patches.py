@@ -27,7 +27,7 @@ _original = PeftConfigMixin.__dict__["from_json_file"]
 
 def name_damaged_configs() -> None:
     """Let PEFT name the file of a config that it cannot read. Does nothing where it is done."""
-    PeftConfigMixin.from_json_file = classmethod(_from_json_file)
+    setattr(PeftConfigMixin, "from_json_file", classmethod(_from_json_file))  # noqa: B010
 
 
 def undo_named_configs() -> None:
@@ -41,11 +41,12 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
     Raises:
         AdapterMismatchError: the file is no config of a method that is known here.
     """
+    values: Any = None
     try:
         status = os.stat(path_json_file)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
             _refuse(path_json_file, f"a file of {status.st_size:,} bytes, or no file of its own")
-        values: Any = _original.__func__(cls, path_json_file, **kwargs)
+        values = _original.__func__(cls, path_json_file, **kwargs)
     except AdapterMismatchError:
         raise
     except (ValueError, TypeError, RecursionError, OSError) as error:

@@ -88,7 +88,7 @@ class MethodSpec:
     new_classes: bool = True
     is_baseline: bool = False
     find_targets: Callable[[PreTrainedModel], dict] = lambda model: {}
-    checkpoints: Mapping[str, Callable[[dict[str, Tensor]], Layout]] = field(default_factory=dict)
+    checkpoints: Mapping[str, Callable[[Mapping[str, Tensor]], Layout]] = field(default_factory=dict)
     numbered: str | None = None
     demo: Mapping | None = None
 
