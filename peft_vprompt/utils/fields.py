@@ -95,7 +95,7 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if origin in (list, tuple, set, Sequence):
         return _matches_items(value, origin, get_args(hint), bounds)
-    return not isinstance(origin, type) or isinstance(value, origin)
+    return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
 
 
 def _matches_items(value: Any, origin: Any, items: tuple, bounds: Mapping) -> bool:
