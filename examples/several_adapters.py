@@ -4,6 +4,7 @@ Usage:
 
     python examples/several_adapters.py
     python examples/several_adapters.py --model openai/clip-vit-base-patch16
+    python examples/several_adapters.py --model openai/clip-vit-base-patch16 --data path/to/images
 """
 
 from pathlib import Path
@@ -14,7 +15,15 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, set_seed
 
 from peft_vprompt import ContextOptConfig, MaPLeConfig
-from peft_vprompt.data import EvalTransform, TrainTransform, base_novel_split, few_shot, select_classes
+from peft_vprompt.data import (
+    DataOptions,
+    EvalTransform,
+    TrainTransform,
+    base_novel_split,
+    few_shot,
+    load_images,
+    select_classes,
+)
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.training.evaluation import accuracy
 from peft_vprompt.training.trainer import train
@@ -23,6 +32,9 @@ from peft_vprompt.tuners.base.registry import METHODS
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP; default: the embedded one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images, one folder per class; default: the embedded task.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for both adapters.")] = Path("runs/several_adapters"),
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 5,
@@ -30,11 +42,14 @@ def main(
 ):
     """Put MaPLe and CoOp on one CLIP and switch between them."""
     set_seed(seed)
+    if data and not model:
+        raise typer.BadParameter("Images of your own need a base model: --model openai/clip-vit-base-patch16.")
+    source = load_images(DataOptions(data)) if data else {split: demo_task(split) for split in ("train", "test")}
     path = model or demo_model_path()
-    names, _ = base_novel_split(demo_task("train").features["label"].names)
+    names, _ = base_novel_split(source["train"].features["label"].names)
     processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    images = select_classes(few_shot(demo_task("train"), shots, seed), names).with_transform(TrainTransform(processor))
-    test = select_classes(demo_task("test"), names).with_transform(EvalTransform(processor))
+    images = select_classes(few_shot(source["train"], shots, seed), names).with_transform(TrainTransform(processor))
+    test = select_classes(source["test"], names).with_transform(EvalTransform(processor))
 
     # One model, two adapters: only the active one is trained.
     configs = {
@@ -45,6 +60,7 @@ def main(
     both.add_adapter("coop", configs["coop"])
     for name in configs:
         both.set_adapter(name)
+        # With the stock Trainer (see train_with_trainer.py) it goes there, with `remove_unused_columns=False`.
         recipe = METHODS[name].recipe.override(learning_rate=0.02, batch_size=32)
         train(both, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress=name)
 

@@ -6,6 +6,7 @@ Usage:
 
     python examples/train_with_accelerate.py
     python examples/train_with_accelerate.py --model openai/clip-vit-base-patch16 --mixed-precision bf16
+    python examples/train_with_accelerate.py --model openai/clip-vit-base-patch16 --data path/to/images
     accelerate launch --num_processes 2 examples/train_with_accelerate.py --batch-size 16     # two GPUs
     torchrun --nproc_per_node 2 examples/train_with_accelerate.py --batch-size 16 --cpu      # two processes, no GPU
 """
@@ -23,12 +24,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, CLIPModel, default_data_collator
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.data import EvalTransform, base_novel_split, few_shot, select_classes
+from peft_vprompt.data import DataOptions, EvalTransform, base_novel_split, few_shot, load_images, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
 
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP; default: the embedded one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images, one folder per class; default: the embedded task.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("runs/accelerate"),
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 10,
@@ -42,18 +46,22 @@ def main(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the shots, the prompts and the order of images.")] = 1,
 ):
-    """Learn CoOp's context on the base classes of the embedded task with Accelerate."""
+    """Learn CoOp's context on the base classes of the embedded task or of your images with Accelerate."""
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate)
     accelerator.print(f"processes: {accelerator.num_processes}")
     set_seed(seed)
+    if data and not model:
+        raise typer.BadParameter("Images of your own need a base model: --model openai/clip-vit-base-patch16.")
+    source = load_images(DataOptions(data)) if data else {split: demo_task(split) for split in ("train", "test")}
     path = model or demo_model_path()
-    base, novel = base_novel_split(demo_task("train").features["label"].names)
+    base, novel = base_novel_split(source["train"].features["label"].names)
     config = ContextOptConfig(class_names=base, shard_classes=shard_classes)
     coop = get_peft_model(CLIPModel.from_pretrained(path), config)
 
     plain = EvalTransform(AutoImageProcessor.from_pretrained(path, backend="pil"))
-    train_set = select_classes(few_shot(demo_task("train"), shots, seed), base).with_transform(plain)
+    train_set = select_classes(few_shot(source["train"], shots, seed), base).with_transform(plain)
     order = torch.Generator().manual_seed(seed)
+    # Here all columns stay; with the stock Trainer that takes `remove_unused_columns=False`, see train_with_trainer.py.
     train_loader = DataLoader(train_set, batch_size, shuffle=True, generator=order, collate_fn=default_data_collator)
     optimizer = torch.optim.SGD([p for p in coop.parameters() if p.requires_grad], lr=learning_rate, momentum=0.9)
     processes = accelerator.num_processes
@@ -74,7 +82,7 @@ def main(
 
     for split, names in (("base", base), ("novel", novel)):
         accelerator.unwrap_model(coop).set_class_names(names)
-        test_set = select_classes(demo_task("test"), names).with_transform(plain)
+        test_set = select_classes(source["test"], names).with_transform(plain)
         accelerator.print(f"{split}: {accuracy(accelerator, coop, test_set):.1f} %")
     accelerator.unwrap_model(coop).save_pretrained(output, is_main_process=accelerator.is_main_process)
     accelerator.wait_for_everyone()

@@ -7,6 +7,7 @@ Usage:
 
     python examples/train_without_labels.py
     python examples/train_without_labels.py --model openai/clip-vit-base-patch16 --shots 8
+    python examples/train_without_labels.py --model openai/clip-vit-base-patch16 --data path/to/images
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from peft import get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, Trainer, TrainingArguments, set_seed
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.data import EvalTransform
+from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.models import ModelBundle
 from peft_vprompt.experiments.pseudo_labels import random_k, zero_shot
@@ -29,6 +30,9 @@ from peft_vprompt.training.evaluation import EvalSet, evaluate
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP; default: the embedded one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images, one folder per class; default: the embedded task.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the features and the adapter.")] = Path("runs/unlabelled"),
     shots: Annotated[int, typer.Option(help="Images per predicted class.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 15,
@@ -39,13 +43,16 @@ def main(
     """Learn a context on images that nobody labelled."""
     # 1. A frozen CLIP with a context. The names of the classes are all that is known.
     set_seed(seed)
+    if data and not model:
+        raise typer.BadParameter("Images of your own need a base model: --model openai/clip-vit-base-patch16.")
+    source = load_images(DataOptions(data)) if data else {split: demo_task(split) for split in ("train", "test")}
     path = model or demo_model_path()
-    names = demo_task("test").features["label"].names
+    names = source["test"].features["label"].names
     peft_model = get_peft_model(CLIPModel.from_pretrained(path), ContextOptConfig(class_names=names))
     processor = AutoImageProcessor.from_pretrained(path, backend="pil")
 
     # 2. Features of the unlabelled images, once; zero-shot labels from them; some images of each predicted class.
-    images = demo_task("train").select_columns("image")
+    images = source["train"].select_columns("image")
     features = cache_features(peft_model, images, EvalTransform(processor), cache_dir=output / "features")
     table = zero_shot(ModelBundle(peft_model, processor, None), features, names)
     train_set = feature_rows(random_k(table, names, shots, seed).label(features))
@@ -59,6 +66,7 @@ def main(
         lr_scheduler_type="cosine",
         logging_strategy="epoch",
         save_strategy="no",
+        remove_unused_columns=False,  # the rows hold what the model takes, and labels
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
         report_to="none",
@@ -74,7 +82,7 @@ def main(
     trainer.train()
 
     # 4. Test against zero-shot; then save a small safetensors file.
-    test_set = {"test": EvalSet(demo_task("test").with_transform(EvalTransform(processor)), names)}
+    test_set = {"test": EvalSet(source["test"].with_transform(EvalTransform(processor)), names)}
     print(f"zero-shot: {evaluate(peft_model, test_set, zero_shot=True)['test']:.1f} %")
     print(f"learned without labels: {evaluate(peft_model, test_set)['test']:.1f} %")
     peft_model.save_pretrained(output / "adapter")

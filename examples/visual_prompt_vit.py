@@ -5,6 +5,7 @@ pretrained one:
 
     python examples/visual_prompt_vit.py
     python examples/visual_prompt_vit.py --model google/vit-base-patch16-224-in21k
+    python examples/visual_prompt_vit.py --model google/vit-base-patch16-224-in21k --data path/to/images
 """
 
 from pathlib import Path
@@ -24,29 +25,35 @@ from transformers import (
 )
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.data import EvalTransform, few_shot
+from peft_vprompt.data import DataOptions, EvalTransform, few_shot, load_images
 from peft_vprompt.demo import demo_task
 from peft_vprompt.training.evaluation import accuracy, compute_metrics
 
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a ViT; default: a small one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images, one folder per class; default: the embedded task.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("runs/visual_prompt_vit"),
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 5,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of SGD.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the shots, the prompts and the order of images.")] = 1,
 ):
-    """Learn visual prompts and a head for all classes of the embedded task."""
-    names = demo_task("train").features["label"].names
+    """Learn visual prompts and a head for all classes of the embedded task or of your images."""
+    if data and not model:
+        raise typer.BadParameter("Images of your own need a base model: --model google/vit-base-patch16-224-in21k.")
+    source = load_images(DataOptions(data)) if data else {split: demo_task(split) for split in ("train", "test")}
+    names = source["train"].features["label"].names
     set_seed(seed)
     vit, processor = load_vit(model, names)
     peft_model = get_peft_model(vit, VisualPromptConfig(num_virtual_tokens=10, deep=True))
     peft_model.print_trainable_parameters()  # the prompts and the head
 
     transform = EvalTransform(processor)
-    train_set = few_shot(demo_task("train"), shots, seed).with_transform(transform)
-    test_set = demo_task("test").with_transform(transform)
+    train_set = few_shot(source["train"], shots, seed).with_transform(transform)
+    test_set = source["test"].with_transform(transform)
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=32,

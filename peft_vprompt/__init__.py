@@ -15,16 +15,16 @@ from .tuners.bias_tuning import BiasTuningConfig
 from .tuners.bottleneck_adapter import BottleneckAdapterConfig
 from .tuners.class_head import ClassHeadConfig, ClassHeadModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
-from .tuners.coop import ContextOptConfig, ContextOptModel
+from .tuners.coop import ContextOptConfig, ContextOptModel, CoOpConfig
 from .tuners.fine_tuning import FineTuningConfig
 from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.mlp_head import MLPHeadConfig
 from .tuners.mrpo import MRPOConfig, MRPOModel
-from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel
+from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
-from .tuners.vpt import VisualPromptConfig, VisualPromptModel
+from .tuners.vpt import VisualPromptConfig, VisualPromptModel, VPTConfig
 from .version import __version__
 
 
@@ -36,6 +36,7 @@ __all__ = [
     "ClassHeadModel",
     "CoCoOpConfig",
     "CoCoOpModel",
+    "CoOpConfig",
     "ContextOptConfig",
     "ContextOptModel",
     "FineTuningConfig",
@@ -48,11 +49,13 @@ __all__ = [
     "MaPLeModel",
     "PeftModelForImageClassification",
     "PromptConfig",
+    "RPOConfig",
     "ReadOnlyPromptConfig",
     "ReadOnlyPromptModel",
     "SideTuningConfig",
     "TextEncoderConfig",
     "TextEncoderModel",
+    "VPTConfig",
     "VisualPromptConfig",
     "VisualPromptModel",
     "__version__",

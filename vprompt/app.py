@@ -1,14 +1,16 @@
 """The application: what `vprompt` itself takes, and how errors and warnings are shown."""
 
 import functools
+import inspect
 import os
 import runpy
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,7 +30,8 @@ app = typer.Typer(
     "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
 )
 console = Console()
-_state = {"traceback": False}
+#: Whether errors are shown with their place, and the context of the command that runs.
+_state: dict[str, Any] = {"traceback": False, "context": None}
 
 
 def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
@@ -42,18 +45,24 @@ def command(function: Callable | None = None, *, several_processes: bool = False
         return functools.partial(command, several_processes=several_processes)
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(context: typer.Context, **kwargs):
+        _state["context"] = context
         try:
             if not several_processes:
                 _require_one_process(function.__name__.replace("_", "-"))
             _quiet_libraries()
-            return function(*args, **kwargs)
+            return function(**kwargs)
         except Exception as error:
             if _state["traceback"] or not _can_be_mended(error):
                 raise
             _say("[bold red]Error:[/]", str(error) or type(error).__name__)
             raise typer.Exit(1 if _is_a(error, "peft_vprompt.errors", "TrainingDivergedError") else 2) from error
 
+    shown = inspect.signature(function).parameters.values()
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads these two
+    wrapped.__signature__ = inspect.Signature([context, *(p.replace(kind=p.KEYWORD_ONLY) for p in shown)])
+    wrapped.__annotations__ = {"context": typer.Context, **function.__annotations__}
     return app.command()(wrapped)
 
 
@@ -108,6 +117,36 @@ def say_named(config) -> None:
 def say_saved(place) -> None:
     """Say where the results are."""
     console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)
+
+
+def say_next(*arguments: object) -> None:
+    """Say which command comes next, as it is typed; without arguments the user has what there is."""
+    line = shlex.join(["vprompt", *map(str, arguments)])
+    console.print(f"Next: {escape(line)}", soft_wrap=True, highlight=False)
+
+
+def given(*names: str) -> list[str]:
+    """Return options of the command that runs, as they were typed, to repeat them in another command.
+
+    Args:
+        names: names of the command's arguments. Those that were not given, or that the command does not have, are left
+            out.
+    """
+    context: Any = _state["context"]
+    typed = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name)
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            typed += _typed(parameter, value)
+    return typed
+
+
+def _typed(parameter, value) -> list[str]:
+    if isinstance(value, bool):
+        return [parameter.opts[0] if value else parameter.secondary_opts[0]]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [text for each in values for text in (parameter.opts[0], str(each))]
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 _CHOICES = json.loads(Path(__file__).with_name("choices.json").read_text(encoding="utf-8"))
 
-#: Methods by name: `title`, `learns` (what is trained, in a few words), `paper` and `new_classes` (whether what is
-#: learned on some classes can be used on others).
+#: Methods by name: `title`, `learns` (what is trained, in a few words), `paper`, `new_classes` (whether what is learned
+#: on some classes can be used on others) and `baseline` (whether it makes an image classifier of any model).
 METHODS: dict[str, dict] = _CHOICES["methods"]
 #: Methods that `vprompt demo` trains.
 DEMO_METHODS: list[str] = _CHOICES["demo_methods"]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .app import command, console
+from .app import command, console, given, say_next
 from .choices import CONVERTIBLE
 from .options import ClassNames, option
 
@@ -35,10 +35,13 @@ def convert(
     """
     from peft_vprompt.convert import convert_checkpoint
     from peft_vprompt.data import read_class_names
+    from peft_vprompt.data.class_names import in_label_order
     from peft_vprompt.utils.validation import parse_fields
 
-    names = read_class_names(class_names) if class_names else None
+    names = in_label_order(read_class_names(class_names)) if class_names else None
     converted = convert_checkpoint(
         checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config, "--set")
     )
     console.print(f"Saved a {type(converted).__name__} adapter in {escape(str(output))}.", soft_wrap=True)
+    base = given("model") or ([] if converted.base_model_name_or_path else ["--model", "openai/clip-vit-base-patch16"])
+    say_next("evaluate", "--adapter", output, *base, "--data", "path/to/images")

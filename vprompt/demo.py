@@ -5,9 +5,9 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from .app import command, console
+from .app import command, console, say_next
 from .choices import DEMO_METHODS
-from .options import Seed, option, read_data, split_list
+from .options import Device, Seed, option, read_data, split_list
 
 
 @command
@@ -16,6 +16,7 @@ def demo(
     methods: Annotated[str, option("Methods, separated by commas.")] = ",".join(DEMO_METHODS),
     shots: Annotated[int, option("Training images per class.")] = 16,
     seed: Seed = 1,
+    device: Device = "auto",
 ):
     """Train the prompt methods on an embedded tiny CLIP and compare base, novel and their harmonic mean.
 
@@ -30,7 +31,7 @@ def demo(
     - `vprompt demo --methods zero-shot,maple --shots 4 --seed 2`
     """
     from peft_vprompt.experiments.models import DEMO_CHANGES
-    from peft_vprompt.experiments.reports import plot_results, results_table
+    from peft_vprompt.experiments.reports import explain, plot_results, results_table
     from peft_vprompt.experiments.run import Settings, run_experiment
     from peft_vprompt.tuners.base.registry import get_method
     from peft_vprompt.utils.environment import environment
@@ -43,8 +44,14 @@ def demo(
     runs = []
     for name in chosen:
         settings = Settings(method=name, shots=shots, seed=seed, **DEMO_CHANGES.get(name, {}))
-        runs.append(run_experiment(settings, data, output / name, cached=True))
+        runs.append(run_experiment(settings, data, output / name, cached=True, device=device))
     write_json({"runs": runs, "environment": environment()}, output / "results.json")
     plot_results(runs, output / "results.png", f"Embedded task, {shots} shots, seed {seed}")
     console.print(results_table(runs, f"Embedded task, {shots} shots per class, seed {seed}"))
+    console.print(explain(runs), soft_wrap=True)
     console.print(f"Adapters, results.json and results.png are in {escape(str(output))}.", soft_wrap=True)
+    trained = [run["settings"]["method"] for run in runs if run["adapter_bytes"] is not None]
+    if trained:
+        say_next("evaluate", "--adapter", output / trained[-1], "--subset", "novel")
+    else:
+        say_next("demo", "--output", output, "--methods", "zero-shot,maple")

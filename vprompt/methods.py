@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from .app import app, console
+from .app import app, console, say_next
 from .choices import METHODS
 
 
@@ -25,3 +25,4 @@ def methods():
         table.add_row(name, "yes" if method["new_classes"] else "no", description)
     console.print(table)
     console.print("New classes: what is learned on some classes can be used on others.", soft_wrap=True)
+    say_next("train", "--method", "maple", "--output", "runs/maple")

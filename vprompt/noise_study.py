@@ -1,12 +1,26 @@
 """`vprompt noise-study`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, say_saved
+from .app import command, console, given, say_next, say_saved
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
-from .options import Model, Q, Shots, Views, option, read_data, split_list, split_numbers, takes_data, takes_recipe
+from .options import (
+    SAME_IMAGES,
+    Device,
+    Model,
+    Q,
+    Shots,
+    Views,
+    describe_data,
+    option,
+    read_data,
+    require_model,
+    split_list,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -33,7 +47,12 @@ def noise_study(
     seeds: Annotated[str, option("Seeds of the shots, the noise, the prompts and the order of images.")] = "1,2,3",
     q: Q = None,
     gradients: Annotated[
-        bool, option("Also measure the gradients of clean and of noisy samples, at the highest rate.", "--gradients")
+        bool,
+        option(
+            "Also measure the gradients of clean and of noisy samples, at the highest rate: of their mean losses, without "
+            "dropout, on one augmentation that stays the same.",
+            "--gradients",
+        ),
     ] = False,
     without_labels: Annotated[
         bool, option("Also compare zero-shot, UPL and robust UPL, which read no label.", "--without-labels")
@@ -41,6 +60,7 @@ def noise_study(
     model: Model = None,
     shots: Shots = 16,
     views: Views = 1,
+    device: Device = "auto",
 ):
     """Find out which method and loss stand wrong labels best on your data.
 
@@ -57,10 +77,11 @@ def noise_study(
       --losses ce`
     """
     from peft_vprompt.experiments.models import DEMO_CHANGES
-    from peft_vprompt.experiments.noise_plots import plot_study, study_table
+    from peft_vprompt.experiments.noise_plots import explain_study, plot_study, study_table
     from peft_vprompt.experiments.noise_study import Study, run_study
     from peft_vprompt.experiments.run import Settings
 
+    require_model(model, data)
     if model is None:
         recipe |= {name: value for name, value in DEMO_CHANGES["coop"].items() if recipe[name] is None}
     base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
@@ -75,7 +96,22 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, asdict(data) if data else None)
+    result = run_study(study, read_data(data), output, describe_data(data), device)
     plot_study(result, output)
     console.print(study_table(result))
+    console.print(explain_study(result), soft_wrap=True)
     say_saved(output)
+    same = given("model", *SAME_IMAGES, "shots")
+    say_next("train", *same, *_best(result["summary"]), "--cache-features", "--output", output / "best")
+
+
+def _best(summary: list[dict]) -> list[str]:
+    """Return the options of the method and loss that `vprompt train` knows and that did best where labels are wrong most."""
+    able = [row for row in summary if row["unlabelled"] is None and row["method"] != LINEAR_PROBE]
+    if not able:
+        return ["--method", "coop", "--loss", "gce"]
+    highest = max(row["rate"] for row in able)
+    best = max((row for row in able if row["rate"] == highest), key=lambda row: row["mean"])
+    method, *fields = best["method"].split(":")
+    changes = [text for field in fields for text in ("--set", field)]
+    return ["--method", method, *changes, "--all-classes", "--loss", best["loss"]]

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,12 @@ def _data_option(name: str, *flags: str):
 
 
 ClassNames = Annotated[
-    Path | None, option("File of class names in label order: one per line, or a JSON list.", panel="Data")
+    Path | None,
+    option(
+        "File of class names. A list, for numbers in their order: one name per line, or JSON. By folder or number: JSON "
+        "{key: name}, or two columns.",
+        panel="Data",
+    ),
 ]
 
 #: Options that say how to read `--data`, by the field of `DataOptions` that they set.
@@ -37,6 +42,7 @@ DATA_OPTIONS = {
     "benchmark": Annotated[str | None, _data_option("benchmark")],
     "image_column": Annotated[str, _data_option("image_column")],
     "label_column": Annotated[str, _data_option("label_column")],
+    "labels_from": Annotated[str, _data_option("labels_from")],
     "train_split": Annotated[str, _data_option("train_split")],
     "test_split": Annotated[str, _data_option("test_split")],
     "split_column": Annotated[str | None, _data_option("split_column")],
@@ -45,7 +51,10 @@ DATA_OPTIONS = {
     "class_names": ClassNames,
     "clean_names": Annotated[bool, _data_option("clean_names", "--clean-names/--raw-names")],
     "background": Annotated[str, _data_option("background")],
+    "skip_bad_images": Annotated[bool, _data_option("skip_bad_images", "--skip-bad-images")],
+    "follow_urls": Annotated[bool, _data_option("follow_urls", "--follow-urls")],
     "test_fraction": Annotated[float, _data_option("test_fraction")],
+    "val_fraction": Annotated[float, _data_option("val_fraction")],
 }
 NOISY, UNLABELLED = "Noisy labels", "No labels"
 Loss = Annotated[
@@ -79,10 +88,29 @@ SUPERVISION_OPTIONS = {
         None,
     ),
 }
+#: Where there are images of one's own and no model: what is known to work, with a text tower and without.
+CLIP_MODELS = ("openai/clip-vit-base-patch16", "google/siglip-base-patch16-224")
+CLASSIFIER_MODELS = ("google/vit-base-patch16-224-in21k", "facebook/dinov2-base")
 Model = Annotated[
     str | None,
-    option("Folder or Hub id (id@revision) of a base model, such as a CLIP or a ViT; default: the embedded one."),
+    option(
+        f"Folder or Hub id (id@revision) of a base model, such as {CLIP_MODELS[0]}. Needed with --data; the embedded task "
+        "has its own."
+    ),
 ]
+Device = Annotated[
+    str,
+    option("Where to compute: auto (a graphics card if there is one), cpu, cuda, cuda:1 or mps.", panel="Machine"),
+]
+ImageSize = Annotated[
+    int | None,
+    option("Edge of the images in pixels, with interpolated positions. Default: the model's own.", panel="Machine"),
+]
+ReportTo = Annotated[
+    list[str] | None,
+    option("Log to tensorboard, wandb, trackio or another tracker of the Trainer. May be repeated.", panel="Machine"),
+]
+EvalBf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Machine")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
@@ -103,7 +131,7 @@ RECIPE_OPTIONS = {
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
-Workers = Annotated[int, option("Processes that load images.")]
+Workers = Annotated[int, option("Processes that load images.", panel="Machine")]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 
@@ -210,12 +238,13 @@ def read_data_options(
     return None if data is None else DataOptions(data, **values)
 
 
-def read_data(options: "DataOptions | None", unlabelled: bool = False) -> "DatasetDict":
+def read_data(options: "DataOptions | None", unlabelled: bool = False, validation: bool = False) -> "DatasetDict":
     """Read the images that the options name, or draw the embedded task.
 
     Args:
         options: None for the embedded task.
         unlabelled: leave out the labels of the training images.
+        validation: read the split `validation`, too, where the data have one.
     """
     from datasets import DatasetDict
 
@@ -223,9 +252,29 @@ def read_data(options: "DataOptions | None", unlabelled: bool = False) -> "Datas
     from peft_vprompt.demo import demo_task
 
     if options is not None:
-        return load_unlabelled(options) if unlabelled else load_images(options)
+        return load_unlabelled(options) if unlabelled else load_images(options, validation)
     train = demo_task("train")
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
+
+
+def require_model(model: object, data: "DataOptions | None", method: str | None = None) -> None:
+    """Refuse images of one's own without a base model: the embedded one knows the embedded task alone.
+
+    Raises:
+        ValueError: names models that are known to work.
+    """
+    if model or data is None:
+        return
+    classifier = method is not None and METHODS.get(method, {}).get("baseline", False)
+    choices = CLASSIFIER_MODELS if classifier else CLIP_MODELS
+    raise ValueError(
+        "Expected a base model for images of your own. Received: --data without --model. Two good choices: "
+        f"--model {choices[0]} or --model {choices[1]}."
+    )
+
+
+#: Options of a command that say which images, for `app.given`.
+SAME_IMAGES = ("data", *DATA_OPTIONS)
 
 
 def split_list(flag: str, items: str) -> list[str]:
@@ -265,11 +314,15 @@ def saved_run(adapter: str) -> dict | None:
     return read_results(Path(adapter) / "results.json")
 
 
-def saved_data_options(saved: dict) -> "DataOptions | None":
-    """Make the data options of a saved run; JSON has turned their tuples into lists."""
-    from peft_vprompt.data import DataOptions
+def saved_data_options(saved: dict, folder: str) -> "DataOptions | None":
+    """Make the data options of a run that was saved in a folder; None for the embedded task."""
+    from peft_vprompt.data.options import described
 
-    if saved["data"] is None:
-        return None
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved["data"].items()}
-    return DataOptions(**values)
+    return None if saved["data"] is None else described(saved["data"], folder)
+
+
+def describe_data(options: "DataOptions | None") -> dict | None:
+    """Say where the images are, for the results; None for the embedded task."""
+    from peft_vprompt.data.options import describe
+
+    return None if options is None else describe(options)

@@ -5,8 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
-from .app import command, console, say_saved
-from .options import SELECTOR_HELP, UNLABELLED, option, read_data, takes_data
+from .app import command, console, given, say_next, say_saved
+from .options import (
+    SAME_IMAGES,
+    SELECTOR_HELP,
+    UNLABELLED,
+    Device,
+    ImageSize,
+    option,
+    read_data,
+    require_model,
+    takes_data,
+)
 
 
 if TYPE_CHECKING:
@@ -22,7 +32,8 @@ def pseudo_label(
     output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],
     data: "DataOptions | None",
     model: Annotated[
-        list[str] | None, option("Folder or Hub id of a CLIP; several are averaged. Default: the embedded one.")
+        list[str] | None,
+        option("Folder or Hub id of a CLIP; several are averaged. Needed with --data; the embedded task has its own."),
     ] = None,
     template: Annotated[list[str] | None, option("Text around the name; several are an ensemble.")] = None,
     combine: Annotated[
@@ -37,6 +48,8 @@ def pseudo_label(
     check: Annotated[
         bool, option("Compare with the true labels afterwards; writes a report and a plot beside.", "--check")
     ] = False,
+    device: Device = "auto",
+    image_size: ImageSize = None,
 ):
     """Label the training images by zero-shot and choose those to train on. True labels are not read.
 
@@ -45,20 +58,24 @@ def pseudo_label(
     - `vprompt pseudo-label --output runs/labels.safetensors`
     - `vprompt pseudo-label --output labels.safetensors --model path/to/a --model path/to/b --data path/to/folder
       --template "a photo of a {}, a type of pet." --selector random-k`
-    - `vprompt pseudo-label --output labels.safetensors --data path/to/unlabelled/images --class-names names.txt`
-    - `vprompt train --all-classes --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
+    - `vprompt pseudo-label --output labels.safetensors --model path/to/a --data path/to/unlabelled/images
+      --class-names names.txt`
+    - `vprompt train --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
     from peft_vprompt.experiments.models import build_model
     from peft_vprompt.experiments.pseudo_labels import zero_shot
     from peft_vprompt.experiments.run import as_published
+    from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
 
+    require_model(model, data)
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
     fields: dict[str, Any] = {} if not template else {"template": template}
     benchmark = data.benchmark if data else None
+    fields |= {"image_size": image_size, "device": find_device(device)}
     clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
     table = zero_shot(clips, images["train"], names, combine=combine)
     chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
@@ -78,14 +95,16 @@ def pseudo_label(
             soft_wrap=True,
         )
     say_saved(output)
+    first = ["--model", model[0]] if model else []
+    same = given(*SAME_IMAGES, "image_size")
+    trained = output.with_suffix("")
+    say_next("train", *first, *same, "--method", "coop", "--pseudo-labels", output, "--output", f"{trained}-coop")
 
 
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
-    if "test" in images:
-        return images["test"].features["label"].names
-    if data is None or data.class_names is None:
-        raise ValueError("Expected class names for images without labels. Give --class-names.")
-    return list(data.class_names)
+    from peft_vprompt.experiments.run import class_names_of
+
+    return class_names_of(images, data.listed_names if data else None)
 
 
 def _choose(table, names, selector: str, per_class: int | None, minimum: float | None, seed: int) -> "PseudoLabels":

@@ -1,12 +1,26 @@
 """`vprompt sweep`."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, say_saved
+from .app import command, console, say_next, say_saved
 from .choices import BASE_RATES, WEIGHT_DECAYS
-from .options import Cached, MethodName, Model, Workers, option, read_data, split_numbers, takes_data, takes_recipe
+from .options import (
+    Cached,
+    Device,
+    ImageSize,
+    MethodName,
+    Model,
+    Workers,
+    describe_data,
+    option,
+    read_data,
+    require_model,
+    split_numbers,
+    takes_data,
+    takes_recipe,
+)
 
 
 if TYPE_CHECKING:
@@ -32,6 +46,8 @@ def sweep(
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
     cached: Cached = False,
     workers: Workers = 0,
+    device: Device = "auto",
+    image_size: ImageSize = None,
 ):
     """Choose learning rate and weight decay on validation images, then train with several seeds and test.
 
@@ -56,23 +72,28 @@ def sweep(
     from peft_vprompt.tuners.base.registry import get_method
 
     get_method(method)
-    settings = Settings(method=method, model=model, shots=shots or None, base_novel=False, **recipe)
+    require_model(model, data, method)
+    settings = Settings(
+        method=method, model=model, shots=shots or None, base_novel=False, image_size=image_size, **recipe
+    )
     grid = Grid(split_numbers("--rates", rates), split_numbers("--weight-decays", weight_decays))
     chosen_seeds = split_numbers("--seeds", seeds, int)
     tasks = find_tasks(data.benchmark) if data and data.benchmark else [None]
     reports = {}
+    place = output
     for task in tasks:
         place = output / task.name if task and len(tasks) > 1 else output
         options = replace(data, benchmark=task.full_name) if data and task else data
         report = run_sweep(
             settings,
-            read_data(options),
+            read_data(options, validation=True),
             place,
             grid=grid,
             seeds=chosen_seeds,
-            data_description=asdict(options) if options else None,
+            data_description=describe_data(options),
             cached=cached,
             workers=workers,
+            device=device,
         )
         plot_sweep(report, place / "sweep.png")
         console.print(sweep_table(report, task.title if task else None))
@@ -80,6 +101,7 @@ def sweep(
     if len(tasks) > 1:
         _save_means(reports, output)
     say_saved(output)
+    say_next("evaluate", "--adapter", place / "final" / f"seed-{chosen_seeds[0]}", "--diagnose", place / "diagnosis")
 
 
 def _save_means(reports: dict[str, dict], output: Path) -> None:

@@ -1,21 +1,26 @@
 """`vprompt train`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, say_saved
+from .app import command, console, given, say_next, say_saved
 from .options import (
+    SAME_IMAGES,
     UNLABELLED,
     Cached,
+    Device,
+    ImageSize,
     MethodName,
     Model,
+    ReportTo,
     Seed,
     Shots,
     Views,
     Workers,
+    describe_data,
     option,
     read_data,
+    require_model,
     takes_data,
     takes_loss,
     takes_recipe,
@@ -29,9 +34,10 @@ if TYPE_CHECKING:
 
 
 BaseNovel = Annotated[
-    bool,
+    bool | None,
     option(
-        "Train on the first half of the classes and test on both halves, or use all.", "--base-novel/--all-classes"
+        "Train on the first half of the classes and test on both halves, or train on all. Default: all with --data.",
+        "--base-novel/--all-classes",
     ),
 ]
 CacheFeatures = Annotated[
@@ -58,15 +64,21 @@ def train(
     model: Model = None,
     shots: Shots = 16,
     seed: Seed = 1,
-    base_novel: BaseNovel = True,
+    base_novel: BaseNovel = None,
     ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel=UNLABELLED)] = 1,
-    watch: Annotated[bool, option("Test after every epoch.", "--watch")] = False,
+    watch: Annotated[bool, option("Test after every epoch; changes nothing that is trained.", "--watch")] = False,
     cached: Cached = False,
     cache_features: CacheFeatures = False,
     views: Views = 1,
     workers: Workers = 0,
+    device: Device = "auto",
+    image_size: ImageSize = None,
+    report_to: ReportTo = None,
 ):
     """Train one method on your images and evaluate it.
+
+    All classes are learned, unless you ask for the field's test on classes that were never trained on
+    (`--base-novel`), which the embedded task is for.
 
     The recipe is the authors' (SGD, cosine per epoch after a warm-up) unless you change it; CoOp on noisy labels or
     without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
@@ -78,17 +90,23 @@ def train(
     - `vprompt train --output runs/b --model path/to/clip --data path/to/grocery.parquet --label-column classname
       --split-column split --method coop --shots 16`
     - `vprompt train --output runs/c --model google/vit-base-patch16-224-in21k --data path/to/folder --method vpt
-      --all-classes --shots 0`
+      --shots 0`
+    - `vprompt train --output runs/all --model openai/clip-vit-base-patch16 --data photos.csv --method coop
+      --test-fraction 0`
     - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
     - `vprompt train --output runs/e --method coop --cache-features --views 8`
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
-    - `vprompt train --output runs/g --method coop --all-classes --unlabelled --selector random-k --loss gce
-      --ensemble 4 --cache-features`
+    - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4
+      --cache-features`
     """
-    from peft_vprompt.experiments.reports import results_table
+    from peft_vprompt.experiments.reports import explain, results_table
     from peft_vprompt.experiments.run import Settings, run_experiment
     from peft_vprompt.tuners.base.registry import get_method
 
+    row = get_method(method)
+    require_model(model, data, method)
+    if base_novel is None:
+        base_novel = data is None and row.new_classes and supervision.uses_labels
     settings = Settings(
         method=method,
         model=model,
@@ -99,12 +117,34 @@ def train(
         views=views,
         supervision=supervision,
         ensemble=ensemble,
+        image_size=image_size,
         **recipe,
         **loss,
     )
-    get_method(method)
     images = read_data(data, unlabelled=not supervision.uses_labels)
-    about = asdict(data) if data else None
-    run = run_experiment(settings, images, output, data_description=about, cached=cached, watch=watch, workers=workers)
+    run = run_experiment(
+        settings,
+        images,
+        output,
+        data_description=describe_data(data),
+        cached=cached,
+        watch=watch,
+        workers=workers,
+        class_names=data.listed_names if data else None,
+        device=device,
+        report_to=report_to or (),
+    )
     console.print(results_table([run]))
+    console.print(explain([run]), soft_wrap=True)
+    if "test" not in images:
+        console.print("There are no test images, so no accuracy was measured on any.")
+    if "validation" in run:
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in run["validation"].items())
+        console.print(f"On the images held out of the training images: {shown}.")
     say_saved(output)
+    if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
+        same = given("model", *SAME_IMAGES, "shots", "base_novel")
+        say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
+    else:
+        novel = ["--subset", "novel"] if base_novel else []
+        say_next("evaluate", "--adapter", output, *novel, "--diagnose", output / "diagnosis")

@@ -31,7 +31,7 @@ FILE = ROOT / "vprompt" / "choices.json"
 
 
 def method_rows() -> dict[str, dict]:
-    """Read the method table: title, what is learned, paper and whether it moves to new classes, by name."""
+    """Read the method table: title, what is learned, paper and whether it moves to new classes and is a baseline, by name."""
     return {
         name: {
             "title": spec.title,
@@ -39,6 +39,7 @@ def method_rows() -> dict[str, dict]:
             "paper": spec.paper.citation,
             "link": spec.paper.link,
             "new_classes": spec.new_classes,
+            "baseline": spec.is_baseline,
         }
         for name, spec in METHODS.items()
     }

@@ -57,9 +57,10 @@ part of its lead. Both CLIPs are tiny, and a large one may differ.
 GUIDE = """## Training when labels are wrong
 
 ```bash
-vprompt train --data path/to/images --method coop --loss gce --q 0.7 --output runs/robust
+mine='--model openai/clip-vit-base-patch16 --data path/to/images'
+vprompt train $mine --method coop --loss gce --q 0.7 --output runs/robust
 vprompt evaluate --adapter runs/robust --split train --zero-shot --diagnose runs/diagnosis   # how wrong are my labels?
-vprompt noise-study --data path/to/images --output runs/noise                            # which method stands noise best?
+vprompt noise-study $mine --output runs/noise                                            # which method stands noise best?
 ```
 
 Every loss of `peft_vprompt.losses` works alone, `loss(logits, labels)`, and in the stock `Trainer`:
@@ -81,8 +82,8 @@ the global random numbers.
 ## Training without labels
 
 ```bash
-vprompt train --data path/to/images --method coop --all-classes --unlabelled --cache-features --output runs/upl
-vprompt train --data path/to/images --method coop --all-classes --unlabelled --selector random-k --loss gce \\
+vprompt train $mine --method coop --unlabelled --cache-features --output runs/upl
+vprompt train $mine --method coop --unlabelled --selector random-k --loss gce \\
   --ensemble 4 --cache-features --output runs/robust-upl
 ```
 

@@ -32,7 +32,7 @@ TASKS = {
         "standard error of about 4 points.",
         "command": "vprompt train --output runs/emoji/maple-1 --model path/to/emoji-clip --data path/to/emoji.parquet \\\n"
         "  --label-column subgroup --where vendor=openmoji --where style=color --where 'group!=flags' \\\n"
-        "  --min-images 24 --test-fraction 0.33 --method maple --shots 16 --seed 1",
+        "  --min-images 24 --test-fraction 0.33 --method maple --base-novel --shots 16 --seed 1",
     },
     "grocery": {
         "title": "Photographs of groceries",
@@ -40,7 +40,7 @@ TASKS = {
         "published training and test split. The CLIP has seen emoji drawings only, never a photograph: this shows what "
         "prompts can do where the frozen model knows next to nothing.",
         "command": "vprompt train --output runs/grocery/maple-1 --model path/to/emoji-clip --data path/to/grocery.parquet \\\n"
-        "  --label-column classname --split-column split --method maple --shots 16 --seed 1",
+        "  --label-column classname --split-column split --method maple --base-novel --shots 16 --seed 1",
     },
 }  # fmt: skip
 

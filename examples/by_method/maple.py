@@ -4,6 +4,7 @@ Usage:
 
     python examples/by_method/maple.py
     python examples/by_method/maple.py --model openai/clip-vit-base-patch16
+    python examples/by_method/maple.py --model openai/clip-vit-base-patch16 --data path/to/images
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from peft import get_peft_model
 from transformers import AutoImageProcessor, CLIPModel, set_seed
 
 from peft_vprompt import MaPLeConfig
-from peft_vprompt.data import TrainTransform, base_novel_split, few_shot, select_classes
+from peft_vprompt.data import DataOptions, TrainTransform, base_novel_split, few_shot, load_images, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.run import eval_sets
 from peft_vprompt.training.evaluation import evaluate
@@ -24,15 +25,21 @@ from peft_vprompt.tuners.base.registry import METHODS
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a CLIP; default: the embedded one.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images, one folder per class; default: the embedded task.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("runs/maple"),
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the shots, the prompts and the order of images.")] = 1,
 ):
-    """Learn coupled prompts on the base classes of the embedded task."""
+    """Learn coupled prompts on the base classes of the embedded task or of your images."""
     set_seed(seed)
+    if data and not model:
+        raise typer.BadParameter("Images of your own need a base model: --model openai/clip-vit-base-patch16.")
+    source = load_images(DataOptions(data)) if data else {split: demo_task(split) for split in ("train", "test")}
     path = model or demo_model_path()
-    base, novel = base_novel_split(demo_task("train").features["label"].names)
+    base, novel = base_novel_split(source["train"].features["label"].names)
     config = MaPLeConfig(
         class_names=base,
         num_virtual_tokens=2,  # prompts per layer, in each tower
@@ -42,13 +49,14 @@ def main(
     peft_model.print_trainable_parameters()
 
     processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    images = select_classes(few_shot(demo_task("train"), shots, seed), base).with_transform(TrainTransform(processor))
-    # The authors' recipe, but with the steps that the tiny embedded model wants.
+    images = select_classes(few_shot(source["train"], shots, seed), base).with_transform(TrainTransform(processor))
+    # The authors' recipe, but with the steps that the tiny embedded model wants. With the stock Trainer (see
+    # examples/train_with_trainer.py) the learning rate goes to it, and `remove_unused_columns=False`.
     recipe = METHODS["maple"].recipe.override(learning_rate=0.02, batch_size=32)
     train(peft_model, images, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress="MaPLe")
     peft_model.save_pretrained(output)
 
-    test_sets = eval_sets(demo_task("test"), {"base": base, "novel": novel}, processor)
+    test_sets = eval_sets(source["test"], {"base": base, "novel": novel}, processor)
     for title, zero_shot in (("zero-shot", True), ("MaPLe", False)):
         accuracies = evaluate(peft_model, test_sets, zero_shot=zero_shot)
         print(title, {split: round(accuracy, 1) for split, accuracy in accuracies.items()})

@@ -1,13 +1,17 @@
 """Labelled images for prompt learning: reading them, sampling few shots, splitting classes, transforming pixels."""
 
+from .augmentation import AugmentedRows
 from .benchmarks import TRANSFER_TASKS, TransferTask, find_task, find_tasks, group_means, load_task
 from .few_shot import base_novel_split, class_counts, few_shot, select_classes, stratified_split
-from .sources import DataOptions, load_images, load_split, load_unlabelled, read_class_names
+from .name_files import read_class_names
+from .options import DataOptions
+from .sources import load_images, load_split, load_unlabelled, with_class_names
 from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
 
 
 __all__ = [
     "TRANSFER_TASKS",
+    "AugmentedRows",
     "DataOptions",
     "EvalTransform",
     "TrainTransform",
@@ -27,4 +31,5 @@ __all__ = [
     "read_class_names",
     "select_classes",
     "stratified_split",
+    "with_class_names",
 ]

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from PIL.Image import Resampling
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..utils.io import read_json
 from ..utils.validation import shorten
+from .class_names import class_label
 from .images import RGBImage
 
 
@@ -175,7 +176,7 @@ def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None =
     _check_classes(task, ids, class_names)
     names = list(class_names) if class_names else [str(number) for number in ids]
     label = {number: position for position, number in enumerate(ids)}
-    features = Features({"image": RGBImage(), "label": ClassLabel(names=names)})
+    features = Features({"image": RGBImage(), "label": class_label(names)})
     return DatasetDict(
         {
             split: Dataset.from_dict(

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from ..utils.notices import tell
 from ..utils.validation import shorten
+from .class_names import class_label
 
 
 def few_shot(
@@ -19,7 +21,7 @@ def few_shot(
     label_column: str = "label",
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Draw `shots` images of every class.
+    """Draw `shots` images of every class; all of a class with fewer, with a warning.
 
     The draw depends on `(seed, label)` alone: the same seed gives the same images whatever other classes there are,
     and fewer shots are a subset of more shots.
@@ -35,8 +37,7 @@ def few_shot(
         The chosen rows with their labels as they are, ordered by class.
 
     Raises:
-        ValueError: `shots` or `seed` is out of range, a name is not a class of the data set, or a class has fewer
-            than `shots` images (the message names the classes).
+        ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
     if shots < 1:
@@ -47,9 +48,9 @@ def few_shot(
     counts = class_counts(dataset, label_column)
     wanted = _label_numbers(names, names if class_names is None else class_names)
     if small := [f"{names[label]} ({counts[label]})" for label in wanted if counts[label] < shots]:
-        raise ValueError(
-            f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images: {shorten(small)}. "
-            "Use fewer shots, or leave small classes out (`min_images`)."
+        tell(
+            f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images, and all of theirs are taken: "
+            f"{shorten(small)}. `min_images` leaves small classes out."
         )
     labels = _labels(dataset, label_column)
     chosen = [
@@ -90,11 +91,15 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
     if not len(kept):
         raise ValueError(f"No image of the classes {shorten(list(class_names))} in this split.")
     rows = dataset.select(kept).remove_columns(label_column)
-    return rows.add_column(label_column, labels[kept], feature=ClassLabel(names=list(class_names)))
+    return rows.add_column(label_column, labels[kept], feature=class_label(class_names))
 
 
 def stratified_split(
-    dataset: Dataset, test_fraction: float, seed: int, label_column: str = "label"
+    dataset: Dataset,
+    test_fraction: float,
+    seed: int,
+    label_column: str = "label",
+    fraction_name: str = "test_fraction",
 ) -> tuple[Dataset, Dataset]:
     """Split off the same share of every class, to test on or to validate with.
 
@@ -104,24 +109,28 @@ def stratified_split(
             and keeps at least one.
         seed: seed of the split.
         label_column: name of the label column.
+        fraction_name: what messages call the share.
 
     Returns:
-        A pair: what stays, and what is split off.
+        A pair: what stays, and what is split off. A class without any image has none in both.
 
     Raises:
         ValueError: `test_fraction` is not between 0 and 1, or a class has fewer than two images.
         TypeError: the label column is no `ClassLabel`.
     """
     if not 0 < test_fraction < 1:
-        raise ValueError(f"`test_fraction` must lie between 0 and 1. Received: test_fraction={test_fraction}.")
+        raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction}.")
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
-    if small := [name for name, count in zip(names, counts, strict=True) if count < 2]:
-        raise ValueError(f"Too few images to split some off (2 are needed): {shorten(small)}.")
+    if small := [name for name, count in zip(names, counts, strict=True) if count == 1]:
+        raise ValueError(
+            f"Too few images to split some off (2 are needed): {shorten(small)}. Add some, leave such classes out "
+            f"(`min_images=2`), or split nothing off (`{fraction_name}=0`)."
+        )
     labels = _labels(dataset, label_column)
     in_test = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(counts):
-        size = min(max(round(count * test_fraction), 1), count - 1)
+        size = min(max(round(count * test_fraction), 1), max(count - 1, 0))
         in_test[np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:size]] = True
     return dataset.select(np.flatnonzero(~in_test)), dataset.select(np.flatnonzero(in_test))
 
@@ -150,9 +159,23 @@ def _class_names(dataset: Dataset, label_column: str) -> list[str]:
 
 
 def _label_numbers(names: list[str], class_names: Sequence[str]) -> list[int]:
+    """Return the labels of classes, of which several may have one name: a run of neighbours is found as such.
+
+    Raises:
+        ValueError: a name that no class has, or one of several where it does not show which is meant.
+    """
     if unknown := [name for name in class_names if name not in names]:
         raise ValueError(f"Not classes of this data set: {shorten(unknown)}. It has: {shorten(names)}.")
-    return [names.index(name) for name in class_names]
+    wanted = list(class_names)
+    runs = [first for first in range(len(names) - len(wanted) + 1) if names[first : first + len(wanted)] == wanted]
+    if len(runs) == 1:
+        return list(range(runs[0], runs[0] + len(wanted)))
+    labels: dict[str, list[int]] = {}
+    for label, name in enumerate(names):
+        labels.setdefault(name, []).append(label)
+    if unclear := [name for name in dict.fromkeys(wanted) if len(labels[name]) not in (1, wanted.count(name))]:
+        raise ValueError(f"Names that stand for several classes, of which some are wanted: {shorten(unclear)}.")
+    return [labels[name][0] if len(labels[name]) == 1 else labels[name].pop(0) for name in wanted]
 
 
 def _labels(dataset: Dataset, label_column: str) -> np.ndarray:

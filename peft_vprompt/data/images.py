@@ -14,6 +14,8 @@ import numpy as np
 from datasets.features.features import register_feature
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from ..utils.notices import tell
+
 
 #: Modes of Pillow with an alpha channel.
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -33,8 +35,23 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     Raises:
         ValueError: values that are not finite, or a colour that is not known.
     """
-    if getattr(image, "n_frames", 1) > 1:
-        warnings.warn("Animated images are read as their first frame.", stacklevel=2)
+    if is_animation(image):
+        tell("Animated images are read as their first frame.")
+    return convert_to_rgb(image, background)
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Tell whether an image has several frames to be seen; a camera's picture with another beside it (MPO) has one."""
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def convert_to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Do what `to_rgb` does without a word on animations.
+
+    Raises:
+        ValueError: as `to_rgb`.
+    """
+    if getattr(image, "is_animated", False):
         image.seek(0)
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -84,18 +101,20 @@ class RGBImage(datasets.Image):
             return to_rgb(value, self.background) if isinstance(value, Image.Image) else value
         try:
             if value["bytes"] is not None:
-                return to_rgb(_open(io.BytesIO(value["bytes"])), self.background)
+                return _read(io.BytesIO(value["bytes"]), self.background)
             if value["path"] is not None and "://" not in value["path"]:
-                return to_rgb(_open(value["path"]), self.background)
-            return to_rgb(super().decode_example(value, token_per_repo_id), self.background)
+                return _read(value["path"], self.background)
+            return convert_to_rgb(super().decode_example(value, token_per_repo_id), self.background)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"Cannot read the image {_name_of(value)}: {error}") from error
+            raise ValueError(
+                f"Cannot read the image {_name_of(value)}: {error}. Mend or remove it, or read the data with "
+                "skip_bad_images=True (--skip-bad-images), which decodes every image before and leaves such out."
+            ) from error
 
 
-def _open(file) -> Image.Image:
+def _read(file, background: str) -> Image.Image:
     with Image.open(file) as image:
-        image.load()
-        return image
+        return convert_to_rgb(image, background)
 
 
 def _name_of(value: dict) -> str:

@@ -3,11 +3,12 @@
 Both transforms are made for `datasets.Dataset.with_transform`: they take a batch of rows with `image` (PIL) and, if
 they are labelled, `label`, and give `labels` and what the model's own image processor does: `pixel_values` [batch, 3,
 height, width], or SigLIP 2's padded rows of patches with their mask and shapes. Sizes, means and standard deviations are
-the processor's. Randomness comes from torch's global generator, which `Trainer` seeds and restores.
+the processor's. Randomness comes from torch's global generator, which `Trainer` seeds and restores; `augmentation` has
+rows with random numbers of their own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from datasets import Dataset
@@ -59,14 +60,16 @@ class TrainTransform:
             raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
         self.image_processor = image_processor
         self.crop_name = crop
-        self.crop: Callable[[Image.Image], Image.Image] | None = crops[crop]
+        self.crop: Callable[[Image.Image, torch.Generator | None], Image.Image] | None = crops[crop]
         self.scale = scale
         self.size = None if takes_any_shape(image_processor) else image_size(image_processor)
 
-    def __call__(self, batch: dict) -> dict:
+    def __call__(self, batch: dict, generators: Sequence[torch.Generator] | None = None) -> dict:
+        """Augment a batch of rows, each with its own random numbers or with torch's global ones."""
         if self.crop is None:
             return EvalTransform(self.image_processor)(batch)
-        images = [self._augment(to_rgb(image)) for image in batch["image"]]
+        each = generators or [None] * len(batch["image"])
+        images = [self._augment(to_rgb(image), own) for image, own in zip(batch["image"], each, strict=True)]
         # Of the right size already, if there is one: a centre crop, where the processor does one, changes nothing.
         inputs = self.image_processor(images, do_resize=self.size is None, return_tensors="pt")
         return dict(inputs) | _labels(batch)
@@ -75,15 +78,15 @@ class TrainTransform:
         """Return what decides the pixels beside the random numbers, for the key of a cache."""
         return {"transform": self.crop_name, "scale": self.scale, "image_processor": self.image_processor.to_dict()}
 
-    def _augment(self, image: Image.Image) -> Image.Image:
-        image = self.crop(image)  # pyrefly: ignore[not-callable]  # without a crop no image comes here
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _uniform(0, 1) < 0.5 else image
+    def _augment(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
+        image = self.crop(image, generator)  # pyrefly: ignore[not-callable]  # without a crop no image comes here
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _uniform(0, 1, generator) < 0.5 else image
 
-    def _random_resized_crop(self, image: Image.Image) -> Image.Image:
-        box = random_crop_box(image.width, image.height, self.scale)
+    def _random_resized_crop(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
+        box = random_crop_box(image.width, image.height, self.scale, generator)
         return image.crop(box) if self.size is None else image.crop(box).resize(self.size, Image.Resampling.BICUBIC)
 
-    def _random_crop(self, image: Image.Image) -> Image.Image:
+    def _random_crop(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
         if self.size is None:
             width, height = (max(1, round(edge * 7 / 8)) for edge in image.size)
         else:
@@ -91,12 +94,14 @@ class TrainTransform:
             ratio = max(width / image.width, height / image.height) * 8 / 7
             size = (round(image.width * ratio), round(image.height * ratio))
             image = image.resize(size, self.image_processor.resample)
-        left = _integer(image.width - width)
-        top = _integer(image.height - height)
+        left = _integer(image.width - width, generator)
+        top = _integer(image.height - height, generator)
         return image.crop((left, top, left + width, top + height))
 
 
-def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+def random_crop_box(
+    width: int, height: int, scale: tuple[float, float], generator: torch.Generator | None = None
+) -> tuple[int, int, int, int]:
     """Draw a crop of an image: area share uniform in `scale`, aspect ratio log-uniform in [3/4, 4/3].
 
     Ten draws that do not fit inside the image are followed by the largest central crop with an allowed aspect ratio,
@@ -106,13 +111,13 @@ def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tupl
         (left, top, right, bottom) in pixels.
     """
     for _ in range(10):
-        area = width * height * _uniform(*scale)
-        ratio = math.exp(_uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = width * height * _uniform(*scale, generator)
+        ratio = math.exp(_uniform(math.log(3 / 4), math.log(4 / 3), generator))
         crop_width = round(math.sqrt(area * ratio))
         crop_height = round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = _integer(width - crop_width)
-            top = _integer(height - crop_height)
+            left = _integer(width - crop_width, generator)
+            top = _integer(height - crop_height, generator)
             return left, top, left + crop_width, top + crop_height
     crop_width = min(width, round(height * 4 / 3))
     crop_height = min(height, round(width * 4 / 3))
@@ -156,10 +161,10 @@ def _labels(batch: dict) -> dict:
     return {"labels": batch["label"]} if "label" in batch else {}
 
 
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()
+def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def _integer(high: int) -> int:
+def _integer(high: int, generator: torch.Generator | None) -> int:
     """Draw a whole number in [0, high]."""
-    return int(torch.randint(high + 1, ()).item())
+    return int(torch.randint(high + 1, (), generator=generator).item())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset, Image
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix
 
@@ -157,6 +158,48 @@ def most_confused(labels: ArrayLike, predicted: ArrayLike, class_names: Sequence
     ]  # fmt: skip
 
 
+#: What an estimate of wrong labels takes for granted.
+ASSUMED = (
+    "The estimate assumes that the model was not trained on these images and these labels, that it is right more often "
+    "than wrong in every class, and that which label is put in a true one's place depends on the class alone."
+)
+
+#: Wrongly classified images that are listed.
+WORST = 20
+
+
+def image_names(rows) -> list[str | int]:
+    """Return what to call each image: its file, where the data has files, else its place."""
+    if not isinstance(rows, Dataset) or not isinstance(rows.features.get("image"), Image):
+        return list(range(len(rows)))
+    feature = replace(rows.features["image"], decode=False)
+    column = rows.with_format(None).select_columns("image").cast_column("image", feature)
+    paths = [image["path"] for batch in column.iter(batch_size=256) for image in batch["image"]]
+    return [path if path else place for place, path in enumerate(paths)]
+
+
+def worst_images(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], names: Sequence[str | int]
+) -> list[dict]:
+    """Return the images that are surest and wrong: `{"image", "label", "predicted", "confidence"}`, the surest first.
+
+    Args:
+        probabilities: [n, c].
+        labels: int [n].
+        class_names: names in label order.
+        names: what to call each image, [n].
+    """
+    predicted = probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST]
+    return [
+        {"image": names[i], "label": class_names[labels[i]], "predicted": class_names[predicted[i]],
+         "confidence": float(confidence[i])}
+        for i in order
+    ]  # fmt: skip
+
+
 def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = False) -> dict:
     """Write `diagnosis.json` and `reliability.png`: how a model and a set of labels agree.
 
@@ -167,8 +210,9 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
         zero_shot: switch the adapter off.
 
     Returns:
-        `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction) and
-        `estimated_noise` in the labels, which means something for images that the model was not trained on.
+        `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction),
+        `worst` (see `worst_images`) and `estimated_noise` in the labels: its rate, what that assumes, and the suspects.
+        Images are called by their files, where the data has files, else by their places.
 
     Raises:
         ValueError: no image, or labels that are not the model's classes.
@@ -177,6 +221,7 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
         logits, labels = predict_logits(model, test_set.rows)
     table = torch.from_numpy(logits).softmax(-1).numpy()
     names = test_set.class_names
+    images = image_names(test_set.rows)
     predicted = table.argmax(1)
     result = calibration(table, labels)
     noise = estimate_noise(labels, table)
@@ -188,7 +233,12 @@ def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = Fal
         "calibration": result.to_dict(),
         "confused": most_confused(labels, predicted, names),
         "confusion": matrix.tolist(),
-        "estimated_noise": {"rate": noise.rate, "suspects": noise.suspects.tolist()},
+        "worst": worst_images(table, labels, names, images),
+        "estimated_noise": {
+            "rate": noise.rate,
+            "assumes": ASSUMED,
+            "suspects": [images[place] for place in noise.suspects],
+        },
         "environment": environment(),
     }
     write_json(report, Path(folder) / "diagnosis.json")

@@ -19,7 +19,9 @@ from transformers import (
     set_seed,
 )
 
+from ..backbones.image_size import set_image_size
 from ..backbones.supported import is_dual_encoder
+from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
@@ -46,7 +48,14 @@ class ModelBundle:
 
 
 def build_model(
-    model_name_or_path: str | None, method: str, class_names: Sequence[str], seed: int = 1, **options
+    model_name_or_path: str | None,
+    method: str,
+    class_names: Sequence[str],
+    seed: int = 1,
+    *,
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
+    **options,
 ) -> ModelBundle:
     """Load a base model and put an untrained adapter on it.
 
@@ -56,15 +65,19 @@ def build_model(
         method: a name in `METHODS`.
         class_names: names of the classes, in label order.
         seed: seed of the prompts' and of a new head's first values.
+        image_size: edge in pixels of the images to take; None for the model's own. Positions are interpolated.
+        device: where to put the model; None leaves it on the CPU.
         **options: fields of the method's config that replace its defaults.
 
     Raises:
-        ValueError: if the method does not exist or does not fit the model, or an option is unknown.
+        ValueError: if the method does not exist or does not fit the model, an option is unknown, or the model cannot
+            take images of that size.
     """
     spec = get_method(method)
     set_seed(seed)
     _check_options(spec, options)
     base = load_base(model_name_or_path, class_names, classifier=spec.is_baseline)
+    processor = _image_processor(base, image_size)
     dual = is_dual_encoder(base.config) and not spec.is_baseline
     if not dual and spec.classifier_recipe is None:
         possible = [name for name, other in METHODS.items() if other.classifier_recipe]
@@ -77,7 +90,7 @@ def build_model(
     config = spec.configure(base, is_classifier=not dual, **options)
     config.revision = split_revision(model_name_or_path)[1] if model_name_or_path else None
     model = get_peft_model(base, config)
-    return ModelBundle(model, _image_processor(base), spec.recipe if dual else spec.classifier_recipe)
+    return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe)
 
 
 def load_adapter(
@@ -85,6 +98,9 @@ def load_adapter(
     model_name_or_path: str | None = None,
     class_names: Sequence[str] | None = None,
     embedded: bool = False,
+    *,
+    image_size: int | None = None,
+    device: str | torch.device | None = None,
 ) -> ModelBundle:
     """Load a trained adapter on its base model, for evaluation.
 
@@ -93,6 +109,8 @@ def load_adapter(
         model_name_or_path: base model; default: the one the adapter names.
         class_names: classes of the head, for a base model with a classification head.
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
+        image_size: edge in pixels of the images to take; None for the model's own.
+        device: where to put the model; None leaves it on the CPU.
 
     Raises:
         OSError: there is no such adapter, or no such base model.
@@ -103,9 +121,10 @@ def load_adapter(
         model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     base = load_base(model_name_or_path, class_names, classifier)
-    adapter, revision = split_revision(str(adapter))
-    model = PeftModel.from_pretrained(base, adapter, revision=revision).eval()
-    return ModelBundle(model, _image_processor(base), None)
+    processor = _image_processor(base, image_size)
+    place, revision = split_revision(str(adapter))
+    model = PeftModel.from_pretrained(base, place, revision=revision).eval()
+    return ModelBundle(model.to(device), processor, None)
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:
@@ -172,11 +191,27 @@ def load_base(
     )
 
 
-def _image_processor(base: PreTrainedModel):
-    commit = getattr(base.config, "_commit_hash", None)  # of the Hub: the processor comes from the same one
-    return AutoImageProcessor.from_pretrained(
-        base.name_or_path, backend="pil", trust_remote_code=False, revision=commit
-    )
+def _image_processor(base: PreTrainedModel, image_size: int | None):
+    """Return the model's image processor; with an image size, both give and take images of that size.
+
+    It comes from the commit of the Hub that the model came from.
+    """
+    commit = getattr(base.config, "_commit_hash", None)
+    options: dict[str, Any] = {"backend": "pil", "trust_remote_code": False, "revision": commit}
+    processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
+    if image_size is None:
+        return processor
+    if takes_any_shape(processor):
+        raise ValueError(
+            f"This model takes images of any shape, so there is no image size to set. Received: {image_size}. Leave it out."
+        )
+    set_image_size(base, image_size)
+    square = {"height": image_size, "width": image_size}
+    if not getattr(processor, "do_center_crop", False):
+        return AutoImageProcessor.from_pretrained(base.name_or_path, size=square, **options)
+    larger = image_size / processor.crop_size["height"]
+    size = {edge: round(pixels * larger) for edge, pixels in dict(processor.size).items() if pixels}
+    return AutoImageProcessor.from_pretrained(base.name_or_path, size=size, crop_size=square, **options)
 
 
 def _check_options(spec: MethodSpec, options: dict) -> None:

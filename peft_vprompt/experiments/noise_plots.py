@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..utils.plotting import saved_figure
 from .noise_study import LINEAR_PROBE, parse_method
+from .reports import WORSE, is_worse
 
 
 #: A legend to the right of the last panel.
@@ -28,8 +29,21 @@ def study_table(result: dict) -> Table:
         label = row["unlabelled"] or row["noise"] or "none"
         groups.setdefault((name_of(row), row["loss"], label), {})[row["rate"]] = row
     for key, by_rate in groups.items():
-        table.add_row(*key, *(show(by_rate[rate]) if rate in by_rate else "–" for rate in rates))
+        table.add_row(*key, *(_cell(by_rate.get(rate), result.get("zero_shot")) for rate in rates))
     return table
+
+
+def _cell(row: dict | None, zero_shot: float | None) -> str:
+    if row is None:
+        return "–"
+    return show(row) + (f" {WORSE}" if is_worse(row["mean"], zero_shot) else "")
+
+
+def explain_study(result: dict) -> str:
+    """Return what guessing and zero-shot reach on the same test images, and what the mark means, in one line."""
+    known = {"Chance": result.get("chance"), "zero-shot": result.get("zero_shot")}
+    said = [f"{name} {value:.1f} %" for name, value in known.items() if value is not None]
+    return f"{', '.join(said)}; {WORSE}: worse than zero-shot."
 
 
 def show(row: dict) -> str:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -17,18 +18,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from ..data import EvalTransform
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
-from ..training.cached_features import cache_features
+from ..training.cached_features import cache_features, feature_rows
+from ..training.evaluation import EvalSet, evaluate
 from ..tuners.base.registry import get_method
 from ..tuners.base.shared_recipes import PTNL
+from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.validation import parse_fields
 from .models import ModelBundle, build_model
-from .run import RESULTS, as_published, class_names_of, finished_run, run_experiment
+from .run import RESULTS, as_published, class_names_of, finished_run, require_test_images, run_experiment
 from .settings import SEED, Settings
 from .supervision import Supervision, training_images
 
@@ -127,7 +131,13 @@ def parse_method(spec: str) -> tuple[str, dict]:
     return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
 
-def run_study(study: Study, data: DatasetDict, output: str | Path, data_description: dict | None = None) -> dict:
+def run_study(
+    study: Study,
+    data: DatasetDict,
+    output: str | Path,
+    data_description: dict | None = None,
+    device: str | None = None,
+) -> dict:
     """Run what is not done yet and write `study.json`.
 
     Args:
@@ -135,23 +145,34 @@ def run_study(study: Study, data: DatasetDict, output: str | Path, data_descript
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `study.json` and the single runs.
         data_description: where the images are from.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
 
     Returns:
-        What `study.json` holds: the runs, their means and standard deviations over seeds, machine and versions.
+        What `study.json` holds: the runs, their means and standard deviations over seeds, zero-shot and guessing beside
+        them, machine and versions.
 
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
     """
+    require_test_images(data, "A noise study")
     runs = list(study.runs())  # refuses what is wrong before the first run
     records = []
     for spec, settings in runs:
-        folder = Path(output) / "runs" / _name(spec, settings, data_description)
+        folder = Path(output) / "runs" / _name(spec, settings, portable(data_description, output))
         probe = study.gradients and _is_probed(study, settings)
         report = finished_run(folder, settings, data_description, gradients=probe)
         if report is None:
-            report = _run(settings, data, folder, data_description, probe)
+            report = _run(settings, data, folder, data_description, probe, device)
         records.append(_record(spec, report))
-    result = {"runs": records, "summary": summarise(records), "data": data_description, "environment": environment()}
+    plain = zero_shot_accuracy(study.base, data, data_description, device)
+    result = {
+        "runs": records,
+        "summary": summarise(records),
+        "zero_shot": plain,
+        "chance": 100 / len(class_names_of(data)),
+        "data": portable(data_description, output),
+        "environment": environment(),
+    }
     write_json(result, Path(output) / "study.json")
     return result
 
@@ -169,14 +190,50 @@ def _name(spec: str, settings: Settings, data_description: dict | None) -> str:
     return "-".join([*filter(None, parts), digest_json([asdict(settings), data_description], 8)])
 
 
-def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: dict | None, probe: bool) -> dict:
+def zero_shot_accuracy(
+    settings: Settings, data: DatasetDict, data_description: dict | None = None, device: str | None = None
+) -> float:
+    """Return the accuracy of zero-shot on the test images, in percent, from their cached features."""
+    names = class_names_of(data)
+    clip = _plain_clip(settings, names, data_description, device)
+    with clip.model.disable_adapter():
+        features = cache_features(clip.model, data["test"], EvalTransform(clip.image_processor))
+    rows: Any = feature_rows(features)
+    return evaluate(clip.model, {"all": EvalSet(rows, names)}, zero_shot=True)["all"]
+
+
+def _plain_clip(
+    settings: Settings, names: list[str], data_description: dict | None, device: str | None
+) -> ModelBundle:
+    """Return the base model as it is, with the preprocessing of the data's benchmark."""
+    place = find_device(device)
+    bundle = build_model(settings.model, "zero-shot", names, image_size=settings.image_size, device=place)
+    return as_published(bundle, (data_description or {}).get("benchmark"))
+
+
+def _run(
+    settings: Settings,
+    data: DatasetDict,
+    folder: Path,
+    data_description: dict | None,
+    probe: bool,
+    device: str | None,
+) -> dict:
     if settings.method == LINEAR_PROBE:
-        return linear_probe(settings, data, folder, data_description)
+        return linear_probe(settings, data, folder, data_description, device)
     if not settings.supervision.uses_labels:
         data = DatasetDict(train=data["train"].select_columns("image"), test=data["test"])
     try:
         return run_experiment(
-            settings, data, folder, data_description=data_description, checkpoints=False, gradients=probe, quiet=True
+            settings,
+            data,
+            folder,
+            data_description=data_description,
+            checkpoints=False,
+            gradients=probe,
+            quiet=True,
+            device=device,
+            compare=False,
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{folder.name}: {error}", stacklevel=2)
@@ -187,7 +244,11 @@ def _run(settings: Settings, data: DatasetDict, folder: Path, data_description: 
 
 
 def linear_probe(
-    settings: Settings, data: DatasetDict, output: str | Path, data_description: dict | None = None
+    settings: Settings,
+    data: DatasetDict,
+    output: str | Path,
+    data_description: dict | None = None,
+    device: str | None = None,
 ) -> dict:
     """Train a logistic regression on the frozen image features and write its `results.json`.
 
@@ -199,6 +260,7 @@ def linear_probe(
         data: `train` and `test`, as for `run_experiment`.
         output: folder for `results.json`.
         data_description: where the images are from.
+        device: where to compute the features; None for the device that the Trainer takes.
 
     Returns:
         What `results.json` holds: settings, accuracy and what is worth reporting about the labels.
@@ -209,8 +271,7 @@ def linear_probe(
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, A.3.
     """
     names = class_names_of(data)
-    benchmark = (data_description or {}).get("benchmark")
-    clip = as_published(build_model(settings.model, "zero-shot", names), benchmark)
+    clip = _plain_clip(settings, names, data_description, device)
     labelled = training_images(settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True)
     x, y = _features(clip, labelled.rows)
     x_test, y_test = _features(clip, data["test"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..data import EvalTransform
+from ..data.class_names import class_label
 from ..training.cached_features import FEATURES, encode_frozen
 from ..utils.io import atomic_path
 from ..utils.validation import first_line
@@ -195,7 +196,7 @@ class PseudoLabels:
             raise ValueError("No image was chosen. Lower the threshold, or choose by top-k.")
         column = FEATURES if FEATURES in images.column_names else "image"
         rows = images.select_columns(column).select(self.indices)
-        return rows.add_column("label", self.labels, feature=ClassLabel(names=list(self.class_names)))
+        return rows.add_column("label", self.labels, feature=class_label(self.class_names))
 
     def save(self, path: str | Path) -> None:
         """Write labels and scores as one safetensors file."""

@@ -1,29 +1,81 @@
 """The results of runs as a table and as a plot."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from ..training.evaluation import chance
 from ..utils.plotting import saved_figure
 
 
+#: What stands behind an accuracy that is lower than zero-shot's.
+WORSE = "▼"
+
+#: What the columns of a table mean, by their headings.
+MEANINGS = {
+    "base": "base: the classes trained on",
+    "novel": "novel: classes never trained on",
+    "hm": "hm: harmonic mean of both",
+    "all": "all: every class, all trained on",
+}
+
+
 def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
-    """Return a rich table with one row per run of `run.run_experiment`; missing numbers show as a dash."""
+    """Return a rich table with one row per run of `run.run_experiment`, below guessing and zero-shot.
+
+    Missing numbers show as a dash; accuracies lower than zero-shot's are marked. What it all means: see `explain`.
+    """
+    columns = _accuracy_columns(runs)
     table = Table(title=title)
-    table.add_column("Method")
-    for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *_accuracy_columns(runs)):
+    table.add_column("Method", no_wrap=True)
+    for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *columns):
         table.add_column(heading, justify="right")
+    for name, accuracies in references(runs).items():
+        table.add_row(name, *["–"] * 4, *(_show(accuracies.get(column), ".2f") for column in columns))
     for run in runs:
+        if run["trainable_parameters"] == 0 and run.get("zero_shot"):
+            continue  # zero-shot itself, which is above
         table.add_row(
             run["title"],
             _show(run["trainable_parameters"], ",d"),
             _show(run["adapter_bytes"], ",d"),
             _show(run["seconds_per_step"], ".3f"),
             _show(run["train_seconds"], ".1f"),
-            *(_show(run["accuracy"].get(column), ".2f") for column in _accuracy_columns(runs)),
+            *(show_accuracy(run, column) for column in columns),
         )
     return table
+
+
+def references(runs: Sequence[dict]) -> dict[str, dict]:
+    """Return the accuracies of guessing and of zero-shot, by name; those that no run knows are left out."""
+    classes = next((run["classes"] for run in runs if run.get("classes")), None)
+    zero_shot = next((run["zero_shot"] for run in runs if run.get("zero_shot")), None)
+    rows = {"Chance": chance(classes) if classes else None, "Zero-shot": zero_shot}
+    return {name: accuracies for name, accuracies in rows.items() if accuracies}
+
+
+def show_accuracy(run: dict, column: str) -> str:
+    """Return an accuracy in percent as text, marked where it is lower than zero-shot's."""
+    accuracy = run["accuracy"].get(column)
+    plain = (run.get("zero_shot") or {}).get(column)
+    return _show(accuracy, ".2f") + (f" {WORSE}" if is_worse(accuracy, plain) else "")
+
+
+def is_worse(accuracy: float | None, zero_shot: float | None) -> bool:
+    """Return whether an accuracy is lower than zero-shot's; one that is not known is not."""
+    return accuracy is not None and zero_shot is not None and accuracy < zero_shot
+
+
+def explain(runs: Sequence[dict]) -> str:
+    """Return what the columns and marks of a table mean, in one line."""
+    columns = _accuracy_columns(runs)
+    said = ["Accuracy in percent", *(MEANINGS[column] for column in columns if column in MEANINGS)]
+    if any(WORSE in show_accuracy(run, column) for run in runs for column in columns):
+        said.append(f"{WORSE}: worse than zero-shot")
+    return "; ".join(said) + "."
 
 
 def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> None:
@@ -42,7 +94,7 @@ def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> Non
         axes.legend(ncols=len(columns), loc="upper left", frameon=False)
 
 
-def _accuracy_columns(runs: Sequence[dict]) -> list[str]:
+def _accuracy_columns(runs: Sequence[Mapping]) -> list[str]:
     return list(dict.fromkeys(column for run in runs for column in run["accuracy"]))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..utils.fields import shown
+from ..data.options import DataOptions
+from ..data.readers import is_local
+from ..utils.fields import check_values, shown
 from ..utils.io import read_json
+from ..utils.validation import first_line
 
 
 #: What a reader of results relies on: entry and type.
@@ -44,7 +48,24 @@ def check_results(report: Any, path: str | Path) -> dict:
     classes = report["classes"]
     if not classes or not all(isinstance(names, list) and all(map(_is_name, names)) for names in classes.values()):
         raise _refusal(path, f"classes={shown(classes)}")
+    if report["data"] is not None:
+        check_data(report["data"], path)
     return report
+
+
+def check_data(description: dict, path: str | Path) -> None:
+    """Refuse what results say of their images where it is not what `vprompt train` says.
+
+    Raises:
+        ValueError: an entry that no option has, or of another type; names the file and the entry.
+    """
+    known = {field.name for field in fields(DataOptions)}
+    if "path" not in description or (unknown := sorted(description.keys() - known)):
+        raise _refusal(path, f"data with {shown(unknown[0]) if 'path' in description else 'no path'}")
+    try:
+        check_values(DataOptions, description)
+    except ValueError as error:
+        raise _refusal(path, f"data of which {first_line(error)}") from error
 
 
 def require_local_data(description: dict | None, path: str | Path) -> None:
@@ -59,13 +80,16 @@ def require_local_data(description: dict | None, path: str | Path) -> None:
     """
     if description is None:
         return
-    place = description.get("path")
-    if not isinstance(place, str):
-        raise _refusal(path, f"data.path={shown(place)}")
-    if not any(base.exists() for base in (Path(place), Path(path).parent / place)):
+    place = description["path"]
+    if not is_local(place) or "://" in place:
         raise ValueError(
             f"{str(path)!r} names the images {shown(place)}, which are not on this machine, and nothing that a file names is "
             f"downloaded unasked. Give --data, such as --data {place[:200]} if you trust it."
+        )
+    if description.get("follow_urls"):
+        raise ValueError(
+            f"{str(path)!r} asks to read images from addresses on the net, and nothing that a file names is downloaded "
+            "unasked. Give --data and --follow-urls if you trust it."
         )
 
 

@@ -1,7 +1,7 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,15 +19,18 @@ from ..data import (
     image_size,
     select_classes,
 )
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import EvalSet, evaluate, set_class_names
+from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
+from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.coop import ContextOptConfig
+from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.environment import environment
 from ..utils.io import read_json, write_json
@@ -57,12 +60,19 @@ def run_experiment(
     workers: int = 0,
     gradients: bool = False,
     quiet: bool = False,
+    class_names: Sequence[str] | None = None,
+    device: str | None = None,
+    report_to: Sequence[str] = (),
+    compare: bool = True,
 ) -> dict:
     """Train and evaluate one method.
 
+    Only `settings`, `data` and `cached` decide what is trained.
+
     Args:
         settings: what to run.
-        data: `train` and `test` with the columns `image` and `label`, as from `data.load_images`.
+        data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
+            `data.load_images`; also `validation`, where images were held out by `val_fraction`.
         output: folder for the adapter and `results.json`.
         data_description: where the images are from, for `results.json` and to tell runs apart on resume.
         cached: augment every training image once and keep the pixels, which saves time and costs variety.
@@ -71,18 +81,37 @@ def run_experiment(
         workers: processes that load images.
         gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
+        class_names: names of the classes, where no image has a label.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
+        compare: also measure zero-shot, where the model has a text tower.
 
     Returns:
-        What `results.json` holds: settings, recipe, sizes, times, accuracies, machine and versions.
+        What `results.json` holds: settings, recipe, sizes, times, accuracies beside those of zero-shot and of guessing,
+        machine and versions.
 
     Raises:
+        ImportError: a tracker is not installed.
         ValueError: the method cannot be evaluated on novel classes but is asked to, or anything else is refused by
             the model, the data or the recipe; all of it before training.
         TrainingDivergedError: training diverged. The last finite values are saved beside, in `diverged`, and what was
             in `output` stays.
     """
     check_settings(settings)
-    options = RunOptions(data_description, cached, watch, checkpoints, workers, gradients, quiet)
+    check_trackers(report_to)
+    options = RunOptions(
+        data_description=data_description,
+        cached=cached,
+        watch=watch,
+        checkpoints=checkpoints,
+        workers=workers,
+        gradients=gradients,
+        quiet=quiet,
+        class_names=class_names,
+        device=device,
+        report_to=tuple(report_to),
+        compare=compare,
+    )
     run = Run(settings, data, Path(output), options)
     run.build()
     run.prepare_tests()
@@ -104,6 +133,10 @@ class RunOptions:
     workers: int = 0
     gradients: bool = False
     quiet: bool = False
+    class_names: Sequence[str] | None = None
+    device: str | None = None
+    report_to: Sequence[str] = ()
+    compare: bool = True
 
 
 @dataclass
@@ -112,17 +145,21 @@ class Run:
 
     Attributes:
         settings: what to run.
-        data: `train` and `test`.
+        data: `train`, and maybe `test` and `validation`.
         output: folder for the adapter and `results.json`.
         options: how the run goes.
         classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
         bundle: the model, its image processor and its recipe; from `build`.
         recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
-        test_sets: test images of every split, as the model takes them; from `prepare_tests`.
+        test_sets: test images of every split, as the model takes them; from `prepare_tests`, none without test images.
+        validation_sets: likewise of images that were held out of the training images.
         labelled: images and labels to train on; from `label`.
         probes: measures of gradients along the way, one or none; from `train`.
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
-        accuracy: in percent, by split; from `evaluate`.
+        accuracy: in percent, by split; from `evaluate`, empty without test images.
+        validation: likewise on the images that were held out; None where none were.
+        zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
+            asked.
     """
 
     settings: Settings
@@ -133,13 +170,16 @@ class Run:
     bundle: ModelBundle = field(init=False)
     recipe: Recipe | None = field(init=False)
     test_sets: dict[str, EvalSet] = field(init=False)
+    validation_sets: dict[str, EvalSet] = field(init=False)
     labelled: LabelledImages | None = field(default=None, init=False)
     probes: list[GradientProbe] = field(default_factory=list, init=False)
     results: list[TrainResult] = field(default_factory=list, init=False)
     accuracy: dict[str, float] = field(init=False)
+    validation: dict[str, float] | None = field(default=None, init=False)
+    zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
-        self.classes = split_classes(class_names_of(self.data), self.settings.base_novel)
+        self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
 
     @property
     def _to_train(self) -> tuple[Recipe, LabelledImages]:
@@ -155,7 +195,15 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
-        bundle = build_model(settings.model, settings.method, self.trained_classes, settings.seed, **config)
+        bundle = build_model(
+            settings.model,
+            settings.method,
+            self.trained_classes,
+            settings.seed,
+            image_size=settings.image_size,
+            device=find_device(self.options.device),
+            **config,
+        )
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -166,7 +214,19 @@ class Run:
 
     def prepare_tests(self) -> None:
         """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept."""
-        self.test_sets = eval_sets(self.data["test"], self.classes, self.bundle.image_processor, self._rows)
+        description = self.options.data_description or {}
+        self.test_sets = self._eval_sets("test")
+        self.validation_sets = self._eval_sets("validation") if description.get("val_fraction") else {}
+        if self.options.watch and not (self.test_sets or self.validation_sets):
+            raise ValueError(
+                "Expected images to test after every epoch. Received no test images. Hold some out by val_fraction "
+                "(--val-fraction), or leave --watch out."
+            )
+
+    def _eval_sets(self, split: str) -> dict[str, EvalSet]:
+        if split not in self.data:
+            return {}
+        return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._rows)
 
     def label(self) -> None:
         """Pick the training images and label them as the settings say."""
@@ -204,7 +264,15 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        self.accuracy = evaluate(self.bundle.model, self.test_sets, zero_shot=self.recipe is None)
+        shown = None if self.options.quiet else "Test"
+        model, untrained = self.bundle.model, self.recipe is None
+        if untrained or not self.options.compare:
+            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
+            self.zero_shot = self.accuracy if untrained else None
+        else:
+            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+        if self.validation_sets:
+            self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
 
     def save(self) -> dict:
@@ -221,11 +289,14 @@ class Run:
             "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
             "adapter_bytes": adapter_bytes,
             **_training_report(self.results),
-            "data": self.options.data_description,
+            "data": self._data,
             "cached": self.options.cached,
             "classes": self.classes,
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
+            **({"validation": self.validation} if self.validation else {}),
+            "zero_shot": self.zero_shot,
+            "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             "environment": environment(),
@@ -240,6 +311,11 @@ class Run:
         return asdict(recipe) | length
 
     @property
+    def _data(self) -> dict | None:
+        """Where the images are, seen from the folder of the results."""
+        return portable(self.options.data_description, self.output)
+
+    @property
     def _epochs(self) -> int | None:
         recipe, _ = self._to_train
         return recipe.epochs_for(self.settings.shots)
@@ -247,7 +323,7 @@ class Run:
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, and keep what training gave."""
         options = self.options
-        watched = next(iter(self.test_sets.values())).rows if options.watch else None
+        watched = next(iter((self.validation_sets or self.test_sets).values())).rows if options.watch else None
         recipe, _ = self._to_train
         result = train(
             model,
@@ -265,6 +341,8 @@ class Run:
             bf16=self.settings.bf16,
             workers=options.workers,
             callbacks=self.probes,
+            device=options.device,
+            report_to=options.report_to,
         )
         self.results.append(result)
 
@@ -273,7 +351,10 @@ class Run:
         contexts = []
         names = self.bundle.model.class_names
         for seed in range(self.settings.seed, self.settings.seed + self.settings.ensemble):
-            member = build_model(self.settings.model, self.settings.method, names, seed, **self.settings.config)
+            size = self.settings.image_size
+            member = build_model(
+                self.settings.model, self.settings.method, names, seed, image_size=size, **self.settings.config
+            )
             self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)
@@ -285,7 +366,7 @@ class Run:
             "settings": asdict(self.settings),
             "labels": digest_arrays(labelled.rows["label"][:]),
             "chosen": labelled.choice,
-            "data": self.options.data_description,
+            "data": self._data,
             "classes": self.trained_classes,
             "cached": self.options.cached,
         }
@@ -382,23 +463,39 @@ def finished_run(
     report = read_json(folder / RESULTS, missing_ok=True)
     if report is None:
         return None
-    described = as_json(data_description)
+    described = as_json(portable(data_description, folder))
     same_data = report.get("data", described) == described and report.get("cached", False) == cached
     same_settings = changed_settings(report["settings"]) == changed_settings(asdict(settings))
     measured = bool(report.get("gradients")) or not gradients
     return report if same_data and same_settings and measured else None
 
 
-def class_names_of(data: DatasetDict) -> list[str]:
+def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> list[str]:
     """Return the class names of the data; unlabelled training images have those of the test images.
 
+    Args:
+        data: images by split.
+        given: names of the classes, where no image has a label.
+
     Raises:
-        ValueError: there are no images to test on.
+        ValueError: no image has a label, and no names are given.
+    """
+    for rows in data.values():
+        if "label" in rows.column_names:
+            return rows.features["label"].names
+    if not given:
+        raise ValueError("Expected class names for images without labels. Give --class-names (class_names).")
+    return list(given)
+
+
+def require_test_images(data: DatasetDict, what: str) -> None:
+    """Refuse data without test images where these decide.
+
+    Raises:
+        ValueError: there are none; names what needs them.
     """
     if "test" not in data:
-        raise ValueError("Expected labelled images to test on. Received images without labels and no test split.")
-    labelled = data["train"] if "label" in data["train"].column_names else data["test"]
-    return labelled.features["label"].names
+        raise ValueError(f"{what} compares accuracies on test images. Received none: use a test_fraction above 0.")
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:

@@ -32,6 +32,7 @@ class Settings:
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
+        image_size: edge in pixels of the images that the model takes, with interpolated positions; None for its own.
 
     Raises:
         ValueError: a value of another type, or out of range; names the field.
@@ -54,6 +55,7 @@ class Settings:
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
     ensemble: int = field(default=1, metadata={"max": 1000})
+    image_size: int | None = field(default=None, metadata={"max": 16_384})
 
     def __post_init__(self):
         check_fields(self)

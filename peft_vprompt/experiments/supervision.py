@@ -8,9 +8,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from ..data import EvalTransform, few_shot, select_classes
+from ..data.class_names import class_label
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
@@ -178,7 +179,7 @@ def _false_positives(supervision, images, class_names, shots, seed) -> LabelledI
         )
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
     rows = images.select(chosen).remove_columns("label")
-    rows = rows.add_column("label", noise.labels, feature=ClassLabel(names=class_names))
+    rows = rows.add_column("label", noise.labels, feature=class_label(class_names))
     return LabelledImages(rows, _noise_report(supervision, noise))
 
 

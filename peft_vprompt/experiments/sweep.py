@@ -19,13 +19,14 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
+from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.fields import check_fields
 from ..utils.io import write_json
-from .run import finished_run, run_experiment
+from .run import finished_run, require_test_images, run_experiment
 from .settings import Settings, changed_settings
 
 
@@ -98,6 +99,7 @@ def sweep(
     data_description: dict | None = None,
     cached: bool = False,
     workers: int = 0,
+    device: str | None = None,
 ) -> dict:
     """Choose learning rate and weight decay on the validation images, then train with several seeds and test.
 
@@ -113,9 +115,11 @@ def sweep(
         data_description: where the images are from, to tell searches apart.
         cached: augment every training image once and keep the pixels.
         workers: processes that load images.
+        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
 
     Returns:
-        What `sweep.json` holds: settings, every trial, the best, the last runs with their mean and standard deviation.
+        What `sweep.json` holds: settings, every trial, the best, the last runs with their mean and standard deviation,
+        beside zero-shot and guessing.
 
     Raises:
         ImportError: Optuna is missing; the message says how to install it.
@@ -126,8 +130,9 @@ def sweep(
         raise ValueError("Expected at least one seed. Received: seeds=[].")
     for seed in seeds:
         replace(settings, seed=seed)  # refuses what is no seed before the search
+    require_test_images(data, "A sweep")
     output = Path(output)
-    options = {"data_description": data_description, "cached": cached, "workers": workers}
+    options = {"data_description": data_description, "cached": cached, "workers": workers, "device": device}
     settings = replace(settings, base_novel=False)
     train, validation = training_and_validation(data)
     trials = search(settings, DatasetDict(train=train, test=validation), output, grid or Grid(), **options)
@@ -138,7 +143,7 @@ def sweep(
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
-        "data": data_description,
+        "data": portable(data_description, output),
         "images": {"train": len(train), "validation": len(validation), "test": len(data["test"])},
         "trials": [asdict(trial) for trial in trials],
         "best": asdict(best),
@@ -170,7 +175,7 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
         data: `train`, and as `test` the images to choose by.
         output: folder for the journal and the runs.
         grid: the pairs.
-        **options: `data_description`, `cached`, `workers` of `run_experiment`.
+        **options: `data_description`, `cached`, `workers`, `device` of `run_experiment`.
 
     Returns:
         One trial per pair, in the order of the grid.
@@ -181,7 +186,7 @@ def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid
     """
     optuna = _optuna()
     output = Path(output)
-    what = [changed_settings(asdict(settings)), options.get("data_description")]
+    what = [changed_settings(asdict(settings)), portable(options.get("data_description"), output)]
     what += ["cached"] if options.get("cached") else []
     objective = _Objective(settings, data, grid, output / "trials" / digest_json(what, 12), options)
     sampler = optuna.samplers.GridSampler(grid.axes, seed=0)
@@ -228,7 +233,7 @@ class _Objective:
         tried = replace(self.settings, learning_rate=self.learning_rate(base_rate), weight_decay=weight_decay)
         folder = self.folder / f"rate-{base_rate:g}-decay-{weight_decay:g}"
         try:
-            report = run_once(tried, self.data, folder, **self.options)
+            report = run_once(tried, self.data, folder, compare=False, **self.options)
         except TrainingDivergedError as error:
             warnings.warn(f"Base rate {base_rate:g}, weight decay {weight_decay:g}: {error}", stacklevel=2)
             return 0.0  # as bad as can be, so that it is not chosen
@@ -252,13 +257,20 @@ def final_runs(
 ) -> list[dict]:
     """Train with every seed and test; a run whose results are there already is read.
 
+    Zero-shot, which is the same for all, is measured beside the first.
+
     Returns:
         The reports of `run_experiment`, in the order of the seeds.
 
     Raises:
         ValueError, TrainingDivergedError: as `run_experiment`.
     """
-    return [run_once(replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", **options) for seed in seeds]
+    return [
+        run_once(
+            replace(settings, seed=seed), data, Path(output) / f"seed-{seed}", compare=seed == seeds[0], **options
+        )
+        for seed in seeds
+    ]
 
 
 def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> dict:
@@ -272,7 +284,10 @@ def run_once(settings: Settings, data: DatasetDict, folder: Path, **options) -> 
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """Return the accuracy of every run, their mean and their standard deviation (of a sample; 0 for a single run)."""
+    """Return the accuracy of every run, their mean and their standard deviation (of a sample; 0 for a single run).
+
+    Beside it those of zero-shot, where it was measured, and of guessing.
+    """
     values = [run["accuracy"]["all"] for run in runs]
     return {
         "trainable_parameters": runs[0]["trainable_parameters"],
@@ -281,6 +296,8 @@ def summary(runs: Sequence[dict]) -> dict:
             "mean": statistics.mean(values),
             "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         },
+        "zero_shot": runs[0].get("zero_shot"),
+        "chance": runs[0].get("chance"),
     }
 
 

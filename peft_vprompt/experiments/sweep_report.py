@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ..utils.plotting import saved_figure
+from .reports import WORSE, is_worse
 
 
 def sweep_table(report: dict, title: str | None = None) -> Table:
@@ -18,7 +19,7 @@ def sweep_table(report: dict, title: str | None = None) -> Table:
         title=f"{report['title']}{f', {title}' if title else ''}: validation accuracy",
         caption=f"Best: base rate {best['base_rate']:g}, weight decay {best['weight_decay']:g}. Test accuracy "
         f"{report['accuracy']['mean']:.2f} ± {report['accuracy']['std']:.2f} over {len(report['runs'])} runs, "
-        f"{report['trainable_parameters']:,} trained parameters.",
+        f"{report['trainable_parameters']:,} trained parameters. {_beside(report)}",
     )
     table.add_column("Base rate \\ weight decay")
     for decay in decays:
@@ -28,6 +29,15 @@ def sweep_table(report: dict, title: str | None = None) -> Table:
         chosen = [rate == best["base_rate"] and decay == best["weight_decay"] for decay in decays]
         table.add_row(f"{rate:g}", *(f"[bold]{c}[/]" if b else c for c, b in zip(cells, chosen, strict=True)))
     return table
+
+
+def _beside(report: dict) -> str:
+    """Return what guessing and zero-shot reach on the test images, and whether the runs are worse."""
+    known = {"Chance": report.get("chance"), "zero-shot": report.get("zero_shot")}
+    said = ", ".join(f"{name} {values['all']:.2f}" for name, values in known.items() if values)
+    plain = (report.get("zero_shot") or {}).get("all")
+    worse = f" ({WORSE} worse than zero-shot)" if is_worse(report["accuracy"]["mean"], plain) else ""
+    return f"{said}{worse}." if said else ""
 
 
 def means_table(means: Mapping[str, float]) -> Table:

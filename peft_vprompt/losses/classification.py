@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .label_checks import check_shares, is_whole, one_class_each
+
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -59,11 +61,15 @@ class ClassificationLoss(nn.Module):
             num_items_in_batch: what "mean" divides by instead, as `Trainer` counts it over all accumulated batches: the
                 labels, which are c for each sample where they are distributions. Class weights do not change it.
 
+        Where no label counts, the loss is zero, with zero gradients.
+
         Raises:
-            ValueError: shapes that do not fit, or labels out of range (checked where they are on the CPU).
+            ValueError: shapes that do not fit, distributions that are none (several classes for a sample, negative
+                values, NaN), or class numbers out of range (checked where they are on the CPU).
         """
         aux_loss = read_aux_loss(logits)
         logits = read_logits(logits)
+        labels = labels.long() if labels.ndim == 1 and is_whole(labels) else labels
         self._check(logits, labels)
         with torch.autocast(logits.device.type, enabled=False):
             log_p = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
@@ -77,8 +83,8 @@ class ClassificationLoss(nn.Module):
                 losses, total = self._hard(log_p, labels)
                 counted = (labels != self.ignore_index).to(losses)
             if self.reduction == "mean":
-                divisor = total if num_items_in_batch is None else num_items_in_batch
-                share = 1.0 if num_items_in_batch is None else counted.sum() / num_items_in_batch
+                divisor = total if num_items_in_batch is None else num_items_in_batch or 1.0
+                share = 1.0 if num_items_in_batch is None else counted.sum() / divisor
                 loss = losses.sum() / divisor
                 return loss if aux_loss is None else loss + share * aux_loss.to(losses)
             if aux_loss is not None:
@@ -120,23 +126,24 @@ class ClassificationLoss(nn.Module):
                 "Expected logits [samples, classes] with labels [samples] or [samples, classes]. "
                 f"Received: logits {list(logits.shape)}, labels {list(labels.shape)}."
             )
-        if labels.is_floating_point() != (labels.ndim == 2):
+        if labels.ndim == 2 and not labels.is_floating_point():
+            raise ValueError(f"{one_class_each(*logits.shape)} Received: labels of dtype {labels.dtype}.")
+        if labels.ndim == 1 and not is_whole(labels):
             raise ValueError(
-                f"Expected class numbers [samples] or shares [samples, classes]. Received: {labels.dtype}."
+                f"Expected class numbers [samples] or shares [samples, classes]. Received: {labels.dtype}. Make class "
+                "numbers whole with labels.long()."
             )
         if self.weight is not None and self.weight.shape[0] != logits.shape[1]:
             raise ValueError(f"Expected {logits.shape[1]} class weights. Received: {self.weight.shape[0]}.")
-        if torch.compiler.is_compiling() or labels.device.type != "cpu":
-            return
-        if labels.ndim == 1:
+        if labels.ndim == 2:
+            check_shares(labels)
+        elif not torch.compiler.is_compiling() and labels.device.type == "cpu":
             bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= logits.shape[1]))
             if bool(bad.any()):
                 raise ValueError(
                     f"Expected labels from 0 to {logits.shape[1] - 1}, or ignore_index={self.ignore_index}. "
                     f"Received: {sorted(set(labels[bad].tolist()))[:5]}."
                 )
-        elif bool((labels < 0).any()):
-            raise ValueError(f"Expected shares >= 0. Received: {float(labels.min())}.")
 
 
 def read_logits(output) -> Tensor:

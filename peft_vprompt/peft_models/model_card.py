@@ -9,8 +9,8 @@ import jinja2
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
-from ..backbones.supported import HEADS, class_name
-from ..tuners.base.registry import PROMPT_METHODS, find_method
+from ..backbones.supported import HEADS, class_name, dual_encoder_view
+from ..tuners.base.registry import PROMPT_METHODS, find_row
 from ..utils.digests import Digest
 
 
@@ -40,7 +40,7 @@ def render_model_card(model: PeftModel) -> str:
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     num_labels = base.config.num_labels if class_name(base) in HEADS else None
     return environment.from_string(template).render(
-        method=find_method(config.peft_type),
+        method=find_row(config, is_classifier=dual_encoder_view(base) is None),
         kind="prompt-learning" if config.peft_type.value.lower() in PROMPT_METHODS else "fine-tuning",
         base_class=class_name(base),
         base_model=config.base_model_name_or_path,

@@ -6,9 +6,11 @@ and loading are in `safe_saving`.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from peft import PeftConfig
@@ -35,7 +37,8 @@ class PeftModelForImageClassification(SavedPeftModel):
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        super().__init__(model, peft_config, adapter_name, **kwargs)
+        # A copy, as class names are noted in it: the caller's object stays as it is, and may serve another model.
+        super().__init__(model, copy.copy(peft_config), adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
         try:
@@ -95,7 +98,8 @@ class PeftModelForImageClassification(SavedPeftModel):
             )
             if as_asked is None:
                 as_asked = getattr(self.class_name_classifier.adapted.dual.module.config, "return_dict", True)
-            return output if as_asked else output.to_tuple()
+            # The terms of the loss by name are a dict, which no consumer of tuples expects.
+            return output if as_asked else replace(output, aux_losses=None).to_tuple()
         if is_dual and pixel_values is None and len(args) < 2:
             raise ValueError(
                 "Expected images by name: model(pixel_values=...), or model(input_ids=..., pixel_values=...) for the "
@@ -195,6 +199,7 @@ class PeftModelForImageClassification(SavedPeftModel):
         Raises:
             ValueError: the config does not fit the model, or its first values cannot be made; nothing is added.
         """
+        peft_config = copy.copy(peft_config)
         with self._as_type_of(peft_config):
             super().add_adapter(adapter_name, peft_config, *args, **kwargs)
         try:

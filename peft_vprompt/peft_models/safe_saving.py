@@ -28,6 +28,7 @@ from ..tuners.base.config import BASELINE_TASK_TYPE
 from ..utils.archive import Archive
 from ..utils.io import atomic_files
 from ..utils.pickled import PickleError, Stored
+from ..utils.readable import unreadable_files
 from ..utils.validation import first_line
 from .model_card import is_untouched, render_model_card, seal
 
@@ -147,7 +148,10 @@ class SavedPeftModel(PeftModel):
 
         Classes are saved by the names the adapter was configured or trained with.
 
+        What was written is read back before it takes its place: what the folder held stays where that fails.
+
         Raises:
+            OSError: the files cannot be read back.
             ValueError: `save_directory` is a file, or an adapter has values that are not finite.
         """
         target = Path(save_directory)
@@ -163,6 +167,15 @@ class SavedPeftModel(PeftModel):
             if (target / "README.md").is_file():
                 shutil.copy2(target / "README.md", staging)
             super().save_pretrained(str(staging), *args, **kwargs)
+            self._check_written(staging, target)
+
+    def _check_written(self, staging: Path, target: Path) -> None:
+        """Read the files of a folder back before they are called saved."""
+        if problems := unreadable_files(staging):
+            raise OSError(
+                f"The adapter cannot be read back from where it was written: {'; '.join(problems[:4])}. Nothing in "
+                f"{str(target)!r} was changed. Look whether the disk is full or damaged, and save again."
+            )
 
     def _check_finite(self, adapter_name: str) -> None:
         """Refuse to save what could not be loaded again."""

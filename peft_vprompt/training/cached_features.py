@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+from ..data.augmentation import RandomRows
 from ..tuners.base.feature_cache import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.devices import device_of
@@ -61,7 +62,8 @@ def cache_features(
         seed: seed of a random augmentation.
         cache_dir: folder of the cache files; default: `vprompt-features` in the cache of `datasets`.
         batch_size: images per forward pass.
-        workers: processes that load images.
+        workers: processes that load images; a random augmentation is made in this process alone, so that the features
+            do not depend on their number.
 
     Returns:
         A data set with the column `image_features` (float32, [dim]) and `label`, if there is one: `views` times as
@@ -99,11 +101,13 @@ def default_cache_dir() -> Path:
 
 def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int) -> None:
     schema = Features({FEATURES: ListOf(Value("float32"))})
+    # Each process would draw numbers of its own, and the features depend on how many there are.
+    loaders = 0 if rows.format["format_kwargs"]["transform"].random else workers
     # The caller's own stream of random numbers goes on as if nothing had been drawn here.
     with torch.random.fork_rng(devices=[]), ArrowWriter(path=str(path), features=schema) as writer:
         torch.manual_seed(seed)
         for _ in range(views):
-            for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=workers):
+            for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=loaders):
                 writer.write_batch({FEATURES: encode_frozen(model, batch).numpy()})
         writer.finalize()
 
@@ -120,20 +124,20 @@ def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return features.float().cpu()
 
 
-class RandomViews(torch.utils.data.Dataset):
-    """Draw a view of every image anew each time, one row per image, from the rows that `cache_features(views=n)` gives.
-
-    Drawing uses torch's global generator, which `Trainer` seeds and restores.
+class RandomViews(RandomRows):
+    """Draw a view of every image in each epoch, one row per image, from the rows that `cache_features(views=n)` gives.
 
     Args:
         rows: what `cache_features` gives, made tensors by `feature_rows`.
         views: rows of every image.
+        seed: seed of the drawing.
 
     Raises:
         ValueError: the rows are not as many for every image.
     """
 
-    def __init__(self, rows: Dataset, views: int):
+    def __init__(self, rows: Dataset, views: int, seed: int = 0):
+        super().__init__(seed)
         if len(rows) % views:
             raise ValueError(f"Expected {views} rows per image. Received {len(rows)} rows.")
         self.rows, self.views = rows, views
@@ -141,12 +145,9 @@ class RandomViews(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows) // self.views
 
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        drawn = torch.randint(self.views, (len(indices),)) * len(self) + torch.as_tensor(indices)
-        batch = self.rows[drawn.tolist()]
+        drawn = [int(torch.randint(self.views, (), generator=self.generator(index))) for index in indices]
+        batch = self.rows[[view * len(self) + index for view, index in zip(drawn, indices, strict=True)]]
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 

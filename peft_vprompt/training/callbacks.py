@@ -1,15 +1,24 @@
-"""Callbacks of a run: a stop when it diverges, step times, the progress bar. Averages of weights: see `averaging`."""
+"""Callbacks of a run: a stop when it diverges, step times, the progress bar, which checkpoints stay.
+
+Averages of weights: see `averaging`.
+"""
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..data.augmentation import RandomRows
+from ..utils.progress import make_bar
+from ..utils.readable import unreadable_files
 
 
 class StopIfDiverged(TrainerCallback):
@@ -40,6 +49,45 @@ class StopIfDiverged(TrainerCallback):
 
     def _keep(self, model: torch.nn.Module) -> None:
         self._finite = [value.detach().clone() for value in trained_values(model)]
+
+
+class EpochOfRows(TrainerCallback):
+    """Tell rows with random numbers of their own which epoch it is.
+
+    The Trainer does so in one process only.
+    """
+
+    def __init__(self, rows: RandomRows):
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Count the epochs from 0, those before a resume included."""
+        self.rows.set_epoch(round(state.epoch or 0))
+
+
+class KeepLastCheckpoint(TrainerCallback):
+    """Delete older checkpoints once the new one was read back. Stands after all callbacks that write into it.
+
+    Raises:
+        OSError: the new checkpoint cannot be read back. The older one stays.
+    """
+
+    def on_save(self, args, state, control, **kwargs):
+        """Read the checkpoint of this step, then delete the others."""
+        if args.world_size > 1:  # each process writes its random numbers into it
+            args.distributed_state.wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if problems := unreadable_files(new):
+            shutil.rmtree(new, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint {new} cannot be read back: {'; '.join(problems[:4])}. It was deleted, and an older one "
+                "stays. Look whether the disk is full or damaged, and start the run again: it goes on from there."
+            )
+        for other in new.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if other != new:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def named_trained_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -97,19 +145,12 @@ class ProgressBar(TrainerCallback):
     """
 
     def __init__(self, label: str):
-        self.bar = Progress(
-            TextColumn(f"{label:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-        )
+        self.bar = make_bar(label, "steps")
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Show the bar, in the first process alone; steps made before a resume count as done."""
         if state.is_world_process_zero:
-            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, loss="")
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, note="")
             self.bar.start()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -120,7 +161,7 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Show the loss of the epoch that was logged."""
         if self.bar.tasks and logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+            self.bar.update(self.task, note=f"loss {float(logs['loss']):.3f}")
 
 
 @contextmanager

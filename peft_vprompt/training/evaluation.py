@@ -1,6 +1,6 @@
 """Accuracy of a prompted model on base classes, novel classes and their harmonic mean. All in percent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -9,9 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+from ..errors import UnsupportedModelError
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
+from ..utils.progress import with_progress
 from ..utils.validation import shorten
+from .cached_features import FEATURES, encode_frozen
 
 
 class EvalSet(NamedTuple):
@@ -37,6 +40,18 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel) if min(base, novel) > 0 else 0.0
 
 
+def chance(class_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the accuracies of guessing, in percent, by the name of the test set and as `hm` of base and novel."""
+    return with_harmonic_mean({name: 100 / len(names) for name, names in class_names.items()})
+
+
+def with_harmonic_mean(accuracies: dict[str, float]) -> dict[str, float]:
+    """Return accuracies with `hm`, the harmonic mean of base and novel, where there are both."""
+    if not {"base", "novel"} <= accuracies.keys():
+        return accuracies
+    return accuracies | {"hm": harmonic_mean(accuracies["base"], accuracies["novel"])}
+
+
 def compute_metrics(prediction) -> dict[str, float]:
     """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`."""
     return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
@@ -44,50 +59,77 @@ def compute_metrics(prediction) -> dict[str, float]:
 
 @torch.no_grad()
 def predict_logits(
-    model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
+    model: torch.nn.Module,
+    rows: Sequence[dict],
+    batch_size: int = 100,
+    *,
+    bf16: bool = False,
+    progress: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
+
+    Args:
+        model: the model, on the device to compute on.
+        rows: labelled rows.
+        batch_size: images per batch.
+        bf16: autocast to bfloat16.
+        progress: label of a progress bar; None for no bar.
 
     Returns:
         Logits, float32 [images, classes], and true labels, int [images].
     """
     device = device_of(model)
     logits, labels = [], []
-    with eval_mode(model):
-        # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
-        for batch in DataLoader(rows, batch_size=batch_size, collate_fn=default_data_collator):
+    with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for batch in with_progress(_batches(rows, batch_size), progress):
             labels.append(batch.pop("labels").numpy())
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu().numpy())
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def predict(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Return predicted and true labels, both int arrays [images]."""
-    logits, labels = predict_logits(model, rows, batch_size)
+def _batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
+    """Return the batches of all rows; going through them draws from no random numbers but their own."""
+    # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
+    return DataLoader(rows, batch_size, collate_fn=default_data_collator, generator=torch.Generator())
+
+
+def predict(
+    model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and true labels, both int arrays [images]; `options` are those of `predict_logits`."""
+    logits, labels = predict_logits(model, rows, batch_size, **options)
     return logits.argmax(-1), labels
 
 
-def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100) -> float:
+def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
     """Return the share of images classified correctly, in percent, over all images alike (micro average).
+
+    `options` are those of `predict_logits`.
 
     Raises:
         ValueError: if there is no image.
     """
     if not len(rows):
         raise ValueError("No image to evaluate on.")
-    predicted, labels = predict(model, rows, batch_size)
+    predicted, labels = predict(model, rows, batch_size, **options)
     return 100 * float(np.mean(predicted == labels))
 
 
-def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False) -> dict[str, float]:
+def evaluate(
+    model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False, **options
+) -> dict[str, float]:
     """Measure the accuracy on every test set among that set's own class names.
+
+    A model that learned something for each of its classes tells apart all of these, of which the set may have some, in any
+    order.
 
     Args:
         model: a PEFT model of this package. Its class names are those of the last test set afterwards.
         test_sets: by name; `base` and `novel` together also give `hm`.
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
+        **options: `bf16` and `progress` of `predict_logits`.
 
     Returns:
         Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
@@ -95,16 +137,111 @@ def evaluate(model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_s
     Raises:
         ValueError: `zero_shot` of a model with a classification head, or no image.
     """
-    if zero_shot and not hasattr(model.get_base_model(), "text_model"):
+    if zero_shot and not compares_with_text(model):
         raise ValueError("Zero-shot takes a model with a text tower. Received: a model with a classification head.")
     results = {}
     with model.disable_adapter() if zero_shot else nullcontext():
-        for name, (rows, class_names) in test_sets.items():
+        for name, test_set in test_sets.items():
+            rows, class_names = among_own_classes(model, test_set)
             set_class_names(model, class_names)
-            results[name] = accuracy(model, rows, batch_size)
-    if "base" in results and "novel" in results:
-        results["hm"] = harmonic_mean(results["base"], results["novel"])
-    return results
+            results[name] = accuracy(model, rows, batch_size, **options)
+    return with_harmonic_mean(results)
+
+
+def evaluate_beside_zero_shot(
+    model, test_sets: dict[str, EvalSet], batch_size: int = 100, **options
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Measure the accuracy with the adapter and without it, as `evaluate` does.
+
+    Where the adapter leaves the image features alone, images are encoded once for both.
+
+    Returns:
+        Accuracies with the adapter, and those without; None for these where the model has no text tower.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    if not compares_with_text(model):
+        return evaluate(model, test_sets, batch_size, **options), None
+    if _leaves_images(model) and not options.get("bf16"):
+        label = options.get("progress")
+        test_sets = {
+            name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()
+        }
+    return (
+        evaluate(model, test_sets, batch_size, **options),
+        evaluate(model, test_sets, batch_size, zero_shot=True, **options),
+    )
+
+
+def compares_with_text(model) -> bool:
+    """Return whether a PEFT model's base model compares images with texts, as zero-shot needs it."""
+    return hasattr(model.get_base_model(), "text_model")
+
+
+def _leaves_images(model) -> bool:
+    """Return whether image features stand for images, with the adapter as without it."""
+    classifier = model.class_name_classifier
+    try:
+        classifier.require_fixed_images()
+    except UnsupportedModelError:
+        return False
+    return not classifier.changes_images()
+
+
+def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None) -> Sequence[dict]:
+    """Return the rows with features in the place of images."""
+    if FEATURES in getattr(rows, "column_names", ()):
+        return rows
+    encoded = []
+    for batch in with_progress(_batches(rows, batch_size), progress):
+        labels = batch.pop("labels")
+        features = encode_frozen(model, batch)
+        encoded += [{FEATURES: x, "labels": y} for x, y in zip(features, labels, strict=True)]
+    return encoded
+
+
+def own_classes(model) -> list[str] | None:
+    """Return the classes that a model learned something for, one by one, in their order; None where it learned none so."""
+    base = model.get_base_model()
+    if not hasattr(base, "text_model"):
+        return list(base.config.id2label.values())
+    config = model.peft_config[model.active_adapter]
+    return list(config.own_classes) if getattr(config, "belongs_to_classes", False) else None
+
+
+def among_own_classes(model, test_set: EvalSet) -> EvalSet:
+    """Return a test set with all classes of a model that has its own, if those of the set are among them."""
+    own = own_classes(model)
+    names = list(test_set.class_names)
+    if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
+        return test_set
+    # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
+    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names]), own)
+
+
+class _Relabelled(torch.utils.data.Dataset):
+    """Rows with other labels.
+
+    Args:
+        rows: with `labels`.
+        new: the new label of each old one.
+    """
+
+    def __init__(self, rows: Sequence[dict], new: list[int]):
+        self.rows = rows
+        self.new = new
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        many = getattr(self.rows, "__getitems__", None)
+        rows = many(indices) if many else [self.rows[index] for index in indices]
+        return [{**row, "labels": self.new[int(row["labels"])]} for row in rows]
 
 
 def set_class_names(model, class_names: Sequence[str]) -> None:
@@ -115,7 +252,7 @@ def set_class_names(model, class_names: Sequence[str]) -> None:
     """
     base = model.get_base_model()
     config = base.config
-    if hasattr(base, "text_model"):
+    if compares_with_text(model):
         model.set_class_names(list(class_names))
     elif list(config.id2label.values()) != list(class_names):
         raise ValueError(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,14 +22,17 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerState
 
+from ..data.augmentation import RandomRows, with_own_random_numbers
 from ..errors import TrainingDivergedError
 from ..tuners.base.recipe import Recipe
+from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.validation import require_int
 from .averaging import AVERAGE_FILE, AverageWeights
-from .callbacks import StepTimer, StopIfDiverged, progress_bar
+from .callbacks import EpochOfRows, KeepLastCheckpoint, StepTimer, StopIfDiverged, progress_bar
 from .evaluation import compute_metrics
 from .recipes import lr_scheduler
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,13 @@ def train(
     bf16: bool = False,
     workers: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
+    device: str | None = None,
+    report_to: Sequence[str] = (),
 ) -> TrainResult:
     """Train the parameters of `model` that require gradients, in place.
+
+    What is trained depends on neither `eval_set`, `checkpoints`, `progress`, `workers`, `callbacks` that only look nor
+    `report_to`: a random augmentation has its own random numbers, and evaluation leaves those of the training alone.
 
     What the method does beside its loss, such as a projection of its gradients, comes from the model: callbacks of the
     Trainer that `model.method_callbacks()` makes, if the model has that. Where the recipe averages weights the model
@@ -76,7 +85,8 @@ def train(
 
     Args:
         model: a PEFT model whose call takes `labels` and `pixel_values` or `image_features`.
-        train_set: rows with `labels` and `pixel_values` or `image_features`.
+        train_set: rows with `labels` and `pixel_values` or `image_features`; a data set with a `TrainTransform` is
+            augmented anew in every epoch.
         recipe: how to train.
         output_dir: checkpoints go to `output_dir/checkpoints/<digest of the settings>`.
         eval_set: rows to measure the accuracy on after every epoch.
@@ -91,18 +101,28 @@ def train(
         bf16: autocast to bfloat16.
         workers: processes that load images; 0 loads them in this one.
         callbacks: further callbacks of the Trainer.
+        device: where to train, see `utils.devices.find_device`; None for the device that the Trainer takes.
+        report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
 
     Raises:
-        ValueError: if `train_set` is empty, or not exactly one of `epochs` and `steps` is given.
+        ImportError: a tracker is not installed.
+        OSError: a checkpoint cannot be read back.
+        ValueError: if `train_set` is empty, or not exactly one of `epochs` and `steps` is given, or there is no such
+            device or tracker.
         TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
             checkpoint is made of the others.
     """
     _check(train_set, epochs, steps)
+    train_set = with_own_random_numbers(train_set, seed)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "bf16": bf16, "run": settings}
     )
-    arguments = _arguments(recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None)
+    arguments = _arguments(
+        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to
+    )
+    if device not in (None, "auto"):
+        _compute_on(arguments, find_device(device))
     _keep_batch(arguments, recipe, len(train_set))
     steps_per_epoch = _steps_per_epoch(arguments, len(train_set))
     if steps is not None:
@@ -124,7 +144,8 @@ def train(
     # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
     with progress_bar(progress) as bars:
-        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
+        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars, KeepLastCheckpoint()]
+        watchers += [EpochOfRows(train_set)] if isinstance(train_set, RandomRows) else []
         trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -185,7 +206,15 @@ def _trainer(
 
 
 def _arguments(
-    recipe: Recipe, folder: Path, epochs: int, seed: int, checkpoints: bool, bf16: bool, workers: int, watch: bool
+    recipe: Recipe,
+    folder: Path,
+    epochs: int,
+    seed: int,
+    checkpoints: bool,
+    bf16: bool,
+    workers: int,
+    watch: bool,
+    report_to: Sequence[str],
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -197,16 +226,33 @@ def _arguments(
         data_seed=seed,
         bf16=bf16,
         save_strategy="epoch" if checkpoints else "no",
-        save_total_limit=1,
         eval_strategy="epoch" if watch else "no",
         logging_strategy="epoch",
         logging_nan_inf_filter=False,  # the Trainer would log a loss of NaN as 0
-        report_to="none",
+        report_to=check_trackers(report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=workers,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _compute_on(arguments: TrainingArguments, device: torch.device) -> None:
+    """Let the Trainer compute on a device, where it would take the first one of the machine.
+
+    Raises:
+        ValueError: several processes, each of which has a device of its own.
+    """
+    if arguments.world_size > 1:
+        raise ValueError(
+            f"Each of {arguments.world_size} processes takes a device of its own. Received: device={str(device)!r}. "
+            "Leave it out."
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    state: Any = arguments.distributed_state
+    state.device = device  # where Accelerate puts model and batches
+    arguments.__dict__["_setup_devices"] = device  # what `arguments.device` has looked up
 
 
 def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> None:
@@ -267,7 +313,15 @@ def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
 
 
 class RecipeTrainer(Trainer):
-    """Evaluate on every image, where the stock Trainer would apply `dataloader_drop_last` to evaluation as well."""
+    """Evaluate on every image, where the stock Trainer would apply `dataloader_drop_last` to evaluation as well.
+
+    Evaluation takes no random number from the training, whose dropout goes on as if there had been none.
+    """
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate as the stock Trainer does."""
+        with torch.random.fork_rng(devices=[]):  # the loader draws a seed for its workers; the model draws nothing
+            return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Return batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""

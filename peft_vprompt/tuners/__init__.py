@@ -3,8 +3,8 @@
 from .base.peft_patches import name_damaged_configs  # isort: skip
 
 from . import (  # isort: skip
-    vpt,
     zero_shot,
+    vpt,
     coop,
     maple,
     ivlp,

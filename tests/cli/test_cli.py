@@ -32,7 +32,7 @@ def test_help_lists_every_method():
 @pytest.mark.parametrize("method", METHODS)
 def test_train_every_method(method, clip_path, colours, tmp_path):
     moves = METHODS[method].new_classes
-    more = [] if moves else ["--all-classes"]
+    more = ["--base-novel"] if moves else []
     more += (
         ["--lr", 0.01] if METHODS[method].is_baseline else []
     )  # the published rate is for batches of 128 and diverges here
@@ -52,7 +52,8 @@ def test_train_every_method(method, clip_path, colours, tmp_path):
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.new_classes])
 def test_methods_that_learn_their_classes_need_all(method, clip_path, colours, tmp_path):
-    assert "use all classes" in train(tmp_path, clip_path, colours, "--method", method, *QUICK, code=2)
+    shown = train(tmp_path, clip_path, colours, "--method", method, "--base-novel", *QUICK, code=2)
+    assert "use all classes" in shown
 
 
 def test_the_authors_recipe_is_the_default(clip_path, colours, tmp_path):
@@ -64,7 +65,7 @@ def test_the_authors_recipe_is_the_default(clip_path, colours, tmp_path):
 
 
 def test_train_then_evaluate_gives_the_same_accuracy(clip_path, colours, tmp_path):
-    train(tmp_path / "a", clip_path, colours, "--method", "ivlp", "--lr", 0.05, *QUICK)
+    train(tmp_path / "a", clip_path, colours, "--method", "ivlp", "--lr", 0.05, "--base-novel", *QUICK)
     accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]
     for subset in ("base", "novel"):
         output = tmp_path / f"{subset}.json"
@@ -86,8 +87,8 @@ def test_evaluate_on_other_data_and_names(clip_path, colours, tmp_path):
 
 
 def test_zero_shot_of_an_adapter_is_the_plain_model(clip_path, colours, tmp_path):
-    train(tmp_path / "a", clip_path, colours, "--method", "maple", "--lr", 0.05, *QUICK)
-    train(tmp_path / "z", clip_path, colours, "--method", "zero-shot")
+    train(tmp_path / "a", clip_path, colours, "--method", "maple", "--lr", 0.05, "--base-novel", *QUICK)
+    train(tmp_path / "z", clip_path, colours, "--method", "zero-shot", "--base-novel")
     vprompt(
         "evaluate", "--adapter", tmp_path / "a", "--zero-shot", "--subset", "novel", "--output", tmp_path / "n.json"
     )
@@ -96,7 +97,7 @@ def test_zero_shot_of_an_adapter_is_the_plain_model(clip_path, colours, tmp_path
 
 
 def test_classifier(vit_path, colours, tmp_path):
-    train(tmp_path, vit_path, colours, "--method", "vpt", "--all-classes", *QUICK, "--epochs", 12)
+    train(tmp_path, vit_path, colours, "--method", "vpt", *QUICK, "--epochs", 12)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["accuracy"]) == {"all"}
     vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "again.json")
@@ -118,7 +119,7 @@ def test_classifier(vit_path, colours, tmp_path):
     ],
 )
 def test_train_and_evaluate_other_backbones(name, method, colours, tmp_path):
-    classes = [] if name in DUAL_ENCODERS else ["--all-classes"]
+    classes = ["--base-novel"] if name in DUAL_ENCODERS else []
     train(tmp_path / "a", save_tiny(tmp_path / "base", name), colours, "--method", method, *QUICK, *classes)
     accuracy = json.loads((tmp_path / "a" / "results.json").read_text())["accuracy"]
     subset = "base" if name in DUAL_ENCODERS else "all"
@@ -137,7 +138,7 @@ def test_warnings_are_one_line(clip_path, colours, tmp_path, monkeypatch):
 def test_started_again_it_resumes(clip_path, colours, tmp_path):
     for _ in range(2):
         train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
-    assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 4
+    assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 8
 
 
 def test_config_fields_can_be_set(clip_path, colours, tmp_path):
@@ -150,7 +151,7 @@ def test_config_fields_can_be_set(clip_path, colours, tmp_path):
 @pytest.mark.parametrize("views", [1, 3])
 def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = ("--method", "coop", "--cache-features", "--views", views, *QUICK)
+    options = ("--method", "coop", "--base-novel", "--cache-features", "--views", views, *QUICK)
     train(tmp_path / "a", clip_path, colours, *options)
     assert len(list((tmp_path / "cache" / "vprompt-features").iterdir())) == 3
     results = json.loads((tmp_path / "a" / "results.json").read_text())
@@ -192,7 +193,10 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
     [
         (("--method", "prefix"), "No method 'prefix'"),
         (("--label-column", "species"), "No column 'species'. The data has: image, colour"),
-        (("--shots", 9), "fewer than 9 training images: blue (7)"),
+        (("--min-images", 99), "No class has 99 images"),
+        (("--device", "cuda:99"), "Expected a device of this machine: auto, "),
+        (("--report-to", "paper"), "Expected trackers among tensorboard, wandb"),
+        (("--image-size", 33), "multiple of the patch size 8. Received: 33. The nearest is 32"),
         (("--set", "depth"), "--set takes NAME=VALUE"),
         (("--set", "depth=3"), "MaPLe has no option depth"),
         (("--set", "prompt_depth=9"), "prompt_depth"),
@@ -201,7 +205,7 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
         (("--data", "/nowhere/at/all"), "No file or folder /nowhere/at/all"),
         (("--model", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--class-names", "/nowhere/names.txt"), "names.txt"),
-        (("--method", "coop", "--set", "class_specific=true"), "class"),
+        (("--method", "coop", "--set", "class_specific=true", "--base-novel"), "class"),
         (("--cache-features",), "do not cache features"),
         (("--views", 2), "Received: views=2"),
     ],
@@ -214,13 +218,14 @@ def test_user_errors_are_one_line(more, match, clip_path, colours, tmp_path):
 
 
 def test_traceback_on_demand(clip_path, colours, tmp_path):
-    arguments = ["--traceback", "train", "--output", str(tmp_path), "--data", "/nowhere/at/all"]
+    arguments = ["--traceback", "train", "--output", str(tmp_path), "--model", "x", "--data", "/nowhere/at/all"]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, FileNotFoundError)
 
 
 def test_classifier_needs_all_classes(vit_path, colours, tmp_path):
-    assert "Use all classes" in train(tmp_path, vit_path, colours, "--method", "vpt", *QUICK, code=2)
+    shown = train(tmp_path, vit_path, colours, "--method", "vpt", "--base-novel", *QUICK, code=2)
+    assert "Use all classes" in shown
 
 
 def test_data_options_need_data(tmp_path):
@@ -252,7 +257,7 @@ def test_a_broken_parquet_file(clip_path, tmp_path):
 
 
 def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp_path):
-    arguments = ("--method", "coop", "--all-classes", "--shots", 4, "--batch-size", 4, "--epochs", 3)
+    arguments = ("--method", "coop", "--shots", 4, "--batch-size", 4, "--epochs", 3)
     train(tmp_path, clip_path, colours, *arguments)
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     shown = train(tmp_path, clip_path, colours, *arguments, "--lr", "1e38", code=1)

@@ -79,6 +79,29 @@ def test_half_transparent_is_half_of_the_ground():
     np.testing.assert_allclose(pixels(image), 127, atol=1)
 
 
+def test_a_picture_with_another_beside_it_is_no_animation(recwarn):
+    buffer = io.BytesIO()
+    pair = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    pair[0].save(buffer, format="MPO", save_all=True, append_images=pair[1:])
+    image = Image.open(buffer)
+    assert image.n_frames == 2
+    np.testing.assert_allclose(pixels(image)[0, 0], (255, 0, 0), atol=3)
+    assert not [warning for warning in recwarn if "Animated" in str(warning.message)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_files_in_cmyk(kind):
+    buffer = io.BytesIO()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(buffer, format=kind)
+    np.testing.assert_allclose(pixels(Image.open(buffer))[4, 4], (255, 0, 0), atol=3)
+
+
+def test_a_palette():
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    assert tuple(pixels(image)[0, 0]) == (10, 200, 30)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "RGB"])
 def test_other_modes_keep_their_look(mode):
     image = Image.new("RGB", (4, 4), "white").convert(mode)
@@ -126,11 +149,3 @@ def test_a_folder_of_them(folder):
     assert tuple(by_size[4, 4][0, 3]) == (0, 0, 255)
     chosen = rows.select([0, 1]).remove_columns("label").with_format("numpy")  # what is read stays so
     assert {image.shape[-1] for image in chosen["image"]} == {3}
-
-
-def test_a_broken_file_is_named(folder):
-    path = folder / "a" / "0.png"
-    path.write_bytes(path.read_bytes()[:60])
-    rows = load_images(DataOptions(str(folder)))
-    with pytest.raises(ValueError, match="Cannot read the image '.*0.png'"):
-        [split["image"][:] for split in rows.values()]

@@ -19,6 +19,7 @@ from peft_vprompt.data import base_novel_split
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.run import eval_sets
 from peft_vprompt.training.evaluation import evaluate
+from tests.support.labelled_images import save_image
 from tests.support.models import IMAGE_SIZE, tiny_clip, tiny_tokenizer
 
 
@@ -121,6 +122,24 @@ def test_takes_another_model(name, run, clip_folder, tmp_path):
     run(FOLDER / f"{name}.py", *TINY, "--model", clip_folder, "--output", tmp_path)
     adapter = next(tmp_path.rglob("adapter_model.safetensors")).parent
     assert PeftConfig.from_pretrained(adapter).base_model_name_or_path == clip_folder
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory) -> str:
+    """Images of four classes, one folder each, as one has them."""
+    folder = tmp_path_factory.mktemp("images")
+    for value, name in enumerate(("cat", "dog", "fish", "owl")):
+        for index in range(6):
+            save_image(folder / name / f"{index}.png", 60 * value)
+    return str(folder)
+
+
+@every_example
+def test_takes_images_of_ones_own(script, run, clip_folder, vit_path, image_folder, tmp_path):
+    # IVLP's prompts are four layers deep, and the tiny CLIP has three.
+    model = {"visual_prompt_vit": vit_path, "ivlp": demo_model_path()}.get(script.stem, clip_folder)
+    output = run(script, *TINY, "--model", model, "--data", image_folder, "--output", tmp_path)
+    assert percentages(output) and list(tmp_path.rglob("adapter_model.safetensors"))
 
 
 def test_trainer_example_saves_an_adapter_that_loads(run, tmp_path):

@@ -147,7 +147,9 @@ def test_diagnose(clip_path, colours, figures, tmp_path):
     test = load_images(DataOptions(colours, label_column="colour"))["test"]
     logits, labels = predict_logits(loaded.model, test.with_transform(EvalTransform(loaded.image_processor)))
     noise = estimate_noise(labels, softmax(logits, axis=-1))
-    assert report["estimated_noise"] == {"rate": pytest.approx(noise.rate), "suspects": noise.suspects.tolist()}
+    estimated = report["estimated_noise"]
+    assert estimated["rate"] == pytest.approx(noise.rate) and estimated["suspects"] == noise.suspects.tolist()
+    assert "assumes that the model was not trained on these images" in estimated["assumes"]
     assert (tmp_path / "d" / "reliability.png").is_file()
     heights = [bar.get_height() for bar in figures[-1].axes[0].patches]
     assert heights == pytest.approx([value or 0 for value in report["calibration"]["bins"]["accuracy"]])

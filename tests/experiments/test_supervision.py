@@ -135,7 +135,7 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
         (("--loss", "ce", "--q", 0.7), "The loss ce has no option q"),
         (("--q", 0.7), "need a loss. Received: {'q': 0.7} and no loss"),
         (("--selector", "random-k"), "A selector needs --unlabelled. Received: --selector random-k"),
-        (("--unlabelled",), "use all classes"),
+        (("--unlabelled", "--base-novel"), "use all classes"),
         (("--unlabelled", "--all-classes", "--selector", "best"), "unlabelled='best'"),
         (("--unlabelled", "--all-classes", "--noise", "pair"), "Labels come from one source"),
         (("--ensemble", 2, "--method", "maple"), "An ensemble is of contexts.*MaPLe"),

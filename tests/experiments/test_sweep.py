@@ -210,7 +210,18 @@ def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
 
     monkeypatch.setattr("peft_vprompt.experiments.sweep.sweep", fake)
     monkeypatch.setattr(sys.modules["vprompt.sweep"], "read_data", lambda options: None)
-    arguments = ("--data", tmp_path, "--benchmark", "fgvc", "--method", "linear", "--output", tmp_path / "out")
+    arguments = (
+        "--model",
+        vit_path,
+        "--data",
+        tmp_path,
+        "--benchmark",
+        "fgvc",
+        "--method",
+        "linear",
+        "--output",
+        tmp_path / "out",
+    )
     assert "fgvc/fgvc" in vprompt("sweep", *arguments)
     assert shown == [task.full_name for task in find_tasks("fgvc")]
     means = json.loads((tmp_path / "out" / "benchmark.json").read_text())["means"]

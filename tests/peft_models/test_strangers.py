@@ -186,6 +186,10 @@ GOOD = {"settings": {"model": None}, "classes": {"all": ["a", "b"]}, "data": Non
         {"classes": {"all": [1]}},
         {"data": "hub/id"},
         {"data": [1]},
+        {"data": {}},
+        {"data": {"path": 5}},
+        {"data": {"path": ".", "min_images": "5"}},
+        {"data": {"path": ".", "eval": 1}},
     ],
     ids=str,
 )
@@ -213,8 +217,11 @@ def test_no_data_set_of_a_strangers_choice_is_loaded_unasked(tmp_path):
     require_local_data({"path": str(tmp_path)}, tmp_path / "results.json")
     with pytest.raises(ValueError, match="names the images 'them/images'.*Give --data"):
         require_local_data({"path": "them/images"}, tmp_path / "results.json")
-    with pytest.raises(ValueError, match="data.path=5"):
-        require_local_data({"path": 5}, tmp_path / "results.json")
+    for place in ("https://them/images/x.csv", "hf://them/images/x.csv"):
+        with pytest.raises(ValueError, match="Give --data"):
+            require_local_data({"path": place}, tmp_path / "results.json")
+    with pytest.raises(ValueError, match="addresses on the net.*--follow-urls"):
+        require_local_data({"path": str(tmp_path), "follow_urls": True}, tmp_path / "results.json")
 
 
 def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(tmp_path):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import zlib
+from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image
@@ -64,3 +66,26 @@ def write_vtab(folder, classes=2):
                 lines.append(f"{name} {label}")
         (folder / f"{stem}.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_folder(root, classes, size=(8, 8)):
+    """An image folder: number of images by class folder, which may be a path; no two images are alike."""
+    for name, count in classes.items():
+        for index in range(count):
+            place = root / name / f"{index}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            picture(name, index, size).save(place)
+    return str(root)
+
+
+def picture(name, index, size=(8, 8)):
+    """The image of a number in a class folder of `write_folder`."""
+    rng = np.random.default_rng(zlib.crc32(f"{name}{index}".encode()))
+    return PILImage.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+def paths_and_names(rows):
+    """Folder and name of the class of every image, as a set of pairs."""
+    names = rows.features["label"].names
+    rows = rows.cast_column("image", Image(decode=False))
+    return {(Path(row["image"]["path"]).parent.name, names[row["label"]]) for row in rows}

@@ -204,6 +204,15 @@ def test_the_callers_random_numbers_go_on(coop, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("transform", [EVAL, TRAIN])
+def test_workers_change_no_feature(transform, coop, tmp_path):
+    alone, shared = (
+        cache_features(coop, pictures(), transform, cache_dir=tmp_path / str(workers), batch_size=2, workers=workers)
+        for workers in (0, 2)
+    )
+    assert alone["image_features"][:] == shared["image_features"][:]
+
+
 def test_every_module_gets_its_own_mode_back(coop):
     model, *parts = coop.train(), coop.get_base_model().vision_model.eval()
     with pytest.raises(ValueError, match="pixel_values"):
@@ -216,9 +225,13 @@ def test_views_are_drawn_anew(coop, tmp_path):
     assert isinstance(rows, RandomViews) and len(rows) == 6
     every = rows.rows[:]["image_features"].reshape(3, 6, -1)
     assert not torch.allclose(every[0], every[1])
-    drawn = [rows[4]["image_features"] for _ in range(20)]
-    found = {next(v for v in range(3) if torch.equal(every[v, 4], feature)) for feature in drawn}
-    assert found == {0, 1, 2}
+    found = []
+    for epoch in range(20):
+        rows.set_epoch(epoch)
+        feature = rows[4]["image_features"]
+        assert torch.equal(rows.__getitems__([1, 4])[1]["image_features"], feature)  # the same throughout an epoch
+        found.append(next(v for v in range(3) if torch.equal(every[v, 4], feature)))
+    assert set(found) == {0, 1, 2}
     assert [row["labels"].item() for row in rows.__getitems__([0, 4, 2])] == [0, 4, 2]
 
 

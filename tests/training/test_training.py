@@ -94,7 +94,7 @@ class TestBuild:
             build_model(clip_path, "maple", CLASS_NAMES, prompt_depth=4)
 
     def test_unknown_method(self, clip_path):
-        with pytest.raises(ValueError, match="No method 'adalora'. Choose one of: vpt, vpt-shallow"):
+        with pytest.raises(ValueError, match="No method 'adalora'. Choose one of: zero-shot, vpt, vpt-shallow"):
             build_model(clip_path, "adalora", CLASS_NAMES)
 
     def test_unknown_option(self, clip_path):
@@ -290,6 +290,20 @@ class TestEvaluate:
         prompted = model.eval()(pixel_values=images()).logits
         with model.disable_adapter():
             assert not torch.allclose(model(pixel_values=images()).logits, prompted)
+
+    @pytest.mark.parametrize("options", ({"class_specific": True}, {"tune": "class_name"}))
+    def test_some_of_the_classes_of_a_model_that_learned_them(self, options, clip_path, rows):
+        model = build_model(clip_path, "coop", CLASS_NAMES, **options).model
+        whole = predict(model, rows)[0]
+        for names in (CLASS_NAMES[::-1], CLASS_NAMES[1:4][::-1]):
+            some = [row | {"labels": names.index(CLASS_NAMES[row["labels"]])} for row in rows
+                    if CLASS_NAMES[row["labels"]] in names]  # fmt: skip
+            right = [guess == row["labels"] for guess, row in zip(whole, rows, strict=True)
+                     if CLASS_NAMES[row["labels"]] in names]  # fmt: skip
+            result = evaluate(model, {"all": EvalSet(some, names)})["all"]
+            assert result == pytest.approx(100 * sum(right) / len(right))
+        with pytest.raises(ValueError, match="mean nothing for other names"):
+            evaluate(model, {"all": EvalSet(rows[:1], [*CLASS_NAMES[1:], "owl"])})
 
     def test_no_images(self, clip_path):
         with pytest.raises(ValueError, match="No image"):

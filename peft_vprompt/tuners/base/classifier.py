@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+#: Label of an image that does not count.
+IGNORED = -100
+
+
 @dataclass
 class ClassificationOutput(ImageClassifierOutput):
     """What the classification call gives.
@@ -67,6 +71,15 @@ class ClassMemory:
     class_lists: dict[str, ClassList | None] = field(default_factory=dict)
     features: FeatureCache = field(default_factory=FeatureCache)
     frozen: FeatureCache = field(default_factory=FeatureCache)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [b, c] over the labels that count; zero, with gradients, over none."""
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    counts = (labels != IGNORED).any()
+    # A mean over nothing would be NaN, and so would its gradients. Nothing here waits for the device.
+    return F.cross_entropy(logits, torch.where(counts, labels, 0), ignore_index=IGNORED) * counts.to(logits)
 
 
 class ClassNameClassifier:
@@ -170,15 +183,16 @@ class ClassNameClassifier:
         """Return logits [b, c] over the class names, and the loss where there are labels.
 
         Args:
-            labels: integers [b] (-100: not counted) or probabilities [b, c].
+            labels: integers [b] (-100: not counted; the loss is zero where none is) or probabilities [b, c].
             pixel_values: images, as the image encoder takes them.
             image_features: L2-normalised image features [b, e] in their place, where no visual prompt is learned.
             output_aux_loss: compute the method's further terms; default: in training.
             options: further arguments of the image encoder.
 
         Raises:
-            ValueError: images of another shape than the encoder takes, or none; labels of another shape; images with
-                NaN, labels out of range (checked where the tensors are on the CPU).
+            ValueError: images of another shape than the encoder takes, or none; labels of another shape; several
+                classes for an image (rows that are no probabilities); images with NaN, labels out of range (checked
+                where the tensors are on the CPU).
             UnsupportedModelError: image features, where they depend on what is trained.
             TypeError: arguments that the image encoder does not take.
         """
@@ -219,7 +233,7 @@ class ClassNameClassifier:
         if labels is not None:
             at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
-            loss = F.cross_entropy(at_least_float32, labels)
+            loss = _cross_entropy(at_least_float32, labels)
             loss = loss if aux_loss is None else loss + aux_loss
         return ClassificationOutput(loss=loss, logits=logits, aux_loss=aux_loss, aux_losses=terms or None)
 

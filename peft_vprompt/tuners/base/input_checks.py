@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ...losses.label_checks import check_shares, is_whole, one_class_each
+
 
 #: Inputs and flags of a dual encoder's own call. Absent or off, they ask the classification call for nothing.
 OWN_CALL = (
@@ -17,9 +19,6 @@ OWN_CALL = (
     "output_attentions",
     "output_hidden_states",
 )
-
-#: Integers that torch's losses do not take as class numbers.
-SMALL_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8)
 
 
 def drop_idle(options: dict) -> dict:
@@ -44,7 +43,7 @@ def check_options(given: Iterable[str], allowed: Sequence[str]) -> None:
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None) -> Tensor | None:
     """Return labels as a tensor, also where a list or an array is given.
 
-    Class numbers come in the type that torch's losses take.
+    Class numbers of any type of integer come in the one that torch's losses take.
 
     Raises:
         TypeError: something that is not numbers, such as names.
@@ -53,7 +52,7 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
         return None
     try:
         labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device=device)
-        return labels.long() if labels.ndim == 1 and labels.dtype in SMALL_INTEGERS else labels
+        return labels.long() if labels.ndim == 1 and is_whole(labels) else labels
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"Expected labels as a tensor or list of integers, each the place of its class in class_names. "
@@ -82,13 +81,25 @@ def check_inputs(
 
 
 def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
-    probabilities = labels.is_floating_point()
-    if labels.dtype == torch.bool or labels.shape != ((num_images, num_classes) if probabilities else (num_images,)):
+    received = f"labels of shape {list(labels.shape)} and dtype {labels.dtype}"
+    if labels.ndim == 2 and not labels.is_floating_point() and labels.shape[1] == num_classes > 1:
+        raise ValueError(f"{one_class_each(num_images, num_classes)} Received: {received}.")
+    if labels.ndim == 1 and labels.is_floating_point():
         raise ValueError(
             f"Expected one integer label per image, [{num_images}], or probabilities [{num_images}, {num_classes}]. "
-            f"Received: labels of shape {list(labels.shape)} and dtype {labels.dtype}."
+            f"Received: {received}. Make class numbers whole with labels.long()."
         )
-    if probabilities or labels.device.type != "cpu":
+    whole = (num_images,), is_whole(labels)
+    shares = (num_images, num_classes), labels.is_floating_point()
+    if not any(tuple(labels.shape) == shape and fits for shape, fits in (whole, shares)):
+        raise ValueError(
+            f"Expected one integer label per image, [{num_images}], or probabilities [{num_images}, {num_classes}]. "
+            f"Received: {received}."
+        )
+    if labels.is_floating_point():
+        check_shares(labels)
+        return
+    if labels.device.type != "cpu":
         return
     valid = labels[labels != -100]
     low, high = (int(valid.min()), int(valid.max())) if valid.numel() else (0, 0)

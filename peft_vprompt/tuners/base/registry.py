@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from peft import auto, mapping
+from peft import PeftConfig, auto, mapping
 from peft.utils import PeftType, register_peft_method
 from peft.utils.peft_types import TaskType
 
@@ -54,9 +54,16 @@ def peft_name(spec: MethodSpec) -> str:
     return spec.tuner_class.peft_name  # pyrefly: ignore[missing-attribute]  # only rows with a tuner have one
 
 
-def register(spec: MethodSpec) -> None:
-    """Enter a row into the table, and into PEFT's tables where it has a type of its own."""
+def register(spec: MethodSpec, first: bool = False) -> None:
+    """Enter a row into the table, and into PEFT's tables where it has a type of its own.
+
+    Args:
+        spec: the row.
+        first: whether it stands before all rows that are there already.
+    """
+    others = {name: METHODS.pop(name) for name in list(METHODS) if first}
     METHODS[spec.name] = spec
+    METHODS.update(others)
     if spec.tuner_class is not None:
         _tell_peft(spec, BASELINE_TASK_TYPE if spec.is_baseline else TASK_TYPE)
 
@@ -81,6 +88,28 @@ def find_method(peft_type: PeftType | str) -> MethodSpec:
     """Return the row that gave PEFT one of our types."""
     name = PeftType(peft_type).value.lower()
     return PROMPT_METHODS[name] if name in PROMPT_METHODS else BASELINES[name]
+
+
+def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec:
+    """Return the row that people mean by a config: of those with its class, the one whose marks it has.
+
+    Args:
+        config: config of one of our methods.
+        is_classifier: whether the base model has no text tower.
+    """
+    rows = [spec for spec in METHODS.values() if spec.config_class is type(config) and spec.trains]
+    for spec in rows:
+        number = getattr(config, spec.numbered) if spec.numbered else None
+        if number:
+            return get_method(f"{spec.name.rpartition('-')[0]}-{number}")
+    fitting = [
+        spec
+        for spec in rows
+        if not spec.numbered and all(getattr(config, name) == value for name, value in spec.marks.items())
+    ]
+    if not fitting:
+        return find_method(config.peft_type)
+    return max(fitting, key=lambda spec: (spec.is_baseline == is_classifier, len(spec.marks)))
 
 
 def is_ours(peft_type: PeftType | str) -> bool:

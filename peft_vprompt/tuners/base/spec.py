@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...utils.fields import check_values
 from .recipe import Recipe
@@ -62,7 +62,8 @@ class MethodSpec:
         config_class: class of the PEFT config.
         tuner_class: the tuner, where this row gives PEFT a type of its own; None for a row that is another one's config
             with other values, and for PEFT's own methods.
-        defaults: config values for a model of some depth; published depths are cut to the layers there are.
+        marks: config values that tell this row from others with the same config class.
+        defaults: further config values, for a model of some depth; published depths are cut to the layers there are.
         recipe: the authors' training on class names, None where nothing is trained or it has no meaning.
         noisy_recipe: the same where labels are noisy or not read, None where it is no other.
         classifier_recipe: the same on a model with a classification head, None where that has no meaning.
@@ -81,6 +82,7 @@ class MethodSpec:
     learns: str
     config_class: type[PeftConfig]
     tuner_class: type[BaseTuner] | None = None
+    marks: Mapping[str, Any] = field(default_factory=dict)
     defaults: Callable[[Depth], dict] = lambda depth: {}
     recipe: Recipe | None = None
     noisy_recipe: Recipe | None = None
@@ -104,5 +106,11 @@ class MethodSpec:
         """
         check_values(self.config_class, options)  # PEFT's own configs take anything
         classifier = self.is_baseline if is_classifier is None else is_classifier
-        values = self.defaults(Depth.of(model.config, classifier)) | self.find_targets(model) | options
+        depth = Depth.of(model.config, classifier)
+        values = {**self.marks, **self.defaults(depth), **self.find_targets(model), **options}
         return self.config_class(**values)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.recipe is not None or self.classifier_recipe is not None

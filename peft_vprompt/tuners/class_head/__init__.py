@@ -29,7 +29,7 @@ register(
         paper=PTNL_PAPER,
         learns="one vector per class, started from the text features",
         config_class=ClassHeadConfig,
-        defaults=lambda depth: {"head_init": "text"},
+        marks={"head_init": "text"},
         recipe=PTNL,
         new_classes=False,
     )

@@ -5,11 +5,11 @@ from ..base.registry import register
 from ..base.shared_recipes import DASSL, DEMO, PTNL
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read
-from .config import ContextOptConfig
+from .config import ContextOptConfig, CoOpConfig
 from .method import ContextOptModel, CoOp
 
 
-__all__ = ["CoOp", "ContextOptConfig", "ContextOptModel"]
+__all__ = ["CoOp", "CoOpConfig", "ContextOptConfig", "ContextOptModel"]
 
 PAPER = Paper(
     "Zhou et al., Learning to Prompt for Vision-Language Models, IJCV 2022", "https://arxiv.org/abs/2109.01134"
@@ -46,7 +46,7 @@ register(
         paper=PTNL_PAPER,
         learns="the tokens of the class names",
         config_class=ContextOptConfig,
-        defaults=lambda depth: {"tune": "class_name"},
+        marks={"tune": "class_name"},
         recipe=PTNL,
         new_classes=False,
     )
@@ -58,7 +58,7 @@ register(
         paper=PTNL_PAPER,
         learns="context vectors and the tokens of the class names",
         config_class=ContextOptConfig,
-        defaults=lambda depth: {"tune": "full"},
+        marks={"tune": "full"},
         recipe=PTNL,
         new_classes=False,
     )

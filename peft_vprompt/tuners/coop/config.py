@@ -88,3 +88,7 @@ class ContextOptConfig(ContextConfig):
     def belongs_to_classes(self) -> bool:
         """Whether something is learned for each class, which means nothing for others."""
         return self.class_specific or self.tune != "context"
+
+
+#: The name people say.
+CoOpConfig = ContextOptConfig

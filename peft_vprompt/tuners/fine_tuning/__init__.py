@@ -35,7 +35,7 @@ register(
         ),
         learns="the head alone",
         config_class=FineTuningConfig,
-        defaults=lambda depth: {"num_layers": 0},
+        marks={"num_layers": 0},
         classifier_recipe=CLASSIFIER,
         new_classes=False,
         is_baseline=True,

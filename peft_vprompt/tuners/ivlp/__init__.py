@@ -18,7 +18,8 @@ register(
         ),
         learns="deep prompts in both encoders, independent of each other",
         config_class=MaPLeConfig,
-        defaults=lambda depth: {"coupling": "none", "prompt_depth": min(9, depth.both)},
+        marks={"coupling": "none"},
+        defaults=lambda depth: {"prompt_depth": min(9, depth.both)},
         recipe=Recipe(
             learning_rate=0.0035,
             batch_size=4,

@@ -5,11 +5,11 @@ from ..base.registry import register
 from ..base.shared_recipes import DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read
-from .config import ReadOnlyPromptConfig
+from .config import ReadOnlyPromptConfig, RPOConfig
 from .method import RPO, ReadOnlyPromptModel
 
 
-__all__ = ["RPO", "ReadOnlyPromptConfig", "ReadOnlyPromptModel"]
+__all__ = ["RPO", "RPOConfig", "ReadOnlyPromptConfig", "ReadOnlyPromptModel"]
 
 register(
     MethodSpec(

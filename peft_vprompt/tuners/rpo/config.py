@@ -29,3 +29,7 @@ class ReadOnlyPromptConfig(PromptConfig):
     def __post_init__(self):
         self.peft_type = PeftType.READ_ONLY_PROMPT
         super().__post_init__()
+
+
+#: The name people say.
+RPOConfig = ReadOnlyPromptConfig

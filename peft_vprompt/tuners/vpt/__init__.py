@@ -5,11 +5,11 @@ from ..base.registry import register
 from ..base.shared_recipes import CLASSIFIER, DASSL, DEMO
 from ..base.spec import MethodSpec, Paper
 from .checkpoint import read, read_clip
-from .config import VisualPromptConfig
+from .config import VisualPromptConfig, VPTConfig
 from .method import VPT, VisualPromptModel
 
 
-__all__ = ["VPT", "VisualPromptConfig", "VisualPromptModel"]
+__all__ = ["VPT", "VPTConfig", "VisualPromptConfig", "VisualPromptModel"]
 
 PAPER = Paper("Jia et al., Visual Prompt Tuning, ECCV 2022", "https://arxiv.org/abs/2203.12119")
 
@@ -42,7 +42,8 @@ for name, title, deep in (("vpt-shallow", "VPT-shallow", False), ("vpt-deep", "V
             paper=PAPER,
             learns="tokens at the image encoder and the head",
             config_class=VisualPromptConfig,
-            defaults=lambda depth, deep=deep: {"num_virtual_tokens": 10, "deep": deep},
+            marks={"deep": deep},
+            defaults=lambda depth: {"num_virtual_tokens": 10},
             classifier_recipe=CLASSIFIER,
             new_classes=False,
             is_baseline=True,

@@ -152,3 +152,7 @@ class VisualPromptConfig(PromptConfig):
     def pooling_rows(self) -> str:
         """Which rows become the feature, see `core.pooling.pool`."""
         return "prompt_pool" if self.read_only else self.pooling
+
+
+#: The name people say.
+VPTConfig = VisualPromptConfig

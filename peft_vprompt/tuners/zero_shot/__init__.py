@@ -16,5 +16,6 @@ register(
         learns="nothing",
         config_class=VisualPromptConfig,
         demo={},
-    )
+    ),
+    first=True,
 )

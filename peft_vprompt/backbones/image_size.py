@@ -1,0 +1,71 @@
+"""Images of another size than a model was trained with: position embeddings that are interpolated once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from .base import VisionView
+from .supported import find_backbone, view
+
+
+@torch.no_grad()
+def set_image_size(model: PreTrainedModel, size: int) -> None:
+    """Let a model take square images of another size, in place.
+
+    Where positions are fixed, they become those that the model's own `interpolate_pos_encoding` (bicubic) gives images of
+    that size, so that no call has to ask for them.
+
+    Args:
+        model: the base model.
+        size: edge in pixels, a multiple of the patch's.
+
+    Raises:
+        ValueError: a size that is no multiple of the patch's edge.
+        UnsupportedModelError: positions that cannot be interpolated, or images of any shape.
+    """
+    tower: Any = view(model.get_submodule(find_backbone(model).vision))
+    if tower.num_tokens is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes images of any shape, in patches, so there is no image size to set. Leave it out."
+        )
+    patch = tower.patch_size
+    if size < patch or size % patch:
+        nearest = max(1, round(size / patch)) * patch
+        raise ValueError(
+            f"Expected an image size that is a multiple of the patch size {patch}. Received: {size}. The nearest is "
+            f"{nearest}."
+        )
+    if tower.fixed_size and tower.image_size != (size, size):
+        _interpolate(tower, size)
+
+
+def _interpolate(tower: VisionView, size: int) -> None:
+    """Put the interpolated positions into the embeddings, and the new sizes beside them."""
+    embeddings: Any = tower.module.embeddings
+    if not hasattr(embeddings, "interpolate_pos_encoding"):
+        raise UnsupportedModelError(
+            f"The positions of {type(tower.module).__name__} cannot be interpolated, so it takes images of "
+            f"{tower.image_size[0]} pixels only. Leave the image size out, or use a model such as CLIP, SigLIP, ViT or DINOv2."
+        )
+    patches = (size // tower.patch_size) ** 2
+    rows = patches + tower.num_prefix_tokens
+    old = getattr(embeddings, "position_embedding", None)
+    reference = embeddings.position_embeddings if old is None else old.weight
+    tokens = reference.new_zeros(1, rows, reference.shape[-1])
+    positions = embeddings.interpolate_pos_encoding(tokens, size, size).detach().clone()
+    if old is None:
+        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=reference.requires_grad)
+    else:
+        embeddings.position_embedding = nn.Embedding.from_pretrained(positions[0], freeze=not reference.requires_grad)
+        embeddings.position_ids = torch.arange(rows, device=reference.device).expand(1, -1)
+    new = {"image_size": size, "num_patches": patches, "num_positions": rows}
+    for part in (embeddings, getattr(embeddings, "patch_embeddings", None), tower.module.config):
+        for name, value in new.items():
+            if hasattr(part, name):
+                pair = name == "image_size" and isinstance(getattr(part, name), (tuple, list))
+                setattr(part, name, (value, value) if pair else value)

@@ -1,0 +1,135 @@
+"""Image folders: which files are images, which folders are splits, and which class a folder's images are of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..utils.notices import tell
+from ..utils.validation import require_choice, shorten
+
+
+#: Endings of files that Pillow reads, in lower case.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+#: Names of splits by the name that they have here.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+#: Folders that programs leave behind.
+_NO_CLASSES = {"__MACOSX", "__pycache__"}
+
+#: Which of the folders between the root and an image is its class.
+LABELS_FROM = ("path", "first", "last")
+
+#: Files, each with the folders between it and the root (or its split).
+Found = list[tuple[tuple[str, ...], str]]
+
+
+def split_name(name: str) -> str | None:
+    """Return the split that a name stands for, whatever its case; None where it stands for none."""
+    return _SPLITS.get(name.lower())
+
+
+def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose: bool = False) -> dict[str, Dataset]:
+    """Return image files by split, with the folders that they lie in as their classes.
+
+    Where all folders in `root` have the names of splits, they are splits; where some do, all are classes.
+
+    Args:
+        root: the folder.
+        found: images in it.
+        labels_from: `path` for the whole path below the split as the class, `first` or `last` for its first or last
+            folder.
+        keep_loose: keep images that lie in no class folder, without a label; else they are left out, and it is said.
+
+    Returns:
+        By split, a data set of files `image` and, where there are class folders, `label`.
+
+    Raises:
+        ValueError: an unknown `labels_from`.
+    """
+    require_choice("labels_from", labels_from, LABELS_FROM)
+    splits = _split(root, found)
+    return {name: _labelled(root, rows, labels_from, keep_loose) for name, rows in splits.items()}
+
+
+def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Give the files below a folder in order, each with the folders between.
+
+    Links are followed, but not back up; hidden files and folders are passed over.
+    """
+    waiting: list[tuple[str, tuple[str, ...], frozenset[str]]] = [(str(root), (), frozenset())]
+    while waiting:
+        folder, parts, above = waiting.pop()
+        place = os.path.realpath(folder)
+        if place in above:
+            tell(f"{folder} is a link to a folder that it lies in, and is not followed.")
+            continue
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        folders = [entry for entry in visible if entry.name not in _NO_CLASSES and entry.is_dir()]
+        yield from ((parts, entry.path) for entry in visible if not entry.is_dir())
+        waiting += [(entry.path, (*parts, entry.name), above | {place}) for entry in reversed(folders)]
+
+
+def is_image(path: str | Path) -> bool:
+    """Tell whether a file is called like an image."""
+    return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def _split(root: Path, found: Found) -> dict[str, Found]:
+    """Return the images by split: `train` where no folder is one."""
+    top = dict.fromkeys(parts[0] for parts, _ in found if parts)
+    known = {name: split for name in top if (split := split_name(name))}
+    if not known or len(known) < len(top):
+        if known:
+            tell(
+                f"In {root}, {shorten(list(known))} stand beside {shorten([n for n in top if n not in known])}: all of "
+                "them are read as classes, none as a split."
+            )
+        return {"train": found}
+    if loose := [path for parts, path in found if not parts]:
+        tell(f"{_count(loose)} beside the splits of {root} left out: {shorten(loose, 5)}.")
+    splits: dict[str, Found] = {split: [] for split in SPLIT_NAMES if split in known.values()}
+    for parts, path in found:
+        if parts:
+            splits[known[parts[0]]].append((parts[1:], path))
+    if all(len(parts) < 2 for parts, _ in found):
+        tell(
+            f"{shorten(list(known))} in {root} have the names of splits and are read as such, and no class folders are in "
+            "them. If they are classes, give one another name ('train vehicle'), or write a table of images and labels."
+        )
+    return splits
+
+
+def _labelled(root: Path, found: Found, labels_from: str, keep_loose: bool) -> Dataset:
+    loose = [path for parts, path in found if not parts]
+    if len(loose) == len(found):
+        return Dataset.from_dict({"image": loose})
+    if loose and not keep_loose:
+        tell(f"{_count(loose)} beside the class folders of {root} left out, being of no class: {shorten(loose, 5)}.")
+        found = [(parts, path) for parts, path in found if parts]
+    if labels_from == "path" and (nested := next((parts for parts, _ in found if len(parts) > 1), None)):
+        tell(
+            f"Folders of {root} lie in each other: the class of an image is its whole path, such as {'/'.join(nested)!r}. "
+            f"For {nested[0]!r} give labels_from='first' (`--labels-from first`), for {nested[-1]!r} 'last'."
+        )
+    labels = [_label(parts, labels_from) if parts else None for parts, _ in found]
+    return Dataset.from_dict({"image": [path for _, path in found], "label": labels})
+
+
+def _label(parts: Sequence[str], labels_from: str) -> str:
+    return "/".join(parts) if labels_from == "path" else parts[0 if labels_from == "first" else -1]
+
+
+def _count(paths: Sequence[str]) -> str:
+    return "1 image is" if len(paths) == 1 else f"{len(paths)} images are"

@@ -1,0 +1,220 @@
+"""From the columns of any data to `image` and `label`: rows filtered, images looked at, classes numbered and named."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Image, Value
+
+from ..utils.validation import shorten
+from .class_names import (
+    ClassTable,
+    class_label,
+    given_names,
+    names_by_number,
+    own_names,
+    sorted_keys,
+    warn_repeated,
+)
+from .image_checks import unreadable
+from .images import RGBImage
+from .options import DataOptions
+
+
+def texts(rows: Dataset, column: str) -> np.ndarray:
+    """Return the values of a column as text, those of a `ClassLabel` by their names, as an array [rows]."""
+    feature = rows.features[column]
+    values = rows[column][:]
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
+    return np.asarray([str(value) for value in values])
+
+
+def label_splits(
+    splits: dict[str, Dataset],
+    options: DataOptions,
+    counted: Iterable[str] | None = None,
+    checked: Iterable[str] | None = None,
+) -> dict[str, Dataset]:
+    """Filter rows and classes and give all splits the columns `image` and `label`.
+
+    The classes are those of the splits `counted`, which decide about `min_images` too; images of the splits `checked` are
+    looked at. Default for both: all.
+    """
+    for split in splits.values():
+        for column in (options.image_column, options.label_column):
+            check_column(split, column)
+    masks = {name: where_mask(split, options.where) for name, split in splits.items()}
+    images = {name: image_column(split, options) for name, split in splits.items()}
+    for name in splits if checked is None else checked:
+        masks[name] = _readable(images[name], masks[name], name, options)
+    labels, names = _number_labels(splits, masks, options, list(splits if counted is None else counted))
+    feature = class_label(names)
+    return {
+        name: rows.select(np.flatnonzero(labels[name] >= 0)).add_column(
+            "label", labels[name][labels[name] >= 0], feature=feature
+        )
+        for name, rows in images.items()
+    }
+
+
+def _readable(images: Dataset, mask: np.ndarray, split: str, options: DataOptions) -> np.ndarray:
+    """Return which rows of a mask have an image that can be read, bool [rows].
+
+    Raises:
+        ValueError: some have none, and are not to be skipped.
+    """
+    rows = np.flatnonzero(mask)
+    chosen = images if mask.all() else images.select(rows)
+    if not options.skip_bad_images:
+        _require_images(split, chosen)
+    bad = unreadable(chosen, split, options.skip_bad_images, options.follow_urls)
+    if bad.all():
+        raise ValueError(f"No image of the split {split!r} can be read.")
+    readable = mask.copy()
+    readable[rows[bad]] = False
+    return readable
+
+
+def checked(images: Dataset, split: str, options: DataOptions) -> Dataset:
+    """Return the rows whose image can be read.
+
+    Raises:
+        ValueError: some cannot, and are not to be skipped.
+    """
+    readable = _readable(images, np.ones(len(images), dtype=bool), split, options)
+    return images if readable.all() else images.select(np.flatnonzero(readable))
+
+
+def check_column(dataset: Dataset, column: str) -> None:
+    if column in dataset.column_names:
+        return
+    if dataset.column_names == ["image"]:
+        raise ValueError(
+            f"No column {column!r}: the images lie in no class folders. Put those of each class in a folder of its name, or "
+            "write a table of images and labels; images without labels are for --unlabelled with --class-names."
+        )
+    raise ValueError(f"No column {column!r}. The data has: {', '.join(dataset.column_names)}.")
+
+
+def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
+    """Return which rows meet every condition, bool [rows]."""
+    mask = np.ones(len(dataset), dtype=bool)
+    for condition in where:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise ValueError(f"A row filter reads COLUMN=VALUE or COLUMN!=VALUE. Received: {condition!r}.")
+        negated = column.endswith("!")
+        column = column.removesuffix("!").strip()
+        check_column(dataset, column)
+        values = texts(dataset, column)
+        mask &= (values == value.strip()) != negated
+        if not mask.any():
+            raise ValueError(
+                f"No row is left after the filter {condition!r}. Values of {column!r}: "
+                f"{shorten(sorted(set(values.tolist())))}."
+            )
+    return mask
+
+
+def _number_labels(
+    splits: dict[str, Dataset], masks: dict[str, np.ndarray], options: DataOptions, counted: list[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return labels 0..classes-1 of every row (-1: left out) and the class names."""
+    raw = {name: _keys(split, masks[name], options) for name, split in splits.items()}
+    counts = Counter(key for name in counted for key in raw[name][masks[name]])
+    present = {key for name in splits for key in raw[name][masks[name]]}
+    table = _class_table(next(iter(splits.values())), counts, present, options)
+    if unknown := sorted(present - set(table.labels)):
+        raise ValueError(
+            f"Classes of the data that are not among the classes of {' and '.join(counted)}: {shorten(unknown)}."
+        )
+    images = Counter()
+    for key, count in counts.items():
+        images[table.labels[key]] += count
+    kept = [label for label in range(len(table.names)) if images[label] >= options.min_images]
+    if not kept:
+        raise ValueError(f"No class has {options.min_images} images. The largest has {max(counts.values())}.")
+    new = {label: position for position, label in enumerate(kept)}
+    number = {key: new.get(label, -1) for key, label in table.labels.items()}
+    names = [table.names[label] for label in kept]
+    warn_repeated(names)
+    labels = {
+        name: np.where(masks[name], np.asarray([number.get(key, -1) for key in raw[name]], dtype=int), -1)
+        for name in splits
+    }
+    return labels, names
+
+
+def _keys(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.ndarray:
+    """Return what the data calls the class of every row, as text, object [rows].
+
+    Raises:
+        ValueError: labels are missing, or are neither names nor whole numbers.
+    """
+    feature = dataset.features[options.label_column]
+    values = np.asarray(dataset[options.label_column][:], dtype=object)
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    if names is None and not _holds_names(feature) and not _holds_numbers(feature):
+        raise ValueError(f"Labels must be names or whole numbers. Received: {options.label_column!r} is {feature}.")
+    if missing := sum(1 for value in values[mask] if value is None or (names is not None and value < 0)):
+        raise ValueError(f"Rows without a label in the column {options.label_column!r}: {missing} of {mask.sum()}.")
+    if names is not None and len(set(names)) == len(names):
+        return np.asarray([names[v] if v is not None and v >= 0 else None for v in values], dtype=object)
+    return np.asarray([None if value is None else str(value) for value in values], dtype=object)
+
+
+def _holds_names(feature) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _holds_numbers(feature) -> bool:
+    return isinstance(feature, Value) and "int" in feature.dtype
+
+
+def _class_table(dataset: Dataset, counts: Counter, present: set[str], options: DataOptions) -> ClassTable:
+    """Return the classes in label order: as given, as the data set has them, or sorted."""
+    feature = dataset.features[options.label_column]
+    given = options.class_names
+    if _holds_numbers(feature):
+        if given is None:
+            raise ValueError(
+                f"The column {options.label_column!r} holds numbers: give the class names (a file with one name per "
+                f"line), or use a column of names. The data has: {', '.join(dataset.column_names)}."
+            )
+        return names_by_number(sorted_keys(present), given)
+    if isinstance(feature, ClassLabel):
+        numbers = [str(label) for label in range(len(feature.names))]
+        table = own_names(feature.names, options.clean_names)
+        if len(table.labels) < len(numbers):  # of several classes with one name the number is the key
+            table = ClassTable(table.names, {number: label for label, number in enumerate(numbers)})
+            return table if given is None else names_by_number(sorted_keys(present), given)
+        if given is None:
+            return table
+        used = [(name, number) for name, number in zip(feature.names, numbers, strict=True) if name in present]
+        return given_names([name for name, _ in used], given, options.clean_names, [number for _, number in used])
+    if given is None:
+        return own_names(sorted_keys(counts), options.clean_names)
+    return given_names(sorted_keys(present), given, options.clean_names)
+
+
+def _require_images(name: str, rows: Dataset) -> None:
+    """Refuse rows whose image is null, before a training meets them in its midst."""
+    if rows.data.column("image").null_count:
+        missing = np.flatnonzero(rows.with_format("arrow")["image"][:].is_null().to_numpy())
+        if len(missing):
+            raise ValueError(
+                f"{len(missing)} of {len(rows)} rows of the split {name!r} have no image, the first is number "
+                f"{missing[0]}. Leave such rows out of the data."
+            )
+
+
+def image_column(dataset: Dataset, options: DataOptions) -> Dataset:
+    feature = dataset.features[options.image_column]
+    encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+    if not (encoded or isinstance(feature, Image)):
+        raise ValueError(f"The column {options.image_column!r} does not hold images, bytes or paths: it is {feature}.")
+    images = dataset.select_columns(options.image_column)
+    if options.image_column != "image":
+        images = images.rename_column(options.image_column, "image")
+    return images.cast_column("image", RGBImage(background=options.background))

@@ -1,0 +1,110 @@
+"""Files of class names: lists, and mappings from folders or numbers to names, in the forms that people have."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..utils.validation import shorten
+from .class_names import repeated_names
+
+
+#: Lines of a key and a name: an id of WordNet, or a number.
+_KEYED_LINES = (
+    re.compile(r"(n\d{8})[\s,:;]+(.+)"),
+    re.compile(r"(\d+)(?:\s*[,:;\t]\s*|[.)]?\s+)(.+)"),
+)
+#: First cells of the header of a table of names.
+_HEADERS = {"class", "class_id", "folder", "id", "index", "key", "label", "number", "synset", "wnid"}
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
+    """Read class names from a file.
+
+    A list, in label order: a text file with one name per line, a JSON list, or a JSON object {name: number}. A mapping
+    from folder or number to name: a JSON object, or two columns separated by a tab, in a `.csv` by commas, or after a
+    number or an id of WordNet by blanks (`n01440764 tench, Tinca tinca`).
+
+    Returns:
+        The names in label order, or by folder or number.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, holds something else, or says one key twice.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json":
+        try:
+            names = _from_json(json.loads(text), path)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+    elif path.suffix in (".csv", ".tsv"):
+        names = _from_table(text, path)
+    else:
+        names = _from_lines([line.strip() for line in text.splitlines() if line.strip()], path)
+    if not names:
+        raise ValueError(f"{path} holds no class name.")
+    return names
+
+
+def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return tuple(content)
+    if isinstance(content, dict):
+        values = list(content.values())
+        if all(isinstance(name, str) for name in values):
+            return dict(content)
+        if all(isinstance(number, int) for number in values):
+            return _by_number({number: name for name, number in content.items()}, len(values), path)
+        if all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in values):
+            return _mapping(values, path)  # {"0": ["n01440764", "tench"]}
+    raise ValueError(
+        f"{path} must hold a JSON list of strings, or an object of them by folder or number. "
+        f"Received: {type(content).__name__} of something else."
+    )
+
+
+def _by_number(names: dict[int, str], count: int, path: Path) -> tuple[str, ...] | dict[str, str]:
+    if len(names) < count:
+        raise ValueError(f"{path} gives one number to several names. Give each class a number of its own.")
+    if sorted(names) == list(range(count)):
+        return tuple(names[number] for number in range(count))
+    return {str(number): name for number, name in sorted(names.items())}
+
+
+def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    first = text.lstrip().partition("\n")[0]
+    if delimiter not in first and ";" in first:
+        delimiter = ";"
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    rows = [row for row in rows if any(row)]
+    if all(len(row) == 1 for row in rows):
+        return tuple(row[0] for row in rows)
+    if any(len(row) != 2 for row in rows):
+        raise ValueError(f"Expected two columns, folder or number and name, in {path}. Received: {rows[0]}.")
+    if rows[0][0].lower().replace(" ", "_") in _HEADERS:
+        rows = rows[1:]
+    return _mapping(rows, path)
+
+
+def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:
+    if lines and all("\t" in line for line in lines):
+        return _from_table("\n".join(lines), path.with_suffix(".tsv"))
+    for pattern in _KEYED_LINES:
+        found = [pattern.fullmatch(line) for line in lines]
+        pairs = [match.groups() for match in found if match]
+        if lines and len(pairs) == len(lines) and len({key for key, _ in pairs}) == len(lines):
+            return {key: name.strip() for key, name in pairs}
+    return tuple(lines)
+
+
+def _mapping(pairs: Iterable[Sequence[str]], path: Path) -> dict[str, str]:
+    pairs = list(pairs)
+    if repeated := repeated_names(key for key, _ in pairs):
+        raise ValueError(f"{path} names a folder or number twice: {shorten(repeated)}. Give each one name.")
+    return {pair[0]: pair[1] for pair in pairs}

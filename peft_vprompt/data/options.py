@@ -1,0 +1,112 @@
+"""`DataOptions`: where labelled images are and how to read them, and how results say so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .class_names import in_label_order
+from .readers import is_local
+
+
+#: The one test split that is made when the data has none.
+DEFAULT_TEST_SPLIT = "test"
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where labelled images are and how to read them."""
+
+    path: str = field(
+        metadata={
+            "help": "Image folder (or zip of one), table (.csv, .tsv, .jsonl, .parquet; or folder of them), .tar files, "
+            "folder of `save_to_disk`, a pattern with wildcards, or data set id on the Hub."
+        }
+    )
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of FGVC or VTAB-1k, such as vtab-1k/caltech101, with the published split files in the folder "
+            "`--data`, read and preprocessed as published. `--train-split trainval` trains on the validation images too."
+        },
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of the images (Image, bytes or paths)."})
+    label_column: str = field(default="label", metadata={"help": "Column of the classes (names or numbers)."})
+    labels_from: str = field(
+        default="path",
+        metadata={
+            "help": "Which folders are the class where class folders nest: path (the whole path below the root), first or last."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to learn from."})
+    test_split: str = field(
+        default=DEFAULT_TEST_SPLIT,
+        metadata={"help": "Split to test on; without a split `test`, cut off the training split."},
+    )
+    split_column: str | None = field(default=None, metadata={"help": "Column that says which split a row is in."})
+    where: tuple[str, ...] = field(default=(), metadata={"help": "Keep the rows with COLUMN=VALUE or COLUMN!=VALUE."})
+    min_images: int = field(default=0, metadata={"help": "Leave out classes with fewer images."})
+    class_names: tuple[str, ...] | dict[str, str] | None = field(
+        default=None, metadata={"help": "Names in label order, or by folder or number."}
+    )
+    clean_names: bool = field(
+        default=True,
+        metadata={
+            "help": "Write hyphens and underscores of names as spaces (not where class names are given for numbers)."
+        },
+    )
+    background: str = field(default="white", metadata={"help": "Colour behind transparent images: a name or #rrggbb."})
+    skip_bad_images: bool = field(
+        default=False,
+        metadata={"help": "Go on without images that cannot be read, and list them; decodes all images."},
+    )
+    follow_urls: bool = field(
+        default=False, metadata={"help": "Read images from addresses (https://...) in the column of images."}
+    )
+    test_fraction: float = field(
+        default=0.3, metadata={"help": "Share of each class in a test split we make; 0 to train on all images."}
+    )
+    val_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Share of each class of the training images to hold out as the split validation."},
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of splits we make."})
+
+    @property
+    def listed_names(self) -> list[str] | None:
+        """Names of the classes in label order, where they were given."""
+        return None if self.class_names is None else in_label_order(self.class_names)
+
+
+# ---- where the data are, in files ---------------------------------------------------------------------------------
+
+
+def describe(options: DataOptions) -> dict:
+    """Return the options as values that JSON holds, with the whole path of data that are on this machine."""
+    path = options.path
+    return asdict(options) | {"path": os.path.abspath(os.path.expanduser(path)) if is_local(path) else path}
+
+
+def portable(description: dict | None, folder: str | Path) -> dict | None:
+    """Return what `describe` gives with the path relative to a folder, to be written in a file there.
+
+    A relative path begins with a dot, which no id on the Hub does.
+    """
+    if description is None or not os.path.isabs(description.get("path", "")):
+        return description
+    relative = os.path.relpath(os.path.realpath(description["path"]), os.path.realpath(folder))
+    path = Path(relative).as_posix()
+    return description | {"path": path if path.startswith(".") else f"./{path}"}
+
+
+def described(description: dict, folder: str | Path) -> DataOptions:
+    """Return the options that a description says, read from a file in `folder`; JSON has made lists of tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+    }
+    if values["path"].startswith("."):
+        values["path"] = os.path.normpath(os.path.join(os.path.realpath(folder), values["path"]))
+    return DataOptions(**values)

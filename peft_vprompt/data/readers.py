@@ -1,0 +1,210 @@
+"""From what a user calls the data to rows by split: folders, tables, archives, saved data sets and ids on the Hub."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+
+import datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError
+
+from ..utils.digests import digest_json
+from ..utils.notices import tell
+from ..utils.validation import shorten
+from .class_names import nearest
+from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk
+from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, located, read_tables, read_tars
+
+
+_ARCHIVES = (".zip",)
+#: Files that `datasets.save_to_disk` leaves in its folder.
+_SAVED = ("dataset_dict.json", "state.json")
+
+
+def is_local(path: str) -> bool:
+    """Tell whether the data are here: a path that exists, looks like a path or has wildcards, and no id on the Hub."""
+    looks_so = path.startswith((".", "~")) or os.path.isabs(path) or path.count("/") > 1 or "\\" in path
+    return looks_so or glob.has_magic(path) or os.path.exists(path) or path.lower().endswith(_endings())
+
+
+def _endings() -> tuple[str, ...]:
+    return (*TABLE_SUFFIXES, *TAR_SUFFIXES, *_ARCHIVES)
+
+
+def read_rows(
+    path: str, *, image_column: str, label_column: str, labels_from: str = "path", keep_loose: bool = False
+) -> dict[str, Dataset]:
+    """Read all splits at a local path or of a data set on the Hub.
+
+    Args:
+        path: folder, file, pattern with wildcards, or id on the Hub.
+        image_column: column of the images.
+        label_column: column of the classes.
+        labels_from: which folders of an image folder are the class, see `label_files`.
+        keep_loose: keep images that lie in no class folder.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name; says what is there of a similar one.
+        ValueError: what is there cannot be read as images.
+    """
+    local = Path(os.path.abspath(os.path.expanduser(path)))
+    columns = {"image_column": image_column, "label_column": label_column}
+    folder = {"labels_from": labels_from, "keep_loose": keep_loose}
+    if local.is_dir():
+        return _read_directory(local, columns, folder)
+    if local.is_file():
+        return _read_files([local], columns, folder, by_name=False)
+    if glob.has_magic(path):
+        return _read_pattern(local, columns, folder)
+    if is_local(path):
+        raise FileNotFoundError(f"No file or folder {path}. {_beside(local)}")
+    try:
+        return dict(load_dataset(path))
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"No file or folder {path}, and no data set of that id on the Hub or among those downloaded before "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}). {_beside(local)}"
+        ) from error
+
+
+def _beside(missing: Path) -> str:
+    """Say what there is in the last folder of a path that exists."""
+    parent = missing.parent
+    while not parent.is_dir():
+        missing, parent = parent, parent.parent
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    close = nearest(missing.name, names)
+    if close is None:
+        return f"{parent} is empty."
+    return f"Nearest in {parent}: {close!r}. Check the spelling and the current folder."
+
+
+def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+    if any((root / name).is_file() for name in _SAVED):
+        saved = load_from_disk(str(root))
+        return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+    files = list(walk(root))
+    if tables := [os.path.dirname(path) for _, path in files if path.lower().endswith(".parquet")]:
+        place = Path(tables[0]) if len(set(tables)) == 1 else root
+        rows = load_dataset("parquet", data_dir=str(root))
+        return {name: located(split, columns["image_column"], place) for name, split in rows.items()}
+    images = [(parts, path) for parts, path in files if is_image(path)]
+    if metadata := _metadata_files(root):
+        return _read_metadata(root, metadata, len(images), columns, folder)
+    if images:
+        return label_files(root, images, **folder)
+    for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
+        if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
+            return _read_files(chosen, columns, folder)
+    raise ValueError(f"No images in {root}. {_what_is_there(files)}")
+
+
+def _what_is_there(files: Found) -> str:
+    endings = Counter(os.path.splitext(path)[1].lower() or "no ending" for _, path in files)
+    if not endings:
+        return "There is no file in it."
+    held = shorten([f"{count} of {ending}" for ending, count in endings.most_common()])
+    return f"There are files in it: {held}. Images are read from {shorten(IMAGE_SUFFIXES, 30)}."
+
+
+def _read_files(
+    files: Sequence[Path], columns: dict[str, str], folder: dict, by_name: bool = True
+) -> dict[str, Dataset]:
+    """Read files of one kind."""
+    kinds = {next((ending for ending in _endings() if path.name.lower().endswith(ending)), "") for path in files}
+    if len(kinds) > 1:
+        raise ValueError(f"Expected data files of one kind. Received: {', '.join(sorted(kinds))}.")
+    (kind,) = kinds
+    if kind in TABLE_SUFFIXES:
+        return read_tables(files, columns["image_column"], by_name)
+    if kind in TAR_SUFFIXES:
+        return read_tars(files, **columns)
+    if kind in _ARCHIVES and len(files) == 1:
+        return _read_directory(_unpacked(files[0]), columns, folder)
+    what = "an image" if is_image(files[0]) else "a file of another kind"
+    raise ValueError(
+        f"Expected a folder of images, or a data file that ends in {', '.join(_endings())}. Received {what}: {files[0]}."
+    )
+
+
+def _read_pattern(pattern: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+    """Read what fits a pattern: data files of one kind, images, or folders of them."""
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if not found:
+        raise FileNotFoundError(f"No file or folder fits {pattern}.")
+    root = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
+    files = [path for path in found if path.is_file()]
+    if files and not any(is_image(path) for path in files):
+        return _read_files(files, columns, folder)
+    inside = [Path(path) for each in found if each.is_dir() for _, path in walk(each)]
+    images = [path for path in dict.fromkeys([*files, *inside]) if is_image(path)]
+    if not images:
+        raise ValueError(f"No images in what fits {pattern}: {shorten([path.name for path in found])}.")
+    return label_files(root, [(path.relative_to(root).parts[:-1], str(path)) for path in images], **folder)
+
+
+def _metadata_files(root: Path) -> list[Path]:
+    """Return the files that say more of the images, as `datasets` calls them, in the folder or its splits."""
+    places = [root, *(entry for entry in sorted(root.iterdir()) if entry.is_dir() and split_name(entry.name))]
+    return [
+        place / name for place in places for name in ("metadata.csv", "metadata.jsonl") if (place / name).is_file()
+    ]
+
+
+def _read_metadata(
+    root: Path, files: Sequence[Path], count: int, columns: dict[str, str], folder: dict
+) -> dict[str, Dataset]:
+    """Read images with what `metadata.csv` says of them; their folders say their split, and the class if it does not."""
+    image, label = columns["image_column"], columns["label_column"]
+    parts = [next(iter(read_tables([path], image).values())) for path in files]
+    if any(image not in part.column_names for part in parts):
+        raise ValueError(f"No column 'file_name' in {files[0]}. It has: {', '.join(parts[0].column_names)}.")
+    rows = concatenate_datasets(parts)
+    paths = [os.path.normpath(path) for path in rows[image][:]]
+    if (left := count - len(set(paths))) > 0:
+        tell(f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them.")
+    split = rows["split"][:] if "split" in rows.column_names else [_folder_split(root, path) for path in paths]
+    if label not in rows.column_names:
+        found = [(Path(os.path.relpath(path, root)).parts[:-1], path) for path in paths]
+        return label_files(root, found, **folder)
+    chosen = {name: [i for i, s in enumerate(split) if s == name] for name in dict.fromkeys(split)}
+    return {name: rows.select(indices) for name, indices in chosen.items()}
+
+
+def _folder_split(root: Path, path: str) -> str:
+    return split_name(Path(os.path.relpath(path, root)).parts[0]) or "train"
+
+
+def _unpacked(archive: Path) -> Path:
+    """Unpack a zip file into the cache, once, and return the folder that holds the classes or splits."""
+    status = os.stat(archive)
+    place = Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-zip"
+    folder = place / digest_json([str(archive), status.st_size, status.st_mtime_ns])
+    if not folder.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        partial = mkdtemp(dir=place)
+        try:
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(partial)
+            os.replace(partial, folder)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"Cannot read {archive} as a zip file: {error}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _inner(folder, archive.stem)
+
+
+def _inner(folder: Path, stem: str) -> Path:
+    """Return the one folder that everything in an archive lies in, if it is no class and no split."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+    if len(entries) != 1 or not entries[0].is_dir() or split_name(entries[0].name):
+        return folder
+    holds_folders = any(entry.is_dir() for entry in entries[0].iterdir())
+    return entries[0] if holds_folders or entries[0].name == stem else folder

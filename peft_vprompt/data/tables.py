@@ -1,0 +1,145 @@
+"""Tables of images and labels: CSV, TSV, JSON lines, parquet and Arrow files, tar files of the WebDataset form."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
+
+from .folders import split_name
+
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+#: Columns that hold paths of images in tables that have no column of the name asked for.
+_PATH_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file")
+_WHOLE = re.compile(r"0|-?[1-9]\d*")
+
+
+def read_tables(files: Sequence[Path], image_column: str, by_name: bool = True) -> dict[str, Dataset]:
+    """Read tables of one kind.
+
+    Paths of images are relative to the table. Numbers are read as numbers where a whole column holds such.
+
+    Args:
+        files: the tables.
+        image_column: column of the images; where a table has it not, one called `file_name`, `path` or alike becomes it.
+        by_name: whether a table is of the split that its name begins with (`test.csv`); else all are one split.
+
+    Returns:
+        Rows by split.
+
+    Raises:
+        ValueError: a file that cannot be read; names it.
+    """
+    splits = group_by_split(files, by_name)
+    if files[0].suffix.lower() != ".parquet":
+        return {name: _read_text(some, image_column) for name, some in splits.items()}
+    tables = load_dataset("parquet", data_files={name: list(map(str, some)) for name, some in splits.items()})
+    return {name: located(rows, image_column, files[0].parent) for name, rows in tables.items()}
+
+
+def group_by_split(files: Sequence[Path], by_name: bool = True) -> dict[str, list[Path]]:
+    """Return files by the split that their names begin with, as in `train-00000-of-00001.parquet`; `train` for others."""
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        name = split_name(re.split(r"[^A-Za-z]", path.name)[0]) if by_name else None
+        splits.setdefault(name or "train", []).append(path)
+    return splits
+
+
+def _read_text(files: Sequence[Path], image_column: str) -> Dataset:
+    return concatenate_datasets([located(_read_file(path), image_column, path.parent) for path in files])
+
+
+def _read_file(path: Path) -> Dataset:
+    try:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _typed(_read_separated(path))
+        return Dataset.from_list(_read_json(path))
+    except (ValueError, TypeError) as error:  # of pandas, json and pyarrow alike
+        raise ValueError(f"Cannot read the table {path}: {error}") from error
+
+
+def _read_separated(path: Path) -> pd.DataFrame:
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, encoding="utf-8-sig") as file:
+        header = file.readline()
+    if separator not in header:
+        separator = next((other for other in (";", "\t") if other in header), separator)
+    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+
+
+def _typed(table: pd.DataFrame) -> Dataset:
+    """Return a table of text with its whole numbers as numbers and empty cells as missing."""
+    columns = {}
+    for name in table.columns:
+        values = [value if value != "" else None for value in table[name].astype(object)]
+        numbers = all(value is None or _WHOLE.fullmatch(value) for value in values) and any(values)
+        columns[name] = [int(v) if numbers and v is not None else v for v in values]
+    return Dataset.from_dict(columns)
+
+
+def _read_json(path: Path) -> list[dict]:
+    text = path.read_text(encoding="utf-8-sig")
+    rows = (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x.strip()]
+    )
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("Expected one JSON object for each image, on a line of its own or in one list.")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _image_named(rows: Dataset, image_column: str) -> Dataset:
+    """Return a table whose column of paths has the name asked for, if that is clear."""
+    if image_column in rows.column_names:
+        return rows
+    paths = [name for name in rows.column_names if name.lower() in _PATH_COLUMNS]
+    images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+    candidates = images or paths
+    return rows.rename_column(candidates[0], image_column) if len(candidates) == 1 else rows
+
+
+def located(rows: Dataset, column: str, folder: Path) -> Dataset:
+    """Return a table with its paths of images in `column`, and those in a folder made whole."""
+    rows = _image_named(rows, column)
+    feature = rows.features.get(column)
+    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        return rows
+    columns = {name: rows[name][:] for name in rows.column_names}
+    columns[column] = [None if path is None else _locate(path, folder) for path in columns[column]]
+    return Dataset.from_dict(columns, rows.features)
+
+
+def _locate(path: str, folder: Path) -> str:
+    return path if "://" in path else os.path.join(folder, os.path.expanduser(path))
+
+
+# ---- tar files ----------------------------------------------------------------------------------------------------
+
+
+def read_tars(files: Sequence[Path], image_column: str, label_column: str) -> dict[str, Dataset]:
+    """Read tar files of the WebDataset form, each of the split that its name begins with, or all of one.
+
+    The column of images becomes `image_column`, and `cls` becomes `label_column`, where there are no such columns; the
+    entries of `json` are columns such as `json.label`.
+
+    Raises:
+        ValueError: a file that is no such tar.
+    """
+    splits = {name: list(map(str, some)) for name, some in group_by_split(files).items()}
+    tables = dict(load_dataset("webdataset", data_files=splits))
+    for name, rows in tables.items():
+        rows = _image_named(rows, image_column).flatten()
+        if label_column not in rows.column_names and "cls" in rows.column_names:
+            rows = rows.rename_column("cls", label_column)
+        tables[name] = rows
+    return tables

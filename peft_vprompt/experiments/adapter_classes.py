@@ -1,0 +1,57 @@
+"""Which classes an adapter is evaluated on: all that it knows, by their names, or others that the user asks for."""
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from peft import PeftConfig
+
+from ..data import with_class_names
+from ..data.class_names import find_classes
+from .run import split_classes
+
+
+def known_classes(config: PeftConfig, saved: dict | None) -> list[str] | None:
+    """Return the classes of an adapter in label order, base before novel; None where nothing says them.
+
+    Args:
+        config: the adapter's config.
+        saved: what `results.json` beside it holds, if it is there.
+    """
+    if saved is not None:
+        return [name for names in saved["classes"].values() for name in names]
+    return getattr(config, "class_names", None)
+
+
+def classes_to_tell_apart(
+    rows: Dataset, given: Sequence[str] | None, known: Sequence[str] | None, new: bool = False
+) -> Dataset:
+    """Return labelled images with the labels of the classes to tell them apart among.
+
+    These are all classes that the adapter knows, in its order, or in that of a list of all of them. They are others where
+    these are asked for, or where the user lists names of which none is the adapter's.
+
+    Args:
+        rows: images with the data's own classes.
+        given: list of names that the user gave, None for a mapping or nothing.
+        known: classes of the adapter; None where nothing says them.
+        new: take the data's classes.
+
+    Raises:
+        ValueError: a class of the data, or a name that was given, is none of the adapter's.
+    """
+    if new or known is None:
+        return rows
+    if given is not None:
+        if set(given).isdisjoint(known) or sorted(given) == sorted(known):
+            return rows
+        find_classes(given, known)
+    return with_class_names(rows, known)
+
+
+def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:
+    """Return the classes by subset: `all`, and `base` and `novel` as in the training, else the halves."""
+    classes = {"all": list(names)}
+    trained = saved["classes"] if saved is not None else {}
+    if "base" in trained and set(trained["base"]) <= set(names) and len(names) == sum(map(len, trained.values())):
+        return classes | trained
+    return classes | (split_classes(list(names), True) if len(names) > 1 else {})

@@ -1,0 +1,147 @@
+"""Image folders: which folders are splits, which are classes, and what is said of the others."""
+
+import pytest
+
+from peft_vprompt.data import DataOptions, class_counts, load_images, load_split, load_unlabelled
+from tests.support.labelled_images import paths_and_names, write_folder
+
+
+NESTED = {f"{animal}/{time}": 3 for animal in ("cat", "dog") for time in ("day", "night")}
+
+
+def names(path, **options):
+    return load_images(DataOptions(path, **options))["train"].features["label"].names
+
+
+class TestLabels:
+    @pytest.mark.parametrize(("labels_from", "expected"), [("first", ["cat", "dog"]), ("last", ["day", "night"])])
+    def test_nested_folders_by_option(self, labels_from, expected, tmp_path):
+        assert names(write_folder(tmp_path, NESTED), labels_from=labels_from) == expected
+
+    def test_nested_folders(self, tmp_path):
+        with pytest.warns(UserWarning, match="whole path, such as 'cat/day'.*--labels-from first"):
+            assert names(write_folder(tmp_path, NESTED)) == ["cat/day", "cat/night", "dog/day", "dog/night"]
+
+    @pytest.mark.parametrize("below", ("", "train/"))
+    def test_folders_of_different_depth(self, below, tmp_path):
+        path = write_folder(tmp_path, {below + "cat": 3, below + "cat/day": 3, below + "dog/old/day": 3})
+        with pytest.warns(UserWarning, match="lie in each other"):
+            assert names(path) == ["cat", "cat/day", "dog/old/day"]
+
+    def test_an_unknown_choice(self, tmp_path):
+        with pytest.raises(ValueError, match=r"labels_from.*\['path', 'first', 'last'\].*'middle'"):
+            names(write_folder(tmp_path, NESTED), labels_from="middle")
+
+    def test_a_loose_image(self, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3, ".": 1})
+        with pytest.warns(UserWarning, match="1 image is beside the class folders.*0.png"):
+            assert names(path) == ["a", "b"]
+
+    def test_loose_images_alone(self, tmp_path):
+        with pytest.raises(ValueError, match="lie in no class folders.*a folder of its name.*--unlabelled"):
+            names(write_folder(tmp_path, {".": 3}))
+
+    def test_one_class(self, tmp_path):
+        path = write_folder(tmp_path, {"cat": 3})
+        with pytest.raises(ValueError, match="one class, 'cat'.*folder"):
+            names(path)
+        assert len(load_split(DataOptions(path))) == 3
+
+    def test_linked_folders(self, tmp_path):
+        write_folder(tmp_path / "real", {"a": 3, "b": 3})
+        (tmp_path / "links").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / "links" / name).symlink_to(tmp_path / "real" / name)
+        assert names(str(tmp_path / "links")) == ["a", "b"]
+        (tmp_path / "links" / "a" / "up").symlink_to(tmp_path / "links")
+        with pytest.warns(UserWarning) as told:
+            assert class_counts(load_images(DataOptions(str(tmp_path / "links")))["train"]).tolist()[:1] == [2]
+        assert any("a link to a folder that it lies in" in str(warning.message) for warning in told)
+
+    def test_what_programs_leave_behind(self, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3, "__MACOSX/a": 1, ".cache/a": 1})
+        (tmp_path / "a" / "._0.png").write_bytes(b"no image")
+        (tmp_path / "a" / "Thumbs.db").write_bytes(b"no image")
+        assert names(path) == ["a", "b"]
+
+
+class TestSplits:
+    @pytest.mark.parametrize("train", ("train", "Training"))
+    @pytest.mark.parametrize("validation", ("val", "valid", "validation", "dev"))
+    def test_folders_of_the_names_of_splits(self, train, validation, tmp_path):
+        sizes = {train: 3, validation: 2, "test": 1}
+        path = write_folder(tmp_path, {f"{split}/{name}": n for split, n in sizes.items() for name in ("a", "b")})
+        data = load_images(DataOptions(path), validation=True)
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 6, "validation": 4, "test": 2}
+        assert len(load_split(DataOptions(path), validation)) == len(load_split(DataOptions(path), "validation")) == 4
+        data = load_images(DataOptions(path, test_split=validation), validation=True)
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 6, "test": 4}
+
+    @pytest.mark.parametrize("name", ("train", "test", "val"))
+    def test_a_class_that_is_called_like_a_split(self, name, tmp_path):
+        path = write_folder(tmp_path, {name: 3, "bus": 3})
+        with pytest.warns(UserWarning, match=f"{name} stand beside bus.*classes, none as a split"):
+            rows = load_images(DataOptions(path))["train"]
+        assert paths_and_names(rows) == {(name, name), ("bus", "bus")}
+
+    def test_such_a_class_in_a_split(self, tmp_path):
+        path = write_folder(
+            tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in ("train", "bus")}
+        )
+        assert names(path) == ["bus", "train"]
+
+    def test_classes_that_are_all_called_like_splits(self, tmp_path):
+        path = write_folder(tmp_path, {"train": 3, "test": 3})
+        with pytest.warns(UserWarning, match="names of splits"), pytest.raises(ValueError, match="no class folders"):
+            names(path)
+
+    def test_folders_without_images_are_neither(self, tmp_path):
+        path = write_folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
+        (tmp_path / "notes").mkdir()
+        assert len(load_images(DataOptions(path))["test"]) == 2
+
+
+class TestUnlabelled:
+    def test_a_flat_folder(self, tmp_path):
+        data = load_unlabelled(DataOptions(write_folder(tmp_path, {".": 5}), class_names=("a", "b")))
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 5}
+        assert data["train"].column_names == ["image"]
+
+    def test_flat_images_beside_labelled_test_images(self, tmp_path):
+        data = load_unlabelled(DataOptions(write_folder(tmp_path, {"train": 5, "test/a": 1, "test/b": 2})))
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 5, "test": 3}
+
+    def test_all_images_without_their_labels(self, tmp_path):
+        path = write_folder(tmp_path, {"2024/may": 3, "2025/june": 3, ".": 1})
+        data = load_unlabelled(DataOptions(path, class_names=("a", "b"), test_fraction=0, labels_from="first"))
+        assert len(data["train"]) == 7
+
+
+class TestMadeSplits:
+    def test_no_test_images(self, tmp_path):
+        options = DataOptions(write_folder(tmp_path, {"a": 3, "b": 1}), test_fraction=0)
+        assert {name: len(rows) for name, rows in load_images(options).items()} == {"train": 4}
+        with pytest.raises(ValueError, match="no test images.*test_fraction=0.*--split train"):
+            load_split(options, "test")
+
+    def test_validation_images(self, tmp_path):
+        options = DataOptions(write_folder(tmp_path, {"a": 10, "b": 10}), val_fraction=0.25, test_fraction=0.2)
+        data = load_images(options)
+        assert {name: len(rows) for name, rows in data.items()} == {"train": 12, "validation": 4, "test": 4}
+        images = [image.tobytes() for rows in data.values() for image in rows["image"]]
+        assert len(set(images)) == 20
+        for split, rows in data.items():
+            again = load_split(options, split)
+            assert [image.tobytes() for image in again["image"]] == [image.tobytes() for image in rows["image"]]
+
+    def test_validation_images_beside_such(self, tmp_path):
+        path = write_folder(tmp_path, {f"{split}/{name}": 3 for split in ("train", "val") for name in "ab"})
+        with pytest.raises(ValueError, match="a split 'validation' of its own.*val_fraction=0.5"):
+            load_images(DataOptions(path, val_fraction=0.5))
+
+    @pytest.mark.parametrize("name", ("test_fraction", "val_fraction"))
+    @pytest.mark.parametrize("value", (-0.1, 1, 2.0))
+    def test_shares_out_of_range(self, name, value, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        with pytest.raises(ValueError, match=f"`{name}` must lie between 0 and 1. Received: {name}={value}"):
+            load_images(DataOptions(path, **{name: value}))

@@ -1,0 +1,259 @@
+"""Data as people have them: tables, archives, patterns, saved data sets, ids on the Hub; and names that are mistyped."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from peft_vprompt.data import DataOptions, load_images, readers
+from peft_vprompt.data.options import describe, described, portable
+from tests.support.labelled_images import paths_and_names, picture, write_folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder `pictures` with four images of each of two classes, which the file names do not tell."""
+    write_folder(tmp_path / "pictures", {"all": 8})
+    return tmp_path
+
+
+def rows(folder="pictures/all"):
+    return [(f"{folder}/{index}.png", ("sea_lion", "owl")[index % 2]) for index in range(8)]
+
+
+def separated(header, separator=",", table=None):
+    return "\n".join(separator.join(row) for row in [header, *(table or rows())]) + "\n"
+
+
+def as_json(table, label="label"):
+    return [{"image": path, label: name} for path, name in table]
+
+
+def read(path, **options):
+    return load_images(DataOptions(str(path), **options))
+
+
+def checked(data, names=("owl", "sea lion")):
+    """Whether the data have eight images of the two classes, each with the label that it should have."""
+    right = {picture("all", index).tobytes(): rows()[index][1] for index in range(8)}
+    right |= {picture(name, index).tobytes(): name for name in ("sea_lion", "owl") for index in range(4)}
+    assert {name: len(split) for name, split in data.items()} == {"train": 6, "test": 2}
+    for split in data.values():
+        assert split.features["label"].names == list(names)
+        for row in split:
+            assert names[row["label"]] == right[row["image"].tobytes()].replace("_", " ")
+    return True
+
+
+class TestTables:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("t.csv", separated(("image", "label"))),
+            ("t.csv", "\ufeff" + separated(("file_name", "label"), ";")),
+            ("t.tsv", separated(("path", "label"), "\t")),
+            ("t.jsonl", "\n".join(map(json.dumps, as_json(rows())))),
+            ("t.json", json.dumps(as_json(rows()))),
+        ],
+        ids=["csv", "semicolons", "tsv", "jsonl", "json"],
+    )
+    def test_paths_are_relative_to_the_table(self, images, name, text, monkeypatch):
+        (images / name).write_text(text, encoding="utf-8")
+        assert checked(read(images / name))
+        monkeypatch.chdir(images / "pictures")
+        assert checked(read(f"../{name}"))
+
+    def test_parquet_of_paths(self, images):
+        Dataset.from_list(as_json(rows())).to_parquet(images / "t.parquet")
+        assert checked(read(images / "t.parquet"))
+
+    def test_tables_by_split(self, images):
+        (images / "tables").mkdir()
+        for split, part in (("train", slice(0, 4)), ("valid", slice(4, 6)), ("test", slice(6, 8))):
+            table = separated(("image", "label"), table=rows("../pictures/all")[part])
+            (images / "tables" / f"{split}.csv").write_text(table)
+        data = load_images(DataOptions(str(images / "tables")), validation=True)
+        assert {name: len(split) for name, split in data.items()} == {"train": 4, "validation": 2, "test": 2}
+
+    def test_labels_that_look_like_something_else(self, images):
+        table = [(path, ("NA", "007", "1e5", "nan")[index % 4]) for index, (path, _) in enumerate(rows())]
+        (images / "t.csv").write_text(separated(("image", "label"), table=table))
+        assert read(images / "t.csv")["train"].features["label"].names == ["007", "1e5", "NA", "nan"]
+
+    def test_a_row_without_a_label(self, images):
+        (images / "t.csv").write_text(separated(("image", "label"), table=[*rows()[:5], ("pictures/all/5.png", "")]))
+        with pytest.raises(ValueError, match="Rows without a label in the column 'label': 1 of 6"):
+            read(images / "t.csv")
+
+    @pytest.mark.parametrize("label", [[0, 1, 1], {"name": "owl"}, 0.5])
+    def test_labels_of_another_kind(self, images, label):
+        (images / "t.jsonl").write_text("\n".join(json.dumps({"image": path, "label": label}) for path, _ in rows()))
+        with pytest.raises(ValueError, match="Labels must be names or whole numbers"):
+            read(images / "t.jsonl")
+
+    def test_missing_files_are_named(self, images):
+        (images / "t.csv").write_text(separated(("image", "label"), table=[*rows(), ("gone.png", "owl")]))
+        with pytest.raises(ValueError, match=r"1 of 9 images.*1 not there \(.*gone.png\)"):
+            read(images / "t.csv")
+
+    def test_addresses_are_not_followed(self, images):
+        table = [(f"https://example.org/{path}", name) for path, name in rows()]
+        (images / "t.csv").write_text(separated(("image", "label"), table=table))
+        with pytest.raises(ValueError, match=r"8 of 8 images.*addresses.*https://example.org/.*--follow-urls"):
+            read(images / "t.csv")
+        assert len(read(images / "t.csv", follow_urls=True)["train"]) == 6
+
+    @pytest.mark.parametrize(
+        ("name", "text", "match"),
+        [
+            ("t.jsonl", "{'image': 1}", "Cannot read the table .*t.jsonl"),
+            ("t.jsonl", "[1, 2]", "one JSON object for each image"),
+            ("t.csv", separated(("picture", "label")), "No column 'image'. The data has: picture, label"),
+            ("t.csv", separated(("image", "kind")), "No column 'label'. The data has: image, kind"),
+            ("t.xlsx", "x", r"Expected a folder of images, or a data file that ends in \.csv.*t.xlsx"),
+            ("0.png", "x", "Received an image: .*0.png"),
+            ("t.zip", "x", "Cannot read .*t.zip as a zip file"),
+        ],
+    )
+    def test_files_that_are_something_else(self, images, name, text, match):
+        (images / name).write_text(text)
+        with pytest.raises(ValueError, match=match):
+            read(images / name)
+
+
+class TestMetadata:
+    @pytest.mark.parametrize("name", ("metadata.csv", "metadata.jsonl"))
+    def test_labels(self, images, name):
+        folder = images / "pictures"
+        table = rows("all")
+        lines = "\n".join(json.dumps({"file_name": path, "label": kind}) for path, kind in table)
+        (folder / name).write_text(separated(("file_name", "label"), table=table) if name.endswith("csv") else lines)
+        assert checked(read(folder))
+
+    def test_folders_are_the_classes_where_it_says_none(self, tmp_path):
+        path = write_folder(tmp_path, {"cat": 3, "dog": 3})
+        (tmp_path / "metadata.csv").write_text("file_name,year\ncat/0.png,1\ncat/1.png,1\ndog/0.png,2\ndog/1.png,2\n")
+        with pytest.warns(UserWarning, match="2 images in .* are left out: metadata.csv does not name them"):
+            data = read(path, test_fraction=0)["train"]
+        assert paths_and_names(data) == {("cat", "cat"), ("dog", "dog")} and len(data) == 4
+
+    def test_in_the_folders_of_splits(self, tmp_path):
+        path = write_folder(tmp_path, {"train": 4, "test": 2})
+        for split, count in (("train", 4), ("test", 2)):
+            table = [(f"{index}.png", "ab"[index % 2]) for index in range(count)]
+            (tmp_path / split / "metadata.csv").write_text(separated(("file_name", "label"), table=table))
+        data = read(path)
+        assert {name: split["label"][:] for name, split in data.items()} == {"train": [0, 1, 0, 1], "test": [0, 1]}
+
+
+class TestArchives:
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    @pytest.mark.parametrize("base", (None, "photos"))
+    def test_a_zip_of_a_folder(self, tmp_path, base):
+        write_folder(tmp_path / "in" / (base or ""), {"sea_lion": 4, "owl": 4})
+        archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in", base)
+        for _ in range(2):
+            assert checked(read(archive))
+
+    def test_a_zip_of_splits(self, tmp_path):
+        write_folder(tmp_path / "in", {"train/a": 3, "train/b": 3})
+        archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in")
+        assert read(archive)["train"].features["label"].names == ["a", "b"]
+
+    @pytest.mark.parametrize("ending", ("tar", "tar.gz"))
+    def test_tar_files(self, images, ending):
+        path = images / f"shard-000.{ending}"
+        with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as file:
+            for index in range(8):
+                entries = {
+                    "png": (images / "pictures" / "all" / f"{index}.png").read_bytes(),
+                    "cls": str(index % 2).encode(),
+                    "json": json.dumps({"kind": rows()[index][1]}).encode(),
+                }
+                for kind, content in entries.items():
+                    entry = tarfile.TarInfo(f"{index:03d}.{kind}")
+                    entry.size = len(content)
+                    file.addfile(entry, io.BytesIO(content))
+        assert checked(read(path, label_column="json.kind"))
+        assert checked(read(path, class_names={"1": "owl", "0": "sea lion"}), ["sea lion", "owl"])
+
+
+class TestSaved:
+    def test_what_save_to_disk_wrote(self, tmp_path):
+        data = read(write_folder(tmp_path / "in", {"sea_lion": 4, "owl": 4}))
+        data.save_to_disk(tmp_path / "both")
+        assert checked(read(tmp_path / "both"))
+        DatasetDict(data)["train"].save_to_disk(tmp_path / "one")
+        assert {name: len(split) for name, split in read(tmp_path / "one").items()} == {"train": 4, "test": 2}
+
+
+class TestPatterns:
+    @pytest.mark.parametrize("pattern", ("*/*.png", "*", "**/*.png"))
+    def test_images(self, tmp_path, pattern):
+        path = write_folder(tmp_path, {"sea_lion": 4, "owl": 4})
+        assert checked(read(f"{path}/{pattern}"))
+
+    def test_some_of_the_folders(self, tmp_path):
+        path = write_folder(tmp_path, {"a1": 2, "a2": 2, "b": 2})
+        assert read(f"{path}/a?")["train"].features["label"].names == ["a1", "a2"]
+
+    def test_tables(self, images):
+        for part in range(2):
+            table = separated(("image", "label"), table=rows()[4 * part : 4 * part + 4])
+            (images / f"part{part}.csv").write_text(table)
+        assert checked(read(images / "part*.csv"))
+
+    def test_nothing_fits(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="No file or folder fits"):
+            read(tmp_path / "*.jpg")
+
+
+class TestNames:
+    @pytest.mark.parametrize("given", ("{}/fotos", "fotos", "./fotos", "fotos.csv", "fotos/cats"))
+    def test_a_mistyped_path(self, given, tmp_path, monkeypatch):
+        write_folder(tmp_path, {"photos/cats": 1})
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        with pytest.raises(FileNotFoundError, match="No file or folder .*fotos.*'photos'"):
+            read(given.format(tmp_path))
+
+    def test_a_folder_without_images(self, tmp_path):
+        (tmp_path / "a.heic").write_text("x")
+        with pytest.raises(ValueError, match=r"No images in .*1 of .heic.*\.jpg"):
+            read(tmp_path)
+
+    def test_an_id_on_the_hub(self, tmp_path, monkeypatch):
+        data = read(write_folder(tmp_path / "in", {"sea_lion": 4, "owl": 4}))
+        asked = []
+        monkeypatch.setattr(readers, "load_dataset", lambda name: asked.append(name) or data)
+        monkeypatch.chdir(tmp_path)
+        assert checked(read("someone/animals")) and asked == ["someone/animals"]
+
+
+class TestDescriptions:
+    def test_a_relative_path_can_be_read_from_anywhere(self, tmp_path, monkeypatch):
+        write_folder(tmp_path / "photos", {"a": 2, "b": 2})
+        monkeypatch.chdir(tmp_path)
+        about = portable(describe(DataOptions("photos", where=("label=a",), class_names={"a": "A"})), "runs/one")
+        assert about["path"] == "../../photos"
+        monkeypatch.chdir("/")
+        again = described(json.loads(json.dumps(about)), tmp_path / "runs" / "one")
+        assert again == DataOptions(str(tmp_path / "photos"), where=("label=a",), class_names={"a": "A"})
+
+    def test_data_in_the_folder_of_the_results(self, tmp_path):
+        write_folder(tmp_path / "photos", {"a": 2})
+        about = portable(describe(DataOptions(str(tmp_path / "photos"))), tmp_path)
+        assert about["path"] == "./photos"
+        assert described(about, tmp_path).path == str(tmp_path / "photos")
+
+    def test_an_id_stays(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        about = portable(describe(DataOptions("someone/animals")), tmp_path)
+        assert described(about, tmp_path / "elsewhere") == DataOptions("someone/animals")
+        assert portable(None, tmp_path) is None
