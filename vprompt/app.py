@@ -103,6 +103,17 @@ def _say(label: str, message: str) -> None:
     Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
 
 
+def say_named(config) -> None:
+    """Say which base model and which tokenizer an adapter names, before anything of them is loaded."""
+    revision = f", revision {config.revision}" if config.revision else ""
+    names = {
+        "base model": config.base_model_name_or_path,
+        "tokenizer": getattr(config, "tokenizer_name_or_path", None),
+    }
+    if named := [f"the {what} {name}" for what, name in names.items() if name]:
+        console.print(f"The adapter names {escape(' and '.join(named) + revision)}.", soft_wrap=True, highlight=False)
+
+
 def say_saved(place) -> None:
     """Say where the results are."""
     console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)

@@ -16,7 +16,9 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' code, such as model.pth.tar-5.")],
     output: Annotated[Path, option("Folder for the adapter.")],
     method: Annotated[str, option(f"One of: {', '.join(CONVERTIBLE)}.")],
-    model: Annotated[str | None, option("Folder or Hub id of the base model; checks every shape.")] = None,
+    model: Annotated[
+        str | None, option("Folder or Hub id (id@revision) of the base model; checks every shape.")
+    ] = None,
     class_names: ClassNames = None,
     config: Annotated[
         list[str] | None,

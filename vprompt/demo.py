@@ -39,7 +39,7 @@ def demo(
     from peft_vprompt.utils.io import write_json
     from peft_vprompt.utils.locks import only_writer
 
-    chosen = split_list(methods)
+    chosen = split_list("--methods", methods)
     for name in chosen:
         get_method(name)
     data = read_data(None)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 
-from .app import command, console, given, say_next
+from .app import command, console, given, say_named, say_next
 from .choices import DATA
 from .options import SAME_IMAGES, Device, EvalBf16, ImageSize, option, saved_data_options, saved_run, takes_data
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 def evaluate(
-    adapter: Annotated[str, option("Folder or Hub id of a trained adapter.")],
+    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
     data: "DataOptions | None",
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[
@@ -56,6 +56,7 @@ def evaluate(
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config, load_adapter
     from peft_vprompt.experiments.reports import WORSE, is_worse
+    from peft_vprompt.experiments.results import require_local_data
     from peft_vprompt.experiments.run import as_published, eval_sets
     from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
@@ -65,6 +66,10 @@ def evaluate(
 
     config = adapter_config(adapter)  # before anything is said about what lies beside it
     saved = saved_run(adapter)
+    if data is None and saved is not None:
+        require_local_data(saved["data"], Path(adapter) / "results.json")
+    if model is None and (saved is None or saved["settings"]["model"] is not None):
+        say_named(config)
     trained_on = saved_data_options(saved, adapter) if saved else None
     if data is None:
         _require_results(adapter, saved)

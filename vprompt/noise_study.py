@@ -89,10 +89,10 @@ def noise_study(
     base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
     study = Study(
         base,
-        methods=tuple(split_list(methods)),
-        kinds=tuple(split_list(kinds)),
+        methods=tuple(split_list("--methods", methods)),
+        kinds=tuple(split_list("--kinds", kinds)),
         rates=tuple(split_numbers("--rates", rates)),
-        losses=tuple(split_list(losses)),
+        losses=tuple(split_list("--losses", losses)),
         seeds=tuple(split_numbers("--seeds", seeds, int)),
         loss_options={} if q is None else {"gce": {"q": q}, "phuber-gce": {"q": q}},
         gradients=gradients,

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,7 +94,8 @@ CLASSIFIER_MODELS = ("google/vit-base-patch16-224-in21k", "facebook/dinov2-base"
 Model = Annotated[
     str | None,
     option(
-        f"Folder or Hub id of a base model, such as {CLIP_MODELS[0]}. Needed with --data; the embedded task has its own."
+        f"Folder or Hub id (id@revision) of a base model, such as {CLIP_MODELS[0]}. Needed with --data; the embedded task "
+        "has its own."
     ),
 ]
 Device = Annotated[
@@ -283,19 +285,30 @@ def require_model(model: object, data: "DataOptions | None", method: str | None 
 SAME_IMAGES = ("data", *DATA_OPTIONS)
 
 
-def split_list(items: str) -> list[str]:
-    """Return the items of a list separated by commas."""
-    return [item.strip() for item in items.split(",") if item.strip()]
+def split_list(flag: str, items: str) -> list[str]:
+    """Return the items of a list separated by commas.
+
+    Raises:
+        ValueError: there is none; names the option.
+    """
+    found = [item.strip() for item in items.split(",") if item.strip()]
+    if not found:
+        raise ValueError(f"{flag} takes at least one item, several separated by commas. Received: {items!r}.")
+    return found
 
 
 def split_numbers(flag: str, items: str, kind: type = float) -> list:
     """Return the numbers of a list separated by commas.
 
     Raises:
-        ValueError: something else; names the option.
+        ValueError: something else, or none; names the option.
     """
+    found = split_list(flag, items)
     try:
-        return [kind(item) for item in split_list(items)]
+        numbers = [kind(item) for item in found]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{items!r} has numbers that are not finite.")
+        return numbers
     except ValueError as error:
         raise ValueError(
             f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas. Received: {items!r}."
@@ -304,9 +317,9 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
 
 def saved_run(adapter: str) -> dict | None:
     """Return what `vprompt train` wrote beside the adapter, if it did."""
-    from peft_vprompt.utils.io import read_json
+    from peft_vprompt.experiments.results import read_results
 
-    return read_json(Path(adapter) / "results.json", missing_ok=True)
+    return read_results(Path(adapter) / "results.json")
 
 
 def saved_data_options(saved: dict, folder: str) -> "DataOptions | None":

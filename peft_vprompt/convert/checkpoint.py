@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
 import transformers
 from peft import PeftConfig, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
@@ -25,7 +22,9 @@ from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER
 from ..tuners.base.registry import METHODS, find_method
+from ..utils.hub import split_revision
 from ..utils.validation import require_choice
+from .state import CheckpointState
 
 
 #: What reads each method's checkpoints, by the name `convert_checkpoint` takes.
@@ -40,7 +39,7 @@ DEFAULT_BACKBONES = {
 
 
 def convert_checkpoint(
-    checkpoint: str | os.PathLike | dict[str, Tensor],
+    checkpoint: str | os.PathLike | Mapping[str, Tensor],
     method: str,
     output_dir: str | os.PathLike,
     base_model: nn.Module | str | os.PathLike | None = None,
@@ -52,8 +51,9 @@ def convert_checkpoint(
     Depth, length, class-specific contexts and the projection size are read off the tensors.
 
     Args:
-        checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Files are read with
-            `weights_only=True`. Half-precision tensors become float32.
+        checkpoint: path of a `model.pth.tar-N` (or of VPT's `.pth`), or the state dict itself. Nothing in a file is run:
+            of objects beside the tensors (optimizer, scheduler, configuration) nothing is built, see `utils.pickled`.
+            Half-precision tensors become float32.
         method: "coop", "cocoop", "kgcoop", "prograd", "tcp", "promptsrc", "mmrl",
             "mmrlpp", "alignednorm", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.
@@ -68,11 +68,12 @@ def convert_checkpoint(
 
     Raises:
         ValueError: an unknown method.
-        AdapterMismatchError: the file cannot be read or is not a plain checkpoint, the tensors are not the method's,
-            or they do not fit the base model; nothing is written then.
+        AdapterMismatchError: the file cannot be read, the tensors are not the method's or are no plain tensors of finite
+            numbers, or they do not fit the base model; nothing is written then.
+        FileNotFoundError: there is no such file.
     """
     require_choice("method", method, list(LAYOUTS))
-    layout = LAYOUTS[method](read_checkpoint(checkpoint))
+    layout = LAYOUTS[method](CheckpointState(checkpoint))
     if layout.values.get("class_specific") and class_names is None:
         raise ClassNamesError("This checkpoint has one context per class. Pass class_names, in label order.")
     if isinstance(base_model, (str, os.PathLike)):
@@ -92,37 +93,22 @@ def convert_checkpoint(
     return peft_config
 
 
-def read_checkpoint(checkpoint: str | os.PathLike | dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, in float32, without the wrapping that trainers add.
+def load_base_model(name_or_path: str) -> nn.Module:
+    """Load a base model in the class its config names; `id@revision` for one revision.
 
     Raises:
-        AdapterMismatchError: the file is broken, holds objects that only code could rebuild, or is no state dict.
+        ValueError: the config names no class of transformers.
     """
-    if not isinstance(checkpoint, dict):
-        try:
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except (UnpicklingError, EOFError, BadZipFile, RuntimeError) as error:
-            raise AdapterMismatchError(
-                f"Cannot read {str(checkpoint)!r} as a checkpoint of plain tensors: {str(error).splitlines()[0]}. "
-                "Nothing else is unpickled, since a pickle can run code. Save it again with "
-                "torch.save(model.state_dict(), path)."
-            ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]  # pyrefly: ignore[bad-assignment]  # a dict, as was asked
-    if not isinstance(checkpoint, dict) or not all(isinstance(name, str) for name in checkpoint):
-        raise AdapterMismatchError(
-            f"Expected a checkpoint that names its tensors (a state dict). Received: {type(checkpoint).__name__}"
-            f"{' with keys that are no names' if isinstance(checkpoint, dict) else ''}. Save model.state_dict()."
+    path, revision = split_revision(name_or_path)
+    pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
+    config: Any = AutoConfig.from_pretrained(path, **pinned)
+    architecture = getattr(transformers, (config.architectures or ("none",))[0], None)
+    if architecture is None:
+        raise ValueError(
+            f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "
+            "model yourself and pass it as base_model."
         )
-    tensors = {name.removeprefix("module."): value for name, value in checkpoint.items() if torch.is_tensor(value)}
-    return {n: v.detach().float() if v.is_floating_point() else v.detach() for n, v in tensors.items()}
-
-
-def load_base_model(name_or_path: str) -> nn.Module:
-    """Load a base model in the class its config names."""
-    config: Any = AutoConfig.from_pretrained(name_or_path)
-    return getattr(transformers, config.architectures[0]).from_pretrained(name_or_path)
+    return architecture.from_pretrained(path, **pinned)
 
 
 def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict) -> PromptConfig:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from ..errors import PromptTooLongError, TokenizerNotFoundError
+from ..utils.validation import first_line
 
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def find_tokenizer(
     token: str | bool | None = None,
     base_model_revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """Load the configured tokenizer, or else the base model's own, which has the base model's revision.
+    """Load the configured tokenizer, or else the base model's own at the revision of the base model.
+
+    Nothing that a tokenizer brings along is run: one that needs code of its own is none.
 
     A configured local path that does not exist here (an adapter that came from another machine) falls back to the
     base model's tokenizer with a warning.
@@ -47,9 +50,9 @@ def find_tokenizer(
         revision = base_model_revision if name == base_model_name_or_path else None
         options = {key: value for key, value in {"token": token, "revision": revision}.items() if value is not None}
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError) as error:
-            failures.append(f"{name!r}: {str(error).splitlines()[0].rstrip('.')}")
+            failures.append(f"{name!r}: {first_line(error)}")
             continue
         if failures:
             warnings.warn(

@@ -28,6 +28,7 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import digest_json, digest_tensors
+from ..utils.hub import split_revision
 from ..utils.io import finish_saving
 
 
@@ -73,8 +74,8 @@ def build_model(
     """Load a base model and put an untrained adapter on it.
 
     Args:
-        model_name_or_path: folder or Hub id of a dual encoder (CLIP) or an image classifier (ViT); None for the
-            embedded tiny CLIP.
+        model_name_or_path: folder or Hub id of a dual encoder (CLIP) or an image classifier (ViT), `id@revision` for
+            one revision; None for the embedded tiny CLIP.
         method: a name in `METHODS`.
         class_names: names of the classes, in label order.
         seed: seed of the prompts' and of a new head's first values.
@@ -101,7 +102,9 @@ def build_model(
         )
     if dual:
         options |= {"class_names": list(class_names)}
-    model = get_peft_model(base, spec.configure(base, is_classifier=not dual, **options))
+    config = spec.configure(base, is_classifier=not dual, **options)
+    config.revision = split_revision(model_name_or_path)[1] if model_name_or_path else None
+    model = get_peft_model(base, config)
     content |= {"image processor": digest_json(processor.to_dict()), "tokenizer": _tokenizer_content(model)}
     return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe, content)
 
@@ -118,7 +121,7 @@ def load_adapter(
     """Load a trained adapter on its base model, for evaluation.
 
     Args:
-        adapter: folder or Hub id of the adapter.
+        adapter: folder or Hub id of the adapter, `id@revision` for one revision.
         model_name_or_path: base model; default: the one the adapter names.
         class_names: classes of the head, for a base model with a classification head.
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
@@ -131,18 +134,20 @@ def load_adapter(
     """
     config = adapter_config(adapter)
     if model_name_or_path is None and not embedded:
-        model_name_or_path = config.base_model_name_or_path
+        model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     base = load_base(model_name_or_path, class_names, classifier)
     processor = _image_processor(base, image_size)
-    return ModelBundle(PeftModel.from_pretrained(base, str(adapter)).eval().to(device), processor, None)
+    place, revision = split_revision(str(adapter))
+    model = PeftModel.from_pretrained(base, place, revision=revision).eval()
+    return ModelBundle(model.to(device), processor, None)
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:
     """Read the config of a saved adapter.
 
     Args:
-        adapter: its folder or Hub id.
+        adapter: its folder or Hub id, `id@revision` for one revision.
 
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
@@ -152,8 +157,9 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
     finish_saving(folder)
     if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
+    place, revision = split_revision(str(adapter))
     try:
-        return PeftConfig.from_pretrained(str(adapter))
+        return PeftConfig.from_pretrained(place, revision=revision)
     except ValueError as error:
         if folder.is_dir():
             raise
@@ -164,13 +170,19 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
         ) from error
 
 
+def _base_of(config: PeftConfig) -> str | None:
+    """Return the base model that a saved adapter names, at the revision that it names."""
+    name = config.base_model_name_or_path
+    return f"{name}@{config.revision}" if name and config.revision else name
+
+
 def load_base(
     model_name_or_path: str | None, class_names: Sequence[str] | None = None, classifier: bool = False
 ) -> PreTrainedModel:
     """Load a dual encoder as it is, any other model as an image classifier with one output per class.
 
     Args:
-        model_name_or_path: folder or Hub id; None for the embedded model.
+        model_name_or_path: folder or Hub id, `id@revision` for one revision; None for the embedded model.
         class_names: classes of the head.
         classifier: make an image classifier of a dual encoder, too: its image encoder with a new head.
 
@@ -210,12 +222,13 @@ def _load_base(
     model_name_or_path: str | None, class_names: Sequence[str] | None, classifier: bool
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load a base model; also return the names of its tensors that are new."""
-    path = model_name_or_path or demo_model_path()
+    path, revision = split_revision(model_name_or_path or demo_model_path())
+    pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     try:
-        config: Any = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path, **pinned)
     except OSError as error:
         raise OSError(f"Cannot load the model {path!r}: {error}") from error
-    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
     if is_dual_encoder(config) and not classifier:
         base, loaded = AutoModelForZeroShotImageClassification.from_pretrained(path, **options)
     else:
@@ -227,8 +240,13 @@ def _load_base(
 
 
 def _image_processor(base: PreTrainedModel, image_size: int | None):
-    """Return the model's image processor; with an image size, both give and take images of that size."""
-    processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil")
+    """Return the model's image processor; with an image size, both give and take images of that size.
+
+    It comes from the commit of the Hub that the model came from.
+    """
+    commit = getattr(base.config, "_commit_hash", None)
+    options: dict[str, Any] = {"backend": "pil", "trust_remote_code": False, "revision": commit}
+    processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
     if image_size is None:
         return processor
     if takes_any_shape(processor):
@@ -238,10 +256,10 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
     set_image_size(base, image_size)
     square = {"height": image_size, "width": image_size}
     if not getattr(processor, "do_center_crop", False):
-        return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil", size=square)
+        return AutoImageProcessor.from_pretrained(base.name_or_path, size=square, **options)
     larger = image_size / processor.crop_size["height"]
     size = {edge: round(pixels * larger) for edge, pixels in dict(processor.size).items() if pixels}
-    return AutoImageProcessor.from_pretrained(base.name_or_path, backend="pil", size=size, crop_size=square)
+    return AutoImageProcessor.from_pretrained(base.name_or_path, size=size, crop_size=square, **options)
 
 
 def _check_options(spec: MethodSpec, options: dict) -> None:

@@ -28,13 +28,14 @@ from ..tuners.base.shared_recipes import PTNL
 from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.environment import environment
+from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
 from .identity import IDENTITY, RESULTS, Contents, keep_previous
 from .models import ModelBundle, build_model
 from .run import as_published, class_names_of, finished_run, require_test_images, run_experiment
-from .settings import Settings
+from .settings import SEED, Settings
 from .supervision import Supervision, training_images
 
 
@@ -64,6 +65,9 @@ class Study:
         loss_options: parameters of each loss, by its name.
         gradients: also measure the gradients of clean and noisy samples, at the highest rate.
         without_labels: also compare zero-shot, UPL and robust UPL.
+
+    Raises:
+        ValueError: nothing to compare, or a value of another type; names the field.
     """
 
     base: Settings
@@ -71,10 +75,16 @@ class Study:
     kinds: tuple[str, ...] = ("symmetric",)
     rates: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5)
     losses: tuple[str, ...] = ("ce", "gce")
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = field(default=(1, 2, 3), metadata=SEED)
     loss_options: dict[str, dict] = field(default_factory=dict)
     gradients: bool = False
     without_labels: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("methods", "kinds", "rates", "losses", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"Expected at least one of {name}. Received: {name}=().")
 
     def runs(self) -> Iterator[tuple[str, Settings]]:
         """Yield every run: the method as it was asked for, and its settings. All of the first seed come first.

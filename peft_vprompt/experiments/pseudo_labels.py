@@ -31,6 +31,7 @@ from ..data.image_digests import image_digests
 from ..training.cached_features import FEATURES, encode_frozen
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import atomic_path
+from ..utils.validation import first_line
 
 
 if TYPE_CHECKING:
@@ -203,6 +204,21 @@ class PseudoLabels:
     source: dict = field(default_factory=dict)
     images: np.ndarray | None = None
 
+    def __post_init__(self):
+        images, classes = (*np.shape(self.probabilities), 0, 0)[:2]
+        same = np.shape(self.indices) == np.shape(self.labels) == np.shape(self.confidences) == (len(self.indices),)
+        whole = all(np.asarray(values).dtype.kind in "iu" for values in (self.indices, self.labels))
+        named = all(isinstance(name, str) for name in self.class_names) and len(self.class_names) == classes
+        ordered = same and whole and len(np.unique(self.indices)) == len(self.indices)
+        inside = ordered and _all_below(self.indices, images) and _all_below(self.labels, classes)
+        if not inside or not named or np.ndim(self.probabilities) != 2 or not isinstance(self.source, dict):
+            raise ValueError(
+                "Expected pseudo-labels: positions of images, each once, a label of one of the class names and a confidence "
+                f"for each, and probabilities [images, classes]. Received: {np.shape(self.indices)} positions, "
+                f"{np.shape(self.labels)} labels, {np.shape(self.confidences)} confidences, "
+                f"{np.shape(self.probabilities)} probabilities, {len(self.class_names)} class names."
+            )
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -275,7 +291,16 @@ class PseudoLabels:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         if about.get("digest", found := _digest_of(arrays)) != found:
             raise ValueError(f"{path} is damaged: its values are not those that were saved. {remedy}")
-        return cls(**arrays, class_names=tuple(json.loads(about["class_names"])), source=json.loads(about["source"]))
+        try:
+            names, source = (json.loads(about[name]) for name in ("class_names", "source"))
+            return cls(**arrays, class_names=tuple(names), source=source)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{path} holds no pseudo-labels ({first_line(error)}). {remedy}") from error
+
+
+def _all_below(positions: np.ndarray, count: int) -> bool:
+    """Tell whether all positions are from 0 to below `count`."""
+    return not len(positions) or bool(positions.min() >= 0 and positions.max() < count)
 
 
 def top_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16) -> PseudoLabels:

@@ -322,6 +322,7 @@ class Run:
         return {
             "title": get_method(self.settings.method).title,
             "settings": asdict(self.settings),
+            "model_commit": getattr(self.bundle.model.get_base_model().config, "_commit_hash", None),
             "recipe": self._recipe_report() if self.recipe else None,
             "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
             "adapter_bytes": adapter_bytes,

@@ -3,7 +3,12 @@
 import json
 from dataclasses import asdict, dataclass, field
 
+from ..utils.fields import check_fields
 from .supervision import Supervision
+
+
+#: Bounds of what torch and NumPy take as a seed.
+SEED = {"min": 0, "max": 2**32 - 1}
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,15 @@ class Settings:
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
         image_size: edge in pixels of the images that the model takes, with interpolated positions; None for its own.
+
+    Raises:
+        ValueError: a value of another type, or out of range; names the field.
     """
 
     method: str
     model: str | None = None
-    shots: int | None = 16
-    seed: int = 1
+    shots: int | None = field(default=16, metadata={"min": 1})
+    seed: int = field(default=1, metadata=SEED)
     base_novel: bool = True
     epochs: int | None = None
     learning_rate: float | None = None
@@ -42,12 +50,15 @@ class Settings:
     config: dict = field(default_factory=dict)
     bf16: bool = False
     cache_features: bool = False
-    views: int = 1
+    views: int = field(default=1, metadata={"min": 1, "max": 10_000})
     loss: str | None = None
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
-    ensemble: int = 1
-    image_size: int | None = None
+    ensemble: int = field(default=1, metadata={"max": 1000})
+    image_size: int | None = field(default=None, metadata={"max": 16_384})
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def changed_settings(settings: dict) -> dict:

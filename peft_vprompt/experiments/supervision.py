@@ -16,6 +16,7 @@ from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
+from ..utils.fields import check_fields
 from ..utils.warning import warn_caller
 from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
 
@@ -50,6 +51,7 @@ class Supervision:
     pseudo_labels: str | None = None
 
     def __post_init__(self):
+        check_fields(self)
         kinds = (*KINDS, FALSE_POSITIVE)
         if self.noise is not None and self.noise not in kinds:
             raise ValueError(f"Expected noise to be one of {list(kinds)}. Received: noise={self.noise!r}.")

@@ -26,6 +26,7 @@ from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
 from ..utils.digests import digest_json
 from ..utils.environment import environment
+from ..utils.fields import check_fields
 from ..utils.io import atomic_path, disk_errors, sync, write_json
 from ..utils.locks import only_writer
 from ..utils.warning import warn_caller
@@ -59,6 +60,7 @@ class Grid:
     weight_decays: Sequence[float] = WEIGHT_DECAYS
 
     def __post_init__(self):
+        check_fields(self)
         for name, allowed in (("base_rates", "> 0"), ("weight_decays", ">= 0")):
             values = getattr(self, name)
             if not values or not all(v > 0 or (v == 0 and name == "weight_decays") for v in values):
@@ -137,6 +139,8 @@ def sweep(
     """
     if not seeds:
         raise ValueError("Expected at least one seed. Received: seeds=[].")
+    for seed in seeds:
+        replace(settings, seed=seed)  # refuses what is no seed before the search
     require_test_images(data, "A sweep")
     with only_writer(output, wait):
         return _sweep(settings, data, Path(output), grid or Grid(), seeds, data_description, cached, workers, device)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
+from torch import nn
+
+from ..utils.fields import shown
+
+
+logger = logging.getLogger(__name__)
 
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
@@ -45,8 +52,8 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 class its base model has or where it is, or names a library that is not allowed to be imported.
         """
         saved = read_config(pretrained_model_name_or_path, revision=revision, **kwargs)
-        recorded = saved.auto_mapping or {}
-        if not {"base_model_class", "parent_library"} <= recorded.keys():
+        recorded = saved.auto_mapping if isinstance(saved.auto_mapping, dict) else {}
+        if not all(isinstance(recorded.get(name), str) for name in ("base_model_class", "parent_library")):
             raise ValueError(
                 f"The config of {pretrained_model_name_or_path!r} does not name its base model's class. Load the base "
                 "model yourself and use PeftModel.from_pretrained(model, adapter)."
@@ -57,16 +64,26 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
             )
-        if saved.base_model_name_or_path is None:
+        name = saved.base_model_name_or_path
+        if name is None:
             raise ValueError(
                 f"The config of {pretrained_model_name_or_path!r} does not say where its base model is: it was built in "
                 "memory, or lay in a folder of the machine that published the adapter. Load the base model yourself and "
                 "use PeftModel.from_pretrained(model, adapter)."
             )
-        target = getattr(importlib.import_module(library), recorded["base_model_class"])
+        target = _class_of_base(recorded["base_model_class"], library)
+        if target is None or not name:
+            raise ValueError(
+                f"Expected the config of {pretrained_model_name_or_path!r} to name the class and the place of a base model. "
+                f"Received: {shown(recorded['base_model_class'])} of {library!r}, {shown(name)}. Load the base model yourself "
+                "and use PeftModel.from_pretrained(model, adapter)."
+            )
+        logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
         head, kwargs = split_head(saved, kwargs)
-        of_base = {name: value for name, value in kwargs.items() if name != "subfolder"}
-        base = target.from_pretrained(saved.base_model_name_or_path, revision=saved.revision, **head, **of_base)
+        of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
+        # Whatever an adapter names, no code of its author is run.
+        safe = {"trust_remote_code": False} if library.partition(".")[0] == "transformers" else {}
+        base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
@@ -105,3 +122,12 @@ def read_config(adapter: str, **options) -> PeftConfig:
             f"is missing or not allowed to read it. Received: token={'one' if options.get('token') else 'none'}. Check the "
             "name, and pass token=... or log in with `hf auth login`."
         ) from error
+
+
+def _class_of_base(name: str, library: str) -> Any:
+    """Return a class of models, None where the library has none of that name."""
+    try:
+        found = getattr(importlib.import_module(library), name, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None

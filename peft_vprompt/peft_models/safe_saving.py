@@ -30,7 +30,10 @@ from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
 from ..tuners.base.switching import adapter_layers
+from ..utils.archive import Archive
+from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
+from ..utils.validation import first_line
 from .adapter_files import adapter_files, check_digest, complete_adapter
 from .adapter_model import AdapterModel
 from .labels import plain_config
@@ -95,10 +98,11 @@ class SavedPeftModel(AdapterModel):
         complete_adapter(folder)
         self._require_weights(folder)
         try:
+            _check_pickle(folder)
             weights = load_peft_weights(str(model_id), device="cpu", **hub_options)
-        except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        except (SafetensorError, PickleError, UnpicklingError, EOFError, RuntimeError) as error:
             raise AdapterMismatchError(
-                f"Cannot read the adapter weights in {str(model_id)!r}: {str(error).splitlines()[0]}. Expected an "
+                f"Cannot read the adapter weights in {str(model_id)!r}: {first_line(error)}. Expected an "
                 "intact adapter_model.safetensors (or a .bin of plain tensors; nothing else is unpickled). "
                 "Save or download it again."
             ) from error
@@ -138,7 +142,12 @@ class SavedPeftModel(AdapterModel):
         state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
         expected = {key: tuple(value.shape) for key, value in state.items()}
         problems = [f"missing {key}" for key in expected.keys() - weights.keys()]
-        problems += [f"unexpected {key}" for key in weights.keys() - expected.keys()]
+        problems += [f"unexpected {key[:200]}" for key in weights.keys() - expected.keys()]
+        problems += [
+            f"{key} has type {weights[key].dtype} instead of {value.dtype}"
+            for key, value in state.items()
+            if key in weights and weights[key].is_floating_point() != value.is_floating_point()
+        ]
         problems += [
             f"{key} has shape {tuple(weights[key].shape)} instead of {shape}"
             for key, shape in expected.items()
@@ -326,6 +335,22 @@ class SavedPeftModel(AdapterModel):
         card.data.tags = sorted({*tags, *(card.data.tags or ())})  # PEFT puts its own in their place
         publish_card(card)
         path.write_text(seal(str(card)) if ours else str(card), encoding="utf-8")
+
+
+def _check_pickle(folder: Path) -> None:
+    """Read a file of weights that is no safetensors file by our own reader first, which runs and allocates nothing.
+
+    Raises:
+        PickleError: it is damaged, asks for a call, or claims to hold more than it does.
+    """
+    path = folder / WEIGHTS_NAME
+    if path.is_file() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        archive = Archive(path)
+        values = archive.content.values() if isinstance(archive.content, dict) else [archive.content]
+        for value in values:
+            if not isinstance(value, Stored):
+                raise PickleError("it holds something that is no tensor")
+            archive.read(value)
 
 
 registry.register_model_class(BASELINE_TASK_TYPE, SavedPeftModel)

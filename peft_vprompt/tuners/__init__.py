@@ -1,5 +1,7 @@
 """One folder per method, and `base` with all that touches PEFT. Importing this fills the method table, in this order."""
 
+from .base.peft_patches import name_damaged_configs  # isort: skip
+
 from . import (  # isort: skip
     zero_shot,
     vpt,
@@ -24,6 +26,8 @@ from . import (  # isort: skip
     lora,
 )
 
+
+name_damaged_configs()
 
 __all__ = [
     "bias_tuning",

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
+
+
+#: What Python writes otherwise than JSON.
+_PYTHON_CONSTANTS = {"True": True, "False": False, "None": None}
 
 
 def require_choice(name: str, value, allowed: Sequence) -> None:
@@ -18,21 +23,36 @@ def require_choice(name: str, value, allowed: Sequence) -> None:
 
 
 def parse_fields(items: Sequence[str] | None, where: str) -> dict:
-    """Read fields of a config from items NAME=VALUE; values are JSON where they can be, else text.
+    """Read fields of a config from items NAME=VALUE.
+
+    Values are JSON where they can be, or Python's True, False and None; else they are text. A number or a truth value that
+    should be text is put in double quotes.
 
     Raises:
-        ValueError: an item of another form; names `where` it was given.
+        ValueError: an item of another form, or a name that is given twice; names `where` it was given.
     """
     fields = {}
     for item in items or ():
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ValueError(f"{where} takes NAME=VALUE. Received: {item!r}.")
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
+        if name in fields:
+            raise ValueError(f"{where} takes each field once. Received: {name} twice. Leave one of them out.")
+        fields[name] = _parse_value(value, where)
     return fields
+
+
+def _parse_value(text: str, where: str):
+    if text in _PYTHON_CONSTANTS:
+        return _PYTHON_CONSTANTS[text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    except (RecursionError, ValueError) as error:  # lists in lists without end, integers of thousands of digits
+        raise ValueError(
+            f"{where} takes a plain value. Received: {text[:60]!r}... of {len(text)} characters."
+        ) from error
 
 
 def require_number(name: str, value, minimum: float) -> None:
@@ -54,6 +74,12 @@ def require_int(name: str, value, minimum: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"Expected {name} to be an integer >= {minimum}. Received: {name}={value!r}.")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's message, without colours and without its full stop."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def shorten(items: Sequence[str], limit: int = 12) -> str:

@@ -137,3 +137,16 @@ def test_what_does_not_fit_is_named(checkpoint, config, message, tmp_path):
     with pytest.raises(AdapterMismatchError, match=message):
         convert_checkpoint(checkpoint, "vpt", tmp_path / "adapter", base_model=tiny_vit(), **config)
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("base_is_given", [True, False])
+def test_deep_prompts_that_shared_training_never_used_are_left_out(base_is_given, tmp_path):
+    model = disturbed(tiny_vit(), {"num_virtual_tokens": 3, "deep": True, "deep_shared": True})
+    checkpoint = checkpoint_of(model, VIT, {"tokens": "prompt_embeddings"})
+    layers = model.get_base_model().config.num_hidden_layers
+    checkpoint["model"][f"{VIT}deep_prompt_embeddings"] = torch.randn(layers - 1, 3, 24)
+    base = tiny_vit() if base_is_given else None
+    with pytest.warns(UserWarning, match=f"prompts of {layers - 1} deeper layers.*are left out"):
+        convert_checkpoint(checkpoint, "vpt", tmp_path, base_model=base, deep_shared=True)
+    loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
+    assert torch.equal(loaded(pixel_values=images()).logits, model(pixel_values=images()).logits)

@@ -7,10 +7,11 @@ our modules by the tower ("text", "vision", "head") and their name there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ...errors import AdapterMismatchError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 #: Tensors of a checkpoint by name.
-State = dict[str, Tensor]
+State = Mapping[str, Tensor]
 
 
 @dataclass
@@ -49,11 +50,11 @@ class Layout:
     complete: Callable[[PromptConfig, VisionView | None], dict[tuple[str, str], Tensor]] | None = None
 
 
-def require(state: State, key: str, method: str) -> Tensor:
-    """Return the tensor `key`.
+def require(state: State, key: str, method: str, *ranks: int) -> Tensor:
+    """Return the tensor `key`, of one of the numbers of dimensions `ranks`.
 
     Raises:
-        AdapterMismatchError: it is not there; the message lists what is.
+        AdapterMismatchError: it is not there, and the message lists what is; or it has other dimensions.
     """
     if key not in state:
         held = ", ".join(sorted(state)[:8]) or "nothing"
@@ -61,18 +62,24 @@ def require(state: State, key: str, method: str) -> Tensor:
             f"Expected {key!r} in a checkpoint of method {method!r}. Received one with {held}"
             f"{', ...' if len(state) > 8 else ''}. Name the method it was trained with."
         )
-    return state[key]
+    tensor = state[key]
+    if tensor.ndim not in ranks:
+        raise AdapterMismatchError(
+            f"Expected {key!r} of method {method!r} to have {' or '.join(map(str, ranks))} dimensions. "
+            f"Received: shape {tuple(tensor.shape)}. Name the method it was trained with."
+        )
+    return tensor
 
 
-def numbered(state: State, pattern: str, start: int = 0) -> list[Tensor]:
+def numbered(state: State, pattern: str, method: str, rank: int, start: int = 0) -> list[Tensor]:
     """Return the tensors `pattern` with {} = start, start + 1, ... as far as they go without a gap.
 
     Raises:
-        AdapterMismatchError: there are more tensors of that name, after a gap.
+        AdapterMismatchError: there are more tensors of that name, after a gap; or one has other dimensions than `rank`.
     """
     found = []
     while (key := pattern.format(start + len(found))) in state:
-        found.append(state[key])
+        found.append(require(state, key, method, rank))
     present = sum(bool(re.fullmatch(re.escape(pattern).replace(r"\{\}", r"\d+"), key)) for key in state)
     if present != len(found):
         raise AdapterMismatchError(
@@ -95,9 +102,24 @@ def refuse(state: State, keys: tuple[str, ...], method: str, right_method: str) 
         )
 
 
-def free_visual_prompts(state: State) -> list[Tensor]:
+def free_visual_prompts(state: State, method: str) -> list[Tensor]:
     """Return the free visual prompts of each layer in muzairkhattak/multimodal-prompt-learning, none without."""
     if "image_encoder.VPT" not in state:
         return []
-    deep = numbered(state, "image_encoder.transformer.resblocks.{}.VPT_shallow", 1)
-    return [state["image_encoder.VPT"], *deep]
+    deep = numbered(state, "image_encoder.transformer.resblocks.{}.VPT_shallow", method, 2, start=1)
+    return [require(state, "image_encoder.VPT", method, 2), *deep]
+
+
+def of_all_layers(tensors: list[Tensor], what: str) -> Tensor:
+    """Return the tensors of one layer each as one, with a dimension for the layers in front.
+
+    Raises:
+        AdapterMismatchError: they differ in shape.
+    """
+    shapes = list(dict.fromkeys(tuple(tensor.shape) for tensor in tensors))
+    if len(shapes) > 1:
+        raise AdapterMismatchError(
+            f"Expected the {what} of all layers to have one shape. Received: {shapes[0]} and {shapes[1]}. "
+            "The checkpoint is damaged, or put together of several."
+        )
+    return torch.stack(tensors)

@@ -6,19 +6,22 @@ documentation and the command line's help are generated from it.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 
 from ...errors import ClassNamesError, ContextLengthWarning
-from ...losses.regularizers import DISTANCES
 from ...utils.digests import digest_json
-from ...utils.validation import require_choice, require_int, require_number
+from ...utils.fields import MAX_ITEMS, MAX_TEXT, check_fields, shown
 
+
+#: Most texts of classes: ImageNet-21k's names in CLIP's 80 templates are less than two million.
+MAX_CLASS_PROMPTS = 4_000_000
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
 TASK_TYPE = "IMAGE_CLS"
@@ -26,8 +29,25 @@ TASK_TYPE = "IMAGE_CLS"
 BASELINE_TASK_TYPE = "IMAGE_TRANSFER"
 
 
+class SavedConfig(PeftConfig):
+    """A config that remembers the folder or Hub id it was read from, so that it is compared with the weights there.
+
+    Attributes:
+        saved_in: folder or Hub id, and the options of its download; None for a new config.
+    """
+
+    saved_in = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
+        """Read a saved config, as PEFT does."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config.saved_in = pretrained_model_name_or_path, {"subfolder": subfolder, **kwargs}
+        return config
+
+
 @dataclass
-class ClassifierConfig(PeftConfig):
+class ClassifierConfig(SavedConfig):
     """What is recorded of a classification head on saving, so that a base model with such a head can be made again."""
 
     num_labels: int | None = field(
@@ -52,7 +72,7 @@ class ClassifierConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.id2label is not None:  # JSON has texts for numbers
+        if isinstance(self.id2label, dict):  # JSON has texts for numbers
             loaded: Any = self.id2label
             self.id2label = {int(index): name for index, name in loaded.items()}
 
@@ -81,7 +101,8 @@ class PromptConfig(ClassifierConfig):
         default="a photo of a {}.",
         metadata={
             "help": "Text around the class name wherever the text side is not learned: for visual prompts, and with "
-            "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble."
+            "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble.",
+            "items": 10_000,
         },
     )
     shard_classes: bool = field(
@@ -100,17 +121,26 @@ class PromptConfig(ClassifierConfig):
     )
     text_consistency_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight, in the loss, of the distance of the class features to the frozen ones; 0: none."},
+        metadata={
+            "help": "Weight, in the loss, of the distance of the class features to the frozen ones; 0: none.",
+            "min": 0,
+        },
     )
     image_consistency_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight, in the loss, of the distance of the image features to the frozen ones; 0: none."},
+        metadata={
+            "help": "Weight, in the loss, of the distance of the image features to the frozen ones; 0: none.",
+            "min": 0,
+        },
     )
     logit_consistency_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight, in the loss, of the divergence from the frozen model's predictions; 0: none."},
+        metadata={
+            "help": "Weight, in the loss, of the divergence from the frozen model's predictions; 0: none.",
+            "min": 0,
+        },
     )
-    consistency_distance: str = field(
+    consistency_distance: Literal["cosine", "l1"] = field(
         default="cosine",
         metadata={"help": "Distance of features: 'cosine' (1 minus the mean cosine) or 'l1' (mean difference)."},
     )
@@ -132,19 +162,20 @@ class PromptConfig(ClassifierConfig):
     def __post_init__(self):
         if self.task_type not in (None, TASK_TYPE):
             raise ValueError(
-                f"Expected task_type={TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. "
+                f"Expected task_type={TASK_TYPE!r} or None. Received: task_type={shown(self.task_type)}. "
                 "Leave it out: prompt-learning adapters classify images and set it themselves."
             )
         self.task_type = TASK_TYPE
         super().__post_init__()
         if self.class_names is not None:
             self.class_names = check_class_names(self.class_names)
+        if isinstance(self.tokenizer_name_or_path, os.PathLike):
+            self.tokenizer_name_or_path = os.fspath(self.tokenizer_name_or_path)
         check_templates("template", self.template)
         if self.frozen_template is not None:
             check_templates("frozen_template", self.frozen_template)
-        for name in ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight"):
-            require_number(name, getattr(self, name), 0)
-        require_choice("consistency_distance", self.consistency_distance, list(DISTANCES))
+        check_fields(self)
+        check_prompts(len(self.class_names or ()), len(self.templates))
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -171,9 +202,9 @@ class ContextConfig(PromptConfig):
 
     num_virtual_tokens: int | None = field(
         default=None,
-        metadata={"help": "Context tokens. Default: the words of prompt_init_text, or the paper's number."},
+        metadata={"help": "Context tokens. Default: the words of prompt_init_text, or the paper's number.", "min": 1},
     )
-    prompt_init: str = field(
+    prompt_init: Literal["random", "text"] = field(
         default="random", metadata={"help": "'random' (normal, std 0.02) or 'text' (the words of prompt_init_text)."}
     )
     prompt_init_text: str | None = field(
@@ -190,29 +221,27 @@ class ContextConfig(PromptConfig):
         """Context tokens, after `set_length`."""
         return self.num_virtual_tokens  # pyrefly: ignore[bad-return]  # every config calls it when it is made
 
-    def check_words(self) -> None:
-        """Refuse another start than a random one or words.
+    def set_length(self, default: int) -> None:
+        """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
+        if self.prompt_init == "text":
+            self._take_length_from_words()
+        elif self.num_virtual_tokens is None:
+            self.num_virtual_tokens = default
+
+    def require_words(self) -> None:
+        """Refuse a start from words where there are none.
 
         Raises:
             ValueError: names the field.
         """
-        require_choice("prompt_init", self.prompt_init, ("random", "text"))
-        if self.prompt_init == "text" and not (self.prompt_init_text or "").strip(" _"):
+        if not (self.prompt_init_text or "").strip(" _"):
             raise ValueError(
                 "Expected prompt_init_text with prompt_init='text', e.g. 'a photo of a'. "
                 f"Received: prompt_init_text={self.prompt_init_text!r}."
             )
 
-    def set_length(self, default: int) -> None:
-        """Set `num_virtual_tokens`: to the number of initial words, if any, else to what was asked for."""
-        self.check_words()
-        if self.prompt_init == "text":
-            self._take_length_from_words()
-        elif self.num_virtual_tokens is None:
-            self.num_virtual_tokens = default
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
-
     def _take_length_from_words(self) -> None:
+        self.require_words()
         length = len((self.words or "").split())
         if self.num_virtual_tokens not in (None, length):
             warnings.warn(
@@ -246,11 +275,12 @@ class BaselineConfig(ClassifierConfig):
     def __post_init__(self):
         if self.task_type not in (None, BASELINE_TASK_TYPE):
             raise ValueError(
-                f"Expected task_type={BASELINE_TASK_TYPE!r} or None. Received: task_type={self.task_type!r}. Leave it "
+                f"Expected task_type={BASELINE_TASK_TYPE!r} or None. Received: task_type={shown(self.task_type)}. Leave it "
                 "out: these adapters classify images and set it themselves."
             )
         self.task_type = BASELINE_TASK_TYPE
         super().__post_init__()
+        check_fields(self)
 
 
 def check_class_names(names: Sequence[str]) -> list[str]:
@@ -260,14 +290,18 @@ def check_class_names(names: Sequence[str]) -> list[str]:
         ClassNamesError: no names, an empty name, or something that is not a sequence of strings.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
-        remedy = f" Use [{names!r}]." if isinstance(names, str) else ""
-        raise ClassNamesError(f"Expected a list of class names. Received: class_names={names!r}.{remedy}")
-    if not names:
-        raise ClassNamesError("Expected at least one class name. Received: class_names=[].")
+        remedy = f" Use [{shown(names)}]." if isinstance(names, str) else ""
+        raise ClassNamesError(f"Expected a list of class names. Received: class_names={shown(names)}.{remedy}")
+    if not names or len(names) > MAX_ITEMS:
+        raise ClassNamesError(
+            f"Expected at least one class name and at most {MAX_ITEMS:,}. Received: class_names of {len(names):,}. "
+            "Leave out the classes that no image can be of."
+        )
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip():
+        if not isinstance(name, str) or not name.replace("_", " ").strip() or len(name) > MAX_TEXT:
             raise ClassNamesError(
-                f"Expected every class name to be a non-empty string. Received: class_names[{index}]={name!r}."
+                f"Expected every class name to be a non-empty string of at most {MAX_TEXT:,} characters. "
+                f"Received: class_names[{index}]={shown(name)}."
             )
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
@@ -285,12 +319,25 @@ def check_templates(name: str, template: str | Sequence[str]) -> None:
         ValueError: names the field and the value.
     """
     if not isinstance(template, (str, list, tuple)) or not template:
-        raise ValueError(f"Expected a template or a list of them. Received: {name}={template!r}.")
+        raise ValueError(f"Expected a template or a list of them. Received: {name}={shown(template)}.")
     for each in [template] if isinstance(template, str) else template:
         if not isinstance(each, str) or each.count("{}") != 1:
             raise ValueError(
-                f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={each!r}."
+                f"Expected a template with exactly one '{{}}' for the class name. Received: {name}={shown(each)}."
             )
+
+
+def check_prompts(classes: int, templates: int) -> None:
+    """Refuse more class prompts, one for each name and each template or context, than fit into memory as token ids.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    if classes * templates > MAX_CLASS_PROMPTS:
+        raise ValueError(
+            f"Expected at most {MAX_CLASS_PROMPTS:,} class prompts. Received: {classes:,} class names with {templates:,} "
+            "templates or contexts each. Use fewer."
+        )
 
 
 def digest_names(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
+from ...errors import PromptTooLongError
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
 
@@ -162,6 +163,18 @@ def refuse_consistency(config: PromptConfig) -> None:
             "Expected consistency with the frozen model on a model that compares images with class names. Received: "
             f"{', '.join(f'{name}={value!r}' for name, value in given.items())} on a model without a text tower. Leave "
             "them out, or use a CLIP."
+        )
+
+
+def check_length(name: str, length: int, view: TextView) -> None:
+    """Refuse more prompts in a text than it has positions.
+
+    Raises:
+        PromptTooLongError: names the field, the length and the positions that there are.
+    """
+    if length > view.max_positions:
+        raise PromptTooLongError(
+            f"Expected {name} <= {view.max_positions}, the positions of the text tower. Received: {name}={length}."
         )
 
 

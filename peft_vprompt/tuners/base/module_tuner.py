@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UnsupportedModelError
+from .bounded import bounded
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
@@ -69,10 +70,14 @@ class ModuleTuner(BaseTuner):
         """Put one adapter's modules into the model: PEFT's entry point for every new adapter.
 
         One of the same name is replaced, as PEFT does when a model is wrapped again.
+
+        Raises:
+            ValueError: the config asks for modules many times as large as the model, or as the file it was saved with.
         """
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         forget_copies(self, adapter_name, [])
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        with bounded(self.peft_config[adapter_name], model):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         switch_copies(self, adapter_name)
 
     def _create_and_replace(

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ...utils.fields import check_fields
 from ...utils.validation import require_choice, require_int
 
 
@@ -47,6 +48,7 @@ class Averaging:
     from_epoch: int | None = None
 
     def __post_init__(self):
+        check_fields(self)
         require_choice("kind", self.kind, list(_AVERAGING_FIELDS))
         given = tuple(
             name for fields in _AVERAGING_FIELDS.values() for name in fields if getattr(self, name) is not None
@@ -118,6 +120,7 @@ class Recipe:
     averaging: Averaging | None = None
 
     def __post_init__(self):
+        check_fields(self)
         self._check_length()
         require_int("batch_size", self.batch_size, 1)
         require_int("warmup_epochs", self.warmup_epochs, 0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...utils.fields import check_values
 from .recipe import Recipe
 
 
@@ -89,7 +90,7 @@ class MethodSpec:
     new_classes: bool = True
     is_baseline: bool = False
     find_targets: Callable[[PreTrainedModel], dict] = lambda model: {}
-    checkpoints: Mapping[str, Callable[[dict[str, Tensor]], Layout]] = field(default_factory=dict)
+    checkpoints: Mapping[str, Callable[[Mapping[str, Tensor]], Layout]] = field(default_factory=dict)
     numbered: str | None = None
     demo: Mapping | None = None
 
@@ -99,7 +100,11 @@ class MethodSpec:
         Args:
             model: the base model.
             is_classifier: whether it is used without a text tower; default: what the method is for.
+
+        Raises:
+            ValueError: an option of another type than the config's field, or out of range; names the field.
         """
+        check_values(self.config_class, options)  # PEFT's own configs take anything
         classifier = self.is_baseline if is_classifier is None else is_classifier
         depth = Depth.of(model.config, classifier)
         values = {**self.marks, **self.defaults(depth), **self.find_targets(model), **options}

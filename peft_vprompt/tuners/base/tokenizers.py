@@ -16,6 +16,7 @@ class Tokenizers:
 
     Args:
         base_model_name: name or path of the base model, None for one built in memory.
+        revision: commit of the Hub that the base model was loaded from, at which its tokenizer is read too.
 
     Attributes:
         given: the tokenizer that was handed over; it goes before all others.
@@ -23,11 +24,11 @@ class Tokenizers:
         revision: that of the base model, whose tokenizer is as old.
     """
 
-    def __init__(self, base_model_name: str | None):
+    def __init__(self, base_model_name: str | None, revision: str | None = None):
         self.base_model_name = base_model_name
+        self.revision = revision
         self.given: PreTrainedTokenizerBase | None = None
         self.token: str | bool | None = None
-        self.revision: str | None = None
         self._found: dict[str | None, PreTrainedTokenizerBase] = {}
 
     def find(self, name_or_path: str | None) -> PreTrainedTokenizerBase:

@@ -29,6 +29,7 @@ from ...backbones.supported import (
 )
 from ...errors import UnsupportedModelError
 from . import in_place, registry
+from .bounded import bounded
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
@@ -48,7 +49,8 @@ class PromptTuner(BaseTuner):
     peft_config: dict[str, PromptConfig]
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs):
-        self.tokenizers = Tokenizers(getattr(getattr(model, "config", None), "_name_or_path", None))
+        base = getattr(model, "config", None)
+        self.tokenizers = Tokenizers(getattr(base, "_name_or_path", None), getattr(base, "_commit_hash", None))
         carried = prompted_encoders(model)
         alone = isinstance(peft_config, dict)  # from a PEFT model, not from `inject_adapter_in_model`
         theirs = getattr(model, "peft_config", None)  # of a LoRA, say, that the base model carries
@@ -98,7 +100,7 @@ class PromptTuner(BaseTuner):
         self.tokenizers.token = config.token or self.tokenizers.token
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+        with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:
             head = backbone.head.rpartition(".")[2]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_choice, require_int
 from ..base.config import BaselineConfig
 
 
@@ -26,8 +26,10 @@ class BottleneckAdapterConfig(BaselineConfig):
         ValueError: `reduction_factor` below 1 or an unknown start.
     """
 
-    reduction_factor: int = field(default=8, metadata={"help": "Width of the model over width of the bottleneck."})
-    init_weights: str = field(
+    reduction_factor: int = field(
+        default=8, metadata={"help": "Width of the model over width of the bottleneck.", "min": 1}
+    )
+    init_weights: Literal["identity", "zero"] = field(
         default="identity",
         metadata={
             "help": "'identity': only the second matrix starts at zero, as in PEFT's LoRA. 'zero': both do, as in the "
@@ -38,5 +40,3 @@ class BottleneckAdapterConfig(BaselineConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.BOTTLENECK_ADAPTER
-        require_int("reduction_factor", self.reduction_factor, 1)
-        require_choice("init_weights", self.init_weights, ("identity", "zero"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
 from ...errors import ClassNamesError
-from ...utils.validation import require_choice
 from ..base.config import PromptConfig
 
 
@@ -24,7 +24,7 @@ class ClassHeadConfig(PromptConfig):
     ```
     """
 
-    head_init: str = field(
+    head_init: Literal["random", "text"] = field(
         default="random",
         metadata={"help": "'random' (Classifier-R), or 'text': rows start as the classes' text features (-C)."},
     )
@@ -32,7 +32,6 @@ class ClassHeadConfig(PromptConfig):
     def __post_init__(self):
         self.peft_type = PeftType.CLASS_HEAD
         super().__post_init__()
-        require_choice("head_init", self.head_init, ("random", "text"))
         if self.class_names is None:
             raise ClassNamesError("Expected class_names: the head has one row for each class.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
@@ -23,7 +24,7 @@ class CoCoOpConfig(ContextConfig):
     ```
     """
 
-    prompt_init: str = field(
+    prompt_init: Literal["random", "text"] = field(
         default="text", metadata={"help": "'text' (the words of prompt_init_text) or 'random' (normal, std 0.02)."}
     )
     prompt_init_text: str | None = field(default="a photo of a", metadata={"help": "Words to start the context from."})

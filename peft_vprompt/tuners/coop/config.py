@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
 from ...errors import ClassNamesError
-from ...utils.validation import require_choice, require_int
-from ..base.config import ContextConfig
+from ..base.config import ContextConfig, check_prompts
 
 
 #: Context length of the paper's main results.
@@ -29,14 +29,14 @@ class ContextOptConfig(ContextConfig):
     ```
     """
 
-    class_token_position: str = field(
+    class_token_position: Literal["end", "middle", "front"] = field(
         default="end", metadata={"help": "Where the name stands: 'end', 'middle' or 'front' of the context."}
     )
     class_specific: bool = field(
         default=False, metadata={"help": "One context per class. Such an adapter knows its own classes only."}
     )
 
-    tune: str = field(
+    tune: Literal["context", "class_name", "full"] = field(
         default="context",
         metadata={
             "help": "What is learned: 'context'; 'class_name' (the tokens of the names, in the fixed words of "
@@ -48,20 +48,21 @@ class ContextOptConfig(ContextConfig):
         default=1,
         metadata={
             "help": "Contexts side by side whose logits are averaged (UPL's ensemble); trained one by one and put in "
-            "by `ensemble.set_contexts`, or together on the averaged logits."
+            "by `ensemble.set_contexts`, or together on the averaged logits.",
+            "min": 1,
+            "max": 1000,
         },
     )
 
     def __post_init__(self):
         self.peft_type = PeftType.CONTEXT_OPT
         super().__post_init__()
-        require_int("num_contexts", self.num_contexts, 1)
+        check_prompts(len(self.class_names or ()), self.num_contexts)
         if self.num_contexts > 1 and self.belongs_to_classes:
             raise ValueError(
                 "Expected class_specific=False and tune='context' with several contexts, which move to any classes. "
                 f"Received: num_contexts={self.num_contexts}, class_specific={self.class_specific}, tune={self.tune!r}."
             )
-        require_choice("tune", self.tune, ("context", "class_name", "full"))
         if self.tune == "class_name":
             self.prompt_init, self.prompt_init_text = "text", self.prompt_init_text or "a photo of a"
         if self.prompt_init == "random" and self.prompt_init_text is not None:
@@ -70,7 +71,6 @@ class ContextOptConfig(ContextConfig):
                 "prompt_init='text' to start from these words.",
                 stacklevel=3,
             )
-        require_choice("class_token_position", self.class_token_position, ("end", "middle", "front"))
         self.set_length(default=DEFAULT_CONTEXT_LENGTH)
         if self.belongs_to_classes and self.class_names is None:
             raise ClassNamesError(

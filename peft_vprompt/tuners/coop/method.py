@@ -18,19 +18,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView
+from ...backbones.base import TextView, VisionView
 from ...core.tokenization import TokenSequence, context_sequences, name_tokens
 from ...errors import ClassNamesError
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts, start_from_words
 from ..base.config import ContextConfig, digest_names
-from ..base.method import PromptMethod
+from ..base.method import PromptMethod, check_length
 from ..base.tuner import PromptTuner
 from .config import ContextOptConfig
 
 
 class CoOpContext(PromptMethod):
     """One context that all classes share, right before the name: what later methods build on."""
+
+    def check(self, config: ContextConfig, vision: VisionView, text: TextView) -> None:
+        """Refuse a context that no text has room for."""
+        check_length("num_virtual_tokens", config.length, text)
 
     def text_prompts(
         self, config: ContextConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
@@ -47,6 +51,10 @@ class CoOpContext(PromptMethod):
 
 class CoOp(PromptMethod):
     """A context on the text tower's first layer, class-name tokens, or both."""
+
+    def check(self, config: ContextOptConfig, vision: VisionView, text: TextView) -> None:
+        """Refuse a context that no text has room for."""
+        check_length("num_virtual_tokens", config.length, text)
 
     def needs_tokenizer(self, config: ContextOptConfig) -> bool:
         """Return True also where class-name tokens are learned: their number depends on it."""

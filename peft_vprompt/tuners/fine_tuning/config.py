@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_int
 from ..base.config import BaselineConfig
 
 
@@ -31,12 +30,11 @@ class FineTuningConfig(BaselineConfig):
         default=None,
         metadata={
             "help": "Layers to train, counted from the last, with the final norm and the head; 0: the head alone "
-            "(linear probing). Default: the whole model."
+            "(linear probing). Default: the whole model.",
+            "min": 0,
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.FINE_TUNING
-        if self.num_layers is not None:
-            require_int("num_layers", self.num_layers, 0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..base.checkpoint_layout import Layout, State, free_visual_prompts, numbered, refuse, require
+from ..base.checkpoint_layout import Layout, State, free_visual_prompts, numbered, of_all_layers, refuse, require
 from ..maple.config import MaPLeConfig
 
 
@@ -14,18 +12,17 @@ def read(state: State, method: str = "ivlp") -> Layout:
     `method` is the name that messages say: other methods keep their prompts under the same names.
     """
     refuse(state, ("prompt_learner.proj.weight",), method, "maple")
-    text = [state["prompt_learner.ctx"]] if "prompt_learner.ctx" in state else []
-    if text:
-        text += numbered(state, "text_encoder.transformer.resblocks.{}.VPT_shallow", 1)
-    vision = free_visual_prompts(state)
-    if not text and not vision:
-        require(state, "prompt_learner.ctx", method)
+    vision = free_visual_prompts(state, method)
+    text = []
+    if "prompt_learner.ctx" in state or not vision:
+        text = [require(state, "prompt_learner.ctx", method, 2)]
+        text += numbered(state, "text_encoder.transformer.resblocks.{}.VPT_shallow", method, 2, start=1)
     values = {"coupling": "none", "text_prompt_depth": len(text), "vision_prompt_depth": len(vision)}
     tensors = {}
     if text:
         values["text_num_virtual_tokens"] = text[0].shape[0]
-        tensors["text", "tokens"] = torch.stack(text)
+        tensors["text", "tokens"] = of_all_layers(text, "text prompts")
     if vision:
         values["vision_num_virtual_tokens"] = vision[0].shape[0]
-        tensors["vision", "tokens"] = torch.stack(vision)
+        tensors["vision", "tokens"] = of_all_layers(vision, "visual prompts")
     return Layout(MaPLeConfig, values, tensors)

@@ -11,7 +11,7 @@ def read(state: State) -> Layout:
 
     The file holds a Meta-Net, bias vectors and an adapter too, which that code creates and never uses.
     """
-    context = require(state, "ctx", "kgcoop")
+    context = require(state, "ctx", "kgcoop", 2)
     length = context.shape[0]
     words = KgCoOpConfig().num_virtual_tokens == length  # else it cannot have started from the default words
     fallbacks = {} if words else {"prompt_init": "random"}

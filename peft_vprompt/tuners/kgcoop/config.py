@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
@@ -23,12 +24,13 @@ class KgCoOpConfig(ContextConfig):
     ```
     """
 
-    prompt_init: str = field(
+    prompt_init: Literal["random", "text"] = field(
         default="text", metadata={"help": "'text' (the words of prompt_init_text) or 'random' (normal, std 0.02)."}
     )
     prompt_init_text: str | None = field(default="a photo of a", metadata={"help": "Words to start the context from."})
     text_consistency_weight: float = field(
-        default=8.0, metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones."}
+        default=8.0,
+        metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones.", "min": 0},
     )
 
     def __post_init__(self):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_choice, require_int
 from ..base.config import PromptConfig
 
 
@@ -26,21 +26,29 @@ class MaPLeConfig(PromptConfig):
     ```
     """
 
-    num_virtual_tokens: int = field(default=2, metadata={"help": "Prompts per prompted layer, in both towers."})
-    prompt_depth: int = field(
-        default=9, metadata={"help": "How many layers, from the first, get prompts of their own."}
+    num_virtual_tokens: int = field(
+        default=2, metadata={"help": "Prompts per prompted layer, in both towers.", "min": 1}
     )
-    coupling: str = field(
+    prompt_depth: int = field(
+        default=9, metadata={"help": "How many layers, from the first, get prompts of their own.", "min": 0}
+    )
+    coupling: Literal["linear", "none"] = field(
         default="linear",
         metadata={"help": "'linear': visual prompts are mapped from the text prompts (MaPLe); 'none': free (IVLP)."},
     )
-    text_num_virtual_tokens: int | None = field(default=None, metadata={"help": "Prompts per layer, text tower only."})
-    vision_num_virtual_tokens: int | None = field(
-        default=None, metadata={"help": "Prompts per layer, vision tower only (coupling='none')."}
+    text_num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "Prompts per layer, text tower only.", "min": 1}
     )
-    text_prompt_depth: int | None = field(default=None, metadata={"help": "Prompted text layers; 0 for none."})
-    vision_prompt_depth: int | None = field(default=None, metadata={"help": "Prompted vision layers; 0 for none."})
-    prompt_init: str = field(
+    vision_num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "Prompts per layer, vision tower only (coupling='none').", "min": 1}
+    )
+    text_prompt_depth: int | None = field(
+        default=None, metadata={"help": "Prompted text layers; 0 for none.", "min": 0}
+    )
+    vision_prompt_depth: int | None = field(
+        default=None, metadata={"help": "Prompted vision layers; 0 for none.", "min": 0}
+    )
+    prompt_init: Literal["random", "text"] = field(
         default="text",
         metadata={"help": "Start of the first text prompts: 'text' (words of prompt_init_text) or 'random'."},
     )
@@ -52,13 +60,6 @@ class MaPLeConfig(PromptConfig):
     def __post_init__(self):
         self.peft_type = PeftType.MAPLE
         super().__post_init__()
-        require_choice("coupling", self.coupling, ("linear", "none"))
-        require_choice("prompt_init", self.prompt_init, ("random", "text"))
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
-        require_int("prompt_depth", self.prompt_depth, 0)
-        for name, minimum in _OPTIONAL_MINIMA.items():
-            if getattr(self, name) is not None:
-                require_int(name, getattr(self, name), minimum)
         if not self.text_depth and not self.vision_depth:
             raise ValueError("Expected prompts in at least one tower. Received: text and vision prompt depth 0.")
         if self.coupling == "linear" and self.vision_depth:
@@ -102,11 +103,3 @@ class MaPLeConfig(PromptConfig):
                 f"Expected vision_prompt_depth <= text_prompt_depth with coupling='linear', which has no other source "
                 f"for visual prompts. Received: {self.vision_depth} > {self.text_depth}. Use coupling='none'."
             )
-
-
-_OPTIONAL_MINIMA = {
-    "text_num_virtual_tokens": 1,
-    "vision_num_virtual_tokens": 1,
-    "text_prompt_depth": 0,
-    "vision_prompt_depth": 0,
-}

@@ -18,7 +18,7 @@ from ...core.tokenization import TokenSequence, context_sequences
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.coupling import LinearCoupling
 from ...prompts.tokens import TokenPrompts, start_from_words
-from ..base.method import PromptMethod, check_depth
+from ..base.method import PromptMethod, check_depth, check_length
 from ..base.tuner import PromptTuner
 from .config import MaPLeConfig
 
@@ -27,7 +27,9 @@ class MaPLe(PromptMethod):
     """Deep prompts on both towers."""
 
     def check(self, config: MaPLeConfig, vision: VisionView, text: TextView) -> None:
-        """Refuse more prompted layers than a tower has."""
+        """Refuse more prompted layers than a tower has, and more prompts than a text has room for."""
+        if config.text_depth:
+            check_length("text_num_virtual_tokens", config.text_length, text)
         check_depth("text_prompt_depth", config.text_depth, text, "text tower")
         check_depth("vision_prompt_depth", config.vision_depth, vision, "vision tower")
 

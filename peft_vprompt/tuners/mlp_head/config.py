@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_int
 from ..base.config import BaselineConfig
 
 
@@ -27,12 +26,11 @@ class MLPHeadConfig(BaselineConfig):
         ValueError: `num_layers` below 1 or `dropout` outside [0, 1).
     """
 
-    num_layers: int = field(default=3, metadata={"help": "Linear layers, the last one included (k of Mlp-k)."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout after every hidden layer."})
+    num_layers: int = field(
+        default=3, metadata={"help": "Linear layers, the last one included (k of Mlp-k).", "min": 1, "max": 100}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "Dropout after every hidden layer.", "min": 0, "below": 1})
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType.MLP_HEAD
-        require_int("num_layers", self.num_layers, 1)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"Expected dropout in [0, 1). Received: dropout={self.dropout!r}.")

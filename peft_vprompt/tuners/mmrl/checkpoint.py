@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import torch
 
-from ..base.checkpoint_layout import Layout, State, numbered, refuse, require
+from ..base.checkpoint_layout import Layout, State, numbered, of_all_layers, refuse, require
 from .config import MMRLConfig
 
 
 LEARNER = "representation_learner."
 
+#: Letters of the towers in names of tensors.
+TOWERS = {"text": "t", "vision": "v"}
+
 
 def read(state: State) -> Layout:
     """Read yunncheng/MMRL `trainers/mmrl.py`: the frozen CLIP beside the learned tensors is left."""
     refuse(state, (f"{LEARNER}srra_r2vproj.weight",), "mmrl", "mmrlpp")
-    tokens = require(state, f"{LEARNER}compound_rep_tokens", "mmrl")
+    tokens = require(state, f"{LEARNER}compound_rep_tokens", "mmrl", 2)
     tensors = {("text", "tokens"): tokens}
-    for tower, letter in {"text": "t", "vision": "v"}.items():
+    for tower, letter in TOWERS.items():
         maps = LEARNER + f"compound_rep_tokens_r2{letter}proj.{{}}."
-        require(state, maps.format(0) + "weight", "mmrl")
-        tensors[tower, "maps.weight"] = torch.stack(numbered(state, maps + "weight"))
-        tensors[tower, "maps.bias"] = torch.stack(numbered(state, maps + "bias"))
-    tensors["vision", "projection"] = require(state, "image_encoder.proj_rep", "mmrl")
-    return _layout(tokens, tensors, len(tensors["text", "maps.bias"]), {"low_rank": None})
+        for kind, rank in {"weight": 2, "bias": 1}.items():
+            tensors[tower, f"maps.{kind}"] = _of_layers(state, maps + kind, "mmrl", rank)
+    tensors["vision", "projection"] = require(state, "image_encoder.proj_rep", "mmrl", 2)
+    return _layout(tokens, tensors, {"low_rank": None})
 
 
 def read_low_rank(state: State, method: str = "mmrlpp") -> Layout:
     """Read yunncheng/MMRL `trainers/mmrlpp.py`, and QByteM/AlignedNorm, which is built alike."""
     refuse(state, ("image_encoder.proj_rep",), method, "mmrl")
-    tokens = require(state, f"{LEARNER}compound_rep_tokens", method)
+    tokens = require(state, f"{LEARNER}compound_rep_tokens", method, 2)
     tensors = {("text", "tokens"): tokens}
-    for tower, letter in {"text": "t", "vision": "v"}.items():
+    for tower, letter in TOWERS.items():
         maps = f"{LEARNER}srra_r2{letter}proj."
-        tensors[tower, "maps.weight"] = require(state, f"{maps}weight", method)
-        for ours, theirs in {"up": "A", "down": "B", "bias": "bias"}.items():
-            require(state, f"{maps}srra.0.{theirs}", method)
-            tensors[tower, f"maps.{ours}"] = torch.stack(numbered(state, maps + "srra.{}." + theirs))
-    tensors["vision", "projection_up"] = require(state, "image_encoder.A", method)
-    tensors["vision", "projection_down"] = require(state, "image_encoder.B", method)
-    ranks = {"low_rank": tensors["text", "maps.up"].shape[-1], "readout_rank": state["image_encoder.A"].shape[1]}
-    return _layout(tokens, tensors, len(tensors["text", "maps.bias"]), ranks)
+        tensors[tower, "maps.weight"] = require(state, f"{maps}weight", method, 2)
+        for ours, theirs, rank in (("up", "A", 2), ("down", "B", 2), ("bias", "bias", 1)):
+            tensors[tower, f"maps.{ours}"] = _of_layers(state, f"{maps}srra.{{}}.{theirs}", method, rank)
+    tensors["vision", "projection_up"] = up = require(state, "image_encoder.A", method, 2)
+    tensors["vision", "projection_down"] = require(state, "image_encoder.B", method, 2)
+    return _layout(tokens, tensors, {"low_rank": tensors["text", "maps.up"].shape[-1], "readout_rank": up.shape[1]})
 
 
 def read_aligned(state: State) -> Layout:
@@ -49,7 +49,14 @@ def read_aligned(state: State) -> Layout:
     return layout
 
 
-def _layout(tokens: torch.Tensor, tensors: dict, depth: int, ranks: dict) -> Layout:
+def _of_layers(state: State, pattern: str, method: str, rank: int) -> torch.Tensor:
+    """Return the tensors of all layers as one."""
+    require(state, pattern.format(0), method, rank)
+    return of_all_layers(numbered(state, pattern, method, rank), "maps")
+
+
+def _layout(tokens: torch.Tensor, tensors: dict, ranks: dict) -> Layout:
     values = {"num_virtual_tokens": tokens.shape[0], "representation_dim": tokens.shape[1], **ranks}
+    depth = len(tensors["text", "maps.bias"])
     # The authors prompt the last layers of towers with 12.
     return Layout(MMRLConfig, values, tensors, {"representation_layers": list(range(13 - depth, 13))})

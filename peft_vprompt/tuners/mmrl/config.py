@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_choice, require_int, require_number
 from ..base.config import PromptConfig
 
 
@@ -26,41 +26,57 @@ class MMRLConfig(PromptConfig):
     ```
     """
 
-    num_virtual_tokens: int = field(default=5, metadata={"help": "Tokens of the shared space."})
-    representation_dim: int = field(default=512, metadata={"help": "Size of the shared space."})
+    num_virtual_tokens: int = field(default=5, metadata={"help": "Tokens of the shared space.", "min": 1})
+    representation_dim: int = field(default=512, metadata={"help": "Size of the shared space.", "min": 1})
     representation_layers: list[int] = field(
         default_factory=lambda: list(range(6, 13)),
-        metadata={"help": "Layers of both towers, counted from 1, in front of which the tokens come in; from 2 on."},
+        metadata={
+            "help": "Layers of both towers, counted from 1, in front of which the tokens come in; from 2 on.",
+            "min": 2,
+        },
     )
     alpha: float = field(
-        default=0.7, metadata={"help": "Share of the class token's prediction; the rest is the tokens'."}
+        default=0.7,
+        metadata={"help": "Share of the class token's prediction; the rest is the tokens'.", "min": 0, "max": 1},
     )
     consistency_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the distances of class token and class features to the frozen ones."}
+        default=1.0,
+        metadata={"help": "Weight of the distances of class token and class features to the frozen ones.", "min": 0},
     )
     low_rank: int | None = field(
         default=None,
-        metadata={"help": "Rank of what each layer adds to a shared map (MMRL++: 4); None: maps of their own (MMRL)."},
+        metadata={
+            "help": "Rank of what each layer adds to a shared map (MMRL++: 4); None: maps of their own (MMRL).",
+            "min": 1,
+        },
     )
     readout_rank: int = field(
         default=64,
-        metadata={"help": "With low_rank: rank of what the tokens' readout adds to the model's own projection."},
+        metadata={
+            "help": "With low_rank: rank of what the tokens' readout adds to the model's own projection.",
+            "min": 1,
+        },
     )
     beta: float = field(
-        default=0.9, metadata={"help": "With low_rank: share of a layer's new tokens; the rest flows on from before."}
+        default=0.9,
+        metadata={
+            "help": "With low_rank: share of a layer's new tokens; the rest flows on from before.",
+            "min": 0,
+            "max": 1,
+        },
     )
     feature_norm_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the difference of norms of the two image features (AlignedNorm: 0.1)."},
+        metadata={"help": "Weight of the difference of norms of the two image features (AlignedNorm: 0.1).", "min": 0},
     )
     sequence_norm_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the difference of norms in the layers with tokens (AlignedNorm: 0.1)."},
+        metadata={"help": "Weight of the difference of norms in the layers with tokens (AlignedNorm: 0.1).", "min": 0},
     )
     logit_scale: float | None = field(
-        default=100.0, metadata={"help": "What cosines are multiplied by; None: the model's own scale."}
+        default=100.0, metadata={"help": "What cosines are multiplied by; None: the model's own scale.", "above": 0}
     )
-    readout: str = field(
+    readout: Literal["fused", "class", "decoupled"] = field(
         default="fused",
         metadata={
             "help": "Prediction: 'fused' (class token and tokens), 'class' (class token), or 'decoupled' (the paper's: "
@@ -70,30 +86,12 @@ class MMRLConfig(PromptConfig):
 
     def __post_init__(self):
         self.peft_type = PeftType.MMRL
-        require_number("consistency_weight", self.consistency_weight, 0)
+        super().__post_init__()
+        if not self.representation_layers:
+            raise ValueError("Expected at least one of representation_layers. Received: representation_layers=[].")
+        self.representation_layers = sorted(set(self.representation_layers))
         self.text_consistency_weight = self.text_consistency_weight or self.consistency_weight
         self.image_consistency_weight = self.image_consistency_weight or self.consistency_weight
-        super().__post_init__()
-        for name in ("num_virtual_tokens", "representation_dim", "readout_rank"):
-            require_int(name, getattr(self, name), 1)
-        if self.low_rank is not None:
-            require_int("low_rank", self.low_rank, 1)
-        layers = self.representation_layers
-        if not isinstance(layers, (list, tuple)) or not layers:
-            raise ValueError(
-                f"Expected representation_layers to be a list of layers. Received: representation_layers={layers!r}."
-            )
-        for layer in layers:
-            require_int("each of representation_layers", layer, 2)
-        self.representation_layers = sorted(set(layers))
-        for name in ("feature_norm_weight", "sequence_norm_weight", "alpha", "beta"):
-            require_number(name, getattr(self, name), 0)
-        for name in ("alpha", "beta"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"Expected {name} from 0 to 1. Received: {name}={getattr(self, name)!r}.")
-        if self.logit_scale is not None:
-            require_number("logit_scale", self.logit_scale, 0)
-        require_choice("readout", self.readout, ("fused", "class", "decoupled"))
 
     @property
     def layers(self) -> list[int]:

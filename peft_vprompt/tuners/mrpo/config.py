@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_choice, require_int
 from ..base.config import PromptConfig
 
 
@@ -28,18 +28,18 @@ class MRPOConfig(PromptConfig):
     """
 
     num_virtual_tokens: int = field(
-        default=4, metadata={"help": "K, the number of read-only prompts in each encoder."}
+        default=4, metadata={"help": "K, the number of read-only prompts in each encoder.", "min": 1}
     )
     prompt_depth: int = field(
-        default=9, metadata={"help": "J, the layers from the first at which read-only prompts start anew."}
+        default=9, metadata={"help": "J, the layers from the first at which read-only prompts start anew.", "min": 1}
     )
-    coupling: str = field(
+    coupling: Literal["linear", "none"] = field(
         default="linear",
         metadata={
             "help": "'linear': visual read-only prompts are mapped from the text read-only prompts; 'none': free."
         },
     )
-    prompt_update: str = field(
+    prompt_update: Literal["replace", "accumulate"] = field(
         default="replace",
         metadata={
             "help": "'replace' (as published) or 'accumulate' (prompts are added to the carried read-only prompts)."
@@ -49,7 +49,3 @@ class MRPOConfig(PromptConfig):
     def __post_init__(self):
         self.peft_type = PeftType.MRPO
         super().__post_init__()
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
-        require_int("prompt_depth", self.prompt_depth, 1)
-        require_choice("coupling", self.coupling, ("linear", "none"))
-        require_choice("prompt_update", self.prompt_update, ("replace", "accumulate"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
@@ -24,21 +25,23 @@ class PromptSRCConfig(MaPLeConfig):
     ```
     """
 
-    num_virtual_tokens: int = field(default=4, metadata={"help": "Prompts per prompted layer, in both towers."})
-    coupling: str = field(
+    num_virtual_tokens: int = field(
+        default=4, metadata={"help": "Prompts per prompted layer, in both towers.", "min": 1}
+    )
+    coupling: Literal["linear", "none"] = field(
         default="none",
         metadata={"help": "'none': free visual prompts (PromptSRC); 'linear': mapped from the text prompts (MaPLe)."},
     )
     text_consistency_weight: float = field(
-        default=25.0, metadata={"help": "Weight of the distance of the class features to the frozen ones."}
+        default=25.0, metadata={"help": "Weight of the distance of the class features to the frozen ones.", "min": 0}
     )
     image_consistency_weight: float = field(
-        default=10.0, metadata={"help": "Weight of the distance of the image features to the frozen ones."}
+        default=10.0, metadata={"help": "Weight of the distance of the image features to the frozen ones.", "min": 0}
     )
     logit_consistency_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the divergence from the frozen model's predictions."}
+        default=1.0, metadata={"help": "Weight of the divergence from the frozen model's predictions.", "min": 0}
     )
-    consistency_distance: str = field(
+    consistency_distance: Literal["cosine", "l1"] = field(
         default="l1", metadata={"help": "Distance of features: 'l1' (mean difference) or 'cosine' (1 minus the mean)."}
     )
 

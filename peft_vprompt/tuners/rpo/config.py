@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_int
 from ..base.config import PromptConfig
 
 
@@ -24,13 +23,12 @@ class ReadOnlyPromptConfig(PromptConfig):
     """
 
     num_virtual_tokens: int = field(
-        default=24, metadata={"help": "K, the number of read-only prompts in each encoder."}
+        default=24, metadata={"help": "K, the number of read-only prompts in each encoder.", "min": 1}
     )
 
     def __post_init__(self):
         self.peft_type = PeftType.READ_ONLY_PROMPT
         super().__post_init__()
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
 
 
 #: The name people say.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_int
 from ..base.config import BaselineConfig
 
 
@@ -29,7 +28,8 @@ class SideTuningConfig(BaselineConfig):
     """
 
     side_widths: list[int] = field(
-        default_factory=lambda: [32, 64, 128], metadata={"help": "Channels of the side network's stages."}
+        default_factory=lambda: [32, 64, 128],
+        metadata={"help": "Channels of the side network's stages.", "min": 1, "max": 65536, "items": 16},
     )
 
     def __post_init__(self):
@@ -37,5 +37,3 @@ class SideTuningConfig(BaselineConfig):
         self.peft_type = PeftType.SIDE_TUNING
         if not self.side_widths:
             raise ValueError("Expected at least one stage. Received: side_widths=[].")
-        for width in self.side_widths:
-            require_int("side_widths", width, 1)

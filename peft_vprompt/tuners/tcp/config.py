@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_int
 from ..base.config import ContextConfig
 
 
@@ -25,21 +24,21 @@ class TCPConfig(ContextConfig):
     """
 
     num_class_tokens: int = field(
-        default=4, metadata={"help": "Tokens of each class; they replace as many context tokens, from the first on."}
+        default=4,
+        metadata={"help": "Tokens of each class; they replace as many context tokens, from the first on.", "min": 1},
     )
     class_token_layer: int = field(
-        default=8, metadata={"help": "Text layer, counted from 0, in front of which they do so; from 1 on."}
+        default=8, metadata={"help": "Text layer, counted from 0, in front of which they do so; from 1 on.", "min": 1}
     )
     text_consistency_weight: float = field(
-        default=8.0, metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones."}
+        default=8.0,
+        metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones.", "min": 0},
     )
 
     def __post_init__(self):
         self.peft_type = PeftType.TCP
         super().__post_init__()
         self.set_length(default=4)
-        require_int("num_class_tokens", self.num_class_tokens, 1)
-        require_int("class_token_layer", self.class_token_layer, 1)
         if self.num_class_tokens > self.length:
             raise ValueError(
                 f"Expected num_class_tokens <= num_virtual_tokens, whose place they take. Received: "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft.utils import PeftType
 
-from ...utils.validation import require_choice, require_int
 from ..base.config import PromptConfig
 
 
@@ -18,7 +18,6 @@ STRIP_LOCATIONS = ("prepend-pixel", "prepend-pixel-gaussian", "prepend-pixel-img
 PIXEL_LOCATIONS = (*STRIP_LOCATIONS, "pad", "below")
 #: Locations that leave no row to the prompts.
 ROWLESS_LOCATIONS = ("add", "add-1", "pad", "below")
-POOLINGS = ("original", "imgprompt_pool", "img_pool", "prompt_pool")
 
 
 @dataclass
@@ -42,7 +41,8 @@ class VisualPromptConfig(PromptConfig):
         default=5,
         metadata={
             "help": "Prompts per prompted layer; with location 'pad' the width of the border in pixels, with 'below' the "
-            "number of channels. 'add' (one per token) and 'add-1' (one) set their own number."
+            "number of channels. 'add' (one per token) and 'add-1' (one) set their own number.",
+            "min": 1,
         },
     )
     deep: bool = field(
@@ -50,16 +50,29 @@ class VisualPromptConfig(PromptConfig):
     )
     num_deep_layers: int | None = field(
         default=None,
-        metadata={"help": "With deep: how many layers, from first_layer on, get prompts of their own. Default: all."},
+        metadata={
+            "help": "With deep: how many layers, from first_layer on, get prompts of their own. Default: all.",
+            "min": 1,
+        },
     )
     first_layer: int = field(
         default=0,
         metadata={
-            "help": "The layer in front of which prompts come in; num_layers - 6 with deep: the last six layers."
+            "help": "The layer in front of which prompts come in; num_layers - 6 with deep: the last six layers.",
+            "min": 0,
         },
     )
     deep_shared: bool = field(default=False, metadata={"help": "With deep: one set of prompts for all layers."})
-    location: str = field(
+    location: Literal[
+        "prepend",
+        "add",
+        "add-1",
+        "prepend-pixel",
+        "prepend-pixel-gaussian",
+        "prepend-pixel-imgnettransform",
+        "pad",
+        "below",
+    ] = field(
         default="prepend",
         metadata={
             "help": "Where prompts go: 'prepend' (beside the tokens), 'add' (one added to each token), 'add-1' (one added "
@@ -67,7 +80,7 @@ class VisualPromptConfig(PromptConfig):
             "'pad' (a learned border), 'below' (learned channels; the patch embedding is trained too)."
         },
     )
-    pooling: str = field(
+    pooling: Literal["original", "imgprompt_pool", "img_pool", "prompt_pool"] = field(
         default="original",
         metadata={
             "help": "What is read out: 'original' (as the model does; read-only prompts: the mean over them), or the mean "
@@ -83,25 +96,22 @@ class VisualPromptConfig(PromptConfig):
     )
     projection_dim: int | None = field(
         default=None,
-        metadata={"help": "Size of the learned prompts, if smaller than the tower's; one linear map brings them up."},
+        metadata={
+            "help": "Size of the learned prompts, if smaller than the tower's; one linear map brings them up.",
+            "min": 1,
+            "max": 65536,
+        },
     )
-    prompt_dropout: float = field(default=0.0, metadata={"help": "Dropout on the prompts, drawn for each image."})
+    prompt_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the prompts, drawn for each image.", "min": 0, "below": 1}
+    )
 
     def __post_init__(self):
         self.peft_type = PeftType.VISUAL_PROMPT
         super().__post_init__()
-        require_int("num_virtual_tokens", self.num_virtual_tokens, 1)
-        require_int("first_layer", self.first_layer, 0)
-        require_choice("location", self.location, TOKEN_LOCATIONS + PIXEL_LOCATIONS)
-        require_choice("pooling", self.pooling, POOLINGS)
-        for name in ("num_deep_layers", "projection_dim"):
-            if getattr(self, name) is not None:
-                require_int(name, getattr(self, name), 1)
         for name in ("num_deep_layers", "deep_shared"):
             if getattr(self, name) and not self.deep:
                 raise ValueError(f"Expected deep=True with {name}={getattr(self, name)!r}. Received: deep=False.")
-        if not 0.0 <= self.prompt_dropout < 1.0:
-            raise ValueError(f"Expected prompt_dropout in [0, 1). Received: prompt_dropout={self.prompt_dropout!r}.")
         self._check_location()
         self._check_read_only()
 

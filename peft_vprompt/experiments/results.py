@@ -1,0 +1,103 @@
+"""`results.json` of a run, as it may come from anybody: read with every type checked, and used only as what it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..data.options import DataOptions
+from ..data.readers import is_local
+from ..utils.fields import check_values, shown
+from ..utils.io import read_json
+from ..utils.validation import first_line
+
+
+#: What a reader of results relies on: entry and type.
+_ENTRIES: dict[str, Any] = {"settings": dict, "classes": dict, "data": dict | None}
+
+
+def read_results(path: str | Path) -> dict | None:
+    """Read what a run wrote beside its adapter; None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged, or was not written by a run; names the file and the entry.
+    """
+    try:
+        report = read_json(path, missing_ok=True)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refusal(path, f"a file that is no JSON ({type(error).__name__})") from error
+    return report if report is None else check_results(report, path)
+
+
+def check_results(report: Any, path: str | Path) -> dict:
+    """Return what a results file holds, if it has the entries of a run with their types.
+
+    Raises:
+        ValueError: it has not; names the file and the entry.
+    """
+    if not isinstance(report, dict):
+        raise _refusal(path, f"{shown(report)}")
+    for name, kind in _ENTRIES.items():
+        if name not in report or not isinstance(report[name], kind):
+            raise _refusal(path, f"{name}={shown(report.get(name))}")
+    model = report["settings"].get("model")
+    if "model" not in report["settings"] or not isinstance(model, str | None):
+        raise _refusal(path, f"settings.model={shown(model)}")
+    classes = report["classes"]
+    if not classes or not all(isinstance(names, list) and all(map(_is_name, names)) for names in classes.values()):
+        raise _refusal(path, f"classes={shown(classes)}")
+    if report["data"] is not None:
+        check_data(report["data"], path)
+    return report
+
+
+def check_data(description: dict, path: str | Path) -> None:
+    """Refuse what results say of their images where it is not what `vprompt train` says.
+
+    Raises:
+        ValueError: an entry that no option has, or of another type; names the file and the entry.
+    """
+    known = {field.name for field in fields(DataOptions)}
+    if "path" not in description or (unknown := sorted(description.keys() - known)):
+        raise _refusal(path, f"data with {shown(unknown[0]) if 'path' in description else 'no path'}")
+    try:
+        check_values(DataOptions, description)
+    except ValueError as error:
+        raise _refusal(path, f"data of which {first_line(error)}") from error
+
+
+def require_local_data(description: dict | None, path: str | Path) -> None:
+    """Refuse images that a results file names and that are not on this machine: nothing is downloaded unasked.
+
+    Args:
+        description: the entry `data` of the file; None for the embedded task.
+        path: the results file.
+
+    Raises:
+        ValueError: names the data set, and how to ask for it.
+    """
+    if description is None:
+        return
+    place = description["path"]
+    if not is_local(place) or "://" in place:
+        raise ValueError(
+            f"{str(path)!r} names the images {shown(place)}, which are not on this machine, and nothing that a file names is "
+            f"downloaded unasked. Give --data, such as --data {place[:200]} if you trust it."
+        )
+    if description.get("follow_urls"):
+        raise ValueError(
+            f"{str(path)!r} asks to read images from addresses on the net, and nothing that a file names is downloaded "
+            "unasked. Give --data and --follow-urls if you trust it."
+        )
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _refusal(path: str | Path, received: str) -> ValueError:
+    return ValueError(
+        f"Expected the results of `vprompt train` in {str(path)!r}. Received: {received}. Move the file away and give --data."
+    )

@@ -1,0 +1,127 @@
+"""No config takes more memory than it may: new tensors are counted before they are made.
+
+A config of two kilobytes can ask for a billion prompts. `bounded` compares what is about to be made with the file that the
+config was saved beside, or, for a new adapter, with the base model. It knows no method: it looks at every tensor that
+`torch` is asked for in the meantime.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...errors import AdapterMismatchError
+
+
+#: A new adapter may have as many numbers as its base model so many times, and so many more.
+TIMES_BASE_MODEL = 4
+BESIDE_BASE_MODEL = 2**24
+
+#: A saved adapter is made of as many numbers as its file holds; first values pass through copies.
+TIMES_FILE = 4
+BESIDE_FILE = 2**20
+
+#: Operations that make a tensor of a size that they are told.
+_BY_SIZE = (
+    *("empty", "zeros", "ones", "full", "rand", "randn", "randint", "normal", "eye", "arange", "empty_strided"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "repeat", "empty_permuted"),
+)
+
+
+@contextmanager
+def bounded(config: PeftConfig, model: nn.Module) -> Iterator[None]:
+    """Refuse tensors, before they are made, of which a config asks for too many while the block runs.
+
+    Raises:
+        AdapterMismatchError: a saved config asks for more than its file of weights holds.
+        ValueError: a new one asks for many times the parameters of the base model.
+    """
+    saved_in: Any = getattr(config, "saved_in", None)
+    held = None if saved_in is None else saved_numbers(*saved_in)
+    if held is not None:
+        error = AdapterMismatchError(
+            f"The config of the adapter in {str(saved_in[0])!r} asks for more numbers than the {held:,} of its file of "
+            f"weights. Received: {_largest(config)}. Save or download it again, whole."
+        )
+        limit = TIMES_FILE * held + BESIDE_FILE
+    else:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        limit = TIMES_BASE_MODEL * size + BESIDE_BASE_MODEL
+        error = ValueError(
+            f"Expected an adapter of at most {limit:,} numbers, for a base model of {size:,}. Received a config that asks "
+            f"for more: {_largest(config)}. Use smaller values."
+        )
+    with _Counted(limit, error):
+        yield
+
+
+class _Counted(TorchDispatchMode):
+    """Raises an error instead of making more numbers than a limit."""
+
+    def __init__(self, limit: int, error: Exception):
+        super().__init__()
+        self.left = limit
+        self.error = error
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.left -= _made_by(func.overloadpacket.__name__, args)
+        if self.left < 0:
+            raise self.error
+        return func(*args, **(kwargs or {}))
+
+
+def _made_by(name: str, args: tuple) -> int:
+    """Return how many numbers an operation is going to make, 0 where it only works on what there is."""
+    if name == "embedding":
+        return args[0].shape[1] * args[1].numel()
+    if name not in _BY_SIZE:
+        return 0
+    size = next((arg for arg in args if isinstance(arg, (list, tuple))), ())
+    made = math.prod(size) if size else next((arg for arg in args if isinstance(arg, int)), 0)
+    return made * (args[0].numel() if name == "repeat" else 1)
+
+
+def saved_numbers(model_id: str | os.PathLike, options: dict) -> int | None:
+    """Return how many numbers the header of a saved adapter's safetensors file says it holds, None without such a file.
+
+    Args:
+        model_id: folder or Hub id of the adapter; of the Hub only what was downloaded before is looked at.
+        options: `subfolder`, `revision` and `cache_dir`, as for `PeftModel.from_pretrained`.
+    """
+    folder = os.path.join(model_id, options.get("subfolder") or "")
+    path: Any = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not os.path.isdir(folder):
+        name = os.path.join(options.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
+        where = {key: options.get(key) for key in ("cache_dir", "revision")}
+        path = try_to_load_from_cache(str(model_id), name, **where)
+    if not isinstance(path, str) or not os.path.isfile(path):
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None  # loading says what is wrong with it
+
+
+def _largest(config: PeftConfig) -> str:
+    """Name the largest numbers and the longest lists of a config."""
+    sizes = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            sizes[field.name] = value, f"{field.name}={value}"
+        elif isinstance(value, (list, tuple)):
+            sizes[field.name] = len(value), f"{field.name} of {len(value):,} entries"
+    largest = sorted(sizes.values(), reverse=True)[:2]
+    return " and ".join(words for _, words in largest)

@@ -1,0 +1,66 @@
+"""What of PEFT is changed, with the reason, the undo and the end of each patch.
+
+* `name_damaged_configs`: PEFT reads `adapter_config.json` before it knows whose it is. A damaged file ends in a `KeyError`, a
+  `RecursionError` or a message without the file's name, and a file of any size is read whole. With the patch each of these is
+  an `AdapterMismatchError` that names the file; what is intact is read as before. `undo_named_configs` takes it back. It
+  goes when PEFT checks its configs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+from peft.config import PeftConfigMixin
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from ...errors import AdapterMismatchError
+from ...utils.fields import shown
+
+
+#: Largest config in bytes: two hundred thousand class names are a fifth of it.
+MAX_CONFIG_BYTES = 2**25
+
+_original = PeftConfigMixin.__dict__["from_json_file"]
+
+
+def name_damaged_configs() -> None:
+    """Let PEFT name the file of a config that it cannot read. Does nothing where it is done."""
+    setattr(PeftConfigMixin, "from_json_file", classmethod(_from_json_file))  # noqa: B010
+
+
+def undo_named_configs() -> None:
+    """Give PEFT its own reader back."""
+    PeftConfigMixin.from_json_file = _original
+
+
+def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
+    """Read a config as PEFT does.
+
+    Raises:
+        AdapterMismatchError: the file is no config of a method that is known here.
+    """
+    values: Any = None
+    try:
+        status = os.stat(path_json_file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
+            _refuse(path_json_file, f"a file of {status.st_size:,} bytes, or no file of its own")
+        values = _original.__func__(cls, path_json_file, **kwargs)
+    except AdapterMismatchError:
+        raise
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        _refuse(path_json_file, f"one that cannot be read ({type(error).__name__})", error)
+    if not isinstance(values, dict) or "self" in values:
+        _refuse(path_json_file, "JSON that is no table of fields")
+    method = values.get("peft_type")
+    if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
+        _refuse(path_json_file, f"peft_type={shown(method)}, which is none of {known}")
+    return values
+
+
+def _refuse(path: str, received: str, cause: Exception | None = None) -> None:
+    raise AdapterMismatchError(
+        f"Expected the config of an adapter in {os.fspath(path)!r}. Received {received}. Save or download it again, whole."
+    ) from cause
