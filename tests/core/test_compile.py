@@ -73,9 +73,19 @@ def test_one_graph_gives_the_logits_and_gradients_of_eager(case, tokenizer_path)
     check_training(case, tokenizer_path, "eager")
 
 
+@pytest.mark.nightly
 @first_cases
 def test_one_graph_in_evaluation(case, tokenizer_path):
-    """Nothing was called, tokenised or kept before the model is compiled."""
+    check_evaluation(case, tokenizer_path)
+
+
+@pytest.mark.parametrize("method", ["kgcoop", "read_only_prompt"])
+def test_one_graph_with_kept_features(method, tokenizer_path):
+    check_evaluation(next(case for case in FIRST_CASES if case.method == method), tokenizer_path)
+
+
+def check_evaluation(case, tokenizer_path):
+    """Compare logits; nothing was called, tokenised or kept before the model is compiled."""
     model = disturb(case.build(tokenizer_path)).eval()
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -90,8 +100,9 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("method", ["context_opt", "visual_prompt", "read_only_prompt"])
+@pytest.mark.parametrize(
+    ("method", "edit"), [("context_opt", "data"), ("visual_prompt", "numpy"), ("read_only_prompt", "step")]
+)
 def test_a_compiled_model_follows_its_weights(method, edit, tokenizer_path):
     model = next(case for case in FIRST_CASES if case.method == method).build(tokenizer_path).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
