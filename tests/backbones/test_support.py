@@ -17,7 +17,8 @@ MODELS = [*DUAL_MODELS, *VISION_MODELS]
 #: Methods that learn nothing on a text tower, so that a model may lack one.
 IMAGE_ONLY = {"visual_prompt"}
 #: Methods that read a text at its end token, and the models whose text towers let every token read every other.
-READ_ONLY = {"read_only_prompt", "mrpo"}
+#: Methods that read a class token, or texts from left to right.
+IN_ORDER = {"read_only_prompt", "mrpo", "mmrl"}
 BIDIRECTIONAL = {"SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel"}
 
 
@@ -25,7 +26,7 @@ def refusal(method, model) -> str | None:
     """Why a method cannot work on a model, as a pattern; None where it must work."""
     if model in VISION_MODELS and method not in IMAGE_ONLY:
         return f"learns text prompts, and {model} has no text tower"
-    if model in BIDIRECTIONAL and method in READ_ONLY:
+    if model in BIDIRECTIONAL and method in IN_ORDER:
         return f"does not work on {model}: its"
     return None
 
