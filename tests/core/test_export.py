@@ -54,7 +54,9 @@ def test_export(case, tokenizer_path):
         # Class features are constants: nothing reads the text encoder.
         read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
         parameters = program.graph_signature.inputs_to_parameters
-        assert not [name for argument, name in parameters.items() if argument in read and "text_model.base_layer" in name]
+        assert not [
+            name for argument, name in parameters.items() if argument in read and "text_model.base_layer" in name
+        ]
         constants = [value for value in program.constants.values() if isinstance(value, torch.Tensor)]
         assert any(value.shape[:1] == (len(CLASS_NAMES),) for value in constants)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from peft_vprompt.tuners.base.feature_cache import FeatureCache
-from peft_vprompt.tuners.base.module_state import ModuleState, column_sums, digest, fixed_weights
+from peft_vprompt.tuners.base.module_state import column_sums, digest, fixed_weights, state_of
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, tiny_clip, tiny_tokenizer
 from tests.support.watching import InputsOf
 
@@ -353,9 +353,9 @@ def test_column_sums_see_single_numbers_and_moved_rows():
 
 def test_a_state_follows_itself():
     clip = tiny_clip()
-    state = ModuleState([clip.text_model, None], ["fact"]).freeze()
-    assert ModuleState([clip.text_model], ["fact"]).follows(state)
-    assert not ModuleState([clip.text_model], ["other"]).follows(state)
+    state = state_of([clip.text_model, None], ["fact"]).freeze()
+    assert state_of([clip.text_model], ["fact"]).follows(state)
+    assert not state_of([clip.text_model], ["other"]).follows(state)
 
 
 # ---- threads ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from .adapted_model import AdaptedModel
 from .class_list import ClassList
 from .feature_cache import FeatureCache
 from .method import average_features
-from .module_state import ModuleState, autocast_dtype, may_keep
+from .module_state import ModuleState, autocast_dtype, state_of
 from .prompted_text_encoder import PromptedTextEncoder
 from .traced import is_exporting, kept, number_of, outside_of_export
 
@@ -75,10 +75,10 @@ class ClassEncoder:
         learning = torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters())
         if not learning and torch.compiler.is_compiling():
             return self._features_in_graph(classes, "kept_features")
-        if not learning and may_keep(*parts):
+        if not learning:
             return self.kept_features(classes)
         self.features.clear()
-        mine = share(len(classes.names)) if learning and self.model.config.shard_classes else None
+        mine = share(len(classes.names)) if self.model.config.shard_classes else None
         if mine is None:
             return self._encode(classes, device)
         return gather_classes(self._encode(classes, device, *mine), len(classes.names))
@@ -88,8 +88,6 @@ class ClassEncoder:
         text = self.text
         dual = self.model.dual
         parts = [text.base_layer, text.active_prompts, dual.text_projection]
-        if not may_keep(*parts):
-            return self._encode(classes, dual.device)
         config = self.model.config
         state = self._state(parts, [*config.templates, str(config.frozen_template)], classes.sequences)
         return self.features.get(classes, state, lambda: self._encode(classes, dual.device))
@@ -112,11 +110,11 @@ class ClassEncoder:
         with outside_of_export(self.model.model) as possible:
             return self._encode(classes, self.model.dual.device).detach().clone() if possible else None
 
-    def _state(self, parts: list[nn.Module], templates: Sequence[str], *objects: object) -> ModuleState:
+    def _state(self, parts: list[nn.Module], templates: Sequence[str], *objects: object) -> ModuleState | None:
         """Return what the features of classes depend on: the modules `parts`, and what is said here."""
         dual = self.model.dual
         facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *templates)
-        return ModuleState(parts, facts, (self.model.tokenizers.given, *objects))
+        return state_of(parts, facts, (self.model.tokenizers.given, *objects))
 
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
         """Return the features of the classes first ... last - 1."""
@@ -183,9 +181,6 @@ class ClassEncoder:
                 return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
 
         parts = [text.base_layer, self.model.dual.text_projection]
-        if not may_keep(*parts):
-            with torch.no_grad():
-                return compute()
         return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
 
     def _zero_shot(

@@ -30,8 +30,15 @@ class FeatureCache:
         """Forget everything."""
         self._entries.clear()
 
-    def get(self, owner: object, state: ModuleState, compute: Callable[[], T]) -> T:
-        """Return the value of `owner` in `state`, computed without gradients if it is not kept yet."""
+    def get(self, owner: object, state: ModuleState | None, compute: Callable[[], T]) -> T:
+        """Return the value of `owner` in `state`, computed without gradients if it is not kept yet.
+
+        Without a state, see `state_of`, nothing is kept.
+        """
+        if state is None:
+            self._entries.pop(owner, None)
+            with torch.no_grad():
+                return compute()
         entry = self._entries.get(owner)
         if entry is None or not state.follows(entry[0]):
             state.freeze()

@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import chain
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn.modules.module import _has_any_global_hook
 from xxhash import xxh3_128
 
-from ...core.plain_modules import all_plain, parts
+from ...core.plain_modules import is_plain, parts
 
 
 #: Attributes in which modules of torch and transformers keep a rate of dropout.
@@ -32,6 +32,12 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 #: Numbers on an accelerator are summed up in so many columns: a prime number, so that moved rows change columns.
 COLUMNS = 8191
+
+#: Types of tensors that are nothing but numbers in memory: no shards, no packed integers.
+READABLE = (Tensor, nn.Parameter)
+
+#: Types of numbers that numpy has, too.
+NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool)
 
 _fixed: ContextVar[bool] = ContextVar("fixed_weights", default=False)
 
@@ -47,36 +53,21 @@ def fixed_weights() -> Iterator[None]:
 
 
 class ModuleState:
-    """The state of some modules at this moment.
+    """The state of some modules at this moment: made by `state_of`.
 
-    Args:
-        modules: the modules; None stands for none.
-        facts: what else the answer depends on, compared by value.
-        objects: likewise, compared by identity.
+    Attributes:
+        facts: what is compared by value.
+        objects: what is compared by identity: modules, their classes, attributes and parts.
+        tensors: parameters and buffers.
     """
 
-    def __init__(self, modules: Iterable[nn.Module | None], facts: Iterable[Hashable] = (), objects: Iterable = ()):
-        found = [part for module in modules if module is not None for part in parts(module)]
-        tuned = [part for part in found if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        attributes = [
-            part.__dict__ for part in found if not isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-        ]
-        configs = {id(own["config"]): own["config"].__dict__ for own in attributes if "config" in own}
-        self.tensors = [
-            tensor
-            for part in found
-            for tensor in (*part._parameters.values(), *part._buffers.values())
-            if tensor is not None
-        ]
-        self.facts = (*facts, *map(switches, tuned))
-        # They are held on to, so that no other object gets the address of one that is gone.
-        self.objects = [
-            *objects,
-            *found,
-            *map(type, found),
-            *chain.from_iterable(own.values() for own in (*attributes, *configs.values())),
-        ]
+    def __init__(self, facts: list[Hashable], objects: list, tensors: list[Tensor]):
+        self.facts = facts
+        self.objects = objects  # held on to, so that no other object gets the address of one that is gone
+        self.identities = list(map(id, objects))
+        self.tensors = tensors
         self._contents: Hashable = None
+        self._versions: list[tuple] | None = None
 
     @property
     def contents(self) -> Hashable:
@@ -87,24 +78,81 @@ class ModuleState:
 
     @property
     def versions(self) -> list[tuple]:
-        """Address and version counter of each tensor."""
-        return [
-            (tensor.data_ptr(), tensor.dtype, tensor.device, -1 if tensor.is_inference() else tensor._version)
-            for tensor in self.tensors
-        ]
+        """Address, type and version counter of each tensor; read once."""
+        if self._versions is None:
+            self._versions = [(tensor.data_ptr(), tensor.dtype, version(tensor)) for tensor in self.tensors]
+        return self._versions
 
     def freeze(self) -> ModuleState:
         """Read what later writes would change; returns itself."""
         self.contents  # noqa: B018 - read now
-        self.before = self.versions
+        self.versions  # noqa: B018 - likewise
         self.tensors = []  # they may be gone long before what was made of them
         return self
 
     def follows(self, other: ModuleState) -> bool:
         """Tell whether nothing has changed since `other`, which was frozen."""
-        if self.facts != other.facts or list(map(id, self.objects)) != list(map(id, other.objects)):
+        if self.facts != other.facts or self.identities != other.identities:
             return False
-        return self.versions == other.before if _fixed.get() else self.contents == other.contents
+        return self.versions == other.versions if _fixed.get() else self.contents == other.contents
+
+
+def version(tensor: Tensor) -> int:
+    """Return autograd's count of writes; tensors made under `inference_mode` have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def state_of(
+    modules: Iterable[nn.Module | None], facts: Iterable[Hashable] = (), objects: Iterable = ()
+) -> ModuleState | None:
+    """Return the state of some modules; None where more than it decides what they compute.
+
+    So it is where dropout makes each pass another; where a module has hooks, a replaced `forward` or a class of the user's
+    or of another library, which may do what they like; where tensors have no numbers that can be read; while a call is
+    only traced; and in a replica that `nn.DataParallel` made, which shares its cache with those on other devices.
+
+    Args:
+        modules: the modules; None stands for none.
+        facts: what else the answer depends on, compared by value.
+        objects: likewise, compared by identity.
+    """
+    if is_traced() or _has_any_global_hook():
+        return None
+    values = list(facts)
+    things = list(objects)
+    tensors: list[Tensor | None] = []
+    configs: dict[int, dict] = {}
+    for part in (part for module in modules if module is not None for part in parts(module)):
+        own = part.__dict__
+        if not is_plain(part) or "_is_replica" in own or (own["training"] and drops_out(own)):
+            return None
+        things += (part, type(part))
+        tensors += own["_parameters"].values()
+        tensors += own["_buffers"].values()
+        if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            values.append(switches(part))
+            continue
+        things += own.values()
+        if "config" in own:
+            configs[id(own["config"])] = own["config"].__dict__
+    for config in configs.values():
+        things += config.values()
+    found = [tensor for tensor in tensors if tensor is not None]
+    if any(type(tensor) not in READABLE or tensor.is_meta for tensor in found):
+        return None
+    return ModuleState(values, things, found)
+
+
+def is_traced() -> bool:
+    """Tell whether tensors have no values at present, or ones that belong to a transformation."""
+    functional = torch._C._functorch.peek_interpreter_stack() is not None
+    return functional or torch.jit.is_tracing() or detect_fake_mode() is not None
+
+
+def drops_out(own: dict) -> bool:
+    """Tell whether a module with these attributes, in training, drops something out itself."""
+    rates = map(own.get, DROPOUT_RATES)
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def digest(tensors: Iterable[Tensor]) -> Hashable:
@@ -114,18 +162,29 @@ def digest(tensors: Iterable[Tensor]) -> Hashable:
     for the device: any single change is seen, and so are rows that change places.
     """
     content = xxh3_128()
-    layout = []
+    layout: list[Hashable] = []
     elsewhere: dict[tuple, list[Tensor]] = {}
     for tensor in tensors:
-        layout.append((tensor.dtype, tensor.device, tensor.shape))
-        flat = tensor.detach().reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8))
-        if tensor.device.type == "cpu":
-            content.update(flat.numpy().data)
+        tensor = tensor.detach()
+        if tensor.is_cpu:
+            layout.append((tensor.dtype, tensor.shape))
+            content.update(memory_of(tensor))
         else:
+            layout.append((tensor.dtype, tensor.shape, tensor.device))
+            flat = tensor.reshape(-1).view(INTEGERS.get(tensor.element_size(), torch.uint8))
             elsewhere.setdefault((tensor.device, flat.dtype), []).append(flat)
     for numbers in elsewhere.values():
         content.update(column_sums(torch.cat(numbers)).cpu().numpy().data)
     return content.digest(), *layout
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """Return the numbers of a tensor on the CPU as bytes."""
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    if tensor.dtype not in NUMPY:
+        tensor = tensor.reshape(-1).view(torch.uint8)
+    return tensor.numpy().data
 
 
 def column_sums(numbers: Tensor) -> Tensor:
@@ -139,44 +198,6 @@ def switches(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> Hashable:
     scaling = getattr(layer, "scaling", None)
     scales = tuple(scaling.items()) if isinstance(scaling, dict) else scaling
     return layer.disable_adapters, tuple(layer.active_adapters), tuple(layer.merged_adapters), scales
-
-
-def may_keep(*modules: nn.Module | None) -> bool:
-    """Tell whether what the modules compute may be kept for a later call: nothing but their state decides it.
-
-    It may not where dropout makes each pass another; where a module has hooks, a replaced `forward` or a class of the
-    user's or of another library, which may do what they like; where tensors have no numbers that can be read; while a
-    call is only traced; nor in a replica that `nn.DataParallel` made, which shares its cache with those on other devices.
-    """
-    if detect_fake_mode() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.jit.is_tracing():
-        return False
-    return all(module is None or is_still(module) for module in modules)
-
-
-def is_still(module: nn.Module) -> bool:
-    """Tell whether `module` gives the same answer again for as long as its state is the same."""
-    return not getattr(module, "_is_replica", False) and all_plain(module) and not any(map(wavers, parts(module)))
-
-
-def wavers(module: nn.Module) -> bool:
-    """Tell whether a module itself drops something out at present, or holds a tensor that cannot be read."""
-    if module.training and any(rate > 0 for rate in map(module.__dict__.get, DROPOUT_RATES) if is_rate(rate)):
-        return True
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    return not all(tensor is None or is_readable(tensor) for tensor in tensors)
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Tell whether a tensor is nothing but numbers in memory: none on the meta device, sharded, sparse or quantised one."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
-    return plain and tensor.layout is torch.strided and not tensor.is_quantized
-
-
-def is_rate(value: object) -> bool:
-    """Tell whether an attribute is a number, as rates of dropout are."""
-    return isinstance(value, (int, float))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -23,7 +23,7 @@ from ...core.tokenization import TokenSequence, num_start_tokens
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
 from .feature_cache import FeatureCache
-from .module_state import ModuleState, autocast_dtype, may_keep
+from .module_state import autocast_dtype, state_of
 from .prompted_encoder import READOUT, PromptedEncoder
 from .traced import kept, number_of
 
@@ -140,9 +140,7 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _kept_kv_cache(self, packed: PackedPrompts) -> list[tuple[Tensor, Tensor]]:
         """Return the same, kept while the classes and the frozen tower stay."""
-        if not may_keep(self.base_layer):
-            return self._fill_kv_cache(packed)
-        state = ModuleState([self.base_layer], [autocast_dtype(packed.token_ids.device)])
+        state = state_of([self.base_layer], [autocast_dtype(packed.token_ids.device)])
         return self.kv_caches.get(packed, state, lambda: self._fill_kv_cache(packed))
 
     def stacked_kv_cache(self, packed: PackedPrompts, name: str = "") -> Tensor:
