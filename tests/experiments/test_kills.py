@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.studies.reliability import contents, full_disks, in_child, kill_trials, vprompt
+from examples.studies.reliability import contents, full_disks, in_child, kill_trials, memory, vprompt
 from peft_vprompt.data import EvalTransform
 from peft_vprompt.experiments.models import build_model
 from peft_vprompt.training.cached_features import cache_features
@@ -84,3 +84,10 @@ def test_a_child_says_how_it_ended():
     assert in_child(lambda: 1 / 0) == 1
     assert in_child(lambda: (_ for _ in ()).throw(SystemExit(2))) == 2
     assert in_child(lambda: __import__("time").sleep(9), kill_after=0.05) is None
+
+
+@pytest.mark.nightly
+def test_memory_stays_flat():
+    used = memory(1000, 2000)
+    for before, after in (used["switches_mb"], used["lists_mb"]):
+        assert after - before < 20

@@ -1,7 +1,9 @@
 """The grid search: every pair once, the best chosen on validation images, resumed where it was stopped."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -195,6 +197,31 @@ def test_train_sweep_and_evaluate_a_task(vit_path, tmp_path):
     assert run["recipe"]["crop"] == "none" and run["steps"] == 4
     vprompt("evaluate", "--adapter", tmp_path / "run", "--output", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == run["accuracy"]
+
+
+def test_a_lock_of_a_dead_search_is_nobodys(settings, data, counted, tmp_path, monkeypatch):
+    """With a path relative to the folder Optuna's own lock points nowhere, and it waits for ever."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    os.symlink("runs/journal.log", "runs/journal.log.lock")
+    sweep(settings, data, "runs", grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    assert len(counted) == 2 and not Path("runs/journal.log.lock").is_symlink()
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "middle"])
+def test_a_damaged_journal_loses_no_trial(damage, settings, data, counted, tmp_path):
+    grid = Grid((2.5, 0.5), (0.0,))
+    first = sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    path = tmp_path / "journal.log"
+    whole = path.read_bytes()
+    if damage == "middle":
+        path.write_bytes(whole[:40] + bytes(10) + whole[50:])
+        with pytest.warns(UserWarning, match="journal.log' is damaged. It is now 'journal.damaged'"):
+            again = sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    else:
+        path.write_bytes(whole[:-7] if damage == "cut" else whole + bytes(30))
+        again = sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    assert again["trials"] == first["trials"] and len(counted) == 3
 
 
 def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
