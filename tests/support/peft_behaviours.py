@@ -60,7 +60,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
     ],
     "texts": [
         (
-            ["class-name", "full-prompt", "cocoop", "rpo", "mrpo"],
+            ["class-name", "full-prompt", "cocoop", "tcp", "mmrl", "mmrlpp", "alignednorm", "rpo", "mrpo"],
             "the prompts have to know where the class name is, or are read out themselves",
         ),
         (["classifier-r", "classifier-c"], "each class has a learned feature in the place of a text"),
