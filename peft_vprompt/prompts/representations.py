@@ -149,5 +149,6 @@ class ImageRepresentations(RepresentationPrompts):
         """
         mean = rows.mean(dim=1)
         if hasattr(self, "projection"):
-            return mean @ self.projection
-        return own_projection(mean) + mean @ self.projection_up @ self.projection_down
+            return (mean.to(self.projection.dtype) @ self.projection).to(mean.dtype)
+        added = mean.to(self.projection_up.dtype) @ self.projection_up @ self.projection_down
+        return own_projection(mean) + added.to(mean.dtype)

@@ -163,7 +163,9 @@ CONFIGS = {
         "random": lambda **kw: ProGradConfig(prompt_init="random", num_virtual_tokens=3, **kw),
     },
     "promptsrc": {
-        "independent": lambda **kw: PromptSRCConfig(prompt_depth=2, **kw),
+        "independent": lambda **kw: PromptSRCConfig(
+            **{"prompt_depth": 2, "text_consistency_weight": 2.5, "image_consistency_weight": 1.0} | kw
+        ),
         "full-depth": lambda **kw: PromptSRCConfig(prompt_depth=3, num_virtual_tokens=1, **kw),
         "coupled": lambda **kw: PromptSRCConfig(prompt_depth=2, coupling="linear", **kw),
     },

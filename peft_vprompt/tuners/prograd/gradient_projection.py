@@ -25,8 +25,19 @@ def guide_gradients(logits: Tensor, guide: Tensor, parameters: Sequence[nn.Param
         guide: a scalar of the same graph, whose descent is not to be undone.
         parameters: what is trained; the whole tensor is one direction.
         weight: share of the opposite part that is taken out.
+
+    Raises:
+        ValueError: the model checkpoints its layers in a way that gives no second gradient.
     """
-    directions = torch.autograd.grad(guide, parameters, retain_graph=True, allow_unused=True)
+    try:
+        directions = torch.autograd.grad(guide, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "Expected a model whose gradients can be asked for twice. Received: gradient checkpointing with "
+            "use_reentrant=True. Pass gradient_checkpointing_kwargs={'use_reentrant': False}."
+        ) from error
     pairs = [(p, d) for p, d in zip(parameters, directions, strict=True) if d is not None]
     return _Guided.apply(logits, weight, pairs) if pairs else logits
 
