@@ -71,7 +71,7 @@ Memory: {switches:,} switches of adapters, {switches_mb[0]:.0f} MB after a tenth
 end; {lists:,} class lists, {lists_mb[0]:.0f} MB and {lists_mb[1]:.0f} MB.
 
 On {cpu}, {cores} cores, Python {python}, torch {torch}. Measure again with `python -m examples.studies.reliability`; the
-tests do the same with fewer kills, and with as many under `./dev test-nightly`.
+tests do the same with two kills each, and with twenty under `./dev test-nightly`.
 """
 
 
