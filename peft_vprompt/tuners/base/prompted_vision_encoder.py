@@ -244,6 +244,15 @@ class PromptedVisionEncoder(PromptedEncoder):
             states: a list that gets the rows of the first layer's input and of each layer's output.
             kwargs: as for `pooled`.
         """
+        if not is_plain(self.base_layer):
+            run = functools.partial(self._pooled_and_prompts, states=states)
+            return in_place_of(self.base_layer, run, pixel_values, **kwargs)
+        return self._pooled_and_prompts(pixel_values, states, **kwargs)
+
+    def _pooled_and_prompts(
+        self, pixel_values: Tensor, states: list[Tensor] | None, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Do so as what the tower computes."""
         view = self.view
         start = self._start(pixel_values, self.active_prompts, **kwargs)
         few = view.pooled_rows == slice(0, 1)
