@@ -164,7 +164,8 @@ CONFIGS = {
     },
     "promptsrc": {
         "independent": lambda **kw: PromptSRCConfig(
-            **{"prompt_depth": 2, "text_consistency_weight": 2.5, "image_consistency_weight": 1.0} | kw
+            # Not from words: where texts start at the frozen ones the mean difference has no gradient, but rounding has.
+            **{"prompt_depth": 2, "prompt_init": "random", "text_consistency_weight": 2.5} | kw
         ),
         "full-depth": lambda **kw: PromptSRCConfig(prompt_depth=3, num_virtual_tokens=1, **kw),
         "coupled": lambda **kw: PromptSRCConfig(prompt_depth=2, coupling="linear", **kw),

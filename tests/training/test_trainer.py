@@ -81,7 +81,7 @@ class TestEvaluation:
         expected = F.cross_entropy(logits, data["labels"][:])
         if case.method == "mmrl":  # the mean of two predictions' losses, not the loss of their mean
             with torch.no_grad():
-                expected = model.eval()(**data[:]).loss
+                expected = model.eval()(pixel_values=data["pixel_values"][:], labels=data["labels"][:]).loss
         assert metrics["eval_loss"] == pytest.approx(float(expected), rel=1e-6, abs=1e-6)  # 4.1 has steps of 5e-7
         assert metrics["eval_accuracy"] == pytest.approx((logits.argmax(-1) == data["labels"][:]).float().mean())
 
