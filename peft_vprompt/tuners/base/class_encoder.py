@@ -177,7 +177,7 @@ class ClassEncoder:
         text = self.text
 
         def compute() -> Tensor:
-            with self.model.without_adapters():
+            with torch.no_grad(), self.model.without_adapters():
                 return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
 
         parts = [text.base_layer, self.model.dual.text_projection]

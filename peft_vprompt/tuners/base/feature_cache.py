@@ -33,12 +33,11 @@ class FeatureCache:
     def get(self, owner: object, state: ModuleState | None, compute: Callable[[], T]) -> T:
         """Return the value of `owner` in `state`, computed without gradients if it is not kept yet.
 
-        Without a state, see `state_of`, nothing is kept.
+        Without a state, see `state_of`, it is computed as it stands: in a replica gradients flow, and nobody sees them come.
         """
         if state is None:
             self._entries.pop(owner, None)
-            with torch.no_grad():
-                return compute()
+            return compute()
         entry = self._entries.get(owner)
         if entry is None or not state.follows(entry[0]):
             state.freeze()
