@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from peft_vprompt import ContextOptConfig
-from peft_vprompt.peft_models import safe_saving
 from peft_vprompt.training.recipes import Recipe
 from peft_vprompt.training.trainer import train
 from tests.support.models import CLASS_NAMES, images, tiny_clip
@@ -71,7 +70,7 @@ def test_a_damaged_adapter_does_not_replace_a_good_one(model, tmp_path, monkeypa
         path = Path(folder) / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-8])
 
-    monkeypatch.setattr(safe_saving.PeftModel, "save_pretrained", cut_off)
+    monkeypatch.setattr(PeftModel, "save_pretrained", cut_off)
     with pytest.raises(OSError, match="cannot be read back from where it was written: adapter_model.safetensors"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
