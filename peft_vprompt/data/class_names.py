@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datasets import ClassLabel
 from datasets.features.features import register_feature
 
-from ..utils.notices import tell
 from ..utils.validation import shorten
+from ..utils.warning import warn_caller
 
 
 #: Names as a user gives them: in label order, or by folder or number.
@@ -245,7 +245,7 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
         taken = seen[tuple(found)]
         seen[tuple(found)] += 1
         if len(found) > 1 and taken == 0 and sum(found == other for other in places) != len(found):
-            tell(
+            warn_caller(
                 f"{names[position]!r} is the name of {len(found)} classes of the adapter; images are counted as of the first."
             )
         result[position] = found[min(taken, len(found) - 1)]
@@ -287,7 +287,7 @@ def class_label(names: Sequence[str]) -> ClassLabel:
 def warn_repeated(names: Sequence[str]) -> None:
     """Say which names stand for several classes."""
     if repeated := repeated_names(names):
-        tell(
+        warn_caller(
             f"Class names that stand for several classes: {shorten(repeated)}. A model that reads the names cannot tell "
             "these classes apart."
         )

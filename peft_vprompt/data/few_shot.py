@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from ..utils.notices import tell
 from ..utils.validation import shorten
+from ..utils.warning import warn_caller
 from .class_names import class_label
 
 
@@ -48,7 +48,7 @@ def few_shot(
     counts = class_counts(dataset, label_column)
     wanted = _label_numbers(names, names if class_names is None else class_names)
     if small := [f"{names[label]} ({counts[label]})" for label in wanted if counts[label] < shots]:
-        tell(
+        warn_caller(
             f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images, and all of theirs are taken: "
             f"{shorten(small)}. `min_images` leaves small classes out."
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..utils.notices import tell
 from ..utils.validation import require_choice, shorten
+from ..utils.warning import warn_caller
 
 
 #: Endings of files that Pillow reads, in lower case.
@@ -72,7 +72,7 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
         folder, parts, above = waiting.pop()
         place = os.path.realpath(folder)
         if place in above:
-            tell(f"{folder} is a link to a folder that it lies in, and is not followed.")
+            warn_caller(f"{folder} is a link to a folder that it lies in, and is not followed.")
             continue
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
@@ -92,19 +92,19 @@ def _split(root: Path, found: Found) -> dict[str, Found]:
     known = {name: split for name in top if (split := split_name(name))}
     if not known or len(known) < len(top):
         if known:
-            tell(
+            warn_caller(
                 f"In {root}, {shorten(list(known))} stand beside {shorten([n for n in top if n not in known])}: all of "
                 "them are read as classes, none as a split."
             )
         return {"train": found}
     if loose := [path for parts, path in found if not parts]:
-        tell(f"{_count(loose)} beside the splits of {root} left out: {shorten(loose, 5)}.")
+        warn_caller(f"{_count(loose)} beside the splits of {root} left out: {shorten(loose, 5)}.")
     splits: dict[str, Found] = {split: [] for split in SPLIT_NAMES if split in known.values()}
     for parts, path in found:
         if parts:
             splits[known[parts[0]]].append((parts[1:], path))
     if all(len(parts) < 2 for parts, _ in found):
-        tell(
+        warn_caller(
             f"{shorten(list(known))} in {root} have the names of splits and are read as such, and no class folders are in "
             "them. If they are classes, give one another name ('train vehicle'), or write a table of images and labels."
         )
@@ -116,10 +116,12 @@ def _labelled(root: Path, found: Found, labels_from: str, keep_loose: bool) -> D
     if len(loose) == len(found):
         return Dataset.from_dict({"image": loose})
     if loose and not keep_loose:
-        tell(f"{_count(loose)} beside the class folders of {root} left out, being of no class: {shorten(loose, 5)}.")
+        warn_caller(
+            f"{_count(loose)} beside the class folders of {root} left out, being of no class: {shorten(loose, 5)}."
+        )
         found = [(parts, path) for parts, path in found if parts]
     if labels_from == "path" and (nested := next((parts for parts, _ in found if len(parts) > 1), None)):
-        tell(
+        warn_caller(
             f"Folders of {root} lie in each other: the class of an image is its whole path, such as {'/'.join(nested)!r}. "
             f"For {nested[0]!r} give labels_from='first' (`--labels-from first`), for {nested[-1]!r} 'last'."
         )

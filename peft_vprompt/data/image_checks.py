@@ -17,8 +17,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 
-from ..utils.notices import tell
 from ..utils.validation import shorten
+from ..utils.warning import warn_caller
 from .images import convert_to_rgb, is_animation
 
 
@@ -72,7 +72,7 @@ def unreadable(images: Dataset, split: str, skip: bool = False, follow_urls: boo
             "They are followed only where you ask for it by follow_urls=True (--follow-urls). Better download them once."
         )
     if animated := [finding.name for finding in found if finding.animated]:
-        tell(f"{len(animated)} animated images are read as their first frame: {shorten(animated, _NAMED)}.")
+        warn_caller(f"{len(animated)} animated images are read as their first frame: {shorten(animated, _NAMED)}.")
     bad = [finding for finding in found if finding.problem not in (None, _ADDRESS)]
     if bad and not skip:
         raise ValueError(
@@ -80,7 +80,7 @@ def unreadable(images: Dataset, split: str, skip: bool = False, follow_urls: boo
             "remove them, or go on without them by skip_bad_images=True (--skip-bad-images)."
         )
     if bad:
-        tell(
+        warn_caller(
             f"{len(bad)} of {len(found)} images of the split {split!r} cannot be read and are left out: "
             f"{_by_kind(bad, _LISTED)}."
         )

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.features.features import register_feature
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from ..utils.notices import tell
+from ..utils.warning import warn_caller
 
 
 #: Modes of Pillow with an alpha channel.
@@ -36,7 +36,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         ValueError: values that are not finite, or a colour that is not known.
     """
     if is_animation(image):
-        tell("Animated images are read as their first frame.")
+        warn_caller("Animated images are read as their first frame.")
     return convert_to_rgb(image, background)
 
 

@@ -16,8 +16,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from datasets.exceptions import DatasetNotFoundError
 
 from ..utils.digests import digest_json
-from ..utils.notices import tell
 from ..utils.validation import shorten
+from ..utils.warning import warn_caller
 from .class_names import nearest
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk
 from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
@@ -95,13 +95,17 @@ def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[s
     classes = any(len(parts) > (split_name(parts[0]) is not None) for parts, _ in images if parts)
     if tables := [Path(path) for _, path in files if path.lower().endswith(".parquet")]:
         if classes:
-            tell(f"{root} holds parquet files, which are read, and {len(images)} images in folders, which are not.")
+            warn_caller(
+                f"{root} holds parquet files, which are read, and {len(images)} images in folders, which are not."
+            )
         return read_tables(tables, columns["image_column"], root)
     if metadata := _metadata_files(root):
         return _read_metadata(root, metadata, len(images), columns, folder)
     if images:
         if not classes and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)]):
-            tell(f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels.")
+            warn_caller(
+                f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
+            )
         return label_files(root, images, **folder)
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
         if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
@@ -172,7 +176,9 @@ def _read_metadata(
     rows = concatenate_datasets(parts)
     paths = [os.path.normpath(path) for path in rows[image][:]]
     if (left := count - len(set(paths))) > 0:
-        tell(f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them.")
+        warn_caller(
+            f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them."
+        )
     split = rows["split"][:] if "split" in rows.column_names else [_folder_split(root, path) for path in paths]
     if label not in rows.column_names:
         found = [(Path(os.path.relpath(path, root)).parts[:-1], path) for path in paths]

@@ -103,7 +103,7 @@ class LogitConsistency:
         """Return the term, a scalar."""
         prompted = F.log_softmax(features.logits, dim=-1)
         frozen = F.log_softmax(features.frozen.logits, dim=-1)
-        return F.kl_div(prompted, frozen, reduction="mean", log_target=True)
+        return F.kl_div(prompted, frozen, reduction="none", log_target=True).mean()
 
 
 class FeatureNorm:

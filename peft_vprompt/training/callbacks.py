@@ -1,24 +1,20 @@
-"""Callbacks of a run: a stop when it diverges, step times, the progress bar, which checkpoints stay.
+"""Callbacks of a run: a stop when it diverges, step times, the progress bar.
 
-Averages of weights: see `averaging`.
+Averages of weights: see `averaging`. Which checkpoints stay: see `checkpoints`.
 """
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.augmentation import RandomRows
 from ..utils.progress import make_bar
-from ..utils.readable import unreadable_files
 
 
 class StopIfDiverged(TrainerCallback):
@@ -63,31 +59,6 @@ class EpochOfRows(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Count the epochs from 0, those before a resume included."""
         self.rows.set_epoch(round(state.epoch or 0))
-
-
-class KeepLastCheckpoint(TrainerCallback):
-    """Delete older checkpoints once the new one was read back. Stands after all callbacks that write into it.
-
-    Raises:
-        OSError: the new checkpoint cannot be read back. The older one stays.
-    """
-
-    def on_save(self, args, state, control, **kwargs):
-        """Read the checkpoint of this step, then delete the others."""
-        if args.world_size > 1:  # each process writes its random numbers into it
-            args.distributed_state.wait_for_everyone()
-        if not state.is_world_process_zero:
-            return
-        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if problems := unreadable_files(new):
-            shutil.rmtree(new, ignore_errors=True)
-            raise OSError(
-                f"The checkpoint {new} cannot be read back: {'; '.join(problems[:4])}. It was deleted, and an older one "
-                "stays. Look whether the disk is full or damaged, and start the run again: it goes on from there."
-            )
-        for other in new.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            if other != new:
-                shutil.rmtree(other, ignore_errors=True)
 
 
 def named_trained_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:

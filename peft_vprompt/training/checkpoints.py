@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..utils.digests import digest_json
 from ..utils.io import read_json, write_json
+from ..utils.readable import unreadable_files
 from ..utils.warning import warn_caller
 from .averaging import AVERAGE_FILE, find_average
 
@@ -19,14 +22,32 @@ from .averaging import AVERAGE_FILE, find_average
 SEAL = "complete.json"
 
 
-class SealCheckpoints(TrainerCallback):
-    """Seal every checkpoint when it is written. Has to be the last callback, after those that add files of their own."""
+class KeepLastCheckpoint(TrainerCallback):
+    """Seal every checkpoint once it was read back, then delete the older ones.
+
+    Has to stand after all callbacks that write into a checkpoint.
+
+    Raises:
+        OSError: the new checkpoint cannot be read back. The older one stays.
+    """
 
     def on_save(self, args, state, control, **kwargs):
-        """List the files of the checkpoint."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if args.should_save and folder.is_dir():
-            write_json({"files": _digests(folder)}, folder / SEAL)
+        """Read the checkpoint of this step, seal it, then delete the others."""
+        if args.world_size > 1:  # each process writes its random numbers into it
+            args.distributed_state.wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if problems := unreadable_files(new):
+            shutil.rmtree(new, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint {new} cannot be read back: {'; '.join(problems[:4])}. It was deleted, and an older one "
+                "stays. Look whether the disk is full or damaged, and start the run again: it goes on from there."
+            )
+        write_json({"files": _digests(new)}, new / SEAL)
+        for other in new.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if other != new:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:

@@ -203,9 +203,8 @@ def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None)
 
 def own_classes(model) -> list[str] | None:
     """Return the classes that a model learned something for, one by one, in their order; None where it learned none so."""
-    base = model.get_base_model()
-    if not hasattr(base, "text_model"):
-        return list(base.config.id2label.values())
+    if not compares_with_text(model):
+        return list(model.get_base_model().config.id2label.values())
     config = model.peft_config[model.active_adapter]
     return list(config.own_classes) if getattr(config, "belongs_to_classes", False) else None
 

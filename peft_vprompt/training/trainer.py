@@ -29,8 +29,8 @@ from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
 from ..utils.validation import require_int
 from .averaging import AverageWeights
-from .callbacks import EpochOfRows, KeepLastCheckpoint, StepTimer, StopIfDiverged, progress_bar
-from .checkpoints import SealCheckpoints, checkpoint_folder, last_checkpoint
+from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
+from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
 from .evaluation import compute_metrics
 from .recipes import lr_scheduler
 from .trackers import check_trackers
@@ -150,8 +150,7 @@ def train(
             # All steps are made: without this the Trainer would make one more, to complete the last epoch.
             arguments.max_steps = -1
             arguments.num_train_epochs = resumed_step // steps_per_epoch
-        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
-        watchers += [SealCheckpoints(), KeepLastCheckpoint()]
+        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars, KeepLastCheckpoint()]
         watchers += [EpochOfRows(train_set)] if isinstance(train_set, RandomRows) else []
         trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 
@@ -53,17 +52,6 @@ def _parse_value(text: str, where: str):
         raise ValueError(
             f"{where} takes a plain value. Received: {text[:60]!r}... of {len(text)} characters."
         ) from error
-
-
-def require_number(name: str, value, minimum: float) -> None:
-    """Refuse a value that is not a finite number of at least `minimum`.
-
-    Raises:
-        ValueError: another value.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not minimum <= value < math.inf:
-        raise ValueError(f"Expected {name} to be a finite number >= {minimum}. Received: {name}={value!r}.")
 
 
 def require_int(name: str, value, minimum: int) -> None:

@@ -141,7 +141,7 @@ class TestAccumulation:
     def test_four_steps_of_one_are_one_step_of_four(self, case, tokenizer_path, tmp_path):
         """In double precision: in single, one more rounding of a large number is all the difference there is room for."""
         if case.method == "prograd":
-            return  # each pass is projected by itself
+            pytest.skip("each pass is projected by itself")
         results = []
         rows = [row | {"pixel_values": row["pixel_values"].double()} for row in dataset(6)]
         for batch, steps in ((4, 1), (1, 4)):

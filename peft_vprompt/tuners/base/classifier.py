@@ -33,6 +33,7 @@ from .config import check_class_names
 from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
+from .method import PromptMethod
 from .prompted_encoder import READOUT
 from .switching import answering_for
 
@@ -266,16 +267,24 @@ class ClassNameClassifier:
             image = image_features.to(self.adapted.dual.dtype)
         text = self.texts.encode(classes, image)
         frozen = LazyFrozenFeatures(self, image, inputs)
-        logits = self.scaled(self._similarities(image, text))
+        logits = self._scaled(self._similarities(image, text))
         features = Features(image, text, logits, frozen, **details)
         return self._output(features, labels, output_aux_loss)
 
+    @property
+    def _method(self) -> PromptMethod:
+        """Method of what answers: the active adapter's, or the plain one where it is disabled."""
+        return PromptMethod() if self.adapted.disabled else self.adapted.method
+
     def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
-        adapted = self.adapted
-        if adapted.disabled:
-            return adapted.readout(image, text)
-        own = lambda: self.class_names == adapted.config.class_names  # noqa: E731 - asked for by few methods
-        return adapted.method.similarities(adapted.config, adapted.readout, image, text, own)
+        config = self.adapted.config
+        own = lambda: self.class_names == config.class_names  # noqa: E731 - asked for by few methods
+        return self._method.similarities(config, self.adapted.readout, image, text, own)
+
+    def _scaled(self, similarities: Tensor) -> Tensor:
+        """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""
+        scale = self._method.scale(self.adapted.config)
+        return self.scaled(similarities) if scale is None else scale * similarities
 
     def _output(self, features: Features, labels: Tensor | None, output_aux_loss: bool | None) -> ClassificationOutput:
         """Return logits and loss; remember the classes that are learned on."""
@@ -283,9 +292,9 @@ class ClassNameClassifier:
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.keep_class_names()
-        if training and logits.requires_grad and not self.adapted.disabled:
+        if training and logits.requires_grad:
             trained = (p for p in self.model.parameters() if p.requires_grad)
-            logits = self.adapted.method.guide(self.adapted.config, features, trained)
+            logits = self._method.guide(self.adapted.config, features, trained)
         terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
@@ -298,11 +307,8 @@ class ClassNameClassifier:
 
     def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy, in float32 at least; of several predictions the mean by their shares."""
-        predictions = [(1.0, features.logits)]
-        if not self.adapted.disabled:
-            predictions = self.adapted.method.predictions(self.adapted.config, features, self.scaled)
         total: Any = 0.0
-        for share, logits in predictions:
+        for share, logits in self._method.predictions(self.adapted.config, features, self._scaled):
             at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
             loss = _cross_entropy(at_least_float32, targets)
@@ -436,6 +442,5 @@ class ClassNameClassifier:
         return self.adapted.changes_images
 
     def scaled(self, similarities: Tensor) -> Tensor:
-        """Return the logits [b, c] of cosines [b, c], by the method's scale or the model's own scale and bias."""
-        scale = None if self.adapted.disabled else self.adapted.method.scale(self.adapted.config)
-        return self.adapted.dual.scaled(similarities) if scale is None else scale * similarities
+        """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""
+        return self.adapted.dual.scaled(similarities)

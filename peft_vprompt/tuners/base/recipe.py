@@ -120,7 +120,6 @@ class Recipe:
     averaging: Averaging | None = None
 
     def __post_init__(self):
-        check_fields(self)
         self._check_length()
         require_int("batch_size", self.batch_size, 1)
         require_int("warmup_epochs", self.warmup_epochs, 0)
@@ -142,6 +141,7 @@ class Recipe:
             raise ValueError(f"Expected crop_scale to ascend in (0, 1]. Received: crop_scale={self.crop_scale!r}.")
         if not isinstance(self.averaging, Averaging | None):
             raise ValueError(f"Expected averaging to be an Averaging or None. Received: averaging={self.averaging!r}.")
+        check_fields(self)  # last: what is said above says more
 
     def _check_length(self) -> None:
         given = [name for name in _LENGTHS if getattr(self, name) is not None]
@@ -152,6 +152,8 @@ class Recipe:
         if given != ["epochs"] or not isinstance(length, (tuple, list)):
             require_int(given[0], length, 1)
             return
+        for pair in length:
+            _require_pair("each of epochs", pair)
         shots = [most for most, _ in length]
         if not length or shots != sorted(set(shots)):
             raise ValueError(f"Expected epochs by ascending shots. Received: epochs={length!r}.")

@@ -139,12 +139,10 @@ def unsupported(peft_type: PeftType | str, model: str) -> str | None:
         return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
     if method.needs_text and model not in DUAL_ENCODERS:
         return f"{title} learns text prompts, and {model} has no text tower. Supported models: {', '.join(DUAL_ENCODERS)}."
-    if method.needs_class_token and (reason := DUAL_ENCODERS[model].no_class_token):
-        able = [name for name, dual in DUAL_ENCODERS.items() if dual.no_class_token is None]
-        return f"{title} does not work on {model}: {reason}. Supported models: {', '.join(able)}."
-    if method.needs_read_only and (reason := DUAL_ENCODERS[model].no_read_only):
-        able = [name for name, dual in DUAL_ENCODERS.items() if dual.no_read_only is None]
-        return f"{title} does not work on {model}: {reason}. Supported models: {', '.join(able)}."
+    for needed, lack in ((method.needs_class_token, "no_class_token"), (method.needs_read_only, "no_read_only")):
+        if needed and (reason := getattr(DUAL_ENCODERS[model], lack)):
+            able = [name for name, dual in DUAL_ENCODERS.items() if getattr(dual, lack) is None]
+            return f"{title} does not work on {model}: {reason}. Supported models: {', '.join(able)}."
     return None
 
 
