@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -18,10 +19,12 @@ from torch.nn.modules.module import _has_any_global_hook
 KNOWN = ("torch.nn.modules.", "transformers.", "peft.", "peft_vprompt.")
 
 
-@functools.cache
 def is_known(module_class: type, forward: Callable) -> bool:
     """Tell whether class and `forward` of a module are of a library that is known; a class may have been patched."""
     return module_class.__module__.startswith(KNOWN) and forward.__module__.startswith(KNOWN)
+
+
+_is_known = functools.cache(is_known)
 
 
 def parts(module: nn.Module) -> list[nn.Module]:
@@ -35,13 +38,14 @@ def parts(module: nn.Module) -> list[nn.Module]:
 def is_plain(module: nn.Module) -> bool:
     """Tell whether calling `module` does what its class says and nothing else; its parts are not looked at."""
     own = module.__dict__
+    known = is_known if torch.compiler.is_compiling() else _is_known  # a compiler warns of caches
     return not (
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
-    ) and is_known(type(module), type(module).forward)
+    ) and known(type(module), type(module).forward)
 
 
 def all_plain(module: nn.Module) -> bool:

@@ -95,6 +95,13 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if origin in (list, tuple, set, Sequence):
         return _matches_items(value, origin, get_args(hint), bounds)
+    if origin is dict and get_args(hint):
+        keys, values = get_args(hint)
+        return (
+            isinstance(value, dict)
+            and len(value) <= MAX_ITEMS
+            and all(_matches(key, keys, bounds) and _matches(item, values, bounds) for key, item in value.items())
+        )
     return origin is Any or not isinstance(origin, type) or isinstance(value, origin)
 
 
@@ -156,6 +163,8 @@ def _describe_one(hint: Any, bounds: Mapping) -> str:
         return "a list" + (f", each {_describe(items[0], bounds)}" if items else "")
     if isinstance(origin, type) and issubclass(origin, (str, Enum)):
         return "text"
+    if origin is dict and items:
+        return f"a dict from {_describe(items[0], bounds)} to {_describe(items[1], bounds)}"
     return _WORDS.get(origin, getattr(origin, "__name__", "a value of its type"))
 
 

@@ -34,7 +34,8 @@ def check_training(case, tokenizer_path, backend):
     expected_gradients = gradients(model)
     model.zero_grad()
 
-    value = torch.compile(model, backend=backend, fullgraph=True)(**call)
+    fullgraph = case.method != "prograd"  # it asks for gradients in between
+    value = torch.compile(model, backend=backend, fullgraph=fullgraph)(**call)
     value.loss.backward()
     torch.testing.assert_close(value.logits, expected.logits, **CLOSE)
     torch.testing.assert_close(gradients(model), expected_gradients, **CLOSE)

@@ -293,6 +293,7 @@ class Logits(nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes, in transformers' layers as in ours
 @pytest.mark.parametrize("build", [tiny_vit, tiny_clip])
 def test_jit_trace_of_vpt(build, make):
     config = (

@@ -149,6 +149,8 @@ def wrong_values(annotation: str):
         return ["0.1", True, float("nan"), float("inf"), [0.1]]
     if annotation.startswith("str"):
         return [5, True, {"a": 1}, b"bytes"]
+    if annotation.startswith("dict"):
+        return [5, True, "text", [], {"a": "b"}, {1: 2}]
     return [5, True, "text", [True], [{}], {"a": 1}]
 
 

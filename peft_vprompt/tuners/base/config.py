@@ -74,7 +74,7 @@ class ClassifierConfig(SavedConfig):
         super().__post_init__()
         if isinstance(self.id2label, dict):  # JSON has texts for numbers
             loaded: Any = self.id2label
-            self.id2label = {int(index): name for index, name in loaded.items()}
+            self.id2label = {int(i) if isinstance(i, str) and i.isdecimal() else i: name for i, name in loaded.items()}
 
 
 @dataclass

@@ -48,8 +48,8 @@ class LazyFrozenFeatures:
             self._text = self._model.frozen_text()
         return self._text
 
+    # With blocks, for a compiler cannot follow a decorator under `property`.
     @property
-    @torch.no_grad()
     def image(self) -> Tensor:
         """Features [b, e] of the same images."""
         if self._image is None:
@@ -60,7 +60,7 @@ class LazyFrozenFeatures:
         return self._image
 
     @property
-    @torch.no_grad()
     def logits(self) -> Tensor:
         """Scaled cosines [b, c]."""
-        return self._model.scaled(self.image @ self.text.t())
+        with torch.no_grad():
+            return self._model.scaled(self.image @ self.text.t())

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 
+@torch.compiler.disable  # a compiled graph has one backward pass
 def guide_gradients(logits: Tensor, guide: Tensor, parameters: Sequence[nn.Parameter], weight: float) -> Tensor:
     """Return the same logits; a backward pass through them projects the gradients of `parameters`.
 
     With g a parameter's gradient in that pass, summed over all that is differentiated, and d that of `guide`: where g . d < 0
     the parameter gets g - weight * (g . d) / (d . d) * d, else g. A pass through several calls' logits takes the sum of their
     directions. In gradient accumulation each pass is projected by itself and the results add up; in distributed training
-    each process projects its own before they are averaged. A scaled loss changes nothing.
+    each process projects its own before they are averaged. A scaled loss changes nothing. `torch.compile` leaves this step
+    out of its graphs, so `fullgraph=True` is for evaluation alone.
 
     Args:
         logits: logits of the call, of any shape.
