@@ -90,7 +90,7 @@ def figures(monkeypatch) -> list:
     return written
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def quick():
     """What makes many small runs quick: one thread, and a garbage collector that looks at new objects only.
 

@@ -161,6 +161,7 @@ def test_cached_features_give_the_accuracy_of_images(views, clip_path, colours, 
     assert json.loads((tmp_path / "b.json").read_text())["accuracy"]["base"] == results["accuracy"]["base"]
 
 
+@pytest.mark.nightly
 def test_demo(embedded, figures, tmp_path):
     shown = vprompt("demo", "--output", tmp_path, "--shots", 4)
     results = json.loads((tmp_path / "results.json").read_text())

@@ -8,14 +8,13 @@ import torch
 
 from peft_vprompt.core.packed_prompts import pack
 from peft_vprompt.core.padded_prompts import pad
-from tests.support.models import NEW_NAMES, disturb, images, logits
+from tests.support.models import NEW_NAMES, disturb, images, logits, often
 from tests.support.training_cases import FIRST_CASES, dataset, first_cases, gradients
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 CLOSE = {"rtol": 0, "atol": 1e-5}
+#: A method of each way that the text side has: kept features, packed, per image, read-only, with frozen features.
+TESTED = [c for c in FIRST_CASES if c.method in ("visual_prompt", "maple", "cocoop", "read_only_prompt", "mmrl")]
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,7 @@ def test_inductor_gives_each_image_its_own_context(layout):
         torch.testing.assert_close(torch.compile(embed)(learned), embed(learned), **CLOSE)
 
 
-@first_cases
+@pytest.mark.parametrize("case", often(FIRST_CASES, TESTED), ids=str)
 def test_one_graph_gives_the_logits_and_gradients_of_eager(case, tokenizer_path):
     check_training(case, tokenizer_path, "eager")
 

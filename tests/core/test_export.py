@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import CLASS_NAMES, disturb, images, logits
+from tests.support.models import CLASS_NAMES, disturb, images, logits, often
 from tests.support.training_cases import FIRST_CASES, first_cases
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 CLOSE = {"rtol": 0, "atol": 1e-4}
+TESTED = [c for c in FIRST_CASES if c.method in ("visual_prompt", "maple", "cocoop", "read_only_prompt", "mmrl")]
 
 
 class Logits(nn.Module):
@@ -47,7 +46,7 @@ def check(model, strict=False):
     return program
 
 
-@first_cases
+@pytest.mark.parametrize("case", often(FIRST_CASES, TESTED), ids=str)
 def test_export(case, tokenizer_path):
     program = check(case.build(tokenizer_path))
     if case.backbone == "CLIPModel" and case.method not in ("cocoop", "class_head"):

@@ -9,6 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 
+pytestmark = pytest.mark.nightly
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -23,7 +23,7 @@ from tests.support.labelled_images import save_image
 from tests.support.models import IMAGE_SIZE, tiny_clip, tiny_tokenizer
 
 
-pytestmark = pytest.mark.usefixtures("quick", "forgetful")
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -169,6 +169,7 @@ def test_several_adapters_are_loaded_as_they_were_saved(run, tmp_path):
     assert loaded == [maple, coop]
 
 
+@pytest.mark.nightly
 def test_accelerate_example_on_two_processes_with_accumulation_is_one_with_the_joint_batch(tmp_path):
     script, settings = FOLDER / "train_with_accelerate.py", ("--cpu", "--shots", 2, "--epochs", 1)
     launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", 1)

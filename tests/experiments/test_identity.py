@@ -27,8 +27,6 @@ from peft_vprompt.utils.io import write_json
 from tests.support.saved_models import COLOURS
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SETTINGS = Settings("coop", shots=2, epochs=2, batch_size=4, base_novel=False, learning_rate=0.05)
 
 

@@ -8,10 +8,8 @@ from peft_vprompt.experiments.models import build_model
 from peft_vprompt.training.cached_features import cache_features
 from peft_vprompt.utils.io import write_json
 from tests.support.labelled_images import pictures
-from tests.support.models import CLASS_NAMES
+from tests.support.models import CLASS_NAMES, often
 
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 SHORT = ("--shots", 2, "--epochs", 3, "--batch-size", 4)
 
@@ -51,7 +49,7 @@ def check(command, commands, tmp_path, kills):
     assert result["equal"] == result["chains"]
 
 
-@pytest.mark.parametrize("command", NAMES)
+@pytest.mark.parametrize("command", often(NAMES, ["train", "features"]))
 def test_killed_runs_end_like_whole_ones(command, commands, embedded, tmp_path):
     check(command, commands, tmp_path, kills=2)
 
@@ -62,7 +60,7 @@ def test_many_killed_runs_end_like_whole_ones(command, commands, embedded, tmp_p
     check(command, commands, tmp_path, kills=20)
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "pseudo-label"])
+@pytest.mark.parametrize("command", often(["train", "sweep", "pseudo-label"], ["train"]))
 def test_a_full_disk_is_one_line_and_the_next_start_goes_on(command, commands, tmp_path):
     limits = [0, 2000]
     result = full_disks(commands[command], tmp_path / "runs", limits)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -228,6 +230,23 @@ CONFIGS = {
         ),
     },
 }
+
+
+def often(cases: Iterable, chosen: Iterable) -> list:
+    """Return the parameters of a test, a value or a tuple of values each; those that are not `chosen` run nightly."""
+    chosen = list(chosen)
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=() if case in chosen else pytest.mark.nightly
+        )
+        for case in cases
+    ]
+
+
+#: Every configuration of every method; a method's first one is tested in every run.
+PAIRS = [(method, case) for method, cases in CONFIGS.items() for case in cases]
+FIRST_PAIRS = [(method, next(iter(cases))) for method, cases in CONFIGS.items()]
+every_config = pytest.mark.parametrize(("method", "case"), often(PAIRS, FIRST_PAIRS))
 
 
 def images(count: int = 4, seed: int = 0) -> torch.Tensor:

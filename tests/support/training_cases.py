@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, HEADS
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
-from tests.support.models import BACKBONES, CLASS_NAMES, CONFIGS, images, labels
+from tests.support.models import BACKBONES, CLASS_NAMES, CONFIGS, images, labels, often
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ CASES = [
     for backbone in _backbones(method)
     for variant in CONFIGS[method]
 ]
-#: The first configuration of every method on each of them.
+#: The first configuration of every method on each of them: what is tested in every run.
 FIRST_CASES = [case for case in CASES if case.variant == next(iter(CONFIGS[case.method]))]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_case = pytest.mark.parametrize("case", often(CASES, FIRST_CASES), ids=str)
 first_cases = pytest.mark.parametrize("case", FIRST_CASES, ids=str)
 
 

@@ -16,7 +16,7 @@ from tests.support.training_cases import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("quick", "forgetful")
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 def parts(model, batch_size: int, images: int) -> tuple:

@@ -17,9 +17,6 @@ from peft_vprompt.training.checkpoints import last_checkpoint
 from tests.support.callbacks import Diverge, Kill
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 GAUSSIAN = Averaging("gaussian", mean=3, std=1.5)
 EMA = Averaging("ema", decay=0.8)
 UNIFORM = Averaging("uniform", from_epoch=2)

@@ -14,7 +14,7 @@ from peft_vprompt.training.trainer import train
 from tests.support.models import CLASS_NAMES, images, tiny_clip
 
 
-pytestmark = pytest.mark.usefixtures("quick", "forgetful")
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 RECIPE = Recipe(learning_rate=0.1, batch_size=4, epochs=3, source="test")
 

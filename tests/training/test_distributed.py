@@ -28,9 +28,6 @@ from tests.support.training_cases import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 STEPS, PER_PROCESS, PROCESSES = 3, 2, 2
 IMAGES = STEPS * PER_PROCESS * PROCESSES
 #: Methods that learn text prompts which do not depend on the image.
@@ -95,7 +92,7 @@ def counted_classes(model):
     del tower.encode_class_prompts
 
 
-def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:
+def process(rank: int, port: int, tokenizer_path: str, output: str, cases: list[Case]) -> None:
     """What each of the two processes does; the first writes its results down."""
     os.environ |= {
         "RANK": str(rank),
@@ -110,7 +107,7 @@ def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:
     mine = slice(rank * PER_PROCESS, (rank + 1) * PER_PROCESS)
     batches = [{name: column[mine] for name, column in batch.items()} for batch in joint_batches()]
     results = {}
-    for case in CASES:
+    for case in cases:
         results[str(case)] = train(case.build(tokenizer_path, dtype=torch.float64), batches, DistributedDataParallel)
     for case in FIRST_CASES:
         model = case.build(tokenizer_path, dtype=torch.float64)
@@ -128,13 +125,15 @@ def process(rank: int, port: int, tokenizer_path: str, output: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tokenizer_path, tmp_path_factory) -> dict:
-    """What two processes got, by case."""
+def two_processes(tokenizer_path, tmp_path_factory, request) -> dict:
+    """What two processes got, by case: those that this run tests."""
+    tested = [item.callspec.params["case"] for item in request.session.items if item.module is request.module]
+    cases = [case for case in CASES if case in tested]
     output = tmp_path_factory.mktemp("distributed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, tokenizer_path, str(output)), nprocs=PROCESSES)
+    torch.multiprocessing.spawn(process, (port, tokenizer_path, str(output), cases), nprocs=PROCESSES)
     return torch.load(output / "results.pt", weights_only=True)
 
 

@@ -14,9 +14,6 @@ from peft_vprompt.training.callbacks import named_trained_values
 from tests.support.callbacks import Kill
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 CLASSES, SIZE = 3, 16
 #: CLIP-LoRA's, but for the number of steps.
 LORA = Recipe(

@@ -18,10 +18,10 @@ from peft_vprompt.training.recipes import Recipe
 from peft_vprompt.training.trainer import train
 from tests.support.callbacks import Kill
 from tests.support.labelled_images import pictures
-from tests.support.models import CLASS_NAMES, IMAGE_SIZE, tiny_clip, tiny_vit
+from tests.support.models import CLASS_NAMES, IMAGE_SIZE, often, tiny_clip, tiny_vit
 
 
-pytestmark = pytest.mark.usefixtures("quick", "forgetful")
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 SIZE = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=SIZE)
@@ -65,8 +65,9 @@ def settings(clip_path, tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
-def test_a_run_does_not_depend_on_who_looks(changes, settings, data, tmp_path):
+@pytest.mark.parametrize("run", often(RUNS, ["augmentation"]))
+def test_a_run_does_not_depend_on_who_looks(run, settings, data, tmp_path):
+    changes = RUNS[run]
     run_experiment(settings(**changes), data, tmp_path / "plain")
     expected = weights(tmp_path / "plain")
     for name, options in LOOKING.items():

@@ -23,7 +23,7 @@ from tests.support.training_cases import (
 )
 
 
-pytestmark = pytest.mark.usefixtures("quick", "forgetful")
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 CLOSE = {"rtol": 0, "atol": 1e-6}

@@ -20,10 +20,11 @@ from peft_vprompt.training.trainer import train
 from peft_vprompt.utils import io
 from peft_vprompt.utils.environment import environment
 from tests.support.callbacks import Diverge, Kill
-from tests.support.models import CLASS_NAMES, NEW_NAMES, images
+from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
 
 
 TRAINED = [name for name, method in METHODS.items() if method.recipe]
+PARTS = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", SEAL]
 #: Methods that start from the model's own weights, whatever the seed.
 NOT_DRAWN = {"classifier-c", "tenc-ft", "class-name", "kgcoop", "prograd"}
 QUICK = Recipe(learning_rate=0.05, batch_size=4, epochs=3, source="test")
@@ -119,7 +120,7 @@ class TestBuild:
 
 
 class TestTrain:
-    @pytest.mark.parametrize("method", TRAINED)
+    @pytest.mark.parametrize("method", often(TRAINED, ["vpt", "coop", "maple", "mrpo", "mmrl", "lora"]))
     def test_prompts_learn_and_the_rest_is_frozen(self, method, clip_path, rows, tmp_path):
         # KgCoOp and PromptSRC are held at the frozen features by weights that were chosen for larger models.
         weights = ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight")
@@ -236,9 +237,7 @@ class TestTrain:
         assert len(told) == 2
         assert last_checkpoint(tmp_path / "none") is None
 
-    @pytest.mark.parametrize(
-        "part", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", SEAL]
-    )
+    @pytest.mark.parametrize("part", often(PARTS, ["adapter_model.safetensors", SEAL]))
     @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
     def test_a_checkpoint_that_lacks_a_part_is_passed_over(self, damage, part, clip_path, rows, tmp_path):
         def run():

@@ -19,10 +19,13 @@ from tests.support.models import (
     CLASS_NAMES,
     CONFIGS,
     NEW_NAMES,
+    PAIRS,
     disturb,
+    every_config,
     images,
     labels,
     logits,
+    often,
     tiny_clip,
     tiny_vit,
 )
@@ -30,7 +33,6 @@ from tests.support.models import (
 
 pytestmark = pytest.mark.core
 
-CASES = [(method, case) for method in PROMPT_METHODS for case in CONFIGS[method]]
 VISION_BACKBONES = [name for name in BACKBONES if name != "CLIPModel"]
 HEADED = ("CLIPForImageClassification", "ViTForImageClassification")
 
@@ -39,12 +41,12 @@ def test_every_registered_method_is_tested():
     assert set(CONFIGS) == set(PROMPT_METHODS)
 
 
-@pytest.fixture(params=CASES, ids="-".join)
-def config(request, tokenizer_path):
-    method, case = request.param
+@pytest.fixture
+def config(method, case, tokenizer_path):
     return CONFIGS[method][case](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
 
 
+@every_config
 def test_only_prompts_learn_and_all_of_them(config):
     model = get_peft_model(tiny_clip(), config).train()
     for name, parameter in model.named_parameters():
@@ -59,6 +61,7 @@ def test_only_prompts_learn_and_all_of_them(config):
     assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == prompts
 
 
+@pytest.mark.parametrize(("method", "case"), PAIRS)
 def test_save_and_load_is_bit_identical(config, tmp_path):
     model = disturb(get_peft_model(tiny_clip(), config))
     model.save_pretrained(tmp_path)
@@ -73,6 +76,7 @@ def test_save_and_load_is_bit_identical(config, tmp_path):
     ]
 
 
+@every_config
 def test_low_cpu_mem_usage_loads_the_same(config, tmp_path):
     model = disturb(get_peft_model(tiny_clip(), config))
     model.save_pretrained(tmp_path)
@@ -80,6 +84,7 @@ def test_low_cpu_mem_usage_loads_the_same(config, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@every_config
 def test_a_loaded_adapter_trains_on(config, tmp_path):
     disturb(get_peft_model(tiny_clip(), config)).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path), is_trainable=True).train()
@@ -189,6 +194,7 @@ def test_a_text_encoder_is_saved_whole_and_nothing_else(make, tmp_path):
     assert set(saved) == expected
 
 
+@every_config
 def test_disable_gives_the_base_model_back(config, tokenizer_path):
     base = tiny_clip()
     ids = torch.tensor([[136, 3, 74, 137], [136, 5, 75, 137]])
@@ -206,6 +212,7 @@ def test_disable_gives_the_base_model_back(config, tokenizer_path):
     assert torch.equal(logits(model), before)
 
 
+@every_config
 def test_unload_gives_the_untouched_base_back(config):
     base, reference = tiny_clip(attn_implementation="eager"), tiny_clip(attn_implementation="eager")
     trainable = {name for name, p in base.named_parameters() if p.requires_grad}
@@ -222,6 +229,7 @@ def test_unload_gives_the_untouched_base_back(config):
     get_peft_model(unloaded, config)  # and it can be wrapped again
 
 
+@every_config
 def test_merging_is_refused(config):
     model = get_peft_model(tiny_clip(), config)
     with pytest.raises(ValueError, match="cannot be merged.*unload"):
@@ -230,6 +238,7 @@ def test_merging_is_refused(config):
         model.merge_adapter()
 
 
+@every_config
 def test_new_class_names(config):
     model = disturb(get_peft_model(tiny_clip(), config))
     if getattr(config, "belongs_to_classes", False):
@@ -266,7 +275,7 @@ def test_an_adapter_without_names_keeps_the_first(make, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["class_names"] == NEW_NAMES
 
 
-@pytest.mark.parametrize("method", PROMPT_METHODS)
+@pytest.mark.parametrize("method", often(PROMPT_METHODS, ["visual_prompt", "maple", "cocoop"]))
 def test_several_adapters_of_different_methods(method, make, tmp_path):
     cases = {name: next(iter(CONFIGS[name])) for name in PROMPT_METHODS}
     expected = {}
@@ -348,6 +357,7 @@ def with_lora() -> CLIPModel:
     return base.eval()
 
 
+@every_config
 def test_base_that_carries_a_lora(config, tmp_path):
     torch.manual_seed(7)
     base = with_lora()
@@ -429,6 +439,7 @@ def test_shallow_is_deep_with_one_layer(make):
     assert torch.equal(*states)
 
 
+@every_config
 def test_auto_class_rebuilds_the_base_model(config, tmp_path, tokenizer_path):
     tiny_clip().save_pretrained(tmp_path / "base")
     model = disturb(get_peft_model(CLIPModel.from_pretrained(tmp_path / "base"), config))
@@ -460,6 +471,7 @@ def test_auto_class_refuses_foreign_libraries(make, tmp_path):
         AutoPeftModelForImageClassification.from_pretrained(str(tmp_path))
 
 
+@every_config
 def test_peft_config_reads_our_configs(config, tmp_path):
     get_peft_model(tiny_clip(), config).save_pretrained(tmp_path)
     read = peft.PeftConfig.from_pretrained(str(tmp_path))
@@ -485,6 +497,7 @@ def clean_features():
     return torch.nn.functional.normalize(tiny_clip().get_image_features(images()).pooler_output, dim=-1)
 
 
+@every_config
 def test_copies_and_pickles(config):
     model = disturb(get_peft_model(tiny_clip(), config))
     expected = logits(model)

@@ -13,11 +13,16 @@ from peft_vprompt import KgCoOpConfig, MaPLeConfig
 from peft_vprompt.losses import CrossEntropy
 from peft_vprompt.losses.regularizers import Features, TextConsistency, weighted_terms
 from peft_vprompt.tuners.base.frozen import LazyFrozenFeatures
-from peft_vprompt.tuners.base.registry import PROMPT_METHODS
-from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, disturb, images, labels, tiny_clip, tiny_tokenizer
-
-
-CASES = [(method, case) for method in PROMPT_METHODS for case in CONFIGS[method]]
+from tests.support.models import (
+    CLASS_NAMES,
+    NEW_NAMES,
+    disturb,
+    every_config,
+    images,
+    labels,
+    tiny_clip,
+    tiny_tokenizer,
+)
 
 
 def plain_logits(clip: CLIPModel, names=CLASS_NAMES) -> torch.Tensor:
@@ -32,7 +37,7 @@ def frozen_features(model) -> LazyFrozenFeatures:
     return LazyFrozenFeatures(model.class_name_classifier, model.encode_images(images()), {"pixel_values": images()})
 
 
-@pytest.mark.parametrize(("method", "case"), CASES)
+@every_config
 def test_frozen_features_are_those_of_the_model_without_the_adapter(method, case, make):
     model = disturb(get_peft_model(tiny_clip(), make(method, case))).train()
     frozen = frozen_features(model)

@@ -8,13 +8,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.backbones import tiny
 from tests.support.models import (
     CLASS_NAMES,
     CONFIGS,
     NEW_NAMES,
+    PAIRS,
     disturb,
+    every_config,
     images,
     labels,
     logits,
@@ -26,8 +27,6 @@ from tests.support.watching import InputsOf
 
 
 pytestmark = pytest.mark.core
-
-CASES = [(method, case) for method in PROMPT_METHODS for case in CONFIGS[method]]
 
 
 def trained(model):
@@ -54,7 +53,7 @@ def replica_of(model: nn.Module) -> nn.Module:
     return copies[model]
 
 
-@pytest.mark.parametrize(("method", "case"), CASES)
+@every_config
 def test_a_replica_learns_and_answers_as_the_model_does(method, case, make):
     model = get_peft_model(tiny_clip(), make(method, case)).eval()
     disturb(model)
@@ -256,7 +255,7 @@ def test_class_features_are_the_callers_own(make):
     assert torch.equal(logits(model), expected)
 
 
-@pytest.mark.parametrize(("method", "case"), CASES)
+@every_config
 def test_a_call_in_inference_mode_does_not_hinder_training(method, case, make):
     model = get_peft_model(tiny_clip(), make(method, case)).eval()
     with torch.inference_mode():
@@ -279,7 +278,7 @@ def test_a_base_model_with_copies_of_whole_modules_is_refused(adapter):
 # ---- gradients through what readers read --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "case"), [(m, c) for m, c in CASES if m in ("read_only_prompt", "mrpo")])
+@pytest.mark.parametrize(("method", "case"), [(m, c) for m, c in PAIRS if m in ("read_only_prompt", "mrpo")])
 def test_readers_pass_gradients_on_to_images_and_towers_that_want_some(method, case, make):
     model = get_peft_model(tiny_clip().double(), make(method, case)).double().eval()
     disturb(model)
