@@ -115,7 +115,7 @@ class AdapterModel(PeftModel):
             raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]
-        per_class = [getattr(c, "belongs_to_classes", False) and c.class_names for c in configs]
+        per_class = [getattr(c, "learned_classes", None) for c in configs]
         for name, config, shape, classes in zip(adapters, configs, shapes, per_class, strict=True):
             if config.peft_type != configs[0].peft_type or shape != shapes[0] or classes != per_class[0]:
                 raise ValueError(

@@ -163,6 +163,28 @@ class ClassNameClassifier:
         finally:
             self.memory.class_lists[adapter] = before
 
+    def start_class_head(self) -> None:
+        """See `PeftModelForImageClassification.start_class_head`."""
+        adapted = self.adapted
+        config: Any = adapted.config
+        if not adapted.method.has_second_stage:
+            raise ValueError(
+                "Expected an adapter that learns in two stages. Received: "
+                f"{type(config).__name__}. Use TwoStageConfig, or ClassHeadConfig for a head alone."
+            )
+        if adapted.method.in_second_stage(config) or adapted.disabled:
+            what = "is disabled" if adapted.disabled else "is in its second stage already"
+            raise ValueError(f"Expected an active adapter in its first stage. Received {adapted.adapter_name!r}, which {what}.")
+        classes = self.classes
+        with torch.no_grad():
+            features = self.texts.encode(classes, None)
+            config.head_classes = list(classes.names)
+            readout = adapted.method.readout(config, self.texts.text.view, features.shape[-1])
+            readout.get_parameter("weight").copy_(features)
+        tuner: Any = adapted.tuner
+        tuner.put_readout(adapted.adapter_name, readout)
+        self.keep_class_names()
+
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes in use by the active adapter."""

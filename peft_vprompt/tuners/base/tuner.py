@@ -44,6 +44,7 @@ class PromptTuner(BaseTuner):
     """Core of the prompt-learning tuners; a subclass names its PEFT prefix and its method."""
 
     tuner_layer_cls = PromptedEncoder
+    shares_model = True
     target_module_mapping: dict = {}
     method: PromptMethod
     peft_config: dict[str, PromptConfig]
@@ -122,12 +123,14 @@ class PromptTuner(BaseTuner):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
         self._copy_whole_modules(self.model, config, adapter_name)
-        if text is not None and tuner_class.method.trains_text_encoder:
-            parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
-            self._copy_whole_modules(text.base_layer, parts, adapter_name)
+        for encoder in self.encoders:
+            if names := tuner_class.method.trained_modules(config, encoder.view):
+                parts = dataclasses.replace(config, modules_to_save=list(names))
+                self._copy_whole_modules(encoder.base_layer, parts, adapter_name)
         switch_copies(self, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
+        self._freeze_finished()
 
     def _new_modules(
         self,
@@ -196,7 +199,7 @@ class PromptTuner(BaseTuner):
                 "or add the new adapter to it with add_adapter / load_adapter."
             )
         copied = {name for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for name in m._adapters}
-        own = {name for name, other in self.peft_config.items() if registry.is_ours(other.peft_type)}
+        own = {name for name, other in self.peft_config.items() if registry.shares_model(other.peft_type)}
         if copied - own or copied and not prompted_encoders(model):
             raise ValueError(
                 "This base model carries another adapter's trained copies of whole modules (its modules_to_save), which "
@@ -227,7 +230,28 @@ class PromptTuner(BaseTuner):
     def _check_target_module_exists(peft_config, key):
         return False
 
+    def put_readout(self, adapter_name: str, readout: nn.Module) -> None:
+        """Give an adapter another readout; what it learned before stays as it is."""
+        # pyrefly: ignore[missing-attribute]  # readouts are where class names are
+        self.text_encoder.add_module_of(f"{PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[adapter_name].peft_type].prefix}{READOUT}", adapter_name, readout)
+        self._freeze_finished()
+
+    def _freeze_finished(self) -> None:
+        """Freeze what adapters in their second stage learned in the first one."""
+        for name, config in self.peft_config.items():
+            method = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "method", None)
+            if method is None or not method.in_second_stage(config):
+                continue
+            for layer in adapter_layers(self):
+                if isinstance(layer, AuxiliaryTrainingWrapper) and name in layer._adapters:
+                    layer.set_requires_grad(name, False)
+
     # ---- adapters ---------------------------------------------------------------------------------------------
+
+    def set_adapter(self, *args, **kwargs) -> None:
+        """Make an adapter the active one; what it learned in an earlier stage stays frozen."""
+        super().set_adapter(*args, **kwargs)
+        self._freeze_finished()
 
     @property
     def vision_encoder(self) -> PromptedVisionEncoder:

@@ -5,9 +5,11 @@ Paper: Wu et al., "Why Is Prompt Tuning for Vision-Language Models Robust to Noi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.base import EncoderView, TextView, VisionView
 from ...errors import UnsupportedModelError
 from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
@@ -15,9 +17,7 @@ from .config import TextEncoderConfig
 
 
 class TextEncoderTuning(PromptMethod):
-    """No prompts: PEFT's own wrappers train and save copies of the text tower's parts."""
-
-    trains_text_encoder = True
+    """No prompts: copies of the text tower's parts are trained."""
 
     def check(self, config: TextEncoderConfig, vision: VisionView, text: TextView) -> None:
         """Refuse a text encoder with adapters of its own, whose weights PEFT cannot save inside a copy.
@@ -30,6 +30,10 @@ class TextEncoderTuning(PromptMethod):
                 "The text encoder carries adapters (a LoRA, say), and a copy of it cannot be saved with them. Merge "
                 "them into the base model first (merge_and_unload)."
             )
+
+    def trained_modules(self, config: TextEncoderConfig, view: EncoderView) -> Sequence[str]:
+        """Return the parts of the text encoder."""
+        return view.parts if isinstance(view, TextView) else ()
 
 
 class TextEncoderModel(PromptTuner):

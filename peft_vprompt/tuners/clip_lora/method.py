@@ -1,0 +1,61 @@
+"""CLIP-LoRA: PEFT's LoRA under the class-name classifier.
+
+Paper: Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR 2024 Workshops, section 3; code:
+MaxZanella/CLIP-LoRA, commit 358f0d7.
+
+Deviations. With `dropout_rate` 0 the authors' code takes the product of the low-rank factors out of the weight before the
+backward pass, so that earlier layers get gradients of the frozen weight; gradients here are exact for any dropout. Class
+prompts share their prefix, so one mask of dropout serves the prefix of all classes.
+"""
+
+from __future__ import annotations
+
+from peft import LoraModel
+from torch import nn
+
+from ...backbones.supported import find_backbone
+from ..base.bounded import bounded
+from ..base.method import PromptMethod
+from ..base.tuner import check_model
+from .config import CLIPLoraConfig
+
+
+#: What transformers calls the projections to queries, keys and values.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value")
+
+
+class CLIPLora(PromptMethod):
+    """No prompts: the layers of the towers are PEFT's."""
+
+    def scale(self, config: CLIPLoraConfig) -> float | None:
+        """Return 100, as the authors have it, or what the config says."""
+        return config.logit_scale
+
+
+class CLIPLoraModel(LoraModel):
+    """PEFT's LoRA, which finds its modules in the towers."""
+
+    peft_name = "clip_lora"
+    prefix: str = "lora_"
+    method = CLIPLora()
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Put one adapter's layers into the towers.
+
+        Raises:
+            UnsupportedModelError: the model has no text tower.
+            ValueError: modules to save that are not there, or a rank that makes more numbers than the model has.
+        """
+        config = self.peft_config[adapter_name]
+        check_model(config, model, find_backbone(model))
+        with bounded(config, model):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _prepare_adapter_config(self, peft_config: CLIPLoraConfig, model_config: dict) -> CLIPLoraConfig:
+        """Name the projections of the towers, where no modules are named."""
+        if peft_config.target_modules is None:
+            backbone = find_backbone(self.model)
+            names = {"text": [backbone.text], "vision": [backbone.vision], "both": [backbone.text, backbone.vision]}
+            towers = "|".join(name.replace(".", r"\.") for name in names[peft_config.towers])
+            peft_config.target_modules = rf"({towers})\..*\.({'|'.join(PROJECTIONS)})"
+        return peft_config
