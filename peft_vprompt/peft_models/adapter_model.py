@@ -10,7 +10,6 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from ..tuners.base import registry
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
@@ -84,7 +83,7 @@ class AdapterModel(PeftModel):
             ValueError: names that this model does not have or has already, adapters that differ in method, classes or
                 shape, another number of weights.
         """
-        if not registry.is_known(self.peft_type):
+        if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
             return

@@ -267,6 +267,14 @@ class PeftModelForImageClassification(SavedPeftModel):
                 self.delete_adapter(adapter_name)
                 raise
 
+    def add_weighted_adapter(self, adapters, weights=None, adapter_name="weighted", *args, **kwargs) -> None:
+        """See `AdapterModel.add_weighted_adapter`; the new adapter has the first one's classes."""
+        super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
+        if (
+            adapter_name not in self.class_name_classifier.memory.class_lists
+        ):  # PEFT's own tuners add it past `add_adapter`
+            self.class_name_classifier.take_classes(adapter_name)
+
     def _changing(self) -> AbstractContextManager:
         """Keep calls by other threads out of a block that changes which adapter answers."""
         return self.class_name_classifier.adapted.lock.change()

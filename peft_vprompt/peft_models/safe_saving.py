@@ -81,7 +81,7 @@ class SavedPeftModel(AdapterModel):
         self._show_labels()
         # Assigned weights (low_cpu_mem_usage) are views into the file, whose alignment changes the last bits of sums.
         for key, parameter in self.named_parameters():
-            if any(f"{kind}.{adapter_name}." in key for kind in ("learner", "readout", "_modules")):
+            if f".{adapter_name}." in key:
                 parameter.data = parameter.data.clone()
         return result
 
@@ -268,8 +268,9 @@ class SavedPeftModel(AdapterModel):
         Raises:
             ValueError: names what is trained and belongs to no adapter of this model.
         """
-        if not registry.is_known(self.peft_type):  # PEFT's own tuners may train the base model's biases, and save them
-            return
+        config: Any = self.active_peft_config
+        if not registry.is_known(self.peft_type) or getattr(config, "bias", "none") != "none":
+            return  # PEFT's own tuners may train the base model's biases, and save them
         kept = {id(p) for p in self._adapter_parameters()}
         left = [name for name, p in self.get_base_model().named_parameters() if p.requires_grad and id(p) not in kept]
         if left:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from peft_vprompt import (
+    CLIPLoraConfig,
     ClassHeadConfig,
     CoCoOpConfig,
     ContextOptConfig,
@@ -27,11 +28,13 @@ from peft_vprompt import (
     MaPLeConfig,
     MMRLConfig,
     MRPOConfig,
+    NormTuningConfig,
     ProGradConfig,
     PromptSRCConfig,
     ReadOnlyPromptConfig,
     TCPConfig,
     TextEncoderConfig,
+    TwoStageConfig,
     VisualPromptConfig,
 )
 
@@ -199,6 +202,10 @@ CONFIGS = {
         "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
     },
     "text_encoder": {"whole": lambda **kw: TextEncoderConfig(**kw)},
+    "norm_tuning": {"both": lambda **kw: NormTuningConfig(**kw)},
+    "two_stage": {"first": lambda **kw: TwoStageConfig(**kw)},
+    # Both factors at random: at its start the second one is zero, and the first one has no gradient.
+    "clip_lora": {"both": lambda **kw: CLIPLoraConfig(lora_dropout=0.0, init_lora_weights=False, **kw)},
     "read_only_prompt": {
         "rpo": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=4, **kw),
         "one": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=1, **kw),

@@ -174,7 +174,9 @@ class ClassNameClassifier:
             )
         if adapted.method.in_second_stage(config) or adapted.disabled:
             what = "is disabled" if adapted.disabled else "is in its second stage already"
-            raise ValueError(f"Expected an active adapter in its first stage. Received {adapted.adapter_name!r}, which {what}.")
+            raise ValueError(
+                f"Expected an active adapter in its first stage. Received {adapted.adapter_name!r}, which {what}."
+            )
         classes = self.classes
         with torch.no_grad():
             features = self.texts.encode(classes, None)

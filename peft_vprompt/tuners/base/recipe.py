@@ -190,6 +190,24 @@ class Recipe:
             )
         return self.steps_per_shot * shots
 
+    def stages(self, epochs: int | None, steps: int | None) -> list[tuple[int | None, int | None]]:
+        """Return the epochs or the steps of each stage, of a length in one of these units.
+
+        Raises:
+            ValueError: the length is too short for two stages.
+        """
+        if self.first_stage is None:
+            return [(epochs, steps)]
+        whole = epochs if steps is None else steps
+        first = int((whole or 0) * self.first_stage)
+        if not first:
+            raise ValueError(
+                f"Expected a length that two stages can share, the first of which takes {self.first_stage:g} of it. "
+                f"Received: {'epochs' if steps is None else 'steps'}={whole}. Train for longer."
+            )
+        lengths = [first, whole - first]
+        return [(length, None) if steps is None else (None, length) for length in lengths]
+
     def override(self, **values) -> Recipe:
         """Return the same recipe with the values that are not None replaced.
 

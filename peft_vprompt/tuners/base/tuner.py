@@ -33,6 +33,7 @@ from .bounded import bounded
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
+from .module_layer import check_finite
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
@@ -233,7 +234,11 @@ class PromptTuner(BaseTuner):
     def put_readout(self, adapter_name: str, readout: nn.Module) -> None:
         """Give an adapter another readout; what it learned before stays as it is."""
         # pyrefly: ignore[missing-attribute]  # readouts are where class names are
-        self.text_encoder.add_module_of(f"{PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[adapter_name].peft_type].prefix}{READOUT}", adapter_name, readout)
+        self.text_encoder.add_module_of(
+            f"{PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[adapter_name].peft_type].prefix}{READOUT}",
+            adapter_name,
+            readout,
+        )
         self._freeze_finished()
 
     def _freeze_finished(self) -> None:
@@ -291,23 +296,43 @@ class PromptTuner(BaseTuner):
             layer.enable_adapters(False)
 
     def merge_adapter(self, *args, **kwargs) -> None:
-        """Refuse: there are no weights to merge prompts into.
+        """Refuse: there are no weights to merge prompts into, and copies of modules stand beside the originals.
 
         Raises:
             ValueError: always.
         """
+        if all(self._is_copies(name) for name in self.active_adapters):
+            raise ValueError(
+                "Trained copies of modules cannot be merged while the adapter stays. Use merge_and_unload() for the base "
+                "model with the copies in their places, or unload() for it without them."
+            )
         raise ValueError(
             "Prompts are extra tokens and cannot be merged into the weights of the base model. Use unload() for "
             "the base model without them, or keep the adapter and call save_pretrained()."
         )
 
+    def _is_copies(self, adapter_name: str) -> bool:
+        """Return whether copies of modules are all that an adapter has learned."""
+        kinds = [encoder.module_of(adapter_name, kind) for encoder in self.encoders for kind in (LEARNER, READOUT)]
+        copied = any(
+            adapter_name in m._adapters for m in adapter_layers(self) if isinstance(m, AuxiliaryTrainingWrapper)
+        )
+        return copied and not any(
+            next(module.parameters(), None) is not None for module in kinds if module is not None
+        )
+
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
-        if merge:
+        """Return the base model: as it was, or with the copies of modules that the active adapter has learned."""
+        merged = (adapter_names or self.active_adapters)[:1] if merge else []
+        if merge and not (merged and self._is_copies(merged[0])):
             self.merge_adapter()
         modules = list(self.model.named_modules())
         for name, module in modules:
             if isinstance(module, AuxiliaryTrainingWrapper):
-                self.model.set_submodule(name, module.original_module)
+                copies = [module.modules_to_save[adapter] for adapter in merged if adapter in module._adapters]
+                if copies and safe_merge:
+                    check_finite(copies[0], merged[0])
+                self.model.set_submodule(name, copies[0] if copies else module.original_module)
         for name, module in modules:
             if isinstance(module, PromptedEncoder):
                 if name == in_place.LAYER:

@@ -35,7 +35,9 @@ class CLIPLoraConfig(PromptConfig, LoraConfig):
         default=0.25,
         metadata={"help": "Dropout in front of each low-rank branch, in training.", "min": 0, "below": 1},
     )
-    use_rslora: bool = field(default=True, metadata={"help": "Scale by lora_alpha / sqrt(r) instead of lora_alpha / r."})
+    use_rslora: bool = field(
+        default=True, metadata={"help": "Scale by lora_alpha / sqrt(r) instead of lora_alpha / r."}
+    )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Modules to adapt, as in PEFT. Default: queries, keys and values of the towers."},

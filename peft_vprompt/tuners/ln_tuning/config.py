@@ -32,7 +32,8 @@ class NormTuningConfig(PromptConfig):
         default="both", metadata={"help": "Towers whose norms are trained: 'both', 'text' or 'vision'."}
     )
     text_first_layer: int = field(
-        default=0, metadata={"help": "The first layer of the text tower whose norms are trained, counted from 0.", "min": 0}
+        default=0,
+        metadata={"help": "The first layer of the text tower whose norms are trained, counted from 0.", "min": 0},
     )
     vision_first_layer: int = field(
         default=0,

@@ -49,7 +49,9 @@ class NormTuning(PromptMethod):
         layers = view.layers[getattr(config, f"{tower}_first_layer") :]
         inside = tuple(f"{name}." for name, module in modules.items() if any(module is layer for layer in layers))
         return [
-            name for name, module in modules.items() if name.startswith(inside) and isinstance(plain(module), nn.LayerNorm)
+            name
+            for name, module in modules.items()
+            if name.startswith(inside) and isinstance(plain(module), nn.LayerNorm)
         ]
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ...backbones.base import EncoderView, TextView, VisionView
 from ...errors import UnsupportedModelError
+from ..base.classifier_parts import own_modules
 from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
 from .config import TextEncoderConfig
@@ -24,11 +26,19 @@ class TextEncoderTuning(PromptMethod):
 
         Raises:
             UnsupportedModelError: says how to merge them.
+            ValueError: another adapter trains copies of modules inside it.
         """
         if any(isinstance(module, BaseTunerLayer) for module in text.module.modules()):
             raise UnsupportedModelError(
                 "The text encoder carries adapters (a LoRA, say), and a copy of it cannot be saved with them. Merge "
                 "them into the base model first (merge_and_unload)."
+            )
+        modules = own_modules(text.module).items()
+        copies = [name for name, module in modules if isinstance(module, AuxiliaryTrainingWrapper)]
+        if not all(name.endswith(text.parts) for name in copies):
+            raise ValueError(
+                "Another adapter of this model trains copies of modules inside the text encoder, which are no part of a "
+                "copy of the whole. Put the two adapters on models of their own."
             )
 
     def trained_modules(self, config: TextEncoderConfig, view: EncoderView) -> Sequence[str]:
