@@ -21,8 +21,8 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from peft_vprompt import (
-    CLIPLoraConfig,
     ClassHeadConfig,
+    CLIPLoraConfig,
     CoCoOpConfig,
     ContextOptConfig,
     KgCoOpConfig,

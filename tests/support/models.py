@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from peft_vprompt import (
-    CLIPLoraConfig,
     ClassHeadConfig,
+    CLIPLoraConfig,
     CoCoOpConfig,
     ContextOptConfig,
     KgCoOpConfig,
