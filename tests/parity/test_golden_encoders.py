@@ -123,14 +123,17 @@ class TestCLIPLora:
             assert ours.keys() == theirs.keys() and {n for n, p in model.named_parameters() if p.requires_grad} == {
                 n for n, _ in model.named_parameters() if "lora_" in n
             }
-            with torch.no_grad():
-                for key, parameter in ours.items():
-                    parameter.copy_(theirs[key])
+            self.put(model, theirs)
             return model, reference, facts
 
         return load_case
 
-    def test_logits_the_first_loss_and_merged_weights(self, case, inputs, shared):
+    @torch.no_grad()
+    def put(self, model, theirs):
+        for key, parameter in self.names(model).items():
+            parameter.copy_(theirs[key])
+
+    def test_logits_the_first_loss_and_the_weights_merged_after_training(self, case, inputs, shared):
         for name in cases(shared, "clip_lora"):
             model, reference, facts = case(name)
             for names, key in (("base_classes", "logits"), ("novel_classes", "novel_logits")):
@@ -139,6 +142,10 @@ class TestCLIPLora:
             rows = facts["traj_batches"][0]
             loss = model.train()(pixel_values=inputs["pixel_values"][rows], labels=inputs["labels"][rows]).loss
             assert abs(loss.item() - facts["loss"]) <= LOSSES["atol"]
+            self.put(model, given(reference, "final."))
+            for names, key in (("base_classes", "final_logits"), ("novel_classes", "final_novel_logits")):
+                answer = logits(model, inputs, facts, inputs[names])
+                torch.testing.assert_close(answer, reference[key], **LOGITS_100)
             merged = model.merge_and_unload()
             weights = {
                 name: parameter
@@ -167,7 +174,7 @@ class TestCLIPLora:
 
 class TestTwoStage:
     OURS = (
-        r".*\.(text|vision)_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.modules_to_save\.default\.(weight|bias)"
+        r".*\.(text|vision)_model\.base_layer\.encoder\.layers\.(\d+)\.layer_norm([12])\.modules_to_save\.default\.(weight|bias)"
     )
 
     def norms(self, model):

@@ -205,7 +205,7 @@ CONFIGS = {
     "norm_tuning": {"both": lambda **kw: NormTuningConfig(**kw)},
     "two_stage": {"first": lambda **kw: TwoStageConfig(**kw)},
     # Both factors at random: at its start the second one is zero, and the first one has no gradient.
-    "clip_lora": {"both": lambda **kw: CLIPLoraConfig(lora_dropout=0.0, init_lora_weights=False, **kw)},
+    "clip_lora": {"both": lambda **kw: CLIPLoraConfig(**{"lora_dropout": 0.0, "init_lora_weights": False} | kw)},
     "read_only_prompt": {
         "rpo": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=4, **kw),
         "one": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=1, **kw),

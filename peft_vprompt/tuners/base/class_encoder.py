@@ -66,11 +66,11 @@ class ClassEncoder:
         if own is not None:
             return own.to(self.model.dual.dtype)
         if isinstance(readout, ClassRowsReadout):
-            text = None if readout.knows(classes.names) else self._encode_texts(classes, image_features)
+            text = None if readout.knows(classes.names) else self._by_text(classes, image_features)
             return readout.features_of(classes.names, text).to(self.model.dual.dtype)
-        return self._encode_texts(classes, image_features)
+        return self._by_text(classes, image_features)
 
-    def _encode_texts(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
+    def _by_text(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
         """Return the same by the text encoder."""
         text = self.text
         dual = self.model.dual
