@@ -392,6 +392,11 @@ def test_base_that_carries_a_lora(config, tmp_path):
         with pytest.raises(ValueError, match="carries adapters.*Merge"):
             get_peft_model(base, config)
         return
+    if config.peft_type == "CLIP_LORA":  # whose layers those are
+        with pytest.raises(ValueError, match="without adapters of other methods.*merge_and_unload"):
+            get_peft_model(base, config)
+        assert base.state_dict().keys() == weights.keys()
+        return
     with pytest.warns(UserWarning, match="second time"):
         model = get_peft_model(base, config)
     assert not any(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)

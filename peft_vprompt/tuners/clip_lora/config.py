@@ -16,7 +16,7 @@ class CLIPLoraConfig(PromptConfig, LoraConfig):
     """CLIP-LoRA: PEFT's LoRA on queries, keys and values of both towers, trained on class names.
 
     Paper: Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models", CVPR 2024 Workshops. Every
-    field of PEFT's `LoraConfig` is here; defaults are the paper's. The scale is `lora_alpha` / sqrt(`r`), as
+    field of PEFT's `LoraConfig` is here, with the paper's defaults. The scale is `lora_alpha` / sqrt(`r`), as
     `use_rslora` has it.
 
     Example:
@@ -38,12 +38,9 @@ class CLIPLoraConfig(PromptConfig, LoraConfig):
     use_rslora: bool = field(
         default=True, metadata={"help": "Scale by lora_alpha / sqrt(r) instead of lora_alpha / r."}
     )
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "Modules to adapt, as in PEFT. Default: queries, keys and values of the towers."},
-    )
     towers: Literal["both", "text", "vision"] = field(
-        default="both", metadata={"help": "Towers to adapt, where target_modules is left out."}
+        default="both",
+        metadata={"help": "Towers whose queries, keys and values are adapted, where target_modules is left out."},
     )
     logit_scale: float | None = field(
         default=100.0, metadata={"help": "What cosines are multiplied by; None: the model's own scale.", "above": 0}

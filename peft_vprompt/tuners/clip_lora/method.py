@@ -10,13 +10,14 @@ prompts share their prefix, so one mask of dropout serves the prefix of all clas
 
 from __future__ import annotations
 
-from peft import LoraModel
+from peft import LoraModel, PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...backbones.supported import find_backbone
 from ..base.bounded import bounded
 from ..base.method import PromptMethod
-from ..base.tuner import check_model
+from ..base.tuner import check_model, trainable
 from .config import CLIPLoraConfig
 
 
@@ -38,6 +39,25 @@ class CLIPLoraModel(LoraModel):
     peft_name = "clip_lora"
     prefix: str = "lora_"
     method = CLIPLora()
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **kwargs):
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        carried = {name for layer in layers for name in layer._all_available_adapter_names()}
+        configs = getattr(model, "peft_config", {})
+        if not all(isinstance(configs.get(name), CLIPLoraConfig) for name in carried):
+            raise ValueError(
+                "Expected a base model without adapters of other methods, with which this LoRA would be mixed. Take them "
+                "out with unload(), or put them into the weights with merge_and_unload(), on the PEFT model that holds them."
+            )
+        self._was_trainable = trainable(model)
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
+        """Return the base model, and let learn in it what did before: PEFT's own would leave it frozen."""
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = self._was_trainable.get(name, parameter.requires_grad)
+        return model
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         """Put one adapter's layers into the towers.
