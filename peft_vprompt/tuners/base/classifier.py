@@ -35,7 +35,7 @@ from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
-from .switching import answering_for
+from .switching import adapter_layers, adapter_parameters, answering_for
 
 
 if TYPE_CHECKING:
@@ -392,7 +392,8 @@ class ClassNameClassifier:
         """
         own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
         vision = self.adapted.vision
-        trained = any(p.requires_grad for p in vision.base_layer.parameters())
+        off = set(map(id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)))
+        trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
             peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
             raise UnsupportedModelError(
