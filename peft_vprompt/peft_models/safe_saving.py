@@ -21,7 +21,7 @@ from peft.utils import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.supported import HEADS, class_name
 from ..core.tokenization import resolve_local_path

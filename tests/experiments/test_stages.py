@@ -37,6 +37,7 @@ def test_the_length_is_shared(start, tmp_path):
     assert report["steps"] == sum(steps[1::2])
     head = json.loads((tmp_path / "run/adapter_config.json").read_text())["head_classes"]
     assert head == report["classes"]["base"]
+    assert report["trainable_parameters"] == len(head) * 16
 
 
 def test_a_run_that_was_killed_in_its_second_stage_goes_on(start, monkeypatch, tmp_path):

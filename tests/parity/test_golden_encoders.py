@@ -173,9 +173,7 @@ class TestCLIPLora:
 
 
 class TestTwoStage:
-    OURS = (
-        r".*\.(text|vision)_model\.base_layer\.encoder\.layers\.(\d+)\.layer_norm([12])\.modules_to_save\.default\.(weight|bias)"
-    )
+    OURS = r".*\.(text|vision)_model\.base_layer\.encoder\.layers\.(\d+)\.layer_norm([12])\.modules_to_save\.default\.(weight|bias)"
 
     def norms(self, model):
         return tensors(model, self.OURS, lambda number, part: f"ln_{number}.{part}")

@@ -61,7 +61,9 @@ def likely(field):
 def our_fields(name):
     """The fields of a method's config, but for those that one of PEFT's own tuners gives it."""
     classes = [c for c in OWN[name].config_class.__mro__ if c is PeftConfig or c.__module__.startswith("peft_vprompt")]
-    declared = {field for c in classes for field in vars(c).get("__annotations__", {})} | set(PeftConfig.__dataclass_fields__)
+    declared = {field for c in classes for field in vars(c).get("__annotations__", {})} | set(
+        PeftConfig.__dataclass_fields__
+    )
     return [field for field in fields(OWN[name].config_class) if field.name in declared]
 
 

@@ -54,6 +54,10 @@ class TestTwoStages:
         model.set_adapter("other")
         model.set_adapter("default")
         assert trained(model) == only
+        with model.disable_adapter():
+            logits(model)
+        assert trained(model) == only
+        model.set_adapter("other")
         model.delete_adapter("other")
         assert trained(model) == only
         model.save_pretrained(tmp_path)

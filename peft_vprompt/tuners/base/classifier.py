@@ -392,7 +392,11 @@ class ClassNameClassifier:
         """
         own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
         vision = self.adapted.vision
-        off = set(map(id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)))
+        off = set(
+            map(
+                id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
+            )
+        )
         trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
             peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type

@@ -198,8 +198,8 @@ class Recipe:
         """
         if self.first_stage is None:
             return [(epochs, steps)]
-        whole = epochs if steps is None else steps
-        first = int((whole or 0) * self.first_stage)
+        whole = (epochs if steps is None else steps) or 0
+        first = int(whole * self.first_stage)
         if not first:
             raise ValueError(
                 f"Expected a length that two stages can share, the first of which takes {self.first_stage:g} of it. "

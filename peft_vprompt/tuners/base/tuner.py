@@ -242,7 +242,7 @@ class PromptTuner(BaseTuner):
         self._freeze_finished()
 
     def _freeze_finished(self) -> None:
-        """Freeze what adapters in their second stage learned in the first one."""
+        """Freeze what adapters in their second stage learned in the first one, which PEFT's wrappers let learn again."""
         for name, config in self.peft_config.items():
             method = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "method", None)
             if method is None or not method.in_second_stage(config):
@@ -284,11 +284,13 @@ class PromptTuner(BaseTuner):
         del self.peft_config[adapter_name]
         self._forget(adapter_name)
         self.active_adapter = list(self.vision_encoder.active_adapters)
+        self._freeze_finished()
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
         for layer in adapter_layers(self):
             layer.enable_adapters(True)
+        self._freeze_finished()
 
     def disable_adapter_layers(self) -> None:
         """Switch the prompts off."""

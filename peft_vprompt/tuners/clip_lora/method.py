@@ -10,6 +10,9 @@ prompts share their prefix, so one mask of dropout serves the prefix of all clas
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from peft import LoraModel, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -54,7 +57,7 @@ class CLIPLoraModel(LoraModel):
 
     def _unload_and_optionally_merge(self, *args, **kwargs) -> nn.Module:
         """Return the base model, and let learn in it what did before: PEFT's own would leave it frozen."""
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = self._was_trainable.get(name, parameter.requires_grad)
         return model
@@ -66,7 +69,7 @@ class CLIPLoraModel(LoraModel):
             UnsupportedModelError: the model has no text tower.
             ValueError: modules to save that are not there, or a rank that makes more numbers than the model has.
         """
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         check_model(config, model, find_backbone(model))
         with bounded(config, model):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -75,7 +78,9 @@ class CLIPLoraModel(LoraModel):
         """Name the projections of the towers, where no modules are named."""
         if peft_config.target_modules is None:
             backbone = find_backbone(self.model)
-            names = {"text": [backbone.text], "vision": [backbone.vision], "both": [backbone.text, backbone.vision]}
-            towers = "|".join(name.replace(".", r"\.") for name in names[peft_config.towers])
-            peft_config.target_modules = rf"({towers})\..*\.({'|'.join(PROJECTIONS)})"
+            towers = {"text": backbone.text, "vision": backbone.vision}
+            chosen = [
+                re.escape(name) for tower, name in towers.items() if name and peft_config.towers in ("both", tower)
+            ]
+            peft_config.target_modules = rf"({'|'.join(chosen)})\..*\.({'|'.join(PROJECTIONS)})"
         return peft_config
