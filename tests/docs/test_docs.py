@@ -66,9 +66,8 @@ def test_paper_index_matches_the_defaults(config, field, default, source):
 @pytest.mark.parametrize("method", PROMPT_METHODS.values(), ids=lambda m: m.name)
 def test_every_published_default_is_indexed(method):
     classes = [c for c in method.config_class.__mro__ if c.__module__.startswith("peft_vprompt")]  # not PEFT's
-    own = {name for c in classes for name in vars(c).get("__annotations__", {})} - {
-        f.name for f in fields(PromptConfig)
-    }
+    declared = {name for c in classes for name in vars(c).get("__annotations__", {})}
+    own = {f.name for f in fields(method.config_class) if f.name in declared} - {f.name for f in fields(PromptConfig)}
     indexed = {field for config, field, _, _ in ROWS if config == method.config_class.__name__}
     unset = {
         f.name

@@ -18,6 +18,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...backbones.supported import find_backbone
+from ...core.offloading import computing_device
+from ...errors import UnsupportedModelError
 from ..base.bounded import bounded
 from ..base.method import PromptMethod
 from ..base.tuner import check_model, trainable
@@ -66,11 +68,17 @@ class CLIPLoraModel(LoraModel):
         """Put one adapter's layers into the towers.
 
         Raises:
-            UnsupportedModelError: the model has no text tower.
+            UnsupportedModelError: the model has no text tower, or its weights are offloaded.
             ValueError: modules to save that are not there, or a rank that makes more numbers than the model has.
         """
         config: Any = self.peft_config[adapter_name]
         check_model(config, model, find_backbone(model))
+        weights = ((module, weight) for module in model.modules() for weight in module.parameters(recurse=False))
+        if any(weight.is_meta and computing_device(module, weight).type != "meta" for module, weight in weights):
+            raise UnsupportedModelError(
+                "Expected a base model whose weights are in memory. Received one whose weights are offloaded: PEFT makes a "
+                "LoRA where they are, so it would have no values. Load the model whole, without offloading."
+            )
         with bounded(config, model):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
