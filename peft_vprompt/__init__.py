@@ -15,10 +15,12 @@ from .tuners.base.config import PromptConfig
 from .tuners.bias_tuning import BiasTuningConfig
 from .tuners.bottleneck_adapter import BottleneckAdapterConfig
 from .tuners.class_head import ClassHeadConfig, ClassHeadModel
+from .tuners.clip_lora import CLIPLoraConfig, CLIPLoraModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
 from .tuners.coop import ContextOptConfig, ContextOptModel, CoOpConfig
 from .tuners.fine_tuning import FineTuningConfig
 from .tuners.kgcoop import KgCoOpConfig, KgCoOpModel
+from .tuners.ln_tuning import NormTuningConfig, NormTuningModel
 from .tuners.maple import MaPLeConfig, MaPLeModel
 from .tuners.mlp_head import MLPHeadConfig
 from .tuners.mmrl import MMRLConfig, MMRLModel
@@ -29,6 +31,7 @@ from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
 from .tuners.tcp import TCPConfig, TCPModel
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
+from .tuners.two_stage import TwoStageConfig, TwoStageModel
 from .tuners.vpt import VisualPromptConfig, VisualPromptModel, VPTConfig
 from .version import __version__
 
@@ -37,6 +40,8 @@ __all__ = [
     "AutoPeftModelForImageClassification",
     "BiasTuningConfig",
     "BottleneckAdapterConfig",
+    "CLIPLoraConfig",
+    "CLIPLoraModel",
     "ClassHeadConfig",
     "ClassHeadModel",
     "CoCoOpConfig",
@@ -54,6 +59,8 @@ __all__ = [
     "MRPOModel",
     "MaPLeConfig",
     "MaPLeModel",
+    "NormTuningConfig",
+    "NormTuningModel",
     "PeftModelForImageClassification",
     "ProGradConfig",
     "ProGradModel",
@@ -68,6 +75,8 @@ __all__ = [
     "TCPModel",
     "TextEncoderConfig",
     "TextEncoderModel",
+    "TwoStageConfig",
+    "TwoStageModel",
     "VPTConfig",
     "VisualPromptConfig",
     "VisualPromptModel",

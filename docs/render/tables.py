@@ -22,17 +22,20 @@ from transformers import CLIPConfig, CLIPModel
 
 from peft_vprompt import (
     ClassHeadConfig,
+    CLIPLoraConfig,
     CoCoOpConfig,
     ContextOptConfig,
     KgCoOpConfig,
     MaPLeConfig,
     MMRLConfig,
     MRPOConfig,
+    NormTuningConfig,
     ProGradConfig,
     PromptSRCConfig,
     ReadOnlyPromptConfig,
     TCPConfig,
     TextEncoderConfig,
+    TwoStageConfig,
     VisualPromptConfig,
 )
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCODERS, UNSUPPORTED, SwinView, view
@@ -62,6 +65,9 @@ PUBLISHED = {
     "MRPO (K=4, depth 9)": MRPOConfig(),
     "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=[f"class {i}" for i in range(100)]),
     "TEnc-FT": TextEncoderConfig(),
+    "LN tuning": NormTuningConfig(),
+    "2SFS, first stage": TwoStageConfig(),
+    "CLIP-LoRA (r=2)": CLIPLoraConfig(),
 }
 
 

@@ -264,6 +264,6 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
 
 def _check_options(spec: MethodSpec, options: dict) -> None:
     own = {field.name for field in fields(spec.config_class)} - set(PeftConfig.__dataclass_fields__)
-    own -= {"class_names", "class_names_digest"}
+    own -= {"class_names", "class_names_digest", "head_classes"}
     if unknown := [name for name in options if name not in own]:
         raise ValueError(f"{spec.title} has no option {', '.join(unknown)}. It has: {', '.join(sorted(own))}.")

@@ -222,6 +222,8 @@ class Run:
             bundle = replace(bundle, recipe=noisy_recipe)
         self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
         self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
+        if self.recipe is not None:
+            self._stages(self.recipe)  # too short a length is refused here
         for names in [*self.classes.values(), self.trained_classes]:
             set_class_names(self.bundle.model, names)
 
@@ -361,31 +363,38 @@ class Run:
         recipe, _ = self._to_train
         return recipe.epochs_for(self.settings.shots)
 
+    def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
+        """Return the epochs or the steps of each stage of the training."""
+        return recipe.stages(recipe.epochs_for(self.settings.shots), recipe.steps_for(self.settings.shots))
+
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
-        """Train one model, and keep what training gave."""
+        """Train one model, in as many stages as its recipe has, and keep what each training gave."""
         options = self.options
         watched = next(iter((self.validation_sets or self.test_sets).values())).rows if options.watch else None
         recipe, _ = self._to_train
-        result = train(
-            model,
-            output_dir=folder,
-            train_set=rows,
-            recipe=recipe,
-            eval_set=watched,
-            epochs=self._epochs,
-            steps=recipe.steps_for(self.settings.shots),
-            seed=seed,
-            loss=_loss(self.settings),
-            settings=self._depends_on(),
-            checkpoints=options.checkpoints,
-            progress=None if options.quiet else get_method(self.settings.method).title,
-            bf16=self.settings.bf16,
-            workers=options.workers,
-            callbacks=self.probes,
-            device=options.device,
-            report_to=options.report_to,
-        )
-        self.results.append(result)
+        for stage, (epochs, steps) in enumerate(self._stages(recipe)):
+            if stage:
+                model.start_class_head()
+            result = train(
+                model,
+                output_dir=folder,
+                train_set=rows,
+                recipe=recipe,
+                eval_set=watched,
+                epochs=epochs,
+                steps=steps,
+                seed=seed,
+                loss=_loss(self.settings),
+                settings=self._depends_on() | ({"stage": stage} if stage else {}),
+                checkpoints=options.checkpoints,
+                progress=None if options.quiet else get_method(self.settings.method).title,
+                bf16=self.settings.bf16,
+                workers=options.workers,
+                callbacks=self.probes,
+                device=options.device,
+                report_to=options.report_to,
+            )
+            self.results.append(result)
 
     def _train_ensemble(self, rows) -> None:
         """Train contexts from several seeds one by one and join them in one adapter."""

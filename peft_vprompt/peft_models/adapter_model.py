@@ -10,7 +10,6 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from ..tuners.base import registry
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
@@ -84,7 +83,7 @@ class AdapterModel(PeftModel):
             ValueError: names that this model does not have or has already, adapters that differ in method, classes or
                 shape, another number of weights.
         """
-        if not registry.is_known(self.peft_type):
+        if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
             return
@@ -115,7 +114,7 @@ class AdapterModel(PeftModel):
             raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]
-        per_class = [getattr(c, "belongs_to_classes", False) and c.class_names for c in configs]
+        per_class = [getattr(c, "learned_classes", None) for c in configs]
         for name, config, shape, classes in zip(adapters, configs, shapes, per_class, strict=True):
             if config.peft_type != configs[0].peft_type or shape != shapes[0] or classes != per_class[0]:
                 raise ValueError(

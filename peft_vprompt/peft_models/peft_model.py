@@ -158,6 +158,26 @@ class PeftModelForImageClassification(SavedPeftModel):
             self.class_name_classifier.set_class_names(names, tokenizer)
             self._show_labels()
 
+    def start_class_head(self) -> None:
+        """Begin the second stage of an adapter that learns in two (2SFS): one vector for each class, and nothing else.
+
+        The vectors start as the class features that the active adapter has now; what the encoders learned is frozen. Make a
+        new optimizer afterwards. Classes without a vector are told by their texts, as before.
+
+        Raises:
+            ValueError: the active adapter does not learn in two stages, is in the second one, or is disabled.
+
+        Example:
+
+        ```python
+        Trainer(model, ...).train()
+        model.start_class_head()
+        Trainer(model, ...).train()
+        ```
+        """
+        with self._changing():
+            self.class_name_classifier.start_class_head()
+
     @property
     def class_names(self) -> list[str] | None:
         """The classes in use by the active adapter."""
@@ -247,6 +267,14 @@ class PeftModelForImageClassification(SavedPeftModel):
                 self.delete_adapter(adapter_name)
                 raise
 
+    def add_weighted_adapter(self, adapters, weights=None, adapter_name="weighted", *args, **kwargs) -> None:
+        """See `AdapterModel.add_weighted_adapter`; the new adapter has the first one's classes."""
+        super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
+        if (
+            adapter_name not in self.class_name_classifier.memory.class_lists
+        ):  # PEFT's own tuners add it past `add_adapter`
+            self.class_name_classifier.take_classes(adapter_name)
+
     def _changing(self) -> AbstractContextManager:
         """Keep calls by other threads out of a block that changes which adapter answers."""
         return self.class_name_classifier.adapted.lock.change()
@@ -254,7 +282,7 @@ class PeftModelForImageClassification(SavedPeftModel):
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
         own = self.peft_type
-        if registry.is_ours(peft_config.peft_type):
+        if registry.shares_model(own) and registry.shares_model(peft_config.peft_type):
             self.peft_type = peft_config.peft_type
         try:
             yield
@@ -329,7 +357,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         An adapter that was saved before this was recorded passes.
         """
         config: Any = self.peft_config[adapter_name]
-        if not getattr(config, "belongs_to_classes", False):
+        classes = getattr(config, "learned_classes", None)
+        if classes is None:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the adapter was made
@@ -337,11 +366,11 @@ class PeftModelForImageClassification(SavedPeftModel):
                 saved: Any = PeftConfig.from_pretrained(str(model_id), **hub_options)
             except ValueError:  # weights alone, for an adapter that is there already
                 return
-        if saved.class_names_digest not in (None, digest_names(config.class_names)):
-            names = ", ".join(config.class_names[:5]) + (", ..." if len(config.class_names) > 5 else "")
+        if saved.class_names_digest not in (None, digest_names(classes)):
+            names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise AdapterMismatchError(
                 f"The adapter in {str(model_id)!r} learned something for each of its classes, and these are not the "
-                f"names it learned them for. Received: {len(config.class_names)} names ({names}). Put back the names, "
+                f"names it learned them for. Received: {len(classes)} names ({names}). Put back the names, "
                 f"in their order, that {CONFIG_NAME} was saved with, or train an adapter for these."
             )
 

@@ -21,7 +21,7 @@ from peft.utils import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.supported import HEADS, class_name
 from ..core.tokenization import resolve_local_path
@@ -29,7 +29,7 @@ from ..errors import AdapterMismatchError
 from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
-from ..tuners.base.switching import adapter_layers
+from ..tuners.base.switching import adapter_layers, adapter_parameters
 from ..utils.archive import Archive
 from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
@@ -81,7 +81,7 @@ class SavedPeftModel(AdapterModel):
         self._show_labels()
         # Assigned weights (low_cpu_mem_usage) are views into the file, whose alignment changes the last bits of sums.
         for key, parameter in self.named_parameters():
-            if any(f"{kind}.{adapter_name}." in key for kind in ("learner", "readout", "_modules")):
+            if f".{adapter_name}." in key:
                 parameter.data = parameter.data.clone()
         return result
 
@@ -268,9 +268,10 @@ class SavedPeftModel(AdapterModel):
         Raises:
             ValueError: names what is trained and belongs to no adapter of this model.
         """
-        if not registry.is_known(self.peft_type):  # PEFT's own tuners may train the base model's biases, and save them
-            return
-        kept = {id(p) for p in self._adapter_parameters()}
+        config: Any = self.active_peft_config
+        if not registry.is_known(self.peft_type) or getattr(config, "bias", "none") != "none":
+            return  # PEFT's own tuners may train the base model's biases, and save them
+        kept = set(map(id, adapter_parameters(adapter_layers(self.base_model))))
         left = [name for name, p in self.get_base_model().named_parameters() if p.requires_grad and id(p) not in kept]
         if left:
             raise ValueError(
@@ -279,12 +280,6 @@ class SavedPeftModel(AdapterModel):
                 "requires_grad_(False), name their modules in modules_to_save, or, for a LoRA of the base model, train it "
                 "first, merge it (merge_and_unload) and save that base model."
             )
-
-    def _adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters of all adapters."""
-        for layer in adapter_layers(self.base_model):
-            for name in layer.adapter_layer_names:
-                yield from getattr(layer, name).parameters()
 
     def _complete_config(self, config: PeftConfig | None) -> None:
         """Record what is needed to rebuild the base model and the tokenizer elsewhere."""

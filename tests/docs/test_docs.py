@@ -45,6 +45,8 @@ SOURCES = (
     "TCP",
     "MaPLe",
     "PTNL",
+    "CLIP-LoRA",
+    "2SFS",
     "RPO",
     "MRPO",
     "KMnP/vpt `",
@@ -63,7 +65,9 @@ def test_paper_index_matches_the_defaults(config, field, default, source):
 
 @pytest.mark.parametrize("method", PROMPT_METHODS.values(), ids=lambda m: m.name)
 def test_every_published_default_is_indexed(method):
-    own = {f.name for f in fields(method.config_class)} - {f.name for f in fields(PromptConfig)}
+    classes = [c for c in method.config_class.__mro__ if c.__module__.startswith("peft_vprompt")]  # not PEFT's
+    declared = {name for c in classes for name in vars(c).get("__annotations__", {})}
+    own = {f.name for f in fields(method.config_class) if f.name in declared} - {f.name for f in fields(PromptConfig)}
     indexed = {field for config, field, _, _ in ROWS if config == method.config_class.__name__}
     unset = {
         f.name

@@ -10,7 +10,7 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 
 from tests.support.models import CLASS_NAMES, NUM_LABELS, disturb, images, labels, tiny_tokenizer
-from tests.support.peft_behaviours import BEHAVIOURS, EMPTY, LORA, ROWS, base_of, config_of, refusal
+from tests.support.peft_behaviours import BEHAVIOURS, COPIES, EMPTY, LORA, ROWS, base_of, config_of, refusal
 
 
 pytestmark = pytest.mark.core
@@ -148,6 +148,15 @@ class TestBehaviours:
 
     def test_merge(self, row, model):
         expected, plain = answer(model), disabled(model)
+        if row in COPIES:
+            with pytest.raises(ValueError, match=r"cannot be merged.*merge_and_unload\(\)"):
+                model.merge_adapter()
+            torch.testing.assert_close(answer(model), expected, rtol=0, atol=0)
+            own = own_call(model.get_base_model(), row)
+            merged = model.merge_and_unload(safe_merge=True)
+            assert str(merged) == str(base_of(row))
+            torch.testing.assert_close(own_call(merged, row), own)
+            return
         if refusal(row, "merge"):
             for merge in (model.merge_adapter, model.merge_and_unload):
                 with pytest.raises(ValueError, match=r"cannot be merged.*unload\(\)"):

@@ -23,17 +23,20 @@ from transformers import (
 
 from peft_vprompt import (
     ClassHeadConfig,
+    CLIPLoraConfig,
     CoCoOpConfig,
     ContextOptConfig,
     KgCoOpConfig,
     MaPLeConfig,
     MMRLConfig,
     MRPOConfig,
+    NormTuningConfig,
     ProGradConfig,
     PromptSRCConfig,
     ReadOnlyPromptConfig,
     TCPConfig,
     TextEncoderConfig,
+    TwoStageConfig,
     VisualPromptConfig,
 )
 
@@ -201,6 +204,14 @@ CONFIGS = {
         "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
     },
     "text_encoder": {"whole": lambda **kw: TextEncoderConfig(**kw)},
+    "norm_tuning": {"both": lambda **kw: NormTuningConfig(**kw)},
+    "two_stage": {"first": lambda **kw: TwoStageConfig(**kw)},
+    # Both factors at random: at its start the second one is zero, and the first one has no gradient.
+    "clip_lora": {
+        "both": lambda **kw: CLIPLoraConfig(
+            **{"lora_dropout": 0.0, "init_lora_weights": False, "logit_scale": None} | kw
+        )
+    },
     "read_only_prompt": {
         "rpo": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=4, **kw),
         "one": lambda **kw: ReadOnlyPromptConfig(num_virtual_tokens=1, **kw),
@@ -257,6 +268,12 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
 def labels(count: int = 4, seed: int = 0) -> torch.Tensor:
     """Random labels [count]."""
     return torch.randint(NUM_LABELS, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def towers(model) -> list:
+    """The encoders of a PEFT model, whatever its tuner is: of the images first."""
+    adapted = model.class_name_classifier.adapted
+    return [encoder for encoder in (adapted.vision, adapted.text) if encoder is not None]
 
 
 def disturb(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:

@@ -39,13 +39,19 @@ ROWS = {
 }
 
 CLASSIFIER = [name for name, model in ROWS.items() if model != "CLIPModel"]
-PROMPTED = [*PROMPTS, "vpt-on-encoder", "vpt-shallow", "vpt-deep"]
-LORA = ["lora", "lora-on-class-names"]
+PROMPTED = [
+    *(name for name in PROMPTS if name not in ("tenc-ft", "ln-tuning", "2sfs", "clip-lora")),
+    *("vpt-on-encoder", "vpt-shallow", "vpt-deep"),
+]
+LORA = ["lora", "lora-on-class-names", "clip-lora"]
+#: What trains copies of modules and has no prompts.
+COPIES = ["tenc-ft", "ln-tuning", "2sfs"]
 
 #: What is refused: behaviour -> (rows, reason).
 REFUSED: dict[str, list[tuple[list[str], str]]] = {
     "merge": [
         (PROMPTED, "prompts are tokens: there are no weights that they could be merged into"),
+        (COPIES, "`merge_and_unload()` puts the trained copies into the base model; they cannot be merged in place"),
         (["adapter", "sidetune"], "it is a module of its own, which the base model has no place for"),
     ],
     "weighted": [(["lora"], "PEFT averages no trained heads")],
@@ -54,8 +60,8 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
     ],
     "hot_swap": [
         (
-            [row for row in ROWS if row not in LORA],
-            "PEFT's function knows LoRA alone; `load_adapter(folder, name)` puts other values into an adapter in place",
+            [row for row in ROWS if row not in ("lora", "lora-on-class-names")],
+            "PEFT's function knows its own LoRA alone; `load_adapter(folder, name)` puts other values into an adapter in place",
         ),
     ],
     "texts": [

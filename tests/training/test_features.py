@@ -57,7 +57,7 @@ def gradients(model, **inputs):
 def test_features_give_the_logits_and_gradients_of_pixels(method, variant, tokenizer_path):
     config = CONFIGS[method][variant](class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
     model = get_peft_model(tiny_clip(), config).train()
-    if model.base_model.vision_encoder.active_prompts is not None:
+    if model.class_name_classifier.adapted.changes_images:
         with pytest.raises(UnsupportedModelError, match="learns visual prompts"):
             model(image_features=torch.eye(4, 16))
         with model.disable_adapter(), torch.no_grad():

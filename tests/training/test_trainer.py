@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from tests.support.models import NUM_LABELS, tiny_vit
+from tests.support.models import NUM_LABELS, tiny_vit, towers
 from tests.support.training_cases import (
     BACKBONES,
     FIRST_CASES,
@@ -209,7 +209,7 @@ class TestPrecision:
     @every_case
     def test_bf16_autocast_keeps_prompts_and_gradients_in_float32(self, case, tokenizer_path, tmp_path):
         model, record, seen = case.build(tokenizer_path), Record(), []
-        final_norm = [m for m in model.base_model.vision_encoder.modules() if isinstance(m, torch.nn.Linear)][-1]
+        final_norm = [m for m in towers(model)[0].modules() if isinstance(m, torch.nn.Linear)][-1]
         final_norm.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
         trainer = make_trainer(model, tmp_path, dataset(), dataset(seed=1), callbacks=[record], bf16=True)
         assert np.isfinite(trainer.train().training_loss)
@@ -249,7 +249,7 @@ class LayerCalls(list):
 
     def __init__(self, model):
         self.last = set()
-        for tower in filter(None, [model.base_model.vision_encoder, model.base_model.text_encoder]):
+        for tower in towers(model):
             self.last.add(tower.view.layers[-1])
             for layer in tower.view.layers:
                 *_, norm = (module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm))

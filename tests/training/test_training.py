@@ -26,7 +26,7 @@ from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
 TRAINED = [name for name, method in METHODS.items() if method.recipe]
 PARTS = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", SEAL]
 #: Methods that start from the model's own weights, whatever the seed.
-NOT_DRAWN = {"classifier-c", "tenc-ft", "class-name", "kgcoop", "prograd"}
+NOT_DRAWN = {"classifier-c", "tenc-ft", "ln-tuning", "2sfs", "class-name", "kgcoop", "prograd"}
 QUICK = Recipe(learning_rate=0.05, batch_size=4, epochs=3, source="test")
 LONG = replace(QUICK, learning_rate=0.01, batch_size=6)
 

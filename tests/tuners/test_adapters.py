@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
-from peft_vprompt.tuners.base.registry import PROMPT_METHODS
+from peft_vprompt.tuners.base.registry import PROMPT_METHODS, shares_model
 from tests.support.models import (
     BACKBONES,
     CLASS_NAMES,
@@ -34,6 +34,8 @@ from tests.support.models import (
 pytestmark = pytest.mark.core
 
 VISION_BACKBONES = [name for name in BACKBONES if name != "CLIPModel"]
+#: Methods that learn copies of modules alone.
+COPIES = ("TEXT_ENCODER", "NORM_TUNING", "TWO_STAGE")
 HEADED = ("CLIPForImageClassification", "ViTForImageClassification")
 
 
@@ -93,6 +95,13 @@ def test_a_loaded_adapter_trains_on(config, tmp_path):
     assert any(p.requires_grad for p in loaded.parameters())
 
 
+NORMS = {
+    f"{tower}_model.base_layer.encoder.layers.{layer}.layer_norm{number}.{part}": (width,)
+    for tower, width in (("text", 32), ("vision", 24))
+    for layer in range(3)
+    for number in (1, 2)
+    for part in ("weight", "bias")
+}
 STATE_KEYS = {
     ("visual_prompt", "deep"): {"vision_model.visual_prompt_learner.tokens": (3, 2, 24)},
     ("visual_prompt", "projected"): {
@@ -132,6 +141,15 @@ STATE_KEYS = {
         "vision_model.representation_prompt_learner.maps.down": (2, 2, 12),
         "vision_model.representation_prompt_learner.projection_up": (24, 4),
         "vision_model.representation_prompt_learner.projection_down": (4, 16),
+    },
+    ("norm_tuning", "both"): NORMS,
+    ("two_stage", "first"): NORMS,
+    ("clip_lora", "both"): {
+        f"{tower}_model.encoder.layers.{layer}.self_attn.{projection}_proj.lora_{factor}.weight": shape
+        for tower, width in (("text", 32), ("vision", 24))
+        for layer in range(3)
+        for projection in "qkv"
+        for factor, shape in (("A", (2, width)), ("B", (width, 2)))
     },
     ("tcp", "random"): {
         "text_model.class_aware_prompt_learner.tokens": (1, 4, 32),
@@ -232,6 +250,11 @@ def test_unload_gives_the_untouched_base_back(config):
 @every_config
 def test_merging_is_refused(config):
     model = get_peft_model(tiny_clip(), config)
+    if not shares_model(config.peft_type):  # PEFT's own tuner, which merges
+        return
+    if config.peft_type in COPIES:
+        assert type(model.merge_and_unload()) is CLIPModel
+        return
     with pytest.raises(ValueError, match="cannot be merged.*unload"):
         model.merge_and_unload()
     with pytest.raises(ValueError, match="cannot be merged.*unload"):
@@ -275,20 +298,30 @@ def test_an_adapter_without_names_keeps_the_first(make, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["class_names"] == NEW_NAMES
 
 
-@pytest.mark.parametrize("method", often(PROMPT_METHODS, ["visual_prompt", "maple", "cocoop"]))
+def companions(method):
+    """The methods whose adapters live on one model with those of `method`, itself included."""
+    if method == "clip_lora":  # PEFT's own tuner has the model for itself
+        return [method]
+    norms = {"norm_tuning", "two_stage"}  # are no part of a copy of the whole text encoder
+    others = {"clip_lora"} | (norms if method == "text_encoder" else {"text_encoder"})
+    return [name for name in PROMPT_METHODS if name not in others]
+
+
+@pytest.mark.parametrize("method", often(PROMPT_METHODS, ["visual_prompt", "maple", "clip_lora"]))
 def test_several_adapters_of_different_methods(method, make, tmp_path):
-    cases = {name: next(iter(CONFIGS[name])) for name in PROMPT_METHODS}
+    methods = companions(method)
+    cases = {name: next(iter(CONFIGS[name])) for name in methods}
     expected = {}
     for name, case in cases.items():
         alone = disturb(get_peft_model(tiny_clip(), make(name, case)))
         alone.save_pretrained(tmp_path / name)
         expected[name] = logits(alone)
     model = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / method), adapter_name=method)
-    for name in PROMPT_METHODS:
+    for name in methods:
         if name != method:
             model.load_adapter(str(tmp_path / name), name)
     assert torch.equal(logits(model), expected[method])
-    for name in PROMPT_METHODS:
+    for name in methods:
         model.set_adapter(name)
         assert torch.equal(logits(model), expected[name])
     model.save_pretrained(tmp_path / "all")
@@ -368,6 +401,11 @@ def test_base_that_carries_a_lora(config, tmp_path):
     if config.peft_type == "TEXT_ENCODER":
         with pytest.raises(ValueError, match="carries adapters.*Merge"):
             get_peft_model(base, config)
+        return
+    if config.peft_type == "CLIP_LORA":  # whose layers those are
+        with pytest.raises(ValueError, match="without adapters of other methods.*merge_and_unload"):
+            get_peft_model(base, config)
+        assert base.state_dict().keys() == weights.keys()
         return
     with pytest.warns(UserWarning, match="second time"):
         model = get_peft_model(base, config)

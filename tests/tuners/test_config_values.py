@@ -58,11 +58,20 @@ def likely(field):
     return st.one_of(found) if found else ANYTHING
 
 
+def our_fields(name):
+    """The fields of a method's config, but for those that one of PEFT's own tuners gives it."""
+    classes = [c for c in OWN[name].config_class.__mro__ if c is PeftConfig or c.__module__.startswith("peft_vprompt")]
+    declared = {field for c in classes for field in vars(c).get("__annotations__", {})} | set(
+        PeftConfig.__dataclass_fields__
+    )
+    return [field for field in fields(OWN[name].config_class) if field.name in declared]
+
+
 @st.composite
 def configs(draw):
     """Draw a method and values of some of its fields."""
     name = draw(st.sampled_from(sorted(OWN)))
-    known = [field for field in fields(OWN[name].config_class) if field.name not in ("peft_type", "peft_version")]
+    known = [field for field in our_fields(name) if field.name not in ("peft_type", "peft_version")]
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique_by=lambda field: field.name))
     return name, {field.name: draw(st.one_of(likely(field), likely(field), ANYTHING)) for field in chosen}
 
@@ -157,7 +166,7 @@ def wrong_values(annotation: str):
 CASES = [
     (name, field.name, value)
     for name, spec in OWN.items()
-    for field in fields(spec.config_class)
+    for field in our_fields(name)
     if field.name not in PeftConfig.__dataclass_fields__
     for value in wrong_values(str(field.type))
 ]

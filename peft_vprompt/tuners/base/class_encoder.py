@@ -21,6 +21,7 @@ from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.padded_prompts import pad
 from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
+from ...readouts import ClassRowsReadout
 from . import class_list
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
@@ -60,12 +61,20 @@ class ClassEncoder:
 
         They are kept while nothing that they depend on changes, unless a gradient has to flow through them.
         """
+        readout = self.model.readout
+        own = getattr(readout, "class_features", None)
+        if own is not None:
+            return own.to(self.model.dual.dtype)
+        if isinstance(readout, ClassRowsReadout):
+            text = None if readout.knows(classes.names) else self._by_text(classes, image_features)
+            return readout.features_of(classes.names, text).to(self.model.dual.dtype)
+        return self._by_text(classes, image_features)
+
+    def _by_text(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
+        """Return the same by the text encoder."""
         text = self.text
         dual = self.model.dual
         device = dual.device
-        own = getattr(self.model.readout, "class_features", None)
-        if own is not None:
-            return own.to(dual.dtype)
         if self.conditional:
             return self._encode_conditional(classes, image_features, device)
         if is_exporting() and not self.model.model.training:

@@ -35,7 +35,7 @@ from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
-from .switching import answering_for
+from .switching import adapter_layers, adapter_parameters, answering_for
 
 
 if TYPE_CHECKING:
@@ -162,6 +162,30 @@ class ClassNameClassifier:
             return self.classify(**inputs)
         finally:
             self.memory.class_lists[adapter] = before
+
+    def start_class_head(self) -> None:
+        """See `PeftModelForImageClassification.start_class_head`."""
+        adapted = self.adapted
+        config: Any = adapted.config
+        if not adapted.method.has_second_stage:
+            raise ValueError(
+                "Expected an adapter that learns in two stages. Received: "
+                f"{type(config).__name__}. Use TwoStageConfig, or ClassHeadConfig for a head alone."
+            )
+        if adapted.method.in_second_stage(config) or adapted.disabled:
+            what = "is disabled" if adapted.disabled else "is in its second stage already"
+            raise ValueError(
+                f"Expected an active adapter in its first stage. Received {adapted.adapter_name!r}, which {what}."
+            )
+        classes = self.classes
+        with torch.no_grad():
+            features = self.texts.encode(classes, None)
+            config.head_classes = list(classes.names)
+            readout = adapted.method.readout(config, self.texts.text.view, features.shape[-1])
+            readout.get_parameter("weight").copy_(features)
+        tuner: Any = adapted.tuner
+        tuner.put_readout(adapted.adapter_name, readout)
+        self.keep_class_names()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -368,7 +392,12 @@ class ClassNameClassifier:
         """
         own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
         vision = self.adapted.vision
-        trained = any(p.requires_grad for p in vision.base_layer.parameters())
+        off = set(
+            map(
+                id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
+            )
+        )
+        trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
             peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
             raise UnsupportedModelError(

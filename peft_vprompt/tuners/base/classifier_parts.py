@@ -24,7 +24,7 @@ class ClassifierParts:
 
     def __init__(self, model: nn.Module):
         children = dict(model.named_children())
-        if not isinstance(_plain(children.pop(HEAD, None)), nn.Linear) or len(children) != 1:
+        if not isinstance(plain(children.pop(HEAD, None)), nn.Linear) or len(children) != 1:
             raise UnsupportedModelError(
                 f"Expected an image classifier with a linear head named {HEAD!r} and one encoder, such as "
                 f"ViTForImageClassification. Received: {type(model).__name__}. Load the model with "
@@ -37,13 +37,7 @@ class ClassifierParts:
     @property
     def own_modules(self) -> dict[str, nn.Module]:
         """The model's modules by name, without what adapters have put into them."""
-        modules, inside = {}, ()
-        for name, module in self.model.named_modules():
-            if not name.startswith(inside):
-                modules[name] = module
-                if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-                    inside += (f"{name}.",)
-        return modules
+        return own_modules(self.model)
 
     @property
     def layers(self) -> list[str]:
@@ -82,14 +76,14 @@ class ClassifierParts:
                     i for i, (child, _) in enumerate(children) if f"{first}.".startswith(f"{name}.{child}.")
                 )
                 norms += [
-                    f"{name}.{child}" for child, m in children[position + 1 :] if isinstance(_plain(m), nn.LayerNorm)
+                    f"{name}.{child}" for child, m in children[position + 1 :] if isinstance(plain(m), nn.LayerNorm)
                 ]
         return norms
 
     def last_linear(self, layer: str) -> str:
         """Return the name of the last linear map of a layer, which ends its feed-forward part."""
         names = [name for name in self.own_modules if name.startswith(f"{layer}.")]
-        return [name for name in names if isinstance(_plain(self.own_modules[name]), nn.Linear)][-1]
+        return [name for name in names if isinstance(plain(self.own_modules[name]), nn.Linear)][-1]
 
     def queries_and_values(self) -> list[str]:
         """Return the names of the query and value projections of all layers, where LoRA goes by default."""
@@ -97,11 +91,22 @@ class ClassifierParts:
         return [
             name
             for name, module in self.own_modules.items()
-            if name.rpartition(".")[2] in endings and isinstance(_plain(module), nn.Linear)
+            if name.rpartition(".")[2] in endings and isinstance(plain(module), nn.Linear)
         ]
 
 
-def _plain(module: nn.Module | None) -> nn.Module | None:
+def own_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model by name, without what adapters have put into them."""
+    modules, inside = {}, ()
+    for name, module in model.named_modules():
+        if not name.startswith(inside):
+            modules[name] = module
+            if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+                inside += (f"{name}.",)
+    return modules
+
+
+def plain(module: nn.Module | None) -> nn.Module | None:
     """Return the module inside PEFT's wrappers."""
     while True:
         inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)

@@ -179,7 +179,13 @@ class PromptConfig(ClassifierConfig):
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
-        self.class_names_digest = digest_names(self.own_classes) if self.belongs_to_classes else None
+        names = self.learned_classes
+        self.class_names_digest = None if names is None else digest_names(names)
+
+    @property
+    def learned_classes(self) -> list[str] | None:
+        """The classes for each of which something is learned, None where nothing is."""
+        return self.class_names if self.belongs_to_classes else None
 
     @property
     def own_classes(self) -> list[str]:

@@ -35,8 +35,8 @@ class PromptMethod:
         needs_read_only: its prompts read both towers and are read by nobody.
         needs_class_token: it reads an image tower's class token, and texts that are read from left to right.
         needs_class_features: its text prompts depend on the frozen model's class features.
+        has_second_stage: rows for the classes are learned after what the encoders learn.
         conditional: class features depend on the image.
-        trains_text_encoder: the text encoder is trained whole.
         normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
     """
 
@@ -44,8 +44,8 @@ class PromptMethod:
     needs_read_only: bool = False
     needs_class_token: bool = False
     needs_class_features: bool = False
+    has_second_stage: bool = False
     conditional: bool = False
-    trains_text_encoder: bool = False
     normalizes_frozen_templates: bool = True
 
     def check(self, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
@@ -84,6 +84,10 @@ class PromptMethod:
             feature_dim: size of the space that images and texts share; that of a token without a text tower.
         """
         return None
+
+    def trained_modules(self, config: PromptConfig, view: EncoderView) -> Sequence[str]:
+        """Return the names of the modules of a tower that are trained whole, as copies."""
+        return ()
 
     def readout(self, config: PromptConfig, view: TextView, feature_dim: int) -> nn.Module:
         """Return the module that makes logits of image and class features."""
@@ -132,6 +136,10 @@ class PromptMethod:
     def callbacks(self, config: PromptConfig) -> list[TrainerCallback]:
         """Return what a Trainer has to do beside its steps."""
         return []
+
+    def in_second_stage(self, config: PromptConfig) -> bool:
+        """Return whether only rows for the classes are learned by now, and what the encoders learned is fixed."""
+        return False
 
     def initialize(self, config: PromptConfig, readout: nn.Module, frozen_text: Callable[[], Tensor]) -> None:
         """Set first values that take the model to compute; `frozen_text()` gives the frozen class features [c, e]."""

@@ -94,6 +94,8 @@ class Recipe:
         steps: optimiser steps in all, however many epochs they are.
         steps_per_shot: optimiser steps per training image of a class. CLIP-LoRA: 500; 2SFS: 300.
         averaging: average of the weights that the run ends with; None for the weights of the last step.
+        first_stage: share of the length, rounded down, after which the class head is started and trained alone by a new
+            optimizer with a schedule of its own; None for one stage. 2SFS: 0.6.
 
     Raises:
         ValueError: a value out of range, or not exactly one length.
@@ -118,6 +120,7 @@ class Recipe:
     steps: int | None = None
     steps_per_shot: int | None = None
     averaging: Averaging | None = None
+    first_stage: float | None = None
 
     def __post_init__(self):
         self._check_length()
@@ -139,6 +142,8 @@ class Recipe:
         _require_pair("crop_scale", self.crop_scale)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"Expected crop_scale to ascend in (0, 1]. Received: crop_scale={self.crop_scale!r}.")
+        if self.first_stage is not None:
+            _require_number("first_stage", self.first_stage, above=0, below=1)
         if not isinstance(self.averaging, Averaging | None):
             raise ValueError(f"Expected averaging to be an Averaging or None. Received: averaging={self.averaging!r}.")
         check_fields(self)  # last: what is said above says more
@@ -184,6 +189,24 @@ class Recipe:
                 f"(steps_per_shot={self.steps_per_shot}). Received: all images. Override its epochs or its steps."
             )
         return self.steps_per_shot * shots
+
+    def stages(self, epochs: int | None, steps: int | None) -> list[tuple[int | None, int | None]]:
+        """Return the epochs or the steps of each stage, of a length in one of these units.
+
+        Raises:
+            ValueError: the length is too short for two stages.
+        """
+        if self.first_stage is None:
+            return [(epochs, steps)]
+        whole = (epochs if steps is None else steps) or 0
+        first = int(whole * self.first_stage)
+        if not first:
+            raise ValueError(
+                f"Expected a length that two stages can share, the first of which takes {self.first_stage:g} of it. "
+                f"Received: {'epochs' if steps is None else 'steps'}={whole}. Train for longer."
+            )
+        lengths = [first, whole - first]
+        return [(length, None) if steps is None else (None, length) for length in lengths]
 
     def override(self, **values) -> Recipe:
         """Return the same recipe with the values that are not None replaced.

@@ -112,14 +112,16 @@ def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec:
     return max(fitting, key=lambda spec: (spec.is_baseline == is_classifier, len(spec.marks)))
 
 
-def is_ours(peft_type: PeftType | str) -> bool:
-    """Return whether a PEFT type is one of our prompt-learning methods."""
-    return PeftType(peft_type).value.lower() in PROMPT_METHODS
+def shares_model(peft_type: PeftType | str) -> bool:
+    """Return whether adapters of a PEFT type live on one model with those of other methods: our own tuner puts them in."""
+    spec = PROMPT_METHODS.get(PeftType(peft_type).value.lower())
+    return spec is not None and getattr(spec.tuner_class, "shares_model", False)
 
 
 def is_known(peft_type: PeftType | str) -> bool:
     """Return whether a PEFT type is one of ours at all, prompt learning or a baseline."""
-    return is_ours(peft_type) or PeftType(peft_type).value.lower() in BASELINES
+    name = PeftType(peft_type).value.lower()
+    return name in PROMPT_METHODS or name in BASELINES
 
 
 def unsupported(peft_type: PeftType | str, model: str) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 
 #: PEFT's name for the base model without any adapter, where names of adapters are asked for.
@@ -21,6 +22,13 @@ def adapter_layers(tuner: BaseTuner) -> list[BaseTunerLayer | AuxiliaryTrainingW
     """
     kinds = (tuner.tuner_layer_cls, AuxiliaryTrainingWrapper)
     return [module for module in tuner.model.modules() if isinstance(module, kinds)]
+
+
+def adapter_parameters(layers: Iterable[BaseTunerLayer | AuxiliaryTrainingWrapper]) -> Iterator[nn.Parameter]:
+    """Return the parameters of all adapters in layers."""
+    for layer in layers:
+        for name in layer.adapter_layer_names:
+            yield from getattr(layer, name).parameters()
 
 
 def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> None:

@@ -33,6 +33,7 @@ from .bounded import bounded
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
 from .method import PromptMethod
+from .module_layer import check_finite
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
 from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
@@ -44,6 +45,7 @@ class PromptTuner(BaseTuner):
     """Core of the prompt-learning tuners; a subclass names its PEFT prefix and its method."""
 
     tuner_layer_cls = PromptedEncoder
+    shares_model = True
     target_module_mapping: dict = {}
     method: PromptMethod
     peft_config: dict[str, PromptConfig]
@@ -122,12 +124,14 @@ class PromptTuner(BaseTuner):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
         self._copy_whole_modules(self.model, config, adapter_name)
-        if text is not None and tuner_class.method.trains_text_encoder:
-            parts = dataclasses.replace(config, modules_to_save=list(text.view.parts))
-            self._copy_whole_modules(text.base_layer, parts, adapter_name)
+        for encoder in self.encoders:
+            if names := tuner_class.method.trained_modules(config, encoder.view):
+                parts = dataclasses.replace(config, modules_to_save=list(names))
+                self._copy_whole_modules(encoder.base_layer, parts, adapter_name)
         switch_copies(self, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
+        self._freeze_finished()
 
     def _new_modules(
         self,
@@ -196,7 +200,7 @@ class PromptTuner(BaseTuner):
                 "or add the new adapter to it with add_adapter / load_adapter."
             )
         copied = {name for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for name in m._adapters}
-        own = {name for name, other in self.peft_config.items() if registry.is_ours(other.peft_type)}
+        own = {name for name, other in self.peft_config.items() if registry.shares_model(other.peft_type)}
         if copied - own or copied and not prompted_encoders(model):
             raise ValueError(
                 "This base model carries another adapter's trained copies of whole modules (its modules_to_save), which "
@@ -227,7 +231,32 @@ class PromptTuner(BaseTuner):
     def _check_target_module_exists(peft_config, key):
         return False
 
+    def put_readout(self, adapter_name: str, readout: nn.Module) -> None:
+        """Give an adapter another readout; what it learned before stays as it is."""
+        # pyrefly: ignore[missing-attribute]  # readouts are where class names are
+        self.text_encoder.add_module_of(
+            f"{PEFT_TYPE_TO_TUNER_MAPPING[self.peft_config[adapter_name].peft_type].prefix}{READOUT}",
+            adapter_name,
+            readout,
+        )
+        self._freeze_finished()
+
+    def _freeze_finished(self) -> None:
+        """Freeze what adapters in their second stage learned in the first one, which PEFT's wrappers let learn again."""
+        for name, config in self.peft_config.items():
+            method = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "method", None)
+            if method is None or not method.in_second_stage(config):
+                continue
+            for layer in adapter_layers(self):
+                if isinstance(layer, AuxiliaryTrainingWrapper) and name in layer._adapters:
+                    layer.set_requires_grad(name, False)
+
     # ---- adapters ---------------------------------------------------------------------------------------------
+
+    def set_adapter(self, *args, **kwargs) -> None:
+        """Make an adapter the active one; what it learned in an earlier stage stays frozen."""
+        super().set_adapter(*args, **kwargs)
+        self._freeze_finished()
 
     @property
     def vision_encoder(self) -> PromptedVisionEncoder:
@@ -255,11 +284,13 @@ class PromptTuner(BaseTuner):
         del self.peft_config[adapter_name]
         self._forget(adapter_name)
         self.active_adapter = list(self.vision_encoder.active_adapters)
+        self._freeze_finished()
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
         for layer in adapter_layers(self):
             layer.enable_adapters(True)
+        self._freeze_finished()
 
     def disable_adapter_layers(self) -> None:
         """Switch the prompts off."""
@@ -267,23 +298,43 @@ class PromptTuner(BaseTuner):
             layer.enable_adapters(False)
 
     def merge_adapter(self, *args, **kwargs) -> None:
-        """Refuse: there are no weights to merge prompts into.
+        """Refuse: there are no weights to merge prompts into, and copies of modules stand beside the originals.
 
         Raises:
             ValueError: always.
         """
+        if all(self._is_copies(name) for name in self.active_adapters):
+            raise ValueError(
+                "Trained copies of modules cannot be merged while the adapter stays. Use merge_and_unload() for the base "
+                "model with the copies in their places, or unload() for it without them."
+            )
         raise ValueError(
             "Prompts are extra tokens and cannot be merged into the weights of the base model. Use unload() for "
             "the base model without them, or keep the adapter and call save_pretrained()."
         )
 
+    def _is_copies(self, adapter_name: str) -> bool:
+        """Return whether copies of modules are all that an adapter has learned."""
+        kinds = [encoder.module_of(adapter_name, kind) for encoder in self.encoders for kind in (LEARNER, READOUT)]
+        copied = any(
+            adapter_name in m._adapters for m in adapter_layers(self) if isinstance(m, AuxiliaryTrainingWrapper)
+        )
+        return copied and not any(
+            next(module.parameters(), None) is not None for module in kinds if module is not None
+        )
+
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
-        if merge:
+        """Return the base model: as it was, or with the copies of modules that the active adapter has learned."""
+        merged = (adapter_names or self.active_adapters)[:1] if merge else []
+        if merge and not (merged and self._is_copies(merged[0])):
             self.merge_adapter()
         modules = list(self.model.named_modules())
         for name, module in modules:
             if isinstance(module, AuxiliaryTrainingWrapper):
-                self.model.set_submodule(name, module.original_module)
+                copies = [module.modules_to_save[adapter] for adapter in merged if adapter in module._adapters]
+                if copies and safe_merge:
+                    check_finite(copies[0], merged[0])
+                self.model.set_submodule(name, copies[0] if copies else module.original_module)
         for name, module in modules:
             if isinstance(module, PromptedEncoder):
                 if name == in_place.LAYER:
