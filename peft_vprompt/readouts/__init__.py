@@ -1,12 +1,13 @@
-"""From features of images and classes to one number for each pair: cosine, pairwise, linear.
+"""From features of images and classes to one number for each pair: cosine, pairwise, linear, cache.
 
 A readout is a module that is called with image and text features. One with vectors of its own for the classes has them as
-`class_features`.
+`class_features`; `belongs_to_classes` says whether it holds anything for each of them.
 """
 
+from .cache import CacheReadout
 from .cosine import CosineReadout
-from .linear import LinearReadout
+from .linear import LinearReadout, PrototypeReadout
 from .pairwise import PairwiseReadout
 
 
-__all__ = ["CosineReadout", "LinearReadout", "PairwiseReadout"]
+__all__ = ["CacheReadout", "CosineReadout", "LinearReadout", "PairwiseReadout", "PrototypeReadout"]

@@ -17,6 +17,8 @@ from . import (  # isort: skip
     rpo,
     mrpo,
     class_head,
+    tip_adapter,
+    clap,
     text_encoder,
     fine_tuning,
     mlp_head,
@@ -32,6 +34,7 @@ name_damaged_configs()
 __all__ = [
     "bias_tuning",
     "bottleneck_adapter",
+    "clap",
     "class_head",
     "cocoop",
     "coop",
@@ -49,6 +52,7 @@ __all__ = [
     "side_tuning",
     "tcp",
     "text_encoder",
+    "tip_adapter",
     "vpt",
     "zero_shot",
 ]
