@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.ln_tuning import LNTuningLayer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
