@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
@@ -14,11 +14,9 @@ from torch import Tensor
 
 from ..backbones.supported import class_name
 from ..tuners.base import registry
+from ..tuners.base.classifier import ClassNameClassifier
 from ..tuners.base.prompted_encoder import READOUT
-
-
-if TYPE_CHECKING:
-    from .peft_model import PeftModelForImageClassification
+from .safe_saving import SavedPeftModel
 
 
 WHAT_WORKS = (
@@ -28,7 +26,9 @@ WHAT_WORKS = (
 
 
 @torch.no_grad()
-def interpolate(model: PeftModelForImageClassification, share: float, adapter_name: str | None) -> None:
+def interpolate(
+    model: SavedPeftModel, classifier: ClassNameClassifier, share: float, adapter_name: str | None
+) -> None:
     """See `PeftModelForImageClassification.interpolate`."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ValueError(f"Expected a share from 0 (the frozen model) to 1 (as trained). Received: share={share!r}.")
@@ -37,9 +37,9 @@ def interpolate(model: PeftModelForImageClassification, share: float, adapter_na
             f"Expected the name of a new adapter, or none to change the active one. Received: {adapter_name!r}, which this "
             "model has."
         )
-    active = model.class_name_classifier.adapted.adapter_name
+    active = classifier.adapted.adapter_name
     learned = model._adapter_state(active)
-    frozen = frozen_state(model, active, learned)
+    frozen = frozen_state(classifier, active, learned)
     between = {
         key: torch.lerp(frozen[key].to(value), value, share) if value.is_floating_point() else value
         for key, value in learned.items()
@@ -53,14 +53,14 @@ def interpolate(model: PeftModelForImageClassification, share: float, adapter_na
     set_peft_model_state_dict(model, between, adapter_name or active)
 
 
-def frozen_state(model: PeftModelForImageClassification, name: str, learned: dict[str, Tensor]) -> dict[str, Tensor]:
+def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what stands for each tensor of an adapter in the frozen model.
 
     Raises:
         ValueError: one of them has no counterpart there.
     """
-    _check_kind(model, name)
-    classifier = model.class_name_classifier
+    _check_kind(classifier, name)
+    model = classifier.model
     frozen: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
@@ -87,10 +87,11 @@ def frozen_state(model: PeftModelForImageClassification, name: str, learned: dic
     return frozen
 
 
-def _check_kind(model: PeftModelForImageClassification, name: str) -> None:
+def _check_kind(classifier: ClassNameClassifier, name: str) -> None:
     """Refuse what is not linear in its weights, or has lost the frozen ones."""
+    model = classifier.model
     config: Any = model.peft_config[name]
-    if model.class_name_classifier.adapted.backbone.dual is None:
+    if classifier.adapted.backbone.dual is None:
         raise ValueError(
             "Expected a model that compares images with class names, whose frozen weights classify by themselves. Received: "
             f"{class_name(model.get_base_model())}, whose classification head is new. {WHAT_WORKS}."

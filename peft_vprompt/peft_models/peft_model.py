@@ -30,7 +30,7 @@ from ..tuners.tip_adapter.search import Found
 from .interpolation import interpolate
 from .mixed_batches import call_with_adapters
 from .safe_saving import SavedPeftModel
-from .support import check_cache, search_cache, set_support
+from .support import check_cache, search_cache, set_support, uses_support
 
 
 class PeftModelForImageClassification(SavedPeftModel):
@@ -237,8 +237,7 @@ class PeftModelForImageClassification(SavedPeftModel):
     @property
     def uses_support(self) -> bool:
         """Whether `set_support` has something to do for the active adapter."""
-        adapted = self.class_name_classifier.adapted
-        return adapted.method.uses_support(adapted.config)
+        return uses_support(self.class_name_classifier)
 
     def set_support(
         self,
@@ -269,7 +268,7 @@ class PeftModelForImageClassification(SavedPeftModel):
         ```
         """
         with self._changing():
-            set_support(self, images, labels, views)
+            set_support(self.class_name_classifier, images, labels, views)
 
     def search_cache(
         self,
@@ -293,7 +292,7 @@ class PeftModelForImageClassification(SavedPeftModel):
             ValueError: another method, or an empty cache.
         """
         with self._changing():
-            return search_cache(self, images, labels, scale, step)
+            return search_cache(self.class_name_classifier, images, labels, scale, step)
 
     def interpolate(self, share: float, adapter_name: str | None = None) -> None:
         """Move the active adapter's weights towards the frozen model's: share * learned + (1 - share) * frozen.
@@ -311,7 +310,7 @@ class PeftModelForImageClassification(SavedPeftModel):
                 as prompts; nothing is changed.
         """
         with self._changing():
-            interpolate(self, share, adapter_name)
+            interpolate(self, self.class_name_classifier, share, adapter_name)
 
     # ---- adapters ---------------------------------------------------------------------------------------------
 
@@ -406,7 +405,7 @@ class PeftModelForImageClassification(SavedPeftModel):
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
         super()._check_fit(adapter_name, weights, model_id, hub_options)
         self._check_classes(adapter_name, model_id, hub_options)
-        check_cache(self, adapter_name, model_id)
+        check_cache(self.class_name_classifier, adapter_name, model_id)
 
     def _check_classes(self, adapter_name: str, model_id, hub_options: dict) -> None:
         """Refuse an adapter that learned something for each class, where its classes are not those of the file.

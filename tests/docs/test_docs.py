@@ -44,6 +44,8 @@ SOURCES = (
     "MMRL",
     "TCP",
     "MaPLe",
+    "Tip-Adapter",
+    "CLAP",
     "PTNL",
     "RPO",
     "MRPO",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
 from ...errors import ClassNamesError
+from ...utils.fields import check_values
 from ..base.config import PromptConfig
 
 
@@ -63,7 +65,16 @@ class TipAdapterConfig(PromptConfig):
         super().__post_init__()
         if self.class_names is None:
             raise ClassNamesError("Expected class_names: each cached image is of one of the classes.")
-        for name in ("search_scale", "search_step"):
-            value = getattr(self, name)
-            if value is not None and len(value) != 2:
-                raise ValueError(f"Expected {name} to be a pair, for beta and for alpha. Received: {name}={value!r}.")
+        check_grid(self.search_scale, self.search_step)
+
+
+def check_grid(scale: Sequence[float] | None, step: Sequence[int]) -> None:
+    """Refuse what is no grid of beta and alpha.
+
+    Raises:
+        ValueError: names the value.
+    """
+    check_values(TipAdapterConfig, {"search_scale": scale, "search_step": step})
+    for name, value in {"search_scale": scale, "search_step": step}.items():
+        if value is not None and len(value) != 2:
+            raise ValueError(f"Expected {name} to be a pair, for beta and for alpha. Received: {name}={value!r}.")
