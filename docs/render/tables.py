@@ -53,7 +53,7 @@ HUNDRED = [f"class {i}" for i in range(100)]
 ROWS = {"IVLP": "ivlp", "Tip-Adapter-F": "tip-adapter-f"}
 
 #: Rows of the method table: the name people know, and its published configuration on CLIP ViT-B/16. Words only change
-#: the start of a prompt, not its size, and need a tokenizer: left out here.
+#: the start of a prompt, not its size, and need a tokenizer: left out here, as is the start of CLAP (`inference_mode`).
 PUBLISHED = {
     "VPT (8 tokens, deep)": VisualPromptConfig(num_virtual_tokens=8, deep=True),
     "CoOp (M=16)": ContextOptConfig(),
@@ -72,7 +72,7 @@ PUBLISHED = {
     "Tip-Adapter-F (16 shots, 100 classes)": TipAdapterConfig(
         class_names=HUNDRED, train_keys=True, num_support_images=1600
     ),
-    "CLAP, ZS-LP (100 classes)": CLAPConfig(class_names=HUNDRED),
+    "CLAP, ZS-LP (100 classes)": CLAPConfig(class_names=HUNDRED, inference_mode=True),
     "TEnc-FT": TextEncoderConfig(),
 }
 
@@ -88,6 +88,7 @@ def vit_b16() -> CLIPModel:
 def sizes(config) -> tuple[int, int]:
     """Number of parameters an adapter trains on CLIP ViT-B/16, and bytes of its tensors."""
     model = get_peft_model(vit_b16(), config, low_cpu_mem_usage=True)
+    model.set_adapter("default")
     saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(tensor.numel() * tensor.element_size() for tensor in saved)

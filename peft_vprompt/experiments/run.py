@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
@@ -23,7 +24,7 @@ from ..data import (
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
-from ..training.cached_features import FEATURES, cache_features, feature_rows
+from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
 from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
@@ -192,7 +193,7 @@ class Run:
     test_sets: dict[str, EvalSet] = field(init=False)
     validation_sets: dict[str, EvalSet] = field(init=False)
     labelled: LabelledImages | None = field(default=None, init=False)
-    features: Sequence[dict] | None = field(default=None, init=False)
+    features: Dataset | RandomViews | None = field(default=None, init=False)
     probes: list[GradientProbe] = field(default_factory=list, init=False)
     results: list[TrainResult] = field(default_factory=list, init=False)
     found: Found | None = field(default=None, init=False)
@@ -325,8 +326,8 @@ class Run:
 
     def search(self) -> None:
         """Search alpha and beta of a Tip-Adapter on the images that were held out, where the config asks for it."""
-        config = self.bundle.model.active_peft_config
         if self._is_searched:
+            config: Any = self.bundle.model.active_peft_config
             (held_out,) = self.validation_sets.values()
             options = {"scale": config.search_scale, "step": config.search_step}
             self.found = self.bundle.model.search_cache(batches(held_out.rows, 100), **options)

@@ -78,10 +78,11 @@ def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, 
         of_readout = classifier.adapted.method_of(name).frozen_readout(config, classifier.frozen_text_of(name))
         for key, value in of_readout.items():
             frozen |= {full: value for full in learned if full.endswith(f"{READOUT}.{key}")}
+    peft_type: Any = model.peft_config[name].peft_type
     if left := [key for key in learned if key not in frozen]:
         raise ValueError(
             f"Expected an adapter whose weights have a counterpart in the frozen model. Received one of "
-            f"{model.peft_config[name].peft_type.value} with {left[0]}, which has none. {WHAT_WORKS}; for others average "
+            f"{peft_type.value} with {left[0]}, which has none. {WHAT_WORKS}; for others average "
             "the logits of the model with the adapter and without it."
         )
     return frozen

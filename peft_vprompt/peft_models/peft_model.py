@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,14 +26,12 @@ from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
 from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner
-from ..tuners.tip_adapter.search import Found
-from .interpolation import interpolate
 from .mixed_batches import call_with_adapters
-from .safe_saving import SavedPeftModel
-from .support import check_cache, search_cache, set_support, uses_support
+from .support import check_cache
+from .without_gradients import LearnsWithoutGradients
 
 
-class PeftModelForImageClassification(SavedPeftModel):
+class PeftModelForImageClassification(LearnsWithoutGradients):
     """A base model with prompt adapters. Made by `get_peft_model` and `PeftModel.from_pretrained`.
 
     Under PEFT's own tuners, too, with `task_type="IMAGE_CLS"` in their config: a LoRA of both towers, say, is then trained
@@ -232,86 +230,6 @@ class PeftModelForImageClassification(SavedPeftModel):
         adapted = self.class_name_classifier.adapted
         return adapted.method.callbacks(adapted.config)
 
-    # ---- learning without gradients ---------------------------------------------------------------------------
-
-    @property
-    def uses_support(self) -> bool:
-        """Whether `set_support` has something to do for the active adapter."""
-        return uses_support(self.class_name_classifier)
-
-    def set_support(
-        self,
-        images: Tensor | Iterable[Mapping[str, Any]],
-        labels: Tensor | Sequence[int] | None = None,
-        views: int = 1,
-    ) -> None:
-        """Let the active adapter learn from the features of labelled images what it does not learn by gradients.
-
-        Tip-Adapter fills its cache, which is saved with the adapter; CLAP finds out how strongly each class is held.
-        Images are encoded in evaluation mode, without autocast. Several processes each have to give all images.
-
-        Args:
-            images: batches in the same order in each pass, such as a `DataLoader` without shuffling gives, with `labels`
-                and `pixel_values` or `image_features`; or features [images, dim] or [views, images, dim].
-            labels: class numbers [images], beside features.
-            views: passes over the batches, where each gives other crops of the images.
-
-        Raises:
-            ValueError: a method without a support set, no image, labels that are no classes; nothing is changed.
-            UnsupportedModelError: the image features depend on what is trained.
-
-        Example:
-
-        ```python
-        model = get_peft_model(clip, TipAdapterConfig(class_names=["cat", "dog"]))
-        model.set_support(DataLoader(images.with_transform(TrainTransform(processor)), batch_size=64), views=10)
-        ```
-        """
-        with self._changing():
-            set_support(self.class_name_classifier, images, labels, views)
-
-    def search_cache(
-        self,
-        images: Tensor | Iterable[Mapping[str, Any]],
-        labels: Tensor | Sequence[int] | None = None,
-        scale: Sequence[float] = (7, 3),
-        step: Sequence[int] = (200, 20),
-    ) -> Found:
-        """Set the active Tip-Adapter's alpha and beta to the best of a grid on validation images.
-
-        Args:
-            images: validation images, as for `set_support`: neither those in the cache nor those to test on.
-            labels: class numbers [images], beside features.
-            scale: bounds of beta and of alpha; the authors have others for each data set.
-            step: how many values of beta and of alpha are tried.
-
-        Returns:
-            What is set, and the accuracy in percent on these images.
-
-        Raises:
-            ValueError: another method, or an empty cache.
-        """
-        with self._changing():
-            return search_cache(self.class_name_classifier, images, labels, scale, step)
-
-    def interpolate(self, share: float, adapter_name: str | None = None) -> None:
-        """Move the active adapter's weights towards the frozen model's: share * learned + (1 - share) * frozen.
-
-        This is WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). It works for what has weights
-        there: class heads (whose frozen counterpart are the text features), CLAP's prototypes, fine-tuned text encoders, and
-        PEFT's LoRA and LayerNorm tuning on class names.
-
-        Args:
-            share: 1 leaves the adapter as it was trained, 0 gives the frozen model.
-            adapter_name: name of a new adapter for the result; default: the active one is changed in place.
-
-        Raises:
-            ValueError: a share out of 0 to 1, an adapter of that name, or one without a counterpart in the frozen model, such
-                as prompts; nothing is changed.
-        """
-        with self._changing():
-            interpolate(self, self.class_name_classifier, share, adapter_name)
-
     # ---- adapters ---------------------------------------------------------------------------------------------
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args, **kwargs) -> None:
@@ -329,10 +247,6 @@ class PeftModelForImageClassification(SavedPeftModel):
             except Exception:
                 self.delete_adapter(adapter_name)
                 raise
-
-    def _changing(self) -> AbstractContextManager:
-        """Keep calls by other threads out of a block that changes which adapter answers."""
-        return self.class_name_classifier.adapted.lock.change()
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:

@@ -167,5 +167,4 @@ def encode_pass(classifier: ClassNameClassifier, batches: Iterable[Mapping[str, 
             features.append(given.to(device))
     if not features:
         raise ValueError("Expected labelled images. Received none.")
-    # pyrefly: ignore[no-matching-overload]  # labels that are there
     return torch.cat(features), torch.cat(labels)
