@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.lora import LoraLayer
-from peft.utils import set_peft_model_state_dict
+from peft.utils import PeftType, set_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
@@ -23,6 +23,10 @@ WHAT_WORKS = (
     "It works for class heads (ClassHeadConfig, CLAPConfig), a fine-tuned text encoder (TextEncoderConfig), and PEFT's LoRA "
     "and LayerNorm tuning on class names"
 )
+
+
+#: Starts of a LoRA that leave the base model's weights as they are, beside True and False.
+KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 
 
 @torch.no_grad()
@@ -65,7 +69,11 @@ def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, 
     for path, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
             frozen |= {f"{path}.{key}": value for key, value in module.original_module.state_dict().items()}
-        elif isinstance(module, LoraLayer) and name in module.lora_A:
+        elif (
+            isinstance(module, LoraLayer)
+            and name in module.lora_A
+            and model.peft_config[name].peft_type == PeftType.LORA
+        ):
             # What is learned is a product of both: half of it is half of one of them.
             frozen[f"{path}.lora_A.weight"] = module.lora_A[name].weight
             frozen |= {f"{path}.lora_B.{key}": 0 * value for key, value in module.lora_B[name].state_dict().items()}
@@ -97,9 +105,12 @@ def _check_kind(classifier: ClassNameClassifier, name: str) -> None:
             "Expected a model that compares images with class names, whose frozen weights classify by themselves. Received: "
             f"{class_name(model.get_base_model())}, whose classification head is new. {WHAT_WORKS}."
         )
+    start = getattr(config, "init_lora_weights", True)
     lost = {
         "use_dora": bool(getattr(config, "use_dora", False)),
         "bias": getattr(config, "bias", "none") != "none",
+        "init_lora_weights": isinstance(start, str)
+        and start not in KEEPS_BASE,  # others change the base model's weights
     }
     if refused := [f"{field}={getattr(config, field)!r}" for field, is_lost in lost.items() if is_lost]:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peft_vprompt import CLAPConfig, TipAdapterConfig
+from peft_vprompt.convert import convert_checkpoint
 from tests.support.golden_vpt import load_recipe
 
 
@@ -156,6 +157,14 @@ class TestCLAP:
         if "alpha_c" in case.reference:
             penalties = torch.tensor(case.model.active_peft_config.class_penalties)
             torch.testing.assert_close(penalties, case.reference["alpha_c"], **VALUES)
+
+    def test_converted(self, case, recipe, tmp_path):
+        theirs = {"prototypes": "final.prototypes", "base_text_features": "base_text_features"}
+        checkpoint = {name: case.reference[key] for name, key in theirs.items()}
+        told = {"class_names": recipe.BASE_CLASSES, "constraint": case.facts["hyperparameters"]["constraint"]}
+        convert_checkpoint(checkpoint, "clap", tmp_path, base_model=recipe.build_clip(), **told)
+        case.model = PeftModel.from_pretrained(recipe.build_clip(), str(tmp_path))
+        torch.testing.assert_close(case.logits(), case.reference["final_logits"], **LOGITS)
 
     def test_penalties_of_images(self, case):
         if "alpha_c" not in case.reference:

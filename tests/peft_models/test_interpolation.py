@@ -112,6 +112,10 @@ def test_prototypes_are_mixed_with_their_start(tokenizer_path):
             lambda **kw: LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"], bias="lora_only"),
             "Received: bias='lora_only'",
         ),
+        (
+            lambda **kw: LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"], init_lora_weights="olora"),
+            "Received: init_lora_weights='olora'",
+        ),
     ],
 )
 def test_what_has_no_counterpart(config, message, tokenizer_path):

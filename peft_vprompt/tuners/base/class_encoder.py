@@ -11,6 +11,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,29 @@ from .method import average_features
 from .module_state import ModuleState, autocast_dtype, state_of
 from .prompted_text_encoder import PromptedTextEncoder
 from .traced import is_exporting, kept, number_of, outside_of_export
+
+
+@dataclass
+class FrozenClasses:
+    """What gives the frozen model's features of some classes: `method.FrozenText`.
+
+    Attributes:
+        encoder: encodes them.
+        classes: the classes.
+        adapter_name: whose templates are filled.
+    """
+
+    encoder: ClassEncoder
+    classes: ClassList
+    adapter_name: str
+
+    def __call__(self) -> Tensor:
+        """See `ClassEncoder.encode_frozen`."""
+        return self.encoder.encode_frozen(self.classes, self.adapter_name)
+
+    def projected(self, verbatim: bool) -> Tensor:
+        """See `ClassEncoder.projected_frozen`."""
+        return self.encoder.projected_frozen(self.classes, self.adapter_name, verbatim)
 
 
 class ClassEncoder:
@@ -182,8 +206,8 @@ class ClassEncoder:
         parts = [text.base_layer, self.model.dual.text_projection]
         return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
 
-    def unnormalized_frozen(self, classes: ClassList, adapter_name: str, verbatim: bool) -> Tensor:
-        """Return the mean over the same templates of the frozen model's features [c, e] as it projects them, not kept."""
+    def projected_frozen(self, classes: ClassList, adapter_name: str, verbatim: bool) -> Tensor:
+        """Return the mean over the same templates of features [c, e] that are not L2-normalised, nor kept."""
         tokenizer_name = self.model.config_of(adapter_name).tokenizer_name_or_path
         templates = self._frozen_templates(adapter_name)
         with torch.no_grad(), self.model.without_adapters():

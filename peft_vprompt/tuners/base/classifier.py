@@ -27,13 +27,13 @@ from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError, UnsupportedModelError
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
-from .class_encoder import ClassEncoder
+from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
 from .config import check_class_names
 from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
 from .input_checks import check_inputs, check_options, check_unit_length
-from .method import FrozenText, PromptMethod
+from .method import PromptMethod
 from .prompted_encoder import READOUT
 from .switching import answering_for
 
@@ -115,16 +115,10 @@ class ClassNameClassifier:
             with torch.no_grad():
                 method.initialize(config, readout, self.frozen_text_of(adapter_name))
 
-    def frozen_text_of(self, adapter_name: str) -> FrozenText:
-        """Return what gives the frozen model's features of the classes of an adapter that belongs to them."""
+    def frozen_text_of(self, adapter_name: str) -> FrozenClasses:
+        """Return what gives the frozen model's features of an adapter's classes, where it belongs to some."""
         classes: Any = self.memory.class_lists[adapter_name]
-
-        def frozen_text(*, normalized: bool = True, verbatim: bool = False) -> Tensor:
-            if normalized:
-                return self.texts.encode_frozen(classes, adapter_name)
-            return self.texts.unnormalized_frozen(classes, adapter_name, verbatim)
-
-        return frozen_text
+        return FrozenClasses(self.texts, classes, adapter_name)
 
     def take_classes(self, adapter_name: str) -> ClassList | None:
         """Take up the class names of an adapter; None where it has none yet."""

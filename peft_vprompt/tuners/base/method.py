@@ -35,13 +35,11 @@ OTHER_CLASSES = "Train an adapter that learns a context to move to new classes."
 class FrozenText(Protocol):
     """What gives the frozen model's features of an adapter's classes."""
 
-    def __call__(self, *, normalized: bool = True, verbatim: bool = False) -> Tensor:
-        """Return them [c, e].
+    def __call__(self) -> Tensor:
+        """Return them [c, e], L2-normalised."""
 
-        Args:
-            normalized: L2-normalised; else the mean over templates as the model projects them.
-            verbatim: read names as they are written; else underscores are spaces.
-        """
+    def projected(self, verbatim: bool) -> Tensor:
+        """Return the mean over templates of features [c, e] as the model projects them; underscores are spaces or kept."""
 
 
 class SupportSet(NamedTuple):

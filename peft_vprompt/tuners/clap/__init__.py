@@ -3,6 +3,7 @@
 from ..base.recipe import Recipe, SupportViews
 from ..base.registry import register
 from ..base.spec import MethodSpec, Paper
+from .checkpoint import read
 from .config import CLAPConfig
 from .method import CLAP, CLAPModel
 
@@ -27,6 +28,7 @@ register(
         tuner_class=CLAPModel,
         support=VIEWS,
         recipe=RECIPE,
+        checkpoints={"clap": read},
         new_classes=False,
     )
 )

@@ -39,11 +39,11 @@ class CLAP(PromptMethod):
 
     def initialize(self, config: CLAPConfig, readout: PrototypeReadout, frozen_text: FrozenText) -> None:
         """Start from the frozen model's text features, not normalised."""
-        readout.begin_with(frozen_text(normalized=False, verbatim=config.keep_underscores))
+        readout.begin_with(frozen_text.projected(config.keep_underscores))
 
     def frozen_readout(self, config: CLAPConfig, frozen_text: FrozenText) -> dict[str, Tensor]:
         """Return what the prototypes start from."""
-        rows = frozen_text(normalized=False, verbatim=config.keep_underscores)
+        rows = frozen_text.projected(config.keep_underscores)
         return {"weight": rows, "start": rows}
 
     def uses_support(self, config: CLAPConfig) -> bool:
