@@ -51,4 +51,4 @@ class CacheReadout(CosineReadout):
     def cached(self, image_features: Tensor, beta: float) -> Tensor:
         """Return exp(-beta (1 - cosine)) of image features [b, e] and keys, summed up over each class: [b, c]."""
         affinities = torch.exp(beta * (image_features @ self.keys.to(image_features.dtype).t() - 1))
-        return affinities.new_zeros(len(affinities), self.num_classes).index_add(1, self.labels, affinities)
+        return affinities.new_zeros(affinities.shape[0], self.num_classes).index_add(1, self.labels, affinities)

@@ -44,7 +44,7 @@ LORA = ["lora", "lora-on-class-names"]
 
 #: What `set_support` would tell an adapter.
 SUPPORT = {
-    "tip-adapter-f": {"num_support_images": 10},
+    **dict.fromkeys(("tip-adapter", "tip-adapter-f"), {"num_support_images": 10}),
     "clap": {"class_penalties": [0.5] * len(CLASS_NAMES)},
 }
 

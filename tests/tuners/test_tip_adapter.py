@@ -39,9 +39,9 @@ def test_the_readout_alone():
 
 def test_an_empty_cache_is_no_zero_shot(tip, tmp_path):
     model = tip()
-    with pytest.raises(ValueError, match=r"Received none. Call model.set_support"):
+    with pytest.raises(ValueError, match=r"Received none .num_support_images=None.. Call model.set_support"):
         model(pixel_values=images())
-    with pytest.raises(ValueError, match=r"Received none. Call model.set_support"):
+    with pytest.raises(ValueError, match=r"Received none .num_support_images=None.. Call model.set_support"):
         model.search_cache(support())
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()

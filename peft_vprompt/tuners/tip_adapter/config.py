@@ -27,9 +27,12 @@ class TipAdapterConfig(PromptConfig):
     ```
     """
 
-    alpha: float = field(default=1.17, metadata={"help": "Weight of what the cache adds to the logits.", "min": 0})
+    alpha: float = field(
+        default=1.17, metadata={"help": "Weight of what the cache adds to the logits.", "min": 0, "max": 1e6}
+    )
     beta: float = field(
-        default=1.0, metadata={"help": "Sharpness: how fast a cached image counts less with its distance.", "min": 0}
+        default=1.0,
+        metadata={"help": "Sharpness: how fast a cached image counts less with its distance.", "min": 0, "max": 1e6},
     )
     train_keys: bool = field(
         default=False, metadata={"help": "Whether the cached features are trained (Tip-Adapter-F)."}

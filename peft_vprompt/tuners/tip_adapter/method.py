@@ -68,8 +68,8 @@ def require_images(config: TipAdapterConfig) -> None:
     """
     if config.num_support_images is None:
         raise ValueError(
-            "Expected support images in the cache of this Tip-Adapter. Received none. Call model.set_support(...) with "
-            "labelled images first, or disable the adapter for zero-shot."
+            "Expected support images in the cache of this Tip-Adapter. Received none (num_support_images=None). Call "
+            "model.set_support(...) with labelled images first, or disable the adapter for zero-shot."
         )
 
 
