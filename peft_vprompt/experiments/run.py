@@ -503,19 +503,30 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
-    trained_by = {
-        name: getattr(settings, name) for name in ("epochs", "learning_rate", "batch_size", "weight_decay", "loss")
-    }
-    if (
-        method.support
-        and not method.recipe
-        and (given := [name for name, value in trained_by.items() if value is not None])
-    ):
+    _check_training(settings, method)
+    if settings.views != 1 and not settings.cache_features and method.support is None:
+        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+
+
+def _check_training(settings: Settings, method: MethodSpec) -> None:
+    """Refuse to train what is not trained: for a cache, the method says whether its keys are.
+
+    Raises:
+        ValueError: names the settings.
+    """
+    if method.support is None:
+        return
+    if "train_keys" in settings.config:
+        raise ValueError(
+            f"Expected the method to say whether keys are trained. Received: {method.name} with "
+            f"train_keys={settings.config['train_keys']}. Leave it out, and use tip-adapter-f, or tip-adapter for no training."
+        )
+    names = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss")
+    given = [name for name in names if getattr(settings, name) is not None]
+    if method.recipe is None and given:
         raise ValueError(
             f"{method.title} trains nothing. Received: {', '.join(given)}. Leave them out, or use tip-adapter-f, which trains."
         )
-    if settings.views != 1 and not settings.cache_features and method.support is None:
-        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
 
 
 def _changed(recipe: Recipe, settings: Settings) -> Recipe:

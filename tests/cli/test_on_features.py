@@ -81,8 +81,3 @@ def test_the_search_takes_images_that_were_held_out(clip_path, colours, tmp_path
     assert found["accuracy"] == pytest.approx(results["validation"]["all"])
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_path), str(tmp_path / "a"))
     assert model.active_peft_config.alpha == found["alpha"]
-
-
-def test_what_trains_nothing_takes_no_recipe(clip_path, colours, tmp_path):
-    shown = train(tmp_path, clip_path, colours, "--method", "tip-adapter", "--epochs", 3, "--lr", 0.1, code=2)
-    assert "Tip-Adapter trains nothing. Received: epochs, learning_rate" in shown

@@ -158,10 +158,11 @@ class TestCLAP:
             penalties = torch.tensor(case.model.active_peft_config.class_penalties)
             torch.testing.assert_close(penalties, case.reference["alpha_c"], **VALUES)
 
-    def test_converted(self, case, recipe, tmp_path):
+    def test_converted(self, case, recipe, shared, tmp_path):
         theirs = {"prototypes": "final.prototypes", "base_text_features": "base_text_features"}
         checkpoint = {name: case.reference[key] for name, key in theirs.items()}
         told = {"class_names": recipe.BASE_CLASSES, "constraint": case.facts["hyperparameters"]["constraint"]}
+        told["tokenizer_name_or_path"] = str(shared / "clip-tokenizer")
         convert_checkpoint(checkpoint, "clap", tmp_path, base_model=recipe.build_clip(), **told)
         case.model = PeftModel.from_pretrained(recipe.build_clip(), str(tmp_path))
         torch.testing.assert_close(case.logits(), case.reference["final_logits"], **LOGITS)
