@@ -63,12 +63,12 @@ def main(
     recipe = METHODS["clap"].recipe
     rows = feature_rows(cached, VIEWS)
     train(peft_model, rows, recipe, output, epochs=epochs, seed=seed, checkpoints=False, progress="CLAP")
-    peft_model.interpolate(0.5, "half")
+    peft_model.interpolate(0.5, "midway")
     peft_model.save_pretrained(output)
 
     test_sets = eval_sets(source["test"], {"all": names}, processor)
     print(f"zero-shot: {evaluate(peft_model, test_sets, zero_shot=True)['all']:.1f} %")
-    for adapter, title in {"default": "Tip-Adapter", "clap": "CLAP", "half": "CLAP, half way"}.items():
+    for adapter, title in {"default": "Tip-Adapter", "clap": "CLAP", "midway": "CLAP, half way"}.items():
         peft_model.set_adapter(adapter)
         print(f"{title}: {evaluate(peft_model, test_sets)['all']:.1f} %")
 

@@ -137,10 +137,10 @@ STATE_KEYS = {
     },
     ("class_head", "text"): {"text_model.class_head_readout.weight": (5, 16)},
     ("tip_adapter", "trained"): {
-        "text_model.tip_adapter_readout.keys": (10, 16),
-        "text_model.tip_adapter_readout.labels": (10,),
+        "text_model.image_cache_readout.keys": (10, 16),
+        "text_model.image_cache_readout.labels": (10,),
     },
-    ("clap", "held"): {"text_model.clap_readout.weight": (5, 16), "text_model.clap_readout.start": (5, 16)},
+    ("clap", "held"): {"text_model.prototype_readout.weight": (5, 16), "text_model.prototype_readout.start": (5, 16)},
     ("cocoop", "words"): {
         "text_model.conditional_prompt_learner.tokens": (1, 4, 32),
         "text_model.conditional_prompt_learner.meta_net.0.weight": (1, 16),

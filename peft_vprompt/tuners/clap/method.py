@@ -96,5 +96,5 @@ class CLAPModel(PromptTuner):
     """CLAP's tuner."""
 
     peft_name = "clap"
-    prefix = "clap_"
+    prefix = "prototype_"
     method = CLAP()

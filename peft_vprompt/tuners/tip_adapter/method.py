@@ -77,5 +77,5 @@ class TipAdapterModel(PromptTuner):
     """Tip-Adapter's tuner."""
 
     peft_name = "tip_adapter"
-    prefix = "tip_adapter_"
+    prefix = "image_cache_"
     method = TipAdapter()
