@@ -14,6 +14,7 @@ from .peft_models.peft_model import PeftModelForImageClassification
 from .tuners.base.config import PromptConfig
 from .tuners.bias_tuning import BiasTuningConfig
 from .tuners.bottleneck_adapter import BottleneckAdapterConfig
+from .tuners.clap import CLAPConfig, CLAPModel
 from .tuners.class_head import ClassHeadConfig, ClassHeadModel
 from .tuners.clip_lora import CLIPLoraConfig, CLIPLoraModel
 from .tuners.cocoop import CoCoOpConfig, CoCoOpModel
@@ -31,6 +32,7 @@ from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
 from .tuners.tcp import TCPConfig, TCPModel
 from .tuners.text_encoder import TextEncoderConfig, TextEncoderModel
+from .tuners.tip_adapter import TipAdapterConfig, TipAdapterModel
 from .tuners.two_stage import TwoStageConfig, TwoStageModel
 from .tuners.vpt import VisualPromptConfig, VisualPromptModel, VPTConfig
 from .version import __version__
@@ -40,6 +42,8 @@ __all__ = [
     "AutoPeftModelForImageClassification",
     "BiasTuningConfig",
     "BottleneckAdapterConfig",
+    "CLAPConfig",
+    "CLAPModel",
     "CLIPLoraConfig",
     "CLIPLoraModel",
     "ClassHeadConfig",
@@ -75,6 +79,8 @@ __all__ = [
     "TCPModel",
     "TextEncoderConfig",
     "TextEncoderModel",
+    "TipAdapterConfig",
+    "TipAdapterModel",
     "TwoStageConfig",
     "TwoStageModel",
     "VPTConfig",

@@ -18,9 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from peft import get_peft_model
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPConfig, CLIPModel
 
 from peft_vprompt import (
+    CLAPConfig,
     ClassHeadConfig,
     CLIPLoraConfig,
     CoCoOpConfig,
@@ -35,6 +37,7 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     TCPConfig,
     TextEncoderConfig,
+    TipAdapterConfig,
     TwoStageConfig,
     VisualPromptConfig,
 )
@@ -47,8 +50,13 @@ from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
 
+HUNDRED = [f"class {i}" for i in range(100)]
+
+#: Rows of titles that are not the first of their config class.
+ROWS = {"IVLP": "ivlp", "Tip-Adapter-F": "tip-adapter-f"}
+
 #: Rows of the method table: the name people know, and its published configuration on CLIP ViT-B/16. Words only change
-#: the start of a prompt, not its size, and need a tokenizer: left out here.
+#: the start of a prompt, not its size, and need a tokenizer: left out here, as is the start of CLAP (`inference_mode`).
 PUBLISHED = {
     "VPT (8 tokens, deep)": VisualPromptConfig(num_virtual_tokens=8, deep=True),
     "CoOp (M=16)": ContextOptConfig(),
@@ -63,7 +71,11 @@ PUBLISHED = {
     "MMRL++ (K=5, rank 4)": MMRLConfig(low_rank=4),
     "RPO (K=24)": ReadOnlyPromptConfig(),
     "MRPO (K=4, depth 9)": MRPOConfig(),
-    "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=[f"class {i}" for i in range(100)]),
+    "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=HUNDRED),
+    "Tip-Adapter-F (16 shots, 100 classes)": TipAdapterConfig(
+        class_names=HUNDRED, train_keys=True, num_support_images=1600
+    ),
+    "CLAP, ZS-LP (100 classes)": CLAPConfig(class_names=HUNDRED, inference_mode=True),
     "TEnc-FT": TextEncoderConfig(),
     "LN tuning": NormTuningConfig(),
     "2SFS, first stage": TwoStageConfig(),
@@ -79,10 +91,13 @@ def vit_b16() -> CLIPModel:
         return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=512))
 
 
-def trained_parameters(config) -> int:
-    """Number of parameters an adapter trains on CLIP ViT-B/16."""
+def sizes(config) -> tuple[int, int]:
+    """Number of parameters an adapter trains on CLIP ViT-B/16, and bytes of its tensors."""
     model = get_peft_model(vit_b16(), config, low_cpu_mem_usage=True)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.set_adapter("default")
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(tensor.numel() * tensor.element_size() for tensor in saved)
 
 
 def linked(paper: Paper) -> str:
@@ -95,10 +110,11 @@ def method_table() -> str:
     """Method, class, paper, what is learned, how much."""
     rows = ["| Method | Config | Learns | Parameters | File | Paper |", "|---|---|---|--:|--:|---|"]
     for title, config in PUBLISHED.items():
-        method = METHODS["ivlp"] if title.startswith("IVLP") else PROMPT_METHODS[config.peft_type.value.lower()]
-        count = trained_parameters(config)
-        size = f"{count * 4 / 1024:,.0f} KB" if count * 4 < 2**20 else f"{count * 4 / 2**20:.1f} MB"
-        cells = (title, f"`{type(config).__name__}`", method.learns, f"{count:,}", size, linked(method.paper))
+        row = ROWS.get(title.split(" (")[0])
+        method = METHODS[row] if row else PROMPT_METHODS[config.peft_type.value.lower()]
+        count, size = sizes(config)
+        file = f"{size / 1024:,.0f} KB" if size < 2**20 else f"{size / 2**20:.1f} MB"
+        cells = (title, f"`{type(config).__name__}`", method.learns, f"{count:,}", file, linked(method.paper))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -20,7 +20,7 @@ from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
 from ..peft_models.adapter_files import adapter_files
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
-from ..tuners.base.prompted_encoder import LEARNER
+from ..tuners.base.prompted_encoder import LEARNER, READOUT
 from ..tuners.base.registry import METHODS, find_method
 from ..utils.hub import split_revision
 from ..utils.validation import require_choice
@@ -55,7 +55,7 @@ def convert_checkpoint(
             of objects beside the tensors (optimizer, scheduler, configuration) nothing is built, see `utils.pickled`.
             Half-precision tensors become float32.
         method: "coop", "cocoop", "kgcoop", "prograd", "tcp", "promptsrc", "mmrl",
-            "mmrlpp", "alignednorm", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
+            "mmrlpp", "alignednorm", "clap", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.
@@ -141,12 +141,13 @@ def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dic
     """The tensors by their names in an adapter file."""
     tuner_class: Any = find_method(config.peft_type).tuner_class
     prefix = tuner_class.prefix
-    places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head}
+    places = {"text": backbone.text, "vision": backbone.vision, "head": backbone.head, "readout": backbone.text}
+    kinds = {"text": [f"{prefix}{LEARNER}"], "vision": [f"{prefix}{LEARNER}"], "readout": [f"{prefix}{READOUT}"]}
     named = {}
     for (place, name), tensor in layout.tensors.items():
         if places[place] is None:
             raise AdapterMismatchError(f"The checkpoint has {place} tensors, and the base model has no {place}.")
-        path = ["base_model.model", places[place], *([] if place == "head" else [f"{prefix}{LEARNER}"]), name]
+        path = ["base_model.model", places[place], *kinds.get(place, []), name]
         named[".".join(part for part in path if part)] = tensor.contiguous()
     return named
 

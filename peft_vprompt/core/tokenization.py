@@ -106,9 +106,9 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def fill(template: str, name: str) -> str:
-    """Put a class name in the place of the template's `{}`; all other braces are text."""
-    return template.replace("{}", readable(name))
+def fill(template: str, name: str, verbatim: bool = False) -> str:
+    """Put a class name, readable or verbatim, in the place of the template's `{}`; all other braces are text."""
+    return template.replace("{}", name if verbatim else readable(name))
 
 
 def template_sequences(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], template: str) -> list[TokenSequence]:

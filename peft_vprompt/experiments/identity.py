@@ -98,7 +98,7 @@ class Contents:
     def _training(self, settings: Settings, class_names: list[str]) -> dict[str, str | None]:
         """Return digests of the images that a run draws its own from, of few shots those alone that it takes."""
         spec = METHODS.get(settings.method)
-        if spec is not None and spec.recipe is None and spec.classifier_recipe is None:
+        if spec is not None and not spec.trains:
             return {}
         labelled = settings.supervision.uses_labels
         if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":

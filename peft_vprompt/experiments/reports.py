@@ -36,7 +36,7 @@ def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
     for name, accuracies in references(runs).items():
         table.add_row(name, *["–"] * 4, *(_show(accuracies.get(column), ".2f") for column in columns))
     for run in runs:
-        if run["trainable_parameters"] == 0 and run.get("zero_shot"):
+        if run["adapter_bytes"] is None and run.get("zero_shot"):
             continue  # zero-shot itself, which is above
         table.add_row(
             run["title"],

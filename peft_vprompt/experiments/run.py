@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
@@ -23,14 +24,16 @@ from ..data import (
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
-from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
+from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
+from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
+from ..tuners.base.spec import MethodSpec
 from ..tuners.coop import ContextOptConfig
+from ..tuners.tip_adapter.search import Found
 from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.environment import environment
@@ -126,9 +129,12 @@ def run_experiment(
         run.build()
         run.identify(contents or Contents(data, data_description, cached))
         run.prepare_tests()
-        if run.recipe is not None:
+        if run.spec.trains:
             run.label()
+            run.take_support()
+        if run.recipe is not None:
             run.train()
+        run.search()
         run.evaluate()
         return run.save(writer)
 
@@ -166,8 +172,10 @@ class Run:
         test_sets: test images of every split, as the model takes them; from `prepare_tests`, none without test images.
         validation_sets: likewise of images that were held out of the training images.
         labelled: images and labels to train on; from `label`.
+        features: their features, where a method is trained on these; from `take_support`.
         probes: measures of gradients along the way, one or none; from `train`.
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
+        found: what a search on validation images found; from `search`.
         accuracy: in percent, by split; from `evaluate`, empty without test images.
         validation: likewise on the images that were held out; None where none were.
         zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
@@ -185,14 +193,21 @@ class Run:
     test_sets: dict[str, EvalSet] = field(init=False)
     validation_sets: dict[str, EvalSet] = field(init=False)
     labelled: LabelledImages | None = field(default=None, init=False)
+    features: Dataset | RandomViews | None = field(default=None, init=False)
     probes: list[GradientProbe] = field(default_factory=list, init=False)
     results: list[TrainResult] = field(default_factory=list, init=False)
+    found: Found | None = field(default=None, init=False)
     accuracy: dict[str, float] = field(init=False)
     validation: dict[str, float] | None = field(default=None, init=False)
     zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method's row of the table."""
+        return get_method(self.settings.method)
 
     @property
     def _to_train(self) -> tuple[Recipe, LabelledImages]:
@@ -247,6 +262,11 @@ class Run:
                 "Expected images to test after every epoch. Received no test images. Hold some out by val_fraction "
                 "(--val-fraction), or leave --watch out."
             )
+        if self._is_searched and not self.validation_sets:
+            raise ValueError(
+                "Expected images to search alpha and beta on. Received no validation images. Hold some out by val_fraction "
+                "(--val-fraction), or leave search_scale out."
+            )
 
     def _eval_sets(self, split: str) -> dict[str, EvalSet]:
         if split not in self.data:
@@ -265,6 +285,27 @@ class Run:
             self.settings.cache_features,
         )
 
+    def take_support(self) -> None:
+        """Let a method that learns from features of the training images do so, see `MethodSpec.support`.
+
+        Where the authors train on these features, they are the training images from now on.
+        """
+        support, labelled = self.spec.support, self.labelled
+        if support is None or labelled is None:
+            return
+        model = self.bundle.model
+        benchmark = (self.options.data_description or {}).get("benchmark")
+        crop = find_task(benchmark).crop if benchmark else "random_resized_crop"
+        transform = TrainTransform(self.bundle.image_processor, crop, support.crop_scale)
+        views = support.views if self.settings.views == 1 else self.settings.views
+        options = {"views": views, "seed": self.settings.seed, "normalized": support.trained_on}
+        features = cache_features(model, labelled.rows, transform, workers=self.options.workers, **options)
+        if support.trained_on:
+            self.features = feature_rows(features, views)
+        if model.uses_support:
+            table = features.with_format("torch")[FEATURES][:]
+            model.set_support(table.view(views, len(labelled.rows), -1), labelled.rows["label"][:])
+
     def train(self) -> None:
         """Train on the labelled images; with an ensemble, contexts from several seeds, joined in one adapter.
 
@@ -272,8 +313,10 @@ class Run:
             TrainingDivergedError: training diverged; the last finite values are saved beside the adapter's place.
         """
         recipe, labelled = self._to_train
-        transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
-        rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+        rows = self.features
+        if rows is None:
+            transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
+            rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
             self.probes = [GradientProbe(rows, labelled.wrong, _loss(self.settings))]
         try:
@@ -287,10 +330,22 @@ class Run:
             message = f"{error} The last finite values are in {folder}; nothing else was written."
             raise TrainingDivergedError(message, error.epoch) from error
 
+    def search(self) -> None:
+        """Search alpha and beta of a Tip-Adapter on the images that were held out, where the config asks for it."""
+        if self._is_searched:
+            config: Any = self.bundle.model.active_peft_config
+            (held_out,) = self.validation_sets.values()
+            options = {"scale": config.search_scale, "step": config.search_step}
+            self.found = self.bundle.model.search_cache(batches(held_out.rows, 100), **options)
+
+    @property
+    def _is_searched(self) -> bool:
+        return getattr(self.bundle.model.active_peft_config, "search_scale", None) is not None
+
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
         shown = None if self.options.quiet else "Test"
-        model, untrained = self.bundle.model, self.recipe is None
+        model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
             self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
             self.zero_shot = self.accuracy if untrained else None
@@ -314,7 +369,7 @@ class Run:
         keep_previous(self.output, self.identity)
         with atomic_files(self.output) as staging:
             adapter_bytes = None
-            if self.results:
+            if self.spec.trains:
                 if (card := self.output / "README.md").is_file():
                     shutil.copy2(card, staging)
                 self.bundle.model.save_pretrained(str(staging))
@@ -339,6 +394,7 @@ class Run:
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
+            **({"search": self.found._asdict()} if self.found else {}),
             "zero_shot": self.zero_shot,
             "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
@@ -421,7 +477,7 @@ class Run:
             rows = images.with_transform(transform)
             return cache_pixels(rows) if in_memory else rows
         model = self.bundle.model
-        with model.disable_adapter() if self.recipe is None else nullcontext():
+        with nullcontext() if self.spec.trains else model.disable_adapter():
             features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
         return feature_rows(features, views)
 
@@ -460,8 +516,30 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
-    if settings.views != 1 and not settings.cache_features:
+    _check_training(settings, method)
+    if settings.views != 1 and not settings.cache_features and method.support is None:
         raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+
+
+def _check_training(settings: Settings, method: MethodSpec) -> None:
+    """Refuse to train what is not trained: for a cache, the method says whether its keys are.
+
+    Raises:
+        ValueError: names the settings.
+    """
+    if method.support is None:
+        return
+    if "train_keys" in settings.config:
+        raise ValueError(
+            f"Expected the method to say whether keys are trained. Received: {method.name} with "
+            f"train_keys={settings.config['train_keys']}. Leave it out, and use tip-adapter-f, or tip-adapter for no training."
+        )
+    names = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss")
+    given = [name for name in names if getattr(settings, name) is not None]
+    if method.recipe is None and given:
+        raise ValueError(
+            f"{method.title} trains nothing. Received: {', '.join(given)}. Leave them out, or use tip-adapter-f, which trains."
+        )
 
 
 def _changed(recipe: Recipe, settings: Settings) -> Recipe:

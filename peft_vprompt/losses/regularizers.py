@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Features:
         projected: `image` before it was normalised, where prompts have a feature of their own, [b, 2, e].
         states: there, the class token and the prompts in the first layer's input and each layer's output, [b, 1 + k, d]
             (and, in most layers, the rows behind them).
+        readout: what made the logits; one with vectors of its own for the classes has them.
     """
 
     image: Tensor
@@ -53,6 +54,7 @@ class Features:
     frozen: FrozenFeatures
     projected: Tensor | None = None
     states: Sequence[Tensor] | None = None
+    readout: Any = None
 
 
 #: A term of the loss.
@@ -137,6 +139,25 @@ class SequenceNorm:
         outputs = [features.states[layer + 1] for layer in self.layers]  # pyrefly: ignore[unsupported-operation]
         norms = torch.stack([rows[:, : 1 + self.num_prompts].norm(dim=-1).mean(0) for rows in outputs])
         return (norms[:, 1:] - norms[:, :1].detach()).abs().mean()
+
+
+class StartDistance:
+    """Squared distance of the rows of a `PrototypeReadout` to what they started as, mean over classes.
+
+    Source: CLAP, section 4.2 (a sum there); jusiro/CLAP `trainers/adapters.py`, constraint "l2".
+
+    Args:
+        weights: what each class's distance counts, c numbers.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        self.weights = weights
+
+    def __call__(self, features: Features) -> Tensor:
+        """Return the term, a scalar."""
+        rows = features.readout.weight
+        distances = (rows - features.readout.start).square().sum(-1)
+        return (torch.tensor(self.weights, dtype=rows.dtype, device=rows.device) * distances).mean()
 
 
 def _cosine_distance(ours: Tensor, frozen: Tensor) -> Tensor:

@@ -115,11 +115,15 @@ class AdapterModel(PeftModel):
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]
         per_class = [getattr(c, "learned_classes", None) for c in configs]
-        for name, config, shape, classes in zip(adapters, configs, shapes, per_class, strict=True):
-            if config.peft_type != configs[0].peft_type or shape != shapes[0] or classes != per_class[0]:
+        # Labels of cached images, whose rows mean nothing added to those of others; counts of batches may differ.
+        labels = [{k: v.tolist() for k, v in state.items() if k.endswith(".labels")} for state in states]
+        alike = zip(adapters, configs, shapes, per_class, labels, strict=True)
+        for name, config, shape, classes, cached in alike:
+            differs = shape != shapes[0] or classes != per_class[0] or cached != labels[0]
+            if config.peft_type != configs[0].peft_type or differs:
                 raise ValueError(
                     f"Expected adapters of one method, with tensors of the same shapes and, where each class has its own, "
-                    f"the same classes. Received: {name!r}, which differs from {adapters[0]!r}."
+                    f"the same classes (of a cache, the same labels in the same order). Received: {name!r}, which differs from {adapters[0]!r}."
                 )
 
 

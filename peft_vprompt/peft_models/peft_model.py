@@ -27,10 +27,11 @@ from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner
 from .mixed_batches import call_with_adapters
-from .safe_saving import SavedPeftModel
+from .support import check_cache
+from .without_gradients import LearnsWithoutGradients
 
 
-class PeftModelForImageClassification(SavedPeftModel):
+class PeftModelForImageClassification(LearnsWithoutGradients):
     """A base model with prompt adapters. Made by `get_peft_model` and `PeftModel.from_pretrained`.
 
     Under PEFT's own tuners, too, with `task_type="IMAGE_CLS"` in their config: a LoRA of both towers, say, is then trained
@@ -272,12 +273,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
         if (
             adapter_name not in self.class_name_classifier.memory.class_lists
-        ):  # PEFT's own tuners add it past `add_adapter`
+        ):  # PEFT's own tuners pass `add_adapter` by
             self.class_name_classifier.take_classes(adapter_name)
-
-    def _changing(self) -> AbstractContextManager:
-        """Keep calls by other threads out of a block that changes which adapter answers."""
-        return self.class_name_classifier.adapted.lock.change()
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
@@ -350,6 +347,7 @@ class PeftModelForImageClassification(SavedPeftModel):
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
         super()._check_fit(adapter_name, weights, model_id, hub_options)
         self._check_classes(adapter_name, model_id, hub_options)
+        check_cache(self.class_name_classifier, adapter_name, model_id)
 
     def _check_classes(self, adapter_name: str, model_id, hub_options: dict) -> None:
         """Refuse an adapter that learned something for each class, where its classes are not those of the file.

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 
 class CosineReadout(nn.Module):
-    """Cosines of L2-normalised features; b = images, c = classes, k = read-only prompts, e = size of the joint space."""
+    """Cosines of L2-normalised features; b = images, c = classes, k = read-only prompts, e = size of the joint space.
+
+    Attributes:
+        belongs_to_classes: whether it holds something for each class, so that it says nothing of other texts.
+    """
+
+    belongs_to_classes = False
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Return the cosines [b, c].

@@ -52,6 +52,7 @@ def cache_features(
     cache_dir: str | Path | None = None,
     batch_size: int = 100,
     workers: int = 0,
+    normalized: bool = True,
 ) -> Dataset:
     """Return L2-normalised image features of `images`, from the disk if they were computed before.
 
@@ -67,6 +68,8 @@ def cache_features(
         batch_size: images per forward pass.
         workers: processes that load images; a random augmentation is made in this process alone, so that the features
             do not depend on their number.
+        normalized: L2-normalise the features, as training takes them; else they are as the model projects them, for a
+            mean over views.
 
     Returns:
         A data set with the column `image_features` (float32, [dim]) and `label`, if there is one: `views` times as
@@ -87,12 +90,13 @@ def cache_features(
         "images": image_fingerprint(images, digests),
         "views": views,
         "seed": seed if transform.random else None,
+        **({} if normalized else {"normalized": False}),
     }
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest_json(key, 32)}.arrow"
     if not _is_intact(path):
         rows = images.select_columns("image").with_transform(transform)
         with atomic_path(path) as partial:
-            _write(model, rows, partial, views, seed, batch_size, workers)
+            _write(model, rows, partial, views, seed, batch_size, workers, normalized)
             _add_checksum(partial)
     features = Dataset.from_file(str(path))
     if "label" in images.column_names:
@@ -147,7 +151,9 @@ def _checksum(path: Path, size: int) -> bytes:
     return digest.digest()
 
 
-def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int) -> None:
+def _write(
+    model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int, normalized: bool
+) -> None:
     schema = Features({FEATURES: ListOf(Value("float32"))})
     # Each process would draw numbers of its own, and the features depend on how many there are.
     loaders = 0 if rows.format["format_kwargs"]["transform"].random else workers
@@ -156,19 +162,20 @@ def _write(model, rows: Dataset, path: Path, views: int, seed: int, batch_size: 
         torch.manual_seed(seed)
         for _ in range(views):
             for batch in DataLoader(rows, batch_size, collate_fn=default_data_collator, num_workers=loaders):
-                writer.write_batch({FEATURES: encode_frozen(model, batch).numpy()})
+                writer.write_batch({FEATURES: encode_frozen(model, batch, normalized).numpy()})
         writer.finalize()
 
 
 @torch.no_grad()
-def encode_frozen(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def encode_frozen(model, batch: dict[str, torch.Tensor], normalized: bool = True) -> torch.Tensor:
     """Return image features [batch, dim] in float32 on the CPU, without autocast, whatever mode the model is in.
 
-    `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
+    They are L2-normalised, or as the model projects them. `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
     """
     device = device_of(model)
+    encode = model.encode_images if normalized else model.class_name_classifier.project_images
     with eval_mode(model), torch.autocast(device.type, enabled=False):
-        features = model.encode_images(**{name: tensor.to(device) for name, tensor in batch.items()})
+        features = encode(**{name: tensor.to(device) for name, tensor in batch.items()})
     return features.float().cpu()
 
 

@@ -30,23 +30,27 @@ def test_help_lists_every_method():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_train_every_method(method, clip_path, colours, tmp_path):
+def test_train_every_method(method, clip_path, colours, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     moves = METHODS[method].new_classes
     more = ["--base-novel"] if moves else []
     more += (
         ["--lr", 0.01] if METHODS[method].is_baseline else []
     )  # the published rate is for batches of 128 and diverges here
-    shown = train(tmp_path, clip_path, colours, "--method", method, *QUICK, *more)
+    trained = method not in ("zero-shot", "tip-adapter")
+    quick = QUICK if method != "tip-adapter" else QUICK[:2]  # there are no epochs that it could take fewer of
+    shown = train(tmp_path, clip_path, colours, "--method", method, *quick, *more)
     assert METHODS[method].title in shown
     results = json.loads((tmp_path / "results.json").read_text())
     halves = {"base": ["blue", "green"], "novel": ["red", "white"]}
     assert results["classes"] == (halves if moves else {"all": sorted(COLOURS)})
     assert set(results["accuracy"]) == ({"base", "novel", "hm"} if moves else {"all"})
     assert (tmp_path / "adapter_model.safetensors").is_file() == (method != "zero-shot")
-    if method == "zero-shot":
+    if method != "zero-shot":
+        assert results["adapter_bytes"] == (tmp_path / "adapter_model.safetensors").stat().st_size
+    if not trained:
         assert results["trainable_parameters"] == results["steps"] == 0
     else:
-        assert results["adapter_bytes"] == (tmp_path / "adapter_model.safetensors").stat().st_size
         assert results["steps"] == 2 * (len(next(iter(results["classes"].values()))) * 4 // 4)
 
 

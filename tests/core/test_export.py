@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.support.models import CLASS_NAMES, disturb, images, logits, often
-from tests.support.training_cases import FIRST_CASES, first_cases
+from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases
 
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -49,7 +49,7 @@ def check(model, strict=False):
 @pytest.mark.parametrize("case", often(FIRST_CASES, TESTED), ids=str)
 def test_export(case, tokenizer_path):
     program = check(case.build(tokenizer_path))
-    if case.backbone == "CLIPModel" and case.method not in ("cocoop", "class_head"):
+    if case.backbone == "CLIPModel" and case.method not in ("cocoop", *OWN_FEATURES):
         # Class features are constants: nothing reads the text encoder.
         read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
         parameters = program.graph_signature.inputs_to_parameters

@@ -19,7 +19,7 @@ from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.bottleneck_adapter.method import Bottleneck
 from tests.support.backbones import FLAT_MODELS, inputs, tiny
 from tests.support.models import BACKBONES, disturb, images, labels, logits, tiny_clip, tiny_vit, towers
-from tests.support.training_cases import FIRST_CASES, first_cases, gradients
+from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases, gradients
 from tests.support.watching import InputsOf
 
 
@@ -53,7 +53,7 @@ def test_hooks_on_every_module_of_a_layer_fire_and_change_nothing(case, tokenize
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in FIRST_CASES if c.backbone == "CLIPModel" and c.method != "class_head"], ids=str
+    "case", [c for c in FIRST_CASES if c.backbone == "CLIPModel" and c.method not in OWN_FEATURES], ids=str
 )
 def test_hooks_on_text_layers_fire_in_every_call(case, tokenizer_path):
     model = disturb(case.build(tokenizer_path))

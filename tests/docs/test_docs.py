@@ -44,6 +44,8 @@ SOURCES = (
     "MMRL",
     "TCP",
     "MaPLe",
+    "Tip-Adapter",
+    "CLAP",
     "PTNL",
     "CLIP-LoRA",
     "2SFS",

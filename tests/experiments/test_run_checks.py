@@ -17,6 +17,14 @@ from peft_vprompt.experiments.supervision import Supervision
         ({"loss_options": {"q": 0.5}}, r"Parameters of a loss need a loss\. Received: \{'q': 0\.5\}"),
         ({"loss": "gce", "loss_options": {"q": 2.0}}, r"Expected q from 0 to 1\. Received: q=2\.0"),
         ({"method": "classifier-r"}, r"Classifier-R learns its classes one by one"),
+        (
+            {"method": "tip-adapter", "base_novel": False, "epochs": 3},
+            r"Tip-Adapter trains nothing\. Received: epochs",
+        ),
+        (
+            {"method": "tip-adapter", "base_novel": False, "config": {"train_keys": True}},
+            r"Received: tip-adapter with train_keys=True.*use tip-adapter-f",
+        ),
         ({"supervision": Supervision(unlabelled="top-k")}, r"nobody knows which images are of the base classes"),
         ({"method": "none"}, r"No method 'none'"),
     ],

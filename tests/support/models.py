@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from peft_vprompt import (
+    CLAPConfig,
     ClassHeadConfig,
     CLIPLoraConfig,
     CoCoOpConfig,
@@ -36,6 +37,7 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     TCPConfig,
     TextEncoderConfig,
+    TipAdapterConfig,
     TwoStageConfig,
     VisualPromptConfig,
 )
@@ -122,6 +124,12 @@ BACKBONES = {
     "ViTForImageClassification": tiny_vit,
 }
 
+
+def held_prototypes(**options) -> CLAPConfig:
+    """CLAP as it is after its support set was seen."""
+    return CLAPConfig(class_penalties=[0.5] * len(options["class_names"]), **options)
+
+
 #: Several configurations of every registered method, by the method's PEFT name.
 CONFIGS = {
     "visual_prompt": {
@@ -203,6 +211,12 @@ CONFIGS = {
         "random": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES} | kw),
         "text": lambda **kw: ClassHeadConfig(**{"class_names": CLASS_NAMES, "head_init": "text"} | kw),
     },
+    "tip_adapter": {
+        "trained": lambda **kw: TipAdapterConfig(
+            **{"class_names": CLASS_NAMES} | kw, train_keys=True, num_support_images=10, logit_scale=None
+        ),
+    },
+    "clap": {"held": lambda **kw: held_prototypes(**{"class_names": CLASS_NAMES} | kw)},
     "text_encoder": {"whole": lambda **kw: TextEncoderConfig(**kw)},
     "norm_tuning": {"both": lambda **kw: NormTuningConfig(**kw)},
     "two_stage": {"first": lambda **kw: TwoStageConfig(**kw)},

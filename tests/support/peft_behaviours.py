@@ -29,7 +29,7 @@ BEHAVIOURS = {
 }
 
 #: Rows of the table by the models that they are tried on. A LoRA is PEFT's own, on class names with our PEFT model.
-PROMPTS = [name for name, spec in METHODS.items() if not spec.is_baseline and spec.trains]
+PROMPTS = [name for name, spec in METHODS.items() if not spec.is_baseline and spec.recipe]
 BASELINES = [name for name, spec in METHODS.items() if spec.is_baseline]
 ROWS = {
     **dict.fromkeys(PROMPTS, "CLIPModel"),
@@ -46,6 +46,12 @@ PROMPTED = [
 LORA = ["lora", "lora-on-class-names", "clip-lora"]
 #: What trains copies of modules and has no prompts.
 COPIES = ["tenc-ft", "ln-tuning", "2sfs"]
+
+#: What `set_support` would tell an adapter.
+SUPPORT = {
+    **dict.fromkeys(("tip-adapter", "tip-adapter-f"), {"num_support_images": 10}),
+    "clap": {"class_penalties": [0.5] * len(CLASS_NAMES)},
+}
 
 #: What is refused: behaviour -> (rows, reason).
 REFUSED: dict[str, list[tuple[list[str], str]]] = {
@@ -69,7 +75,10 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
             ["class-name", "full-prompt", "cocoop", "tcp", "mmrl", "mmrlpp", "alignednorm", "rpo", "mrpo"],
             "the prompts have to know where the class name is, or are read out themselves",
         ),
-        (["classifier-r", "classifier-c"], "each class has a learned feature in the place of a text"),
+        (
+            ["classifier-r", "classifier-c", "tip-adapter-f", "clap", "zs-lp"],
+            "something is learned for each class, which says nothing of other texts",
+        ),
     ],
     "image_features": [
         (["rpo", "mrpo"], "an image has one feature for each prompt: `model.encode_images` gives them"),
@@ -94,7 +103,7 @@ def config_of(row: str, base, tokenizer: str, **options):
     if row == "vpt-on-encoder":
         return METHODS["vpt"].configure(base, is_classifier=True, **options)
     if ROWS[row] == "CLIPModel":
-        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer} | options
+        options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer} | SUPPORT.get(row, {}) | options
     return METHODS[row].configure(base, **options)
 
 

@@ -64,6 +64,11 @@ CASES = [
 #: The first configuration of every method on each of them: what is tested in every run.
 FIRST_CASES = [case for case in CASES if case.variant == next(iter(CONFIGS[case.method]))]
 
+#: Methods with vectors of their own for the classes, for which no text encoder runs.
+OWN_FEATURES = ("class_head", "clap")
+#: Methods of which no gradient leads through a layer of an encoder.
+ON_FEATURES = (*OWN_FEATURES, "tip_adapter")
+
 every_case = pytest.mark.parametrize("case", often(CASES, FIRST_CASES), ids=str)
 first_cases = pytest.mark.parametrize("case", FIRST_CASES, ids=str)
 

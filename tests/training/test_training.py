@@ -21,12 +21,13 @@ from peft_vprompt.utils import io
 from peft_vprompt.utils.environment import environment
 from tests.support.callbacks import Diverge, Kill
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
+from tests.support.peft_behaviours import SUPPORT
 
 
 TRAINED = [name for name, method in METHODS.items() if method.recipe]
 PARTS = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", SEAL]
 #: Methods that start from the model's own weights, whatever the seed.
-NOT_DRAWN = {"classifier-c", "tenc-ft", "ln-tuning", "2sfs", "class-name", "kgcoop", "prograd"}
+NOT_DRAWN = {"classifier-c", "clap", "zs-lp", "tenc-ft", "ln-tuning", "2sfs", "class-name", "kgcoop", "prograd"}
 QUICK = Recipe(learning_rate=0.05, batch_size=4, epochs=3, source="test")
 LONG = replace(QUICK, learning_rate=0.01, batch_size=6)
 
@@ -71,16 +72,19 @@ def batch_sizes(model) -> list[int]:
 class TestBuild:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_classifies(self, method, clip_path):
-        bundle = build_model(clip_path, method, CLASS_NAMES)
+        bundle = build_model(clip_path, method, CLASS_NAMES, **SUPPORT.get(method, {}))
         assert bundle.model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
-        assert bundle.trainable_parameters == sum(value.numel() for value in prompts(bundle.model).values()) > 0
+        assert bundle.trainable_parameters == sum(value.numel() for value in prompts(bundle.model).values())
+        assert (bundle.trainable_parameters > 0) == (method != "tip-adapter")
         # Fine-tuning baselines train on any model by the recipe of classifiers.
         row = METHODS[method]
         assert bundle.recipe is (row.classifier_recipe if row.is_baseline else row.recipe)
 
     @pytest.mark.parametrize("method", TRAINED)
     def test_seed_decides_the_first_prompts(self, method, clip_path):
-        first, again, other = (prompts(build_model(clip_path, method, CLASS_NAMES, seed).model) for seed in (1, 1, 2))
+        told = SUPPORT.get(method, {})
+        built = (build_model(clip_path, method, CLASS_NAMES, seed, **told) for seed in (1, 1, 2))
+        first, again, other = (prompts(bundle.model) for bundle in built)
         assert same(first, again)
         assert same(first, other) == (method in NOT_DRAWN)
 
@@ -124,7 +128,7 @@ class TestTrain:
     def test_prompts_learn_and_the_rest_is_frozen(self, method, clip_path, rows, tmp_path):
         # KgCoOp and PromptSRC are held at the frozen features by weights that were chosen for larger models.
         weights = ("text_consistency_weight", "image_consistency_weight", "logit_consistency_weight")
-        options = dict.fromkeys(weights, 0.0) if method in ("kgcoop", "promptsrc") else {}
+        options = dict.fromkeys(weights, 0.0) if method in ("kgcoop", "promptsrc") else SUPPORT.get(method, {})
         model = build_model(clip_path, method, CLASS_NAMES, **options).model
         frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
         before = prompts(model)

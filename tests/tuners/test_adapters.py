@@ -159,6 +159,11 @@ STATE_KEYS = {
         "text_model.class_aware_prompt_learner.meta_net.2.bias": (128,),
     },
     ("class_head", "text"): {"text_model.class_head_readout.weight": (5, 16)},
+    ("tip_adapter", "trained"): {
+        "text_model.image_cache_readout.keys": (10, 16),
+        "text_model.image_cache_readout.labels": (10,),
+    },
+    ("clap", "held"): {"text_model.prototype_readout.weight": (5, 16), "text_model.prototype_readout.start": (5, 16)},
     ("cocoop", "words"): {
         "text_model.conditional_prompt_learner.tokens": (1, 4, 32),
         "text_model.conditional_prompt_learner.meta_net.0.weight": (1, 16),

@@ -1,7 +1,7 @@
 """`Layout`: an authors' checkpoint as we understand it. Each method's folder has the reader of its own.
 
 A reader takes the checkpoint's tensors by name and gives the config values that can be read off them, and the tensors of
-our modules by the tower ("text", "vision", "head") and their name there.
+our modules by the place ("text", "vision", "head", "readout") and their name there.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,29 @@ from .method import average_features
 from .module_state import ModuleState, autocast_dtype, state_of
 from .prompted_text_encoder import PromptedTextEncoder
 from .traced import is_exporting, kept, number_of, outside_of_export
+
+
+@dataclass
+class FrozenClasses:
+    """What gives the frozen model's features of some classes: `method.FrozenText`.
+
+    Attributes:
+        encoder: encodes them.
+        classes: the classes.
+        adapter_name: whose templates are filled.
+    """
+
+    encoder: ClassEncoder
+    classes: ClassList
+    adapter_name: str
+
+    def __call__(self) -> Tensor:
+        """See `ClassEncoder.encode_frozen`."""
+        return self.encoder.encode_frozen(self.classes, self.adapter_name)
+
+    def projected(self, verbatim: bool) -> Tensor:
+        """See `ClassEncoder.projected_frozen`."""
+        return self.encoder.projected_frozen(self.classes, self.adapter_name, verbatim)
 
 
 class ClassEncoder:
@@ -180,8 +204,7 @@ class ClassEncoder:
     def frozen_features(self, classes: ClassList, adapter_name: str) -> Tensor:
         """Return the same, outside of compiled code."""
         config = self.model.config_of(adapter_name)
-        template = getattr(config, "frozen_template", None) or config.template
-        templates = [template] if isinstance(template, str) else list(template)
+        templates = self._frozen_templates(adapter_name)
         normalize = self.model.method_of(adapter_name).normalizes_frozen_templates
         text = self.text
 
@@ -192,6 +215,18 @@ class ClassEncoder:
         parts = [text.base_layer, self.model.dual.text_projection]
         return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
 
+    def projected_frozen(self, classes: ClassList, adapter_name: str, verbatim: bool) -> Tensor:
+        """Return the mean over the same templates of features [c, e] that are not L2-normalised, nor kept."""
+        tokenizer_name = self.model.config_of(adapter_name).tokenizer_name_or_path
+        templates = self._frozen_templates(adapter_name)
+        with torch.no_grad(), self.model.without_adapters():
+            return torch.stack(self._of_templates(classes.names, templates, tokenizer_name, False, verbatim)).mean(0)
+
+    def _frozen_templates(self, adapter_name: str) -> list[str]:
+        config = self.model.config_of(adapter_name)
+        template = config.frozen_template or config.template
+        return [template] if isinstance(template, str) else list(template)
+
     def _zero_shot(
         self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None, normalize: bool = True
     ) -> Tensor:
@@ -199,10 +234,21 @@ class ClassEncoder:
 
         The features of each template are L2-normalised before they are averaged, or not; the mean always is.
         """
+        return average_features(self._of_templates(names, templates, tokenizer_name, normalize), normalize)
+
+    def _of_templates(
+        self,
+        names: Sequence[str],
+        templates: Sequence[str],
+        tokenizer_name: str | None,
+        normalize: bool,
+        verbatim: bool = False,
+    ) -> list[Tensor]:
+        """Return text features [c, e] for each template, L2-normalised or not; names are readable or verbatim."""
         tokenizer = self.model.tokenizers.find(tokenizer_name)
         features = []
         for template in templates:
-            texts = [encode_text(tokenizer, fill(template, name)) for name in names]
+            texts = [encode_text(tokenizer, fill(template, name, verbatim)) for name in names]
             check_lengths(texts, names, self.text.view.max_positions)
             batches = [
                 texts[start : start + class_list.ZERO_SHOT_BATCH]
@@ -211,7 +257,7 @@ class ClassEncoder:
             encode = functools.partial(self._encode_texts, tokenizer, normalize)
             chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
             features.append(torch.cat(chunks))
-        return average_features(features, normalize)
+        return features
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[TokenSequence]) -> Tensor:
         """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""

@@ -27,7 +27,7 @@ from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError, UnsupportedModelError
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
-from .class_encoder import ClassEncoder
+from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
 from .config import check_class_names
 from .feature_cache import FeatureCache
@@ -106,15 +106,19 @@ class ClassNameClassifier:
     def add_adapter(self, adapter_name: str) -> None:
         """Take up a new adapter: its class names, and first values that take the model to compute."""
         config = self.adapted.config_of(adapter_name)
-        classes = self.take_classes(adapter_name)
+        self.take_classes(adapter_name)
         if self.adapted.text is None or config.inference_mode:
             return
         readout = self.adapted.text.module_of(adapter_name, READOUT)
         if readout is not None and not any(parameter.is_meta for parameter in readout.parameters()):
             method = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].method
             with torch.no_grad():
-                # pyrefly: ignore[bad-argument-type]  # readouts that start from texts belong to their classes
-                method.initialize(config, readout, lambda: self.texts.encode_frozen(classes, adapter_name))
+                method.initialize(config, readout, self.frozen_text_of(adapter_name))
+
+    def frozen_text_of(self, adapter_name: str) -> FrozenClasses:
+        """Return what gives the frozen model's features of an adapter's classes, where it belongs to some."""
+        classes: Any = self.memory.class_lists[adapter_name]
+        return FrozenClasses(self.texts, classes, adapter_name)
 
     def take_classes(self, adapter_name: str) -> ClassList | None:
         """Take up the class names of an adapter; None where it has none yet."""
@@ -291,8 +295,10 @@ class ClassNameClassifier:
             image = image_features.to(self.adapted.dual.dtype)
         text = self.texts.encode(classes, image)
         frozen = LazyFrozenFeatures(self, image, inputs)
-        logits = self._scaled(self._similarities(image, text))
-        features = Features(image, text, logits, frozen, **details)
+        logits = self.scaled_by_method(self._similarities(image, text))
+        added = self._method.added_logits(self.adapted.config, self.adapted.readout, image)
+        logits = logits if added is None else logits + added
+        features = Features(image, text, logits, frozen, readout=self.adapted.readout, **details)
         return self._output(features, labels, output_aux_loss)
 
     @property
@@ -305,7 +311,7 @@ class ClassNameClassifier:
         own = lambda: self.class_names == config.class_names  # noqa: E731 - asked for by few methods
         return self._method.similarities(config, self.adapted.readout, image, text, own)
 
-    def _scaled(self, similarities: Tensor) -> Tensor:
+    def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""
         scale = self._method.scale(self.adapted.config)
         return self.scaled(similarities) if scale is None else scale * similarities
@@ -332,7 +338,7 @@ class ClassNameClassifier:
     def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy, in float32 at least; of several predictions the mean by their shares."""
         total: Any = 0.0
-        for share, logits in self._method.predictions(self.adapted.config, features, self._scaled):
+        for share, logits in self._method.predictions(self.adapted.config, features, self.scaled_by_method):
             at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
             loss = _cross_entropy(at_least_float32, targets)
@@ -362,6 +368,14 @@ class ClassNameClassifier:
             output = vision(pixel_values, **options)
             pooled = getattr(output, "pooler_output", None)
             return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
+
+    def project_images(self, pixel_values: Tensor, **options) -> Tensor:
+        """Return image features [b, e] in the joint space, not L2-normalised, with an adapter that leaves them alone."""
+        with self.adapted.lock.call():
+            self._check_images(pixel_values, options)
+            return self.adapted.dual.project_image(
+                self.adapted.vision.pooled(pixel_values, **options), normalize=False
+            )
 
     def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
         view = self.adapted.vision.view

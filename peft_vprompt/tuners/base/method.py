@@ -7,16 +7,17 @@ differs from the frozen model with a template.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
-from ...errors import PromptTooLongError
+from ...errors import ClassNamesError, PromptTooLongError
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
+from .config import digest_names
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,34 @@ if TYPE_CHECKING:
     from ...backbones.base import EncoderView, TextView, VisionView
     from ...prompts.base import PromptModule
     from .config import PromptConfig
+
+
+#: What to do about classes that something else was learned for, one by one.
+OTHER_CLASSES = "Train an adapter that learns a context to move to new classes."
+
+
+class FrozenText(Protocol):
+    """What gives the frozen model's features of an adapter's classes."""
+
+    def __call__(self) -> Tensor:
+        """Return them [c, e], L2-normalised."""
+
+    def projected(self, verbatim: bool) -> Tensor:
+        """Return the mean over templates of features [c, e] as the model projects them; underscores are spaces or kept."""
+
+
+class SupportSet(NamedTuple):
+    """Features of labelled images, by the frozen image encoder.
+
+    Attributes:
+        features: [v, n, e] of v views of n images, in the joint space; not L2-normalised, unless they were given so.
+        labels: [n].
+        scaled: makes logits of cosines, of any shape.
+    """
+
+    features: Tensor
+    labels: Tensor
+    scaled: Callable[[Tensor], Tensor]
 
 
 class PromptMethod:
@@ -109,9 +138,13 @@ class PromptMethod:
         """Return the similarities [b, c] of image and class features; `own_classes()` tells whether it was trained on these."""
         return readout(image, text)
 
+    def added_logits(self, config: PromptConfig, readout: Any, image: Tensor) -> Tensor | None:
+        """Return what is added to the scaled similarities of image features [b, e], as [b, c]; None for nothing."""
+        return None
+
     def scale(self, config: PromptConfig) -> float | None:
         """Return what similarities are multiplied by, None for the model's own scale and bias."""
-        return None
+        return getattr(config, "logit_scale", None)
 
     def predictions(
         self, config: PromptConfig, features: Features, scaled: Callable[[Tensor], Tensor]
@@ -141,8 +174,19 @@ class PromptMethod:
         """Return whether only rows for the classes are learned by now, and what the encoders learned is fixed."""
         return False
 
-    def initialize(self, config: PromptConfig, readout: nn.Module, frozen_text: Callable[[], Tensor]) -> None:
+    def initialize(self, config: PromptConfig, readout: Any, frozen_text: FrozenText) -> None:
         """Set first values that take the model to compute; `frozen_text()` gives the frozen class features [c, e]."""
+
+    def uses_support(self, config: PromptConfig) -> bool:
+        """Return whether the method learns something from the features of labelled images, without gradients."""
+        return False
+
+    def take_support(self, config: PromptConfig, readout: Any, support: SupportSet) -> None:
+        """Learn it."""
+
+    def frozen_readout(self, config: PromptConfig, frozen_text: FrozenText) -> dict[str, Tensor]:
+        """Return what the tensors of the readout are in the frozen model, by their names."""
+        return {}
 
     def check_new_classes(self, config: PromptConfig, names: Sequence[str]) -> None:
         """Refuse classes that learned prompts do not move to.
@@ -150,6 +194,19 @@ class PromptMethod:
         Raises:
             ClassNamesError: names the adapter's own classes and the remedy.
         """
+
+
+def refuse_other_classes(config: PromptConfig, names: Sequence[str], learned: str, remedy: str) -> None:
+    """Refuse other classes than those that something was learned for, one by one.
+
+    Raises:
+        ClassNamesError: names what was learned, the adapter's own classes and the remedy.
+    """
+    if digest_names(names) != digest_names(config.own_classes):
+        raise ClassNamesError(
+            f"This adapter learned {learned} for each of its {len(config.own_classes)} classes "
+            f"({', '.join(config.own_classes[:3])}, ...); they mean nothing for other names. {remedy}"
+        )
 
 
 def average_features(features: Sequence[Tensor], normalized: bool = True) -> Tensor:

@@ -47,10 +47,10 @@ class PromptedTextEncoder(PromptedEncoder):
 
     @property
     def reads_elsewhere(self) -> bool:
-        """Whether the active adapter compares images with learned class features, in the place of texts."""
+        """Whether the active adapter holds something for each of its classes, beside texts or in their place."""
         if self.disable_adapters or not self.active_adapters:
             return False
-        return getattr(self.module_of(self.active_adapters[0], READOUT), "class_features", None) is not None
+        return getattr(self.module_of(self.active_adapters[0], READOUT), "belongs_to_classes", False)
 
     def layout(self, tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> Callable:
         """Return how class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them."""
@@ -180,7 +180,7 @@ class PromptedTextEncoder(PromptedEncoder):
         prompts = self.active_prompts
         if input_ids is not None and self.reads_elsewhere:
             raise ValueError(
-                "This adapter has learned a feature for each of its classes in the place of texts, so it takes no "
+                "This adapter holds something for each of its classes, which says nothing of other texts, so it takes no "
                 "input_ids. Call model(pixel_values=...), or disable the adapter."
             )
         if prompts is None or input_ids is None:

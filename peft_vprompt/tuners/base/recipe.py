@@ -68,6 +68,24 @@ class Averaging:
 
 
 @dataclass(frozen=True)
+class SupportViews:
+    """How the training images of a method on features are encoded, once, before anything is trained.
+
+    Attributes:
+        views: augmented passes over the images.
+        source: where the authors state these values.
+        crop_scale: range of the random resized crop's share of the image area.
+        trained_on: whether the features of all views are what is trained on (CLAP); else their mean is each image's
+            (Tip-Adapter).
+    """
+
+    views: int
+    source: str
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    trained_on: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything about the training of a method that is not the method.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...utils.fields import check_values
-from .recipe import Recipe
+from .recipe import Recipe, SupportViews
 
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class MethodSpec:
         recipe: the authors' training on class names, None where nothing is trained or it has no meaning.
         noisy_recipe: the same where labels are noisy or not read, None where it is no other.
         classifier_recipe: the same on a model with a classification head, None where that has no meaning.
+        support: how the training images are encoded for a method that learns from their features alone, see
+            `PeftModelForImageClassification.set_support`; None for others.
         new_classes: whether what is learned on some classes can be used on others.
         is_baseline: whether it is a fine-tuning baseline, which makes an image classifier of a dual encoder's image
             encoder.
@@ -87,6 +89,7 @@ class MethodSpec:
     recipe: Recipe | None = None
     noisy_recipe: Recipe | None = None
     classifier_recipe: Recipe | None = None
+    support: SupportViews | None = None
     new_classes: bool = True
     is_baseline: bool = False
     find_targets: Callable[[PreTrainedModel], dict] = lambda model: {}
@@ -112,5 +115,5 @@ class MethodSpec:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train."""
-        return self.recipe is not None or self.classifier_recipe is not None
+        """Whether anything is learned from images, by training or from their features."""
+        return any((self.recipe, self.classifier_recipe, self.support))

@@ -8,16 +8,14 @@ not normalised, so that the head is linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ...backbones.base import TextView
-from ...errors import ClassNamesError
 from ...prompts.base import placed_like
 from ...readouts import LinearReadout
-from ..base.config import digest_names
-from ..base.method import PromptMethod
+from ..base.method import OTHER_CLASSES, FrozenText, PromptMethod, refuse_other_classes
 from ..base.tuner import PromptTuner
 from .config import ClassHeadConfig
 
@@ -33,10 +31,14 @@ class ClassHead(PromptMethod):
         """Return True where the head starts from the text features."""
         return config.head_init == "text" and not config.inference_mode
 
-    def initialize(self, config: ClassHeadConfig, readout: nn.Module, frozen_text: Callable[[], Tensor]) -> None:
+    def initialize(self, config: ClassHeadConfig, readout: LinearReadout, frozen_text: FrozenText) -> None:
         """Copy the frozen model's text features of the classes into the head (Classifier-C)."""
         if config.head_init == "text":
             readout.weight.copy_(frozen_text())
+
+    def frozen_readout(self, config: ClassHeadConfig, frozen_text: FrozenText) -> dict[str, Tensor]:
+        """Return the zero-shot head: the rows are the frozen text features."""
+        return {"weight": frozen_text()}
 
     def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
         """Refuse other classes than the head's own.
@@ -44,12 +46,7 @@ class ClassHead(PromptMethod):
         Raises:
             ClassNamesError: names the head's classes and the remedy.
         """
-        if digest_names(names) != digest_names(config.own_classes):
-            raise ClassNamesError(
-                f"This adapter learned a head with one row for each of its {len(config.own_classes)} classes "
-                f"({', '.join(config.own_classes[:3])}, ...); they mean nothing for other names. Train an adapter "
-                "that learns a context to move to new classes."
-            )
+        refuse_other_classes(config, names, "a head with one row", OTHER_CLASSES)
 
 
 class ClassHeadModel(PromptTuner):

@@ -20,11 +20,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ...backbones.base import TextView, VisionView
 from ...core.tokenization import TokenSequence, context_sequences, name_tokens
-from ...errors import ClassNamesError
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts, start_from_words
-from ..base.config import ContextConfig, digest_names
-from ..base.method import PromptMethod, check_length
+from ..base.config import ContextConfig
+from ..base.method import PromptMethod, check_length, refuse_other_classes
 from ..base.tuner import PromptTuner
 from .config import ContextOptConfig
 
@@ -103,12 +102,10 @@ class CoOp(PromptMethod):
         Raises:
             ClassNamesError: names the adapter's own classes and the remedy.
         """
-        if config.belongs_to_classes and digest_names(names) != digest_names(config.own_classes):
-            raise ClassNamesError(
-                f"This adapter learned {'one context' if config.class_specific else 'name tokens'} for each of its "
-                f"{len(config.own_classes)} classes ({', '.join(config.own_classes[:3])}, ...); they mean nothing for "
-                "other names. Train an adapter with class_specific=False and tune='context' to move to new classes."
-            )
+        if config.belongs_to_classes:
+            learned = "one context" if config.class_specific else "name tokens"
+            remedy = "Train an adapter with class_specific=False and tune='context' to move to new classes."
+            refuse_other_classes(config, names, learned, remedy)
 
 
 class ContextOptModel(PromptTuner):

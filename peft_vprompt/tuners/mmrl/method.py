@@ -67,10 +67,6 @@ class MMRL(PromptMethod):
         shares = (config.alpha, 1 - config.alpha)
         return [(s, scaled(features.image[:, i] @ features.text.t())) for i, s in enumerate(shares)]
 
-    def scale(self, config: MMRLConfig) -> float | None:
-        """Return what cosines are multiplied by, None for the model's own scale."""
-        return config.logit_scale
-
     def regularizers(self, config: MMRLConfig) -> dict[str, tuple[float, Regularizer]]:
         """Return the distances to the frozen features, and the differences of norms."""
         terms = super().regularizers(config)
