@@ -14,6 +14,9 @@ from ..utils.plotting import saved_figure
 #: What stands behind an accuracy that is lower than zero-shot's.
 WORSE = "▼"
 
+#: What `results.json` calls what is measured where images have several labels.
+MEAN_AVERAGE_PRECISION = "mean average precision"
+
 #: What the columns of a table mean, by their headings.
 MEANINGS = {
     "base": "base: the classes trained on",
@@ -53,7 +56,8 @@ def references(runs: Sequence[dict]) -> dict[str, dict]:
     """Return the accuracies of guessing and of zero-shot, by name; those that no run knows are left out."""
     classes = next((run["classes"] for run in runs if run.get("classes")), None)
     zero_shot = next((run["zero_shot"] for run in runs if run.get("zero_shot")), None)
-    rows = {"Chance": chance(classes) if classes else None, "Zero-shot": zero_shot}
+    guessed = next((run["chance"] for run in runs if run.get("metric")), chance(classes) if classes else None)
+    rows = {"Chance": guessed, "Zero-shot": zero_shot}
     return {name: accuracies for name, accuracies in rows.items() if accuracies}
 
 
@@ -72,10 +76,18 @@ def is_worse(accuracy: float | None, zero_shot: float | None) -> bool:
 def explain(runs: Sequence[dict]) -> str:
     """Return what the columns and marks of a table mean, in one line."""
     columns = _accuracy_columns(runs)
-    said = ["Accuracy in percent", *(MEANINGS[column] for column in columns if column in MEANINGS)]
+    said = [
+        f"{metric_of(runs[0]).capitalize()} in percent",
+        *(MEANINGS[column] for column in columns if column in MEANINGS),
+    ]
     if any(WORSE in show_accuracy(run, column) for run in runs for column in columns):
         said.append(f"{WORSE}: worse than zero-shot")
     return "; ".join(said) + "."
+
+
+def metric_of(run: dict) -> str:
+    """Return the name of what the accuracies of a run are: accuracy, unless images have several labels."""
+    return run.get("metric", "accuracy")
 
 
 def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> None:
@@ -88,7 +100,7 @@ def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> Non
             bars = axes.bar(positions, [run["accuracy"].get(column, 0) for run in runs], width, label=column)
             axes.bar_label(bars, fmt="%.0f", fontsize=8)
         axes.set_xticks(range(len(runs)), [run["title"] for run in runs])
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(f"{metric_of(runs[0])} (%)")
         axes.set_ylim(0, 105)
         axes.set_title(title)
         axes.legend(ncols=len(columns), loc="upper left", frameon=False)

@@ -20,11 +20,21 @@ from ..data import (
     image_size,
     select_classes,
 )
+from ..data.multi_hot import is_multi_label, share_of_labels
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
+from ..losses.label_checks import MULTI_LABEL
+from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
+from ..training.evaluation import (
+    EvalSet,
+    chance,
+    evaluate,
+    evaluate_beside_zero_shot,
+    set_class_names,
+    with_harmonic_mean,
+)
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
@@ -40,6 +50,7 @@ from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
 from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
 from .models import ModelBundle, build_model
+from .reports import MEAN_AVERAGE_PRECISION
 from .settings import Settings
 from .supervision import LabelledImages, training_images
 
@@ -192,12 +203,26 @@ class Run:
     zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
+        check_labels(self.settings, self.multi_label)
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
 
     @property
     def _to_train(self) -> tuple[Recipe, LabelledImages]:
         """Recipe and images of a run that trains, after `label`."""
         return self.recipe, self.labelled  # pyrefly: ignore[bad-return]  # `run_experiment` trains with both alone
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the images are of several classes or none."""
+        return any(is_multi_label(rows) for rows in self.data.values())
+
+    @property
+    def _loss(self) -> ClassificationLoss | BinaryCrossEntropy | None:
+        """What to minimise in the place of the model's own loss; None for that."""
+        asks = get_method(self.settings.method).config_class.__dataclass_fields__
+        if self.multi_label and "problem_type" not in asks:
+            return BinaryCrossEntropy()
+        return _loss(self.settings)
 
     @property
     def trained_classes(self) -> list[str]:
@@ -208,6 +233,8 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+        if self.multi_label and self._loss is None:
+            config |= {"problem_type": MULTI_LABEL}
         bundle = build_model(
             settings.model,
             settings.method,
@@ -269,7 +296,7 @@ class Run:
         transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
         rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
-            self.probes = [GradientProbe(rows, labelled.wrong, _loss(self.settings))]
+            self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
         try:
             if self.settings.ensemble == 1:
                 self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
@@ -331,15 +358,22 @@ class Run:
             "cached": self.options.cached,
             "classes": self.classes,
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
+            **({"metric": MEAN_AVERAGE_PRECISION} if self.multi_label else {}),
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
             "zero_shot": self.zero_shot,
-            "chance": chance(self.classes),
+            "chance": self._chance,
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             IDENTITY: self.identity,
             "environment": environment(),
         }
+
+    @property
+    def _chance(self) -> dict[str, float]:
+        if not self.multi_label:
+            return chance(self.classes)
+        return chance_of_several(self.data["test"], self.classes) if "test" in self.data else {}
 
     def _recipe_report(self) -> dict:
         """Return the recipe as it was followed: with the length that the number of shots means."""
@@ -371,7 +405,7 @@ class Run:
             epochs=self._epochs,
             steps=recipe.steps_for(self.settings.shots),
             seed=seed,
-            loss=_loss(self.settings),
+            loss=self._loss,
             settings=self._depends_on(),
             checkpoints=options.checkpoints,
             progress=None if options.quiet else get_method(self.settings.method).title,
@@ -449,6 +483,31 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.views != 1 and not settings.cache_features:
         raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+
+
+def check_labels(settings: Settings, multi_label: bool) -> None:
+    """Refuse settings that do not go with the number of labels of an image.
+
+    Raises:
+        ValueError: says which, and what goes with it.
+    """
+    if not multi_label:
+        if settings.config.get("problem_type") == MULTI_LABEL:
+            raise ValueError(
+                f"Expected data whose images have several labels with problem_type={MULTI_LABEL!r}. Received data of one "
+                "class for each image. Read them with multi_label=True (--multi-label), which sets problem_type."
+            )
+        return
+    one_class = {
+        f"loss={settings.loss!r}, which takes one": settings.loss is not None,
+        "labels that are noisy or not read, which are one": not settings.supervision.is_plain,
+        "an ensemble, which is for labels that are not read": settings.ensemble > 1,
+    }
+    if asked := [what for what, wanted in one_class.items() if wanted]:
+        raise ValueError(
+            f"Expected images of one class each with {' and '.join(asked)} for each image. Received images of several. Leave "
+            "it out; the loss is the sigmoid loss."
+        )
 
 
 def _changed(recipe: Recipe, settings: Settings) -> Recipe:
@@ -538,6 +597,12 @@ def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
         ValueError: fewer than two classes to make base and novel of.
     """
     return dict(zip(("base", "novel"), base_novel_split(names), strict=True)) if base_novel else {"all": names}
+
+
+def chance_of_several(test: Dataset, classes: dict[str, list[str]]) -> dict[str, float]:
+    """Return the mean average precision of guessing, in percent, on every split of images with several labels."""
+    shares = {name: share_of_labels(select_classes(test, names), names) for name, names in classes.items()}
+    return with_harmonic_mean(shares)
 
 
 def eval_sets(

@@ -42,6 +42,7 @@ class Features:
         text: class features, [c, e], [c, k, e], or [b, c, e] where the image shifts the context.
         logits: [b, c].
         frozen: the same without prompts.
+        multi_label: each logit is a prediction of its own, of yes or no, where else those of an image are one.
         projected: `image` before it was normalised, where prompts have a feature of their own, [b, 2, e].
         states: there, the class token and the prompts in the first layer's input and each layer's output, [b, 1 + k, d]
             (and, in most layers, the rows behind them).
@@ -51,6 +52,7 @@ class Features:
     text: Tensor
     logits: Tensor
     frozen: FrozenFeatures
+    multi_label: bool = False
     projected: Tensor | None = None
     states: Sequence[Tensor] | None = None
 
@@ -96,11 +98,14 @@ class ImageConsistency:
 class LogitConsistency:
     """Divergence of the predictions from the frozen model's: KL(frozen || prompted), mean over images and classes.
 
-    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c.
+    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c. With several
+    labels for an image, where the paper has nothing, each class's yes and no are compared.
     """
 
     def __call__(self, features: Features) -> Tensor:
         """Return the term, a scalar."""
+        if features.multi_label:
+            return binary_divergence(features.logits, features.frozen.logits).mean()
         prompted = F.log_softmax(features.logits, dim=-1)
         frozen = F.log_softmax(features.frozen.logits, dim=-1)
         return F.kl_div(prompted, frozen, reduction="none", log_target=True).mean()
@@ -137,6 +142,13 @@ class SequenceNorm:
         outputs = [features.states[layer + 1] for layer in self.layers]  # pyrefly: ignore[unsupported-operation]
         norms = torch.stack([rows[:, : 1 + self.num_prompts].norm(dim=-1).mean(0) for rows in outputs])
         return (norms[:, 1:] - norms[:, :1].detach()).abs().mean()
+
+
+def binary_divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return KL(wanted || ours) [b, c] of the yes and no that each pair of logits [b, c] stands for."""
+    yes = wanted.sigmoid() * (F.logsigmoid(wanted) - F.logsigmoid(logits))
+    no = (-wanted).sigmoid() * (F.logsigmoid(-wanted) - F.logsigmoid(-logits))
+    return yes + no
 
 
 def _cosine_distance(ours: Tensor, frozen: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ and loading are in `safe_saving`.
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
+from ..losses.multi_label import BinaryCrossEntropy
 from ..tuners.base import registry
 from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
 from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
@@ -116,10 +118,16 @@ class PeftModelForImageClassification(SavedPeftModel):
         kwargs.pop("output_aux_loss", None)
         if pixel_values is not None:
             kwargs["pixel_values"] = pixel_values
-        if labels is not None:
+        several = labels is not None and self._is_multi_label
+        if labels is not None and not several:
             kwargs["labels"] = labels
         with self.class_name_classifier.adapted.lock.call():
-            return super().forward(*args, **kwargs)
+            output = super().forward(*args, **kwargs)
+        if not several:
+            return output
+        if isinstance(output, tuple):
+            return BinaryCrossEntropy()(output[0], labels), *output
+        return replace(output, loss=BinaryCrossEntropy()(output, labels))
 
     def set_class_names(
         self,
@@ -140,7 +148,8 @@ class PeftModelForImageClassification(SavedPeftModel):
 
         Raises:
             ValueError: a template for an adapter whose config has one, or a malformed one.
-            ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
+            ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others; names
+                without a description where classes have some.
             PromptTooLongError: a name does not fit into the text tower.
             TokenizerNotFoundError: no tokenizer is known.
             UnsupportedModelError: the base model has no text tower.
@@ -157,6 +166,29 @@ class PeftModelForImageClassification(SavedPeftModel):
                 self.class_name_classifier.adapted.set_template(template)
             self.class_name_classifier.set_class_names(names, tokenizer)
             self._show_labels()
+
+    def describe_classes(self, descriptions: Mapping[str, Sequence[str]] | str | os.PathLike) -> None:
+        """Add sentences that describe classes to those of the active adapter's config, in the place of those of the same.
+
+        They are saved with the adapter. See the field `class_descriptions` for what they are used for.
+
+        Args:
+            descriptions: sentences by class, `{class: [sentence, ...]}`, or a JSON file of them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: something else, or the adapter is one of PEFT's own, whose text side is the template's.
+            UnsupportedModelError: the base model has no text tower.
+
+        Example:
+
+        ```python
+        model.describe_classes({"fox": ["A fox is red.", "A fox has a bushy tail."], "wolf": ["A wolf is grey."]})
+        model.set_class_names(["fox", "wolf"])
+        ```
+        """
+        with self._changing():
+            self.class_name_classifier.adapted.describe_classes(descriptions)
 
     @property
     def class_names(self) -> list[str] | None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ...backbones.base import BidirectionalTextView
@@ -24,6 +25,7 @@ from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
 from . import class_list
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
+from .config import PromptConfig
 from .feature_cache import FeatureCache
 from .method import average_features
 from .module_state import ModuleState, autocast_dtype, state_of
@@ -89,7 +91,8 @@ class ClassEncoder:
         dual = self.model.dual
         parts = [text.base_layer, text.active_prompts, dual.text_projection]
         config = self.model.config
-        state = self._state(parts, [*config.templates, str(config.frozen_template)], classes.sequences)
+        described = self._described(config, classes.names)
+        state = self._state(parts, [*config.templates, str(config.frozen_template), described], classes.sequences)
         return self.features.get(classes, state, lambda: self._encode(classes, dual.device))
 
     def _features_in_graph(self, classes: ClassList, method: str, adapter_name: str = "") -> Tensor:
@@ -119,10 +122,10 @@ class ClassEncoder:
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
         """Return the features of the classes first ... last - 1."""
         text = self.text
-        if text.disable_adapters:
-            return self._zero_shot(
-                classes.names, self.model.config.templates, self.model.config.tokenizer_name_or_path
-            )
+        config = self.model.config
+        learns_text = text.active_prompts is not None or self.model.method.trains_text_encoder
+        if text.disable_adapters or (config.class_descriptions is not None and not learns_text):
+            return self._zero_shot(classes.names[first:last], config.templates, config)
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
         chunks = [chunk for template in templates for chunk in template]
@@ -162,7 +165,8 @@ class ClassEncoder:
     def encode_frozen(self, classes: ClassList, adapter_name: str) -> Tensor:
         """Return the frozen model's features [c, e] of an adapter's classes, without gradients, kept per class list.
 
-        The text around the names is the config's `frozen_template`, where it has one, else its `template`.
+        What is read are the config's `class_descriptions`, where it has some; else its `frozen_template` around the names,
+        where it has one, or its `template`.
         """
         if torch.compiler.is_compiling():
             return self._features_in_graph(classes, "frozen_features", adapter_name)
@@ -171,38 +175,54 @@ class ClassEncoder:
     def frozen_features(self, classes: ClassList, adapter_name: str) -> Tensor:
         """Return the same, outside of compiled code."""
         config = self.model.config_of(adapter_name)
-        template = getattr(config, "frozen_template", None) or config.template
+        template = config.frozen_template or config.template
         templates = [template] if isinstance(template, str) else list(template)
-        normalize = self.model.method_of(adapter_name).normalizes_frozen_templates
+        # Descriptions give the same features wherever they are read: each sentence's is normalised, as CuPL's code does.
+        normalize = (
+            self.model.method_of(adapter_name).normalizes_frozen_templates or config.class_descriptions is not None
+        )
         text = self.text
 
         def compute() -> Tensor:
             with torch.no_grad(), self.model.without_adapters():
-                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
+                return self._zero_shot(classes.names, templates, config, normalize)
 
         parts = [text.base_layer, self.model.dual.text_projection]
-        return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
+        state = self._state(parts, [*templates, self._described(config, classes.names)], normalize)
+        return self.frozen.get(classes, state, compute)
+
+    def _described(self, config: PromptConfig, names: Sequence[str]) -> Hashable:
+        """Return what tells whether the descriptions of the classes still are what they were; None without any."""
+        described = config.descriptions_of(names)
+        return None if described is None else hash(tuple(map(tuple, described)))
 
     def _zero_shot(
-        self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None, normalize: bool = True
+        self, names: Sequence[str], templates: Sequence[str], config: PromptConfig, normalize: bool = True
     ) -> Tensor:
-        """Return text features [c, e] by the base model's own call, with the templates around each name.
+        """Return text features [c, e] by the base model's own call, of the descriptions or with templates around the names.
 
-        The features of each template are L2-normalised before they are averaged, or not; the mean always is.
+        The features of each text are L2-normalised before they are averaged, or not; the mean always is.
         """
-        tokenizer = self.model.tokenizers.find(tokenizer_name)
-        features = []
-        for template in templates:
-            texts = [encode_text(tokenizer, fill(template, name)) for name in names]
-            check_lengths(texts, names, self.text.view.max_positions)
-            batches = [
-                texts[start : start + class_list.ZERO_SHOT_BATCH]
-                for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
-            ]
-            encode = functools.partial(self._encode_texts, tokenizer, normalize)
-            chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
-            features.append(torch.cat(chunks))
-        return average_features(features, normalize)
+        tokenizer = self.model.tokenizers.find(config.tokenizer_name_or_path)
+        described = config.descriptions_of(names)
+        if described is None:
+            texts = [[fill(template, name) for name in names] for template in templates]
+            return average_features([self._plain(tokenizer, some, names, normalize) for some in texts], normalize)
+        owners = [name for name, sentences in zip(names, described, strict=True) for _ in sentences]
+        features = self._plain(tokenizer, [text for texts in described for text in texts], owners, normalize)
+        means = [each.mean(0) for each in features.split(list(map(len, described)))]
+        return F.normalize(torch.stack(means), dim=-1)
+
+    def _plain(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], normalize: bool
+    ) -> Tensor:
+        """Return the features [n, e] of plain texts, each of the class of a name, in batches of bounded size."""
+        sequences = [encode_text(tokenizer, text) for text in texts]
+        check_lengths(sequences, names, self.text.view.max_positions)
+        size = class_list.ZERO_SHOT_BATCH
+        batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        encode = functools.partial(self._encode_texts, tokenizer, normalize)
+        return torch.cat(checkpointed_chunks(encode, batches, list(map(len, batches)), size))
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[TokenSequence]) -> Tensor:
         """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""
