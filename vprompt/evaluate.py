@@ -67,9 +67,10 @@ def evaluate(
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config, load_adapter
-    from peft_vprompt.experiments.reports import MEAN_AVERAGE_PRECISION, WORSE, is_worse
+    from peft_vprompt.experiments.reports import WORSE, is_worse
     from peft_vprompt.experiments.results import require_local_data
-    from peft_vprompt.experiments.run import as_published, chance_of_several, eval_sets
+    from peft_vprompt.experiments.run import as_published, eval_sets
+    from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
     from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
     from peft_vprompt.utils.devices import find_device

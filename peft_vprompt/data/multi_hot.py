@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-from datasets import Dataset, Value
-from datasets.features import List
+import pyarrow as pa
+from datasets import Dataset
 from datasets.features.features import register_feature
 
 
@@ -17,25 +17,28 @@ from datasets.features.features import register_feature
 NOT_KNOWN = -100
 
 
-@dataclass(repr=False)
-class MultiHot(List):
+@dataclass
+class MultiHot:
     """A column of one number for each class: 1 where an image is of it, 0 where not, -100 where nobody knows.
+
+    No kind of `List`, of which `datasets` makes plain ones again.
 
     Attributes:
         names: names of the classes, in label order.
     """
 
-    feature: Any = None
-    names: list[str] = field(default_factory=list)
+    names: list[str]
+    id: str | None = field(default=None, repr=False)
+    dtype: ClassVar[str] = "list"
     _type: str = field(default="MultiHot", init=False, repr=False)
 
-    def __new__(cls, *args, **kwargs):
-        """Make one of this class, where `Sequence` makes a plain list of whatever it is."""
-        return object.__new__(cls)
+    def __call__(self) -> pa.DataType:
+        """Return the type of the Arrow column."""
+        return pa.list_(pa.float32(), len(self.names))
 
-    def __post_init__(self):
-        self.feature = Value("float32")
-        self.length = len(self.names)
+    def encode_example(self, value: Sequence[float]) -> list[float]:
+        """Return the labels of one image as they are stored."""
+        return [float(number) for number in value]
 
 
 with warnings.catch_warnings():

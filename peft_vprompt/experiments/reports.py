@@ -9,13 +9,11 @@ from rich.table import Table
 
 from ..training.evaluation import chance
 from ..utils.plotting import saved_figure
+from .several_labels import metric_of
 
 
 #: What stands behind an accuracy that is lower than zero-shot's.
 WORSE = "▼"
-
-#: What `results.json` calls what is measured where images have several labels.
-MEAN_AVERAGE_PRECISION = "mean average precision"
 
 #: What the columns of a table mean, by their headings.
 MEANINGS = {
@@ -83,11 +81,6 @@ def explain(runs: Sequence[dict]) -> str:
     if any(WORSE in show_accuracy(run, column) for run in runs for column in columns):
         said.append(f"{WORSE}: worse than zero-shot")
     return "; ".join(said) + "."
-
-
-def metric_of(run: dict) -> str:
-    """Return the name of what the accuracies of a run are: accuracy, unless images have several labels."""
-    return run.get("metric", "accuracy")
 
 
 def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> None:

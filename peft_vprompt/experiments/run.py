@@ -20,21 +20,14 @@ from ..data import (
     image_size,
     select_classes,
 )
-from ..data.multi_hot import is_multi_label, share_of_labels
+from ..data.multi_hot import is_multi_label
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..losses.label_checks import MULTI_LABEL
 from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import cache_features, feature_rows
-from ..training.evaluation import (
-    EvalSet,
-    chance,
-    evaluate,
-    evaluate_beside_zero_shot,
-    set_class_names,
-    with_harmonic_mean,
-)
+from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
 from ..training.trainer import TrainResult, train
@@ -50,8 +43,8 @@ from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
 from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
 from .models import ModelBundle, build_model
-from .reports import MEAN_AVERAGE_PRECISION
 from .settings import Settings
+from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several, check_labels
 from .supervision import LabelledImages, training_images
 
 
@@ -485,31 +478,6 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
 
 
-def check_labels(settings: Settings, multi_label: bool) -> None:
-    """Refuse settings that do not go with the number of labels of an image.
-
-    Raises:
-        ValueError: says which, and what goes with it.
-    """
-    if not multi_label:
-        if settings.config.get("problem_type") == MULTI_LABEL:
-            raise ValueError(
-                f"Expected data whose images have several labels with problem_type={MULTI_LABEL!r}. Received data of one "
-                "class for each image. Read them with multi_label=True (--multi-label), which sets problem_type."
-            )
-        return
-    one_class = {
-        f"loss={settings.loss!r}, which takes one": settings.loss is not None,
-        "labels that are noisy or not read, which are one": not settings.supervision.is_plain,
-        "an ensemble, which is for labels that are not read": settings.ensemble > 1,
-    }
-    if asked := [what for what, wanted in one_class.items() if wanted]:
-        raise ValueError(
-            f"Expected images of one class each with {' and '.join(asked)} for each image. Received images of several. Leave "
-            "it out; the loss is the sigmoid loss."
-        )
-
-
 def _changed(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe.override(
         learning_rate=settings.learning_rate,
@@ -597,12 +565,6 @@ def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
         ValueError: fewer than two classes to make base and novel of.
     """
     return dict(zip(("base", "novel"), base_novel_split(names), strict=True)) if base_novel else {"all": names}
-
-
-def chance_of_several(test: Dataset, classes: dict[str, list[str]]) -> dict[str, float]:
-    """Return the mean average precision of guessing, in percent, on every split of images with several labels."""
-    shares = {name: share_of_labels(select_classes(test, names), names) for name, names in classes.items()}
-    return with_harmonic_mean(shares)
 
 
 def eval_sets(

@@ -121,10 +121,10 @@ class PromptConfig(ClassifierConfig):
             "averaged. Default: template."
         },
     )
-    class_descriptions: dict[str, list[str]] | str | None = field(
+    class_descriptions: dict[str, list[str]] | None = field(
         default=None,
         metadata={
-            "help": "Sentences by class, {class: [sentence, ...]}, or a JSON file of them. Their averaged features stand for "
+            "help": "Sentences by class, {class: [sentence, ...]}, or the pathlib.Path of a JSON file of them. Their averaged features stand for "
             "the templates': for the frozen model (with the adapter disabled, and in the place of frozen_template) and "
             "wherever the text side is not learned. Descriptions of other classes do no harm."
         },
@@ -198,6 +198,11 @@ class PromptConfig(ClassifierConfig):
         check_templates("template", self.template)
         if self.frozen_template is not None:
             check_templates("frozen_template", self.frozen_template)
+        if isinstance(self.class_descriptions, str):  # a stranger's config must not make us read a file
+            raise ValueError(
+                "Expected class_descriptions to be a dict {class: [sentence, ...]} or a pathlib.Path of a JSON file. Received: "
+                f"class_descriptions={shown(self.class_descriptions)}. Write pathlib.Path({shown(self.class_descriptions)})."
+            )
         if self.class_descriptions is not None:
             self.describe_classes(self.class_descriptions)
         check_fields(self)
@@ -226,10 +231,7 @@ class PromptConfig(ClassifierConfig):
         Raises:
             ClassNamesError: some classes have none.
         """
-        if self.class_descriptions is None:
-            return None
-        # pyrefly: ignore[bad-argument-type]  # a file was read when the config was made
-        return find_descriptions(names, self.class_descriptions)
+        return None if self.class_descriptions is None else find_descriptions(names, self.class_descriptions)
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
