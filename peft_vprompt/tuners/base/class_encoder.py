@@ -113,10 +113,10 @@ class ClassEncoder:
         with outside_of_export(self.model.model) as possible:
             return self._encode(classes, self.model.dual.device).detach().clone() if possible else None
 
-    def _state(self, parts: list[nn.Module], templates: Sequence[str], *objects: object) -> ModuleState | None:
-        """Return what the features of classes depend on: the modules `parts`, and what is said here."""
+    def _state(self, parts: list[nn.Module], read: Sequence[Hashable], *objects: object) -> ModuleState | None:
+        """Return what the features of classes depend on: the modules `parts`, what is read, and what is said here."""
         dual = self.model.dual
-        facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *templates)
+        facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *read)
         return state_of(parts, facts, (self.model.tokenizers.given, *objects))
 
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
