@@ -240,6 +240,8 @@ class Run:
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
+        if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
+            bundle = replace(bundle, recipe=replace(bundle.recipe, crop="none"))
         self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
         self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
         for names in [*self.classes.values(), self.trained_classes]:
