@@ -77,7 +77,8 @@ class PeftModelForImageClassification(SavedPeftModel):
         and so does `model(image_features=..., labels=...)` where no visual prompt is learned; with
         `return_dict=False` (or so in the base model's config) a tuple of the same. `num_items_in_batch` changes
         nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
-        base models get their own call. Labels may be a list. `output_aux_loss` asks for the method's further terms of
+        base models get their own call. Labels may be a list; with `problem_type="multi_label_classification"` in the
+        config they are 1 or 0 for each class [b, c], under a head too. `output_aux_loss` asks for the method's further terms of
         the loss, which come in training anyway.
 
         `adapter_names` has an adapter for each image ("__base__" for none), see `mixed_batches`.
