@@ -7,7 +7,17 @@ from rich.markup import escape
 
 from .app import command, console, given, say_named, say_next
 from .choices import DATA
-from .options import SAME_IMAGES, Device, EvalBf16, ImageSize, option, saved_data_options, saved_run, takes_data
+from .options import (
+    SAME_IMAGES,
+    ClassDescriptions,
+    Device,
+    EvalBf16,
+    ImageSize,
+    option,
+    saved_data_options,
+    saved_run,
+    takes_data,
+)
 
 
 if TYPE_CHECKING:
@@ -30,6 +40,7 @@ def evaluate(
         bool,
         option("Tell the classes of the data apart, in the place of the adapter's.", "--new-classes", panel="Data"),
     ] = False,
+    class_descriptions: ClassDescriptions = None,
     zero_shot: Annotated[bool, option("Switch the adapter off.", "--zero-shot")] = False,
     output: Annotated[Path | None, option("JSON file for the result.")] = None,
     diagnosis: Annotated[
@@ -52,12 +63,14 @@ def evaluate(
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
     - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
     """
+    from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config, load_adapter
     from peft_vprompt.experiments.reports import WORSE, is_worse
     from peft_vprompt.experiments.results import require_local_data
     from peft_vprompt.experiments.run import as_published, eval_sets
+    from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
     from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
     from peft_vprompt.utils.devices import find_device
@@ -80,10 +93,22 @@ def evaluate(
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
+    if diagnosis is not None and is_multi_label(rows):
+        raise ValueError(
+            "A diagnosis compares one class with another for each image. Leave --diagnose out with --multi-label."
+        )
     trained = next(iter(saved["classes"].values())) if saved else classes["all"]
     embedded = saved is not None and saved["settings"]["model"] is None
     size = image_size or (saved["settings"].get("image_size") if saved else None)
-    loaded = load_adapter(adapter, model, trained, embedded=embedded, image_size=size, device=find_device(device))
+    loaded = load_adapter(
+        adapter,
+        model,
+        trained,
+        embedded=embedded,
+        image_size=size,
+        device=find_device(device),
+        class_descriptions=class_descriptions,
+    )
     bundle = as_published(loaded, data.benchmark if data else None)
     sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
@@ -93,13 +118,17 @@ def evaluate(
         accuracy = evaluate_model(bundle.model, sets, zero_shot=True, **options)
     else:
         accuracy, plain = evaluate_beside_zero_shot(bundle.model, sets, **options)
-    guessed = chance({subset: sets[subset].class_names})
+    several = is_multi_label(rows)
+    guessed = (
+        chance_of_several(rows, {subset: classes[subset]}) if several else chance({subset: sets[subset].class_names})
+    )
     result = {
         "adapter": adapter,
         "subset": subset,
         "zero_shot": zero_shot,
         "images": len(sets[subset].rows),
         "classes": sets[subset].class_names,
+        **({"metric": MEAN_AVERAGE_PRECISION} if several else {}),
         "accuracy": accuracy,
         "zero_shot_accuracy": plain,
         "chance": guessed,
@@ -110,13 +139,15 @@ def evaluate(
     beside += [f"chance {guessed[subset]:.2f} %"]
     worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
     console.print(
-        f"Accuracy on {subset} ({len(sets[subset].class_names)} classes, {result['images']} images): "
+        f"{MEAN_AVERAGE_PRECISION.capitalize() if several else 'Accuracy'} on {subset} ({len(sets[subset].class_names)} classes, {result['images']} images): "
         f"[bold]{accuracy[subset]:.2f} %[/]; {', '.join(beside)}.{worse}",
         soft_wrap=True,
     )
     if output is not None:
         write_json(result, output)
     same = given("model", *SAME_IMAGES, "split", "subset", "device", "image_size")
+    if several:
+        return
     if diagnosis is None:
         say_next("evaluate", "--adapter", adapter, *same, "--diagnose", Path(adapter).name + "-diagnosis")
         return

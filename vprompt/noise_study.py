@@ -7,6 +7,7 @@ from .app import command, console, given, say_next, say_saved
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
 from .options import (
     SAME_IMAGES,
+    SEVERAL_LABELS,
     Device,
     Model,
     Q,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @command
-@takes_data()
-@takes_recipe(without=("bf16", "config"))
+@takes_data(without=SEVERAL_LABELS)
+@takes_recipe(without=("bf16", "config", "class_descriptions"))
 def noise_study(
     output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
     data: "DataOptions | None",

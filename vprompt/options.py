@@ -42,6 +42,11 @@ DATA_OPTIONS = {
     "benchmark": Annotated[str | None, _data_option("benchmark")],
     "image_column": Annotated[str, _data_option("image_column")],
     "label_column": Annotated[str, _data_option("label_column")],
+    "multi_label": Annotated[bool, _data_option("multi_label", "--multi-label")],
+    "label_separator": Annotated[str, _data_option("label_separator")],
+    "label_columns": Annotated[
+        list[str] | None, option(DATA["label_columns"]["help"] + " May be repeated.", "--label-columns", panel="Data")
+    ],
     "labels_from": Annotated[str, _data_option("labels_from")],
     "train_split": Annotated[str, _data_option("train_split")],
     "test_split": Annotated[str, _data_option("test_split")],
@@ -56,6 +61,8 @@ DATA_OPTIONS = {
     "test_fraction": Annotated[float, _data_option("test_fraction")],
     "val_fraction": Annotated[float, _data_option("val_fraction")],
 }
+#: Options of images that are of several classes or none, for commands that take one class for each.
+SEVERAL_LABELS = ("multi_label", "label_separator", "label_columns")
 NOISY, UNLABELLED = "Noisy labels", "No labels"
 Loss = Annotated[
     str | None, option(f"One of: {', '.join(LOSSES)}. Default: the model's own cross-entropy.", panel=NOISY)
@@ -121,6 +128,14 @@ Config = Annotated[
     list[str] | None,
     option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
 ]
+ClassDescriptions = Annotated[
+    Path | None,
+    option(
+        "JSON file of sentences by class name, {class: [sentence, ...]}: they stand for the templates, for zero-shot and "
+        "wherever the text side is not learned.",
+        panel="Data",
+    ),
+]
 #: Changes to the authors' recipe and to the method's config: type and default of each option.
 RECIPE_OPTIONS = {
     "epochs": (Epochs, None),
@@ -128,6 +143,7 @@ RECIPE_OPTIONS = {
     "batch_size": (BatchSize, None),
     "bf16": (Bf16, False),
     "config": (Config, None),
+    "class_descriptions": (ClassDescriptions, None),
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
@@ -182,7 +198,7 @@ def takes_data(default: str = "the embedded task", without: tuple[str, ...] = ()
         default: what is used without `--data`, for the help.
         without: options of `DATA_OPTIONS` that the command has no use for.
     """
-    defaults = {name: DATA[name]["default"] for name in DATA_OPTIONS} | {"where": None}
+    defaults = {name: DATA[name]["default"] for name in DATA_OPTIONS} | dict.fromkeys(("where", "label_columns"))
     path = Annotated[str | None, option(f"{DATA['path']['help']} Default: {default}.")]
     shown = {name: (kind, defaults[name]) for name, kind in DATA_OPTIONS.items() if name not in without}
     return bundle("data", {"data": (path, None)} | shown, read_data_options)
@@ -197,10 +213,13 @@ def takes_recipe(without: tuple[str, ...] = ()) -> Callable:
     return bundle("recipe", {name: row for name, row in RECIPE_OPTIONS.items() if name not in without}, _read_recipe)
 
 
-def _read_recipe(lr: float | None = None, config: list[str] | None = None, **values) -> dict:
+def _read_recipe(
+    lr: float | None = None, config: list[str] | None = None, class_descriptions: Path | None = None, **values
+) -> dict:
     from peft_vprompt.utils.validation import parse_fields
 
-    return values | {"learning_rate": lr, "config": parse_fields(config, "--set")}
+    described = {} if class_descriptions is None else {"class_descriptions": str(class_descriptions)}
+    return values | {"learning_rate": lr, "config": parse_fields(config, "--set") | described}
 
 
 def takes_loss(command: Callable) -> Callable:
@@ -229,7 +248,11 @@ def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Pat
 
 
 def read_data_options(
-    data: str | None, where: list[str] | None, class_names: Path | None, **values
+    data: str | None,
+    where: list[str] | None,
+    class_names: Path | None,
+    label_columns: list[str] | None = None,
+    **values,
 ) -> "DataOptions | None":
     """Make the data options of their values; None for the embedded task, which takes none.
 
@@ -240,6 +263,7 @@ def read_data_options(
 
     defaults = DataOptions("")
     values |= {"where": tuple(where or ()), "class_names": read_class_names(class_names) if class_names else None}
+    values |= {"label_columns": tuple(label_columns or ())}
     changed = [name for name, value in values.items() if value != getattr(defaults, name)]
     if data is None and changed:
         raise ValueError(f"Options that say how to read data need --data. Received: {', '.join(changed)}.")

@@ -9,6 +9,7 @@ from .app import command, console, given, say_next, say_saved
 from .options import (
     SAME_IMAGES,
     SELECTOR_HELP,
+    SEVERAL_LABELS,
     UNLABELLED,
     Device,
     ImageSize,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @command
-@takes_data()
+@takes_data(without=SEVERAL_LABELS)
 def pseudo_label(
     output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],
     data: "DataOptions | None",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from .app import command, console, say_next, say_saved
 from .choices import BASE_RATES, WEIGHT_DECAYS
 from .options import (
+    SEVERAL_LABELS,
     Cached,
     Device,
     ImageSize,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @command
-@takes_data()
+@takes_data(without=SEVERAL_LABELS)
 @takes_recipe(without=("lr",))
 def sweep(
     output: Annotated[Path, option("Folder for the journal, the runs, sweep.json and sweep.png.")],

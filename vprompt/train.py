@@ -96,6 +96,7 @@ def train(
       --shots 0`
     - `vprompt train --output runs/all --model openai/clip-vit-base-patch16 --data photos.csv --method coop
       --test-fraction 0`
+    - `vprompt train --output runs/m --model google/siglip-base-patch16-224 --data scenes.csv --multi-label --method coop`
     - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
     - `vprompt train --output runs/e --method coop --cache-features --views 8`
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
@@ -151,4 +152,5 @@ def train(
         say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
     else:
         novel = ["--subset", "novel"] if base_novel else []
-        say_next("evaluate", "--adapter", output, *novel, "--diagnose", output / "diagnosis")
+        diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
+        say_next("evaluate", "--adapter", output, *novel, *diagnosis)

@@ -69,10 +69,17 @@ class DualEncoderView:
         projected = self.module.visual_projection(pooled)
         return F.normalize(projected, dim=-1) if normalize else projected
 
-    def scaled(self, similarity: Tensor) -> Tensor:
-        """Return the logits for similarities of images and classes, of any shape: scaled, with the bias."""
-        logits = self.logit_scale * similarity
-        return logits if self.bias is None else logits + self.bias
+    def scaled(self, similarity: Tensor, scale: float | None = None, bias: float | None = None) -> Tensor:
+        """Return the logits for similarities of images and classes, of any shape.
+
+        Args:
+            similarity: what is scaled.
+            scale: the factor; None for the model's own.
+            bias: what is added; None for the model's own, if it has one.
+        """
+        logits = (self.logit_scale if scale is None else scale) * similarity
+        added = self.bias if bias is None else bias
+        return logits if added is None else logits + added
 
 
 class BertDualEncoderView(DualEncoderView):

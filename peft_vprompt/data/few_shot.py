@@ -4,7 +4,7 @@ Everything here works on the label column alone, so no image is decoded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
+from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
 
 
 def few_shot(
@@ -24,7 +25,8 @@ def few_shot(
     """Draw `shots` images of every class; all of a class with fewer, with a warning.
 
     The draw depends on `(seed, label)` alone: the same seed gives the same images whatever other classes there are,
-    and fewer shots are a subset of more shots.
+    and fewer shots are a subset of more shots. Where images have several labels, those drawn for one class may be of
+    others too, which then have more.
 
     Args:
         dataset: data set whose `label_column` is a `ClassLabel`.
@@ -52,12 +54,13 @@ def few_shot(
             f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images, and all of theirs are taken: "
             f"{shorten(small)}. `min_images` leaves small classes out."
         )
-    labels = _labels(dataset, label_column)
+    of_class = _members(dataset, label_column)
     chosen = [
-        np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:shots]
+        np.random.default_rng([seed, label]).permutation(np.flatnonzero(of_class(label)))[:shots]
         for label in sorted(wanted)
     ]
-    return dataset.select(np.concatenate(chosen))
+    # An image of several classes may be drawn for each of them.
+    return dataset.select(list(dict.fromkeys(np.concatenate(chosen).tolist())))
 
 
 def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -79,11 +82,19 @@ def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
 def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: str = "label") -> Dataset:
     """Keep the rows of the named classes and relabel them 0, 1, ... in the order of `class_names`.
 
+    Of images with several labels those are kept that are of one of the classes at least; where all classes are named, all.
+
     Raises:
         ValueError: a name is not a class of the data set, or no row is left.
         TypeError: the label column is no `ClassLabel`.
     """
     names = _class_names(dataset, label_column)
+    if is_multi_label(dataset, label_column):
+        labels = label_matrix(dataset, label_column)[:, _label_numbers(names, class_names)]
+        kept = np.flatnonzero((labels == 1).any(1) | (len(class_names) == len(names)))
+        if not len(kept):
+            raise ValueError(f"No image of the classes {shorten(list(class_names))} in this split.")
+        return with_label_matrix(dataset.select(kept), labels[kept], class_names, label_column)
     new_label = np.full(len(names), -1)
     new_label[_label_numbers(names, class_names)] = np.arange(len(class_names))
     labels = new_label[_labels(dataset, label_column)]
@@ -102,6 +113,9 @@ def stratified_split(
     fraction_name: str = "test_fraction",
 ) -> tuple[Dataset, Dataset]:
     """Split off the same share of every class, to test on or to validate with.
+
+    An image with several labels counts as of its rarest class, and a class that would be left without an image gets one
+    back, so that shares are near to the same.
 
     Args:
         dataset: data set whose `label_column` is a `ClassLabel`.
@@ -122,17 +136,37 @@ def stratified_split(
         raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction}.")
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
+    if is_multi_label(dataset, label_column):
+        in_test = _multi_label_test(label_matrix(dataset, label_column) == 1, test_fraction, seed)
+        return dataset.select(np.flatnonzero(~in_test)), dataset.select(np.flatnonzero(in_test))
     if small := [name for name, count in zip(names, counts, strict=True) if count == 1]:
         raise ValueError(
             f"Too few images to split some off (2 are needed): {shorten(small)}. Add some, leave such classes out "
             f"(`min_images=2`), or split nothing off (`{fraction_name}=0`)."
         )
-    labels = _labels(dataset, label_column)
-    in_test = np.zeros(len(labels), dtype=bool)
-    for label, count in enumerate(counts):
-        size = min(max(round(count * test_fraction), 1), max(count - 1, 0))
-        in_test[np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:size]] = True
+    in_test = _share_of_each(_labels(dataset, label_column), len(names), test_fraction, seed)
     return dataset.select(np.flatnonzero(~in_test)), dataset.select(np.flatnonzero(in_test))
+
+
+def _share_of_each(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
+    """Return which rows are drawn, bool [rows]: a share of each class's, of two or more at least one and not all."""
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label, count in enumerate(np.bincount(labels, minlength=num_classes)):
+        size = min(max(round(count * share), 1), max(count - 1, 0))
+        drawn[np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:size]] = True
+    return drawn
+
+
+def _multi_label_test(of_class: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return which images of classes [rows, classes] are to test on, bool [rows]."""
+    none = of_class.shape[1]
+    rarest = np.where(of_class, of_class.sum(0), np.inf).argmin(1)
+    drawn = _share_of_each(np.where(of_class.any(1), rarest, none), none + 1, share, seed)
+    for label in range(none):
+        rows = np.flatnonzero(of_class[:, label])
+        if len(rows) and drawn[rows].all():
+            drawn[rows[0]] = False
+    return drawn
 
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
@@ -143,6 +177,8 @@ def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
         TypeError: the label column is no `ClassLabel`.
     """
     names = _class_names(dataset, label_column)
+    if is_multi_label(dataset, label_column):
+        return (label_matrix(dataset, label_column) == 1).sum(0)
     return np.bincount(_labels(dataset, label_column), minlength=len(names))
 
 
@@ -150,7 +186,7 @@ def _class_names(dataset: Dataset, label_column: str) -> list[str]:
     feature = dataset.features.get(label_column)
     if feature is None:
         raise ValueError(f"No label column {label_column!r}. The data set has: {', '.join(dataset.column_names)}.")
-    if not isinstance(feature, ClassLabel):
+    if not isinstance(feature, (ClassLabel, MultiHot)):
         raise TypeError(
             f"The label column {label_column!r} must be a datasets.ClassLabel. Received: {feature}. "
             "Call `dataset.class_encode_column`, or read the data with `load_images`."
@@ -176,6 +212,15 @@ def _label_numbers(names: list[str], class_names: Sequence[str]) -> list[int]:
     if unclear := [name for name in dict.fromkeys(wanted) if len(labels[name]) not in (1, wanted.count(name))]:
         raise ValueError(f"Names that stand for several classes, of which some are wanted: {shorten(unclear)}.")
     return [labels[name][0] if len(labels[name]) == 1 else labels[name].pop(0) for name in wanted]
+
+
+def _members(dataset: Dataset, label_column: str) -> Callable[[int], np.ndarray]:
+    """Return a function that tells which rows are of a class, bool [rows]."""
+    if is_multi_label(dataset, label_column):
+        matrix = label_matrix(dataset, label_column)
+        return lambda label: matrix[:, label] == 1
+    labels = _labels(dataset, label_column)
+    return lambda label: labels == label
 
 
 def _labels(dataset: Dataset, label_column: str) -> np.ndarray:

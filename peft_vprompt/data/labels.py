@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
+from datasets.features import List
 
 from ..utils.validation import shorten
 from .class_names import (
     ClassTable,
     class_label,
     given_names,
+    is_number,
     names_by_number,
     own_names,
     sorted_keys,
@@ -18,6 +21,8 @@ from .class_names import (
 )
 from .image_checks import unreadable
 from .images import RGBImage
+from .multi_hot import NOT_KNOWN, with_label_matrix
+from .multi_labels import label_columns, label_lists, multi_hot, multi_hot_columns
 from .options import DataOptions
 
 
@@ -41,14 +46,22 @@ def label_splits(
     The classes are those of the splits `counted`, which decide about `min_images` too; images of the splits `checked` are
     looked at. Default for both: all.
     """
+    labelled = () if options.label_columns else (options.label_column,)
     for split in splits.values():
-        for column in (options.image_column, options.label_column):
+        for column in (options.image_column, *labelled):
             check_column(split, column)
     masks = {name: where_mask(split, options.where) for name, split in splits.items()}
     images = {name: image_column(split, options) for name, split in splits.items()}
     for name in splits if checked is None else checked:
         masks[name] = _readable(images[name], masks[name], name, options)
-    labels, names = _number_labels(splits, masks, options, list(splits if counted is None else counted))
+    counted = list(splits if counted is None else counted)
+    if options.multi_label:
+        matrices, names = _number_multi_labels(splits, masks, options, counted)
+        return {
+            name: with_label_matrix(rows.select(np.flatnonzero(masks[name])), matrices[name][masks[name]], names)
+            for name, rows in images.items()
+        }
+    labels, names = _number_labels(splits, masks, options, counted)
     feature = class_label(names)
     return {
         name: rows.select(np.flatnonzero(labels[name] >= 0)).add_column(
@@ -133,7 +146,20 @@ def _number_labels(
     raw = {name: _keys(split, masks[name], options) for name, split in splits.items()}
     counts = Counter(key for name in counted for key in raw[name][masks[name]])
     present = {key for name in splits for key in raw[name][masks[name]]}
-    table = _class_table(next(iter(splits.values())), counts, present, options)
+    first = next(iter(splits.values()))
+    table = _class_table(first.features[options.label_column], first.column_names, counts, present, options)
+    number, names = _kept_classes(table, counts, present, options, counted)
+    labels = {
+        name: np.where(masks[name], np.asarray([number.get(key, -1) for key in raw[name]], dtype=int), -1)
+        for name in splits
+    }
+    return labels, names
+
+
+def _kept_classes(
+    table: ClassTable, counts: Counter, present: set[str], options: DataOptions, counted: list[str]
+) -> tuple[dict[str, int], list[str]]:
+    """Return the number of each key of the data (-1: left out), and the names of the classes that are numbered."""
     if unknown := sorted(present - set(table.labels)):
         raise ValueError(
             f"Classes of the data that are not among the classes of {' and '.join(counted)}: {shorten(unknown)}."
@@ -143,16 +169,53 @@ def _number_labels(
         images[table.labels[key]] += count
     kept = [label for label in range(len(table.names)) if images[label] >= options.min_images]
     if not kept:
-        raise ValueError(f"No class has {options.min_images} images. The largest has {max(counts.values())}.")
+        largest = max(counts.values(), default=0)
+        raise ValueError(f"No class has {options.min_images} images. The largest has {largest}.")
     new = {label: position for position, label in enumerate(kept)}
-    number = {key: new.get(label, -1) for key, label in table.labels.items()}
     names = [table.names[label] for label in kept]
     warn_repeated(names)
-    labels = {
-        name: np.where(masks[name], np.asarray([number.get(key, -1) for key in raw[name]], dtype=int), -1)
-        for name in splits
-    }
+    return {key: new.get(label, -1) for key, label in table.labels.items()}, names
+
+
+def _number_multi_labels(
+    splits: dict[str, Dataset], masks: dict[str, np.ndarray], options: DataOptions, counted: list[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return multi-hot labels [rows, classes] of every split, and the class names."""
+    found = {name: _multi_hot(split, options) for name, split in splits.items()}
+    feature, first = next(iter(found.values()))[0], next(iter(splits.values()))
+    counts: Counter = Counter()
+    present: dict[str, None] = {}
+    for name, (_, keys, matrix) in found.items():
+        images = (matrix[masks[name]] == 1).sum(0).tolist()
+        seen = {key: count for key, count in zip(keys, images, strict=True) if count or options.label_columns}
+        counts.update(seen if name in counted else {})
+        present |= dict.fromkeys(seen)
+    if options.label_columns and options.class_names is None:
+        table = own_names(list(present), options.clean_names)  # in the order of the columns
+    else:
+        table = _class_table(feature, first.column_names, counts, set(present), options)
+    number, names = _kept_classes(table, counts, set(present), options, counted)
+    labels = {}
+    for name, (_, keys, matrix) in found.items():
+        labels[name] = np.full((len(matrix), len(names)), NOT_KNOWN if options.label_columns else 0)
+        for column, key in enumerate(keys):
+            if (label := number.get(key, -1)) >= 0:
+                labels[name][:, label] = np.maximum(labels[name][:, label], matrix[:, column])
     return labels, names
+
+
+def _multi_hot(dataset: Dataset, options: DataOptions) -> tuple[Any, list[str], np.ndarray]:
+    """Return what the labels are, what the data call the classes, and int8 [rows, classes]."""
+    if options.label_columns:
+        columns = label_columns(dataset, options)
+        return Value("string"), columns, multi_hot_columns(dataset, columns)
+    feature, lists = label_lists(dataset, options)
+    _require_names_or_numbers(feature, options)
+    named = isinstance(feature, ClassLabel) and len(set(feature.names)) == len(feature.names)
+    keys, matrix = multi_hot([[feature.names[x] if named else str(x) for x in row] for row in lists])
+    if options.class_names is None and keys and _holds_names(feature) and all(map(is_number, keys)):
+        feature = Value("int64")  # numbers with separators between them are numbers all the same
+    return feature, keys, matrix
 
 
 def _keys(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.ndarray:
@@ -164,13 +227,24 @@ def _keys(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.ndarra
     feature = dataset.features[options.label_column]
     values = np.asarray(dataset[options.label_column][:], dtype=object)
     names = feature.names if isinstance(feature, ClassLabel) else None
-    if names is None and not _holds_names(feature) and not _holds_numbers(feature):
-        raise ValueError(f"Labels must be names or whole numbers. Received: {options.label_column!r} is {feature}.")
+    _require_names_or_numbers(feature, options)
     if missing := sum(1 for value in values[mask] if value is None or (names is not None and value < 0)):
-        raise ValueError(f"Rows without a label in the column {options.label_column!r}: {missing} of {mask.sum()}.")
+        raise ValueError(
+            f"Rows without a label in the column {options.label_column!r}: {missing} of {mask.sum()}. Leave them out, or, "
+            "where images are of several classes or none, pass multi_label=True (--multi-label)."
+        )
     if names is not None and len(set(names)) == len(names):
         return np.asarray([names[v] if v is not None and v >= 0 else None for v in values], dtype=object)
     return np.asarray([None if value is None else str(value) for value in values], dtype=object)
+
+
+def _require_names_or_numbers(feature, options: DataOptions) -> None:
+    if isinstance(feature, ClassLabel) or _holds_names(feature) or _holds_numbers(feature):
+        return
+    remedy = " For several classes of an image pass multi_label=True (--multi-label)." * isinstance(feature, List)
+    raise ValueError(
+        f"Labels must be names or whole numbers. Received: {options.label_column!r} is {feature}.{remedy}"
+    )
 
 
 def _holds_names(feature) -> bool:
@@ -181,15 +255,16 @@ def _holds_numbers(feature) -> bool:
     return isinstance(feature, Value) and "int" in feature.dtype
 
 
-def _class_table(dataset: Dataset, counts: Counter, present: set[str], options: DataOptions) -> ClassTable:
+def _class_table(
+    feature: Any, columns: Sequence[str], counts: Counter, present: set[str], options: DataOptions
+) -> ClassTable:
     """Return the classes in label order: as given, as the data set has them, or sorted."""
-    feature = dataset.features[options.label_column]
     given = options.class_names
     if _holds_numbers(feature):
         if given is None:
             raise ValueError(
                 f"The column {options.label_column!r} holds numbers: give the class names (a file with one name per "
-                f"line), or use a column of names. The data has: {', '.join(dataset.column_names)}."
+                f"line), or use a column of names. The data has: {', '.join(columns)}."
             )
         return names_by_number(sorted_keys(present), given)
     if isinstance(feature, ClassLabel):

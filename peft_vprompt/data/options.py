@@ -35,6 +35,20 @@ class DataOptions:
     )
     image_column: str = field(default="image", metadata={"help": "Column of the images (Image, bytes or paths)."})
     label_column: str = field(default="label", metadata={"help": "Column of the classes (names or numbers)."})
+    multi_label: bool = field(
+        default=False,
+        metadata={
+            "help": "Images are of several classes or none: the column of classes holds lists, or names with separators; or "
+            "`label_columns` name a column for each class."
+        },
+    )
+    label_separator: str = field(
+        default=";", metadata={"help": "What stands between the names of several classes in one cell."}
+    )
+    label_columns: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Columns of 1, 0 and empty cells (not known), one for each class; with wildcards."},
+    )
     labels_from: str = field(
         default="path",
         metadata={
@@ -74,6 +88,19 @@ class DataOptions:
         metadata={"help": "Share of each class of the training images to hold out as the split validation."},
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of splits we make."})
+
+    def __post_init__(self):
+        if not self.label_separator.strip() and self.label_separator != " ":
+            raise ValueError(f"Expected a label_separator such as ';'. Received: {self.label_separator!r}.")
+        if self.multi_label:
+            if self.benchmark is not None:
+                raise ValueError("The tasks of a benchmark have one class for each image. Leave multi_label out.")
+            return
+        if self.label_columns or self.label_separator != ";":
+            raise ValueError(
+                "Expected multi_label=True (--multi-label) with label_columns or label_separator, which are for images of "
+                "several classes. Received one of them without it."
+            )
 
     @property
     def listed_names(self) -> list[str] | None:

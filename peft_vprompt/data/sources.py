@@ -15,6 +15,7 @@ from .class_names import class_label, find_classes
 from .few_shot import class_counts, stratified_split
 from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
+from .multi_hot import NOT_KNOWN, is_multi_label, label_matrix, with_label_matrix
 from .options import DEFAULT_TEST_SPLIT, DataOptions
 from .readers import read_rows
 
@@ -106,10 +107,17 @@ def load_split(options: DataOptions, split: str | None = None, class_names: Sequ
 def with_class_names(rows: Dataset, class_names: Sequence[str]) -> Dataset:
     """Give labelled rows the labels of a list of classes, among which the rows' own classes are found by name.
 
+    Images with several labels have the label -100, which does not count, of those classes that the rows do not have.
+
     Raises:
         ValueError: a class with images is none of them; says the nearest, and how to write a mapping.
     """
     names = rows.features["label"].names
+    if is_multi_label(rows):
+        found = find_classes(names, class_names)
+        known = np.full((len(rows), len(class_names)), NOT_KNOWN)  # of classes that the data know nothing of
+        known[:, [found[position] for position in range(len(names))]] = label_matrix(rows)
+        return with_label_matrix(rows, known, class_names)
     labels = np.asarray(rows["label"][:], dtype=int)
     here = np.flatnonzero(np.bincount(labels, minlength=len(names))).tolist()
     here = list(range(len(names))) if list(names) == list(class_names) else here
@@ -161,6 +169,8 @@ def _only_split(splits: Mapping[str, Dataset], options: DataOptions) -> str:
 
 def _is_labelled(rows: Dataset, options: DataOptions) -> bool:
     column = options.label_column
+    if options.label_columns:
+        return True
     return column in rows.column_names and any(label not in (None, -1) for label in rows[column][:])
 
 
@@ -189,6 +199,11 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
     Raises:
         FileNotFoundError, ValueError: as `load_images`.
     """
+    if options.multi_label:
+        raise ValueError(
+            "Labels that are not read are given one for each image by the model. Received: multi_label=True without labels. "
+            "Leave one of both out (--multi-label or --unlabelled)."
+        )
     if options.benchmark is not None:
         return _without_labels(load_images(options))
     splits = _choose_splits(_read(options, keep_loose=True), options)

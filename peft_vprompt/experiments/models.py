@@ -24,6 +24,7 @@ from ..backbones.image_size import set_image_size
 from ..backbones.supported import is_dual_encoder
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
+from ..peft_models.peft_model import PeftModelForImageClassification
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -117,6 +118,7 @@ def load_adapter(
     *,
     image_size: int | None = None,
     device: str | torch.device | None = None,
+    class_descriptions: str | Path | None = None,
 ) -> ModelBundle:
     """Load a trained adapter on its base model, for evaluation.
 
@@ -127,6 +129,7 @@ def load_adapter(
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
         image_size: edge in pixels of the images to take; None for the model's own.
         device: where to put the model; None leaves it on the CPU.
+        class_descriptions: JSON file of sentences by class, beside those that the adapter was saved with.
 
     Raises:
         OSError: there is no such adapter, or no such base model.
@@ -140,6 +143,13 @@ def load_adapter(
     processor = _image_processor(base, image_size)
     place, revision = split_revision(str(adapter))
     model = PeftModel.from_pretrained(base, place, revision=revision).eval()
+    if class_descriptions is not None:
+        if not isinstance(model, PeftModelForImageClassification):
+            raise ValueError(
+                "Expected class descriptions for a model that compares images with class names. Received: an image "
+                "classifier. Leave --class-descriptions out."
+            )
+        model.describe_classes(class_descriptions)
     return ModelBundle(model.to(device), processor, None)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..training.evaluation import chance
 from ..utils.plotting import saved_figure
+from .several_labels import metric_of
 
 
 #: What stands behind an accuracy that is lower than zero-shot's.
@@ -53,7 +54,8 @@ def references(runs: Sequence[dict]) -> dict[str, dict]:
     """Return the accuracies of guessing and of zero-shot, by name; those that no run knows are left out."""
     classes = next((run["classes"] for run in runs if run.get("classes")), None)
     zero_shot = next((run["zero_shot"] for run in runs if run.get("zero_shot")), None)
-    rows = {"Chance": chance(classes) if classes else None, "Zero-shot": zero_shot}
+    guessed = next((run["chance"] for run in runs if run.get("metric")), chance(classes) if classes else None)
+    rows = {"Chance": guessed, "Zero-shot": zero_shot}
     return {name: accuracies for name, accuracies in rows.items() if accuracies}
 
 
@@ -72,7 +74,10 @@ def is_worse(accuracy: float | None, zero_shot: float | None) -> bool:
 def explain(runs: Sequence[dict]) -> str:
     """Return what the columns and marks of a table mean, in one line."""
     columns = _accuracy_columns(runs)
-    said = ["Accuracy in percent", *(MEANINGS[column] for column in columns if column in MEANINGS)]
+    said = [
+        f"{metric_of(runs[0]).capitalize()} in percent",
+        *(MEANINGS[column] for column in columns if column in MEANINGS),
+    ]
     if any(WORSE in show_accuracy(run, column) for run in runs for column in columns):
         said.append(f"{WORSE}: worse than zero-shot")
     return "; ".join(said) + "."
@@ -88,7 +93,7 @@ def plot_results(runs: Sequence[dict], path: str | Path, title: str = "") -> Non
             bars = axes.bar(positions, [run["accuracy"].get(column, 0) for run in runs], width, label=column)
             axes.bar_label(bars, fmt="%.0f", fontsize=8)
         axes.set_xticks(range(len(runs)), [run["title"] for run in runs])
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(f"{metric_of(runs[0])} (%)")
         axes.set_ylim(0, 105)
         axes.set_title(title)
         axes.legend(ncols=len(columns), loc="upper left", frameon=False)

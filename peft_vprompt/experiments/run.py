@@ -21,9 +21,12 @@ from ..data import (
     image_size,
     select_classes,
 )
+from ..data.multi_hot import is_multi_label
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
+from ..losses.label_checks import MULTI_LABEL
+from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
 from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
@@ -44,6 +47,7 @@ from .ensemble import context_tokens, set_contexts
 from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
 from .models import ModelBundle, build_model
 from .settings import Settings
+from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several, check_labels
 from .supervision import LabelledImages, training_images
 
 
@@ -202,6 +206,7 @@ class Run:
     zero_shot: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
+        check_labels(self.settings, self.multi_label)
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
 
     @property
@@ -215,6 +220,19 @@ class Run:
         return self.recipe, self.labelled  # pyrefly: ignore[bad-return]  # `run_experiment` trains with both alone
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the images are of several classes or none."""
+        return any(is_multi_label(rows) for rows in self.data.values())
+
+    @property
+    def _loss(self) -> ClassificationLoss | BinaryCrossEntropy | None:
+        """What to minimise in the place of the model's own loss; None for that."""
+        asks = get_method(self.settings.method).config_class.__dataclass_fields__
+        if self.multi_label and "problem_type" not in asks:
+            return BinaryCrossEntropy()
+        return _loss(self.settings)
+
+    @property
     def trained_classes(self) -> list[str]:
         """Names of the classes to train on, in label order."""
         return next(iter(self.classes.values()))
@@ -223,6 +241,8 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+        if self.multi_label and self._loss is None:
+            config |= {"problem_type": MULTI_LABEL}
         bundle = build_model(
             settings.model,
             settings.method,
@@ -235,6 +255,8 @@ class Run:
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
+        if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
+            bundle = replace(bundle, recipe=replace(bundle.recipe, crop="none"))
         self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
         self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
         if self.recipe is not None:
@@ -318,7 +340,7 @@ class Run:
             transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
             rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
-            self.probes = [GradientProbe(rows, labelled.wrong, _loss(self.settings))]
+            self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
         try:
             if self.settings.ensemble == 1:
                 self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
@@ -392,16 +414,23 @@ class Run:
             "cached": self.options.cached,
             "classes": self.classes,
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
+            **({"metric": MEAN_AVERAGE_PRECISION} if self.multi_label else {}),
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
             **({"search": self.found._asdict()} if self.found else {}),
             "zero_shot": self.zero_shot,
-            "chance": chance(self.classes),
+            "chance": self._chance,
             **(self.labelled.report if self.labelled else {}),
             **({"gradients": self.probes[0].history} if self.probes else {}),
             IDENTITY: self.identity,
             "environment": environment(),
         }
+
+    @property
+    def _chance(self) -> dict[str, float]:
+        if not self.multi_label:
+            return chance(self.classes)
+        return chance_of_several(self.data["test"], self.classes) if "test" in self.data else {}
 
     def _recipe_report(self) -> dict:
         """Return the recipe as it was followed: with the length that the number of shots means."""
@@ -440,7 +469,7 @@ class Run:
                 epochs=epochs,
                 steps=steps,
                 seed=seed,
-                loss=_loss(self.settings),
+                loss=self._loss,
                 settings=self._depends_on() | ({"stage": stage} if stage else {}),
                 checkpoints=options.checkpoints,
                 progress=None if options.quiet else get_method(self.settings.method).title,

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 
+from ..core.class_descriptions import read_descriptions
 from ..utils.fields import check_fields
 from .supervision import Supervision
 
@@ -23,7 +24,8 @@ class Settings:
         base_novel: train on the base classes and test on base and novel; else train and test on all.
         epochs, learning_rate, batch_size, weight_decay: changes to the authors' recipe; None keeps it. CoOp's is PTNL's
             where labels are noisy or not read.
-        config: changes to the method's default config, by field.
+        config: changes to the method's default config, by field. A file of class descriptions is read, so that a run is
+            known by what it says.
         bf16: autocast to bfloat16 while training.
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
             without visual prompts can. The augmentation is then fixed.
@@ -59,6 +61,8 @@ class Settings:
 
     def __post_init__(self):
         check_fields(self)
+        if isinstance(file := self.config.get("class_descriptions"), str):
+            object.__setattr__(self, "config", self.config | {"class_descriptions": read_descriptions(file)})
 
 
 def changed_settings(settings: dict) -> dict:

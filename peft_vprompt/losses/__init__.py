@@ -1,4 +1,4 @@
-"""Losses of logits against labels, also noisy ones."""
+"""Losses of logits against labels, also noisy ones, or several for an image."""
 
 from .classification import (
     LOSSES,
@@ -18,11 +18,13 @@ from .classification import (
     read_aux_loss,
     read_logits,
 )
+from .multi_label import BinaryCrossEntropy
 
 
 __all__ = [
     "LOSSES",
     "REDUCTIONS",
+    "BinaryCrossEntropy",
     "ClassificationLoss",
     "CrossEntropy",
     "GeneralizedCrossEntropy",

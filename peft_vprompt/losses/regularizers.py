@@ -42,6 +42,7 @@ class Features:
         text: class features, [c, e], [c, k, e], or [b, c, e] where the image shifts the context.
         logits: [b, c].
         frozen: the same without prompts.
+        multi_label: each logit is a prediction of its own, of yes or no, where else those of an image are one.
         projected: `image` before it was normalised, where prompts have a feature of their own, [b, 2, e].
         states: there, the class token and the prompts in the first layer's input and each layer's output, [b, 1 + k, d]
             (and, in most layers, the rows behind them).
@@ -52,6 +53,7 @@ class Features:
     text: Tensor
     logits: Tensor
     frozen: FrozenFeatures
+    multi_label: bool = False
     projected: Tensor | None = None
     states: Sequence[Tensor] | None = None
     readout: Any = None
@@ -98,11 +100,14 @@ class ImageConsistency:
 class LogitConsistency:
     """Divergence of the predictions from the frozen model's: KL(frozen || prompted), mean over images and classes.
 
-    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c.
+    Source: PromptSRC, section 3.2; muzairkhattak/PromptSRC `trainers/promptsrc.py`, which divides by b * c. With several
+    labels for an image, where the paper has nothing, each class's yes and no are compared.
     """
 
     def __call__(self, features: Features) -> Tensor:
         """Return the term, a scalar."""
+        if features.multi_label:
+            return binary_divergence(features.logits, features.frozen.logits).mean()
         prompted = F.log_softmax(features.logits, dim=-1)
         frozen = F.log_softmax(features.frozen.logits, dim=-1)
         return F.kl_div(prompted, frozen, reduction="none", log_target=True).mean()
@@ -158,6 +163,13 @@ class StartDistance:
         rows = features.readout.weight
         distances = (rows - features.readout.start).square().sum(-1)
         return (torch.tensor(self.weights, dtype=rows.dtype, device=rows.device) * distances).mean()
+
+
+def binary_divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return KL(wanted || ours) [b, c] of the yes and no that each pair of logits [b, c] stands for."""
+    yes = wanted.sigmoid() * (F.logsigmoid(wanted) - F.logsigmoid(logits))
+    no = (-wanted).sigmoid() * (F.logsigmoid(-wanted) - F.logsigmoid(-logits))
+    return yes + no
 
 
 def _cosine_distance(ours: Tensor, frozen: Tensor) -> Tensor:

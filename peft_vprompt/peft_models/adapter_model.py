@@ -10,6 +10,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from ..losses.label_checks import MULTI_LABEL
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
@@ -59,8 +60,15 @@ class AdapterModel(PeftModel):
         return labels if fits else None
 
     def _show_labels(self) -> None:
-        """Let the base model's config name the active adapter's classes."""
-        show_labels(self.get_base_model(), self._shown_labels())
+        """Let the base model's config name the active adapter's classes, and say whether an image may be of several."""
+        several = MULTI_LABEL if self._is_multi_label else None
+        show_labels(self.get_base_model(), self._shown_labels(), several)
+
+    @property
+    def _is_multi_label(self) -> bool:
+        """Whether the active adapter is for images of several classes or none."""
+        config: Any = self.peft_config.get(self.active_adapter) if self.active_adapters else None
+        return getattr(config, "is_multi_label", False)
 
     def add_weighted_adapter(
         self,

@@ -13,22 +13,27 @@ from torch import nn
 PLAIN = "config_without_labels"
 
 
-def show_labels(model: nn.Module, names: Sequence[str] | Mapping[int, str] | None) -> None:
-    """Let `id2label` and `label2id` of a base model's config say what its logits stand for; None gives its own back.
+def show_labels(
+    model: nn.Module, names: Sequence[str] | Mapping[int, str] | None, problem_type: str | None = None
+) -> None:
+    """Let a base model's config say what its logits stand for (`id2label`, `label2id`), and what problem they answer.
 
-    The model gets a config of its own for that, which all parts that held the old one hold now: other models may share it.
+    What is None is the base model's own. The model gets a config of its own for that, which all parts that held the old
+    one hold now: other models may share it.
     """
-    if names is None:
+    if names is None and problem_type is None:
         give_config_back(model)
         return
-    labels = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
     if PLAIN not in vars(model):
         plain: Any = model.config
         put_config(model, plain, copy.copy(plain))
         vars(model)[PLAIN] = plain
+    plain = vars(model)[PLAIN]
+    labels = plain.id2label if names is None else dict(names if isinstance(names, Mapping) else enumerate(names))
     config: Any = model.config
     config.id2label = labels
     config.label2id = {name: index for index, name in labels.items()}
+    config.problem_type = problem_type or getattr(plain, "problem_type", None)
 
 
 def give_config_back(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ and loading are in `safe_saving`.
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
+from ..losses.multi_label import BinaryCrossEntropy
 from ..tuners.base import registry
 from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
 from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
@@ -76,7 +78,8 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         and so does `model(image_features=..., labels=...)` where no visual prompt is learned; with
         `return_dict=False` (or so in the base model's config) a tuple of the same. `num_items_in_batch` changes
         nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
-        base models get their own call. Labels may be a list. `output_aux_loss` asks for the method's further terms of
+        base models get their own call. Labels may be a list; with `problem_type="multi_label_classification"` in the
+        config they are 1 or 0 for each class [b, c], under a head too. `output_aux_loss` asks for the method's further terms of
         the loss, which come in training anyway.
 
         `adapter_names` has an adapter for each image ("__base__" for none), see `mixed_batches`.
@@ -117,10 +120,16 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         kwargs.pop("output_aux_loss", None)
         if pixel_values is not None:
             kwargs["pixel_values"] = pixel_values
-        if labels is not None:
+        several = labels is not None and self._is_multi_label
+        if labels is not None and not several:
             kwargs["labels"] = labels
         with self.class_name_classifier.adapted.lock.call():
-            return super().forward(*args, **kwargs)
+            output = super().forward(*args, **kwargs)
+        if not several:
+            return output
+        if isinstance(output, tuple):
+            return BinaryCrossEntropy()(output[0], labels), *output
+        return replace(output, loss=BinaryCrossEntropy()(output, labels))
 
     def set_class_names(
         self,
@@ -141,7 +150,8 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
         Raises:
             ValueError: a template for an adapter whose config has one, or a malformed one.
-            ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others.
+            ClassNamesError: malformed names, or prompts that were learned for each class and do not move to others; names
+                without a description where classes have some.
             PromptTooLongError: a name does not fit into the text tower.
             TokenizerNotFoundError: no tokenizer is known.
             UnsupportedModelError: the base model has no text tower.
@@ -178,6 +188,29 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         """
         with self._changing():
             self.class_name_classifier.start_class_head()
+
+    def describe_classes(self, descriptions: Mapping[str, Sequence[str]] | str | os.PathLike) -> None:
+        """Add sentences that describe classes to those of the active adapter's config, in the place of those of the same.
+
+        They are saved with the adapter. See the field `class_descriptions` for what they are used for.
+
+        Args:
+            descriptions: sentences by class, `{class: [sentence, ...]}`, or a JSON file of them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: something else, or the adapter is one of PEFT's own, whose text side is the template's.
+            UnsupportedModelError: the base model has no text tower.
+
+        Example:
+
+        ```python
+        model.describe_classes({"fox": ["A fox is red.", "A fox has a bushy tail."], "wolf": ["A wolf is grey."]})
+        model.set_class_names(["fox", "wolf"])
+        ```
+        """
+        with self._changing():
+            self.class_name_classifier.adapted.describe_classes(descriptions)
 
     @property
     def class_names(self) -> list[str] | None:

@@ -1,10 +1,11 @@
 """Training by a recipe with the stock Trainer, its callbacks, evaluation, cached image features."""
 
 from ..tuners.base.recipe import Averaging, Recipe
+from .average_precision import average_precisions, mean_average_precision
 from .averaging import AverageWeights
 from .cached_features import RandomViews, cache_features, feature_rows
 from .callbacks import ProgressBar, StepTimer, StopIfDiverged
-from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits
+from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits, score
 from .gradient_probe import GradientProbe
 from .recipes import lr_schedule, lr_scheduler
 from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer, train
@@ -23,6 +24,7 @@ __all__ = [
     "StopIfDiverged",
     "TrainResult",
     "accuracy",
+    "average_precisions",
     "cache_features",
     "compute_metrics",
     "evaluate",
@@ -32,7 +34,9 @@ __all__ = [
     "lr_schedule",
     "lr_scheduler",
     "make_optimizer",
+    "mean_average_precision",
     "predict",
     "predict_logits",
+    "score",
     "train",
 ]

@@ -100,8 +100,8 @@ def cache_features(
             _add_checksum(partial)
     features = Dataset.from_file(str(path))
     if "label" in images.column_names:
-        labels = np.tile(np.asarray(images["label"][:]), views)
-        features = features.add_column("label", labels, feature=images.features["label"])
+        labels = np.concatenate([np.asarray(images["label"][:])] * views)
+        features = features.add_column("label", list(labels), feature=images.features["label"])
     features.image_digests = digests if views == 1 else None
     return features
 

@@ -1,4 +1,7 @@
-"""Accuracy of a prompted model on base classes, novel classes and their harmonic mean. All in percent."""
+"""Accuracy of a prompted model on base classes, novel classes and their harmonic mean. All in percent.
+
+Where images have several labels (`labels` [classes] of 1 and 0), the mean average precision stands for the accuracy.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -9,11 +12,13 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+from ..data.multi_hot import NOT_KNOWN
 from ..errors import UnsupportedModelError
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.progress import with_progress
 from ..utils.validation import shorten
+from .average_precision import mean_average_precision
 from .cached_features import FEATURES, encode_frozen
 
 
@@ -53,7 +58,9 @@ def with_harmonic_mean(accuracies: dict[str, float]) -> dict[str, float]:
 
 
 def compute_metrics(prediction) -> dict[str, float]:
-    """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`."""
+    """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`; of multi-hot labels `map`."""
+    if np.ndim(prediction.label_ids) == 2:
+        return {"map": mean_average_precision(prediction.predictions, prediction.label_ids)}
     return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
@@ -76,7 +83,7 @@ def predict_logits(
         progress: label of a progress bar; None for no bar.
 
     Returns:
-        Logits, float32 [images, classes], and true labels, int [images].
+        Logits, float32 [images, classes], and true labels, int [images], or multi-hot [images, classes].
     """
     device = device_of(model)
     logits, labels = [], []
@@ -113,13 +120,31 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
     if not len(rows):
         raise ValueError("No image to evaluate on.")
     predicted, labels = predict(model, rows, batch_size, **options)
+    if labels.ndim == 2:
+        raise ValueError("Expected one class for each image. Received multi-hot labels: call score, or evaluate.")
     return 100 * float(np.mean(predicted == labels))
+
+
+def score(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
+    """Return the accuracy in percent, or the mean average precision where images have several labels.
+
+    `options` are those of `predict_logits`.
+
+    Raises:
+        ValueError: if there is no image, or none is of any class.
+    """
+    if not len(rows):
+        raise ValueError("No image to evaluate on.")
+    logits, labels = predict_logits(model, rows, batch_size, **options)
+    if labels.ndim == 2:
+        return mean_average_precision(logits, labels)
+    return 100 * float(np.mean(logits.argmax(-1) == labels))
 
 
 def evaluate(
     model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False, **options
 ) -> dict[str, float]:
-    """Measure the accuracy on every test set among that set's own class names.
+    """Measure the accuracy, or the mean average precision, on every test set among that set's own class names.
 
     A model that learned something for each of its classes tells apart all of these, of which the set may have some, in any
     order.
@@ -144,7 +169,7 @@ def evaluate(
         for name, test_set in test_sets.items():
             rows, class_names = among_own_classes(model, test_set)
             set_class_names(model, class_names)
-            results[name] = accuracy(model, rows, batch_size, **options)
+            results[name] = score(model, rows, batch_size, **options)
     return with_harmonic_mean(results)
 
 
@@ -216,7 +241,7 @@ def among_own_classes(model, test_set: EvalSet) -> EvalSet:
     if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
         return test_set
     # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
-    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names]), own)
+    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names], len(own)), own)
 
 
 class _Relabelled(torch.utils.data.Dataset):
@@ -225,11 +250,13 @@ class _Relabelled(torch.utils.data.Dataset):
     Args:
         rows: with `labels`.
         new: the new label of each old one.
+        num_classes: how many new ones there are; of those that no old one is, multi-hot labels say that nobody knows.
     """
 
-    def __init__(self, rows: Sequence[dict], new: list[int]):
+    def __init__(self, rows: Sequence[dict], new: list[int], num_classes: int):
         self.rows = rows
         self.new = new
+        self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -240,7 +267,14 @@ class _Relabelled(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict]:
         many = getattr(self.rows, "__getitems__", None)
         rows = many(indices) if many else [self.rows[index] for index in indices]
-        return [{**row, "labels": self.new[int(row["labels"])]} for row in rows]
+        return [{**row, "labels": self._relabel(torch.as_tensor(row["labels"]))} for row in rows]
+
+    def _relabel(self, labels: torch.Tensor):
+        if not labels.ndim:
+            return self.new[int(labels)]
+        relabelled = labels.new_full((self.num_classes,), NOT_KNOWN)
+        relabelled[self.new] = labels
+        return relabelled
 
 
 def set_class_names(model, class_names: Sequence[str]) -> None:

@@ -44,10 +44,10 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_several_classes_for_an_image_are_refused(bad, model):
-    with pytest.raises(ValueError, match="Multi-label classification.* is not supported yet: .*Received: "):
+    with pytest.raises(ValueError, match="Multi-label classification.* has to be asked for: .*Received: "):
         model(pixel_values=images(), labels=bad)
     for name in LOSSES:
-        with pytest.raises(ValueError, match="Multi-label classification.* is not supported yet: .*Received: "):
+        with pytest.raises(ValueError, match="Multi-label classification.* has to be asked for: .*Received: "):
             make_loss(name)(torch.zeros(4, CLASSES), bad)
 
 

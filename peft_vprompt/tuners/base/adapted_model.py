@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...backbones.supported import DUAL_ENCODERS, Backbone, class_name, find_backbone
+from ...core.class_descriptions import read_descriptions
 from ...errors import UnsupportedModelError
+from ...losses.label_checks import MULTI_LABEL
 from ...readouts import CosineReadout
 from .config import PromptConfig, check_templates
 from .hf_patches import restore_class, take_labels
@@ -86,7 +89,9 @@ class AdaptedModel:
         if isinstance(config, PromptConfig):
             return config
         if adapter_name not in self._plain_configs:
-            recorded = (config.auto_mapping or {}).get(CLASSES, {})
+            problem_type = getattr(self.tuner.model.config, "problem_type", None)  # transformers' own way to say it
+            several = {"problem_type": MULTI_LABEL} if problem_type == MULTI_LABEL else {}
+            recorded = several | (config.auto_mapping or {}).get(CLASSES, {})
             self._plain_configs[adapter_name] = PromptConfig(**recorded)
         return self._plain_configs[adapter_name]
 
@@ -104,14 +109,32 @@ class AdaptedModel:
         check_templates("template", template)
         self.config.template = template if isinstance(template, str) else list(template)
 
+    def describe_classes(self, descriptions: Mapping[str, Sequence[str]] | str | os.PathLike) -> None:
+        """Add descriptions of classes to those of the active adapter's config.
+
+        Raises:
+            ValueError: the adapter is one of PEFT's own, whose config has no place for them, or they are none.
+        """
+        self.dual  # noqa: B018 - raises where classes have no meaning
+        if self.config is not self.model.peft_config[self.adapter_name]:
+            raise ValueError(
+                "Expected an adapter of this package, whose config has class_descriptions. Received descriptions under one "
+                "of PEFT's own tuners, which reads the template: call set_class_names(names, template=[...])."
+            )
+        self.config.describe_classes({**(self.config.class_descriptions or {}), **read_descriptions(descriptions)})
+
     def record_classes(self, adapter_name: str) -> None:
         """Write what a config of PEFT's own has no fields for into its `auto_mapping`, which PEFT saves and loads."""
         config: Any = self.model.peft_config[adapter_name]
         if not isinstance(config, PromptConfig):
             stand_in = self.config_of(adapter_name)
-            recorded = {
-                name: getattr(stand_in, name) for name in ("class_names", "template", "tokenizer_name_or_path")
-            }
+            names = (
+                "class_names",
+                "template",
+                "tokenizer_name_or_path",
+                *(["problem_type"] * stand_in.is_multi_label),
+            )
+            recorded = {name: getattr(stand_in, name) for name in names}
             config.auto_mapping = (config.auto_mapping or {}) | {CLASSES: recorded}
 
     def forget(self, adapter_name: str) -> None:
@@ -127,6 +150,11 @@ class AdaptedModel:
         """Return the method of an adapter."""
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[self.model.peft_config[adapter_name].peft_type]
         return getattr(tuner_class, "method", None) or PromptMethod()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether images have several classes or none, by the active adapter."""
+        return self.config.is_multi_label
 
     @property
     def readout(self) -> nn.Module:

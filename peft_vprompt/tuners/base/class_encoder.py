@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ...backbones.base import BidirectionalTextView
@@ -26,6 +27,7 @@ from ...readouts import ClassRowsReadout
 from . import class_list
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
+from .config import PromptConfig
 from .feature_cache import FeatureCache
 from .method import average_features
 from .module_state import ModuleState, autocast_dtype, state_of
@@ -122,7 +124,8 @@ class ClassEncoder:
         dual = self.model.dual
         parts = [text.base_layer, text.active_prompts, dual.text_projection]
         config = self.model.config
-        state = self._state(parts, [*config.templates, str(config.frozen_template)], classes.sequences)
+        described = self._described(config, classes.names)
+        state = self._state(parts, [*config.templates, str(config.frozen_template), described], classes.sequences)
         return self.features.get(classes, state, lambda: self._encode(classes, dual.device))
 
     def _features_in_graph(self, classes: ClassList, method: str, adapter_name: str = "") -> Tensor:
@@ -143,19 +146,19 @@ class ClassEncoder:
         with outside_of_export(self.model.model) as possible:
             return self._encode(classes, self.model.dual.device).detach().clone() if possible else None
 
-    def _state(self, parts: list[nn.Module], templates: Sequence[str], *objects: object) -> ModuleState | None:
-        """Return what the features of classes depend on: the modules `parts`, and what is said here."""
+    def _state(self, parts: list[nn.Module], read: Sequence[Hashable], *objects: object) -> ModuleState | None:
+        """Return what the features of classes depend on: the modules `parts`, what is read, and what is said here."""
         dual = self.model.dual
-        facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *templates)
+        facts = (self.text.disable_adapters, autocast_dtype(dual.device), dual.device, dual.dtype, *read)
         return state_of(parts, facts, (self.model.tokenizers.given, *objects))
 
     def _encode(self, classes: ClassList, device: torch.device, first: int = 0, last: int | None = None) -> Tensor:
         """Return the features of the classes first ... last - 1."""
         text = self.text
-        if text.disable_adapters:
-            return self._zero_shot(
-                classes.names, self.model.config.templates, self.model.config.tokenizer_name_or_path
-            )
+        config = self.model.config
+        learns_text = text.active_prompts is not None or self.model.method.trains_text_encoder
+        if text.disable_adapters or (config.class_descriptions is not None and not learns_text):
+            return self._zero_shot(classes.names[first:last], config.templates, config)
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
         chunks = [chunk for template in templates for chunk in template]
@@ -195,7 +198,8 @@ class ClassEncoder:
     def encode_frozen(self, classes: ClassList, adapter_name: str) -> Tensor:
         """Return the frozen model's features [c, e] of an adapter's classes, without gradients, kept per class list.
 
-        The text around the names is the config's `frozen_template`, where it has one, else its `template`.
+        What is read are the config's `class_descriptions`, where it has some; else its `frozen_template` around the names,
+        where it has one, or its `template`.
         """
         if torch.compiler.is_compiling():
             return self._features_in_graph(classes, "frozen_features", adapter_name)
@@ -205,22 +209,40 @@ class ClassEncoder:
         """Return the same, outside of compiled code."""
         config = self.model.config_of(adapter_name)
         templates = self._frozen_templates(adapter_name)
-        normalize = self.model.method_of(adapter_name).normalizes_frozen_templates
+        # Descriptions give the same features wherever they are read: each sentence's is normalised, as CuPL's code does.
+        normalize = (
+            self.model.method_of(adapter_name).normalizes_frozen_templates or config.class_descriptions is not None
+        )
         text = self.text
 
         def compute() -> Tensor:
             with torch.no_grad(), self.model.without_adapters():
-                return self._zero_shot(classes.names, templates, config.tokenizer_name_or_path, normalize)
+                return self._zero_shot(classes.names, templates, config, normalize)
 
         parts = [text.base_layer, self.model.dual.text_projection]
-        return self.frozen.get(classes, self._state(parts, templates, normalize), compute)
+        state = self._state(parts, [*templates, self._described(config, classes.names)], normalize)
+        return self.frozen.get(classes, state, compute)
+
+    def _described(self, config: PromptConfig, names: Sequence[str]) -> Hashable:
+        """Return what tells whether the descriptions of the classes still are what they were; None without any."""
+        described = config.descriptions_of(names)
+        return None if described is None else hash(tuple(map(tuple, described)))
 
     def projected_frozen(self, classes: ClassList, adapter_name: str, verbatim: bool) -> Tensor:
-        """Return the mean over the same templates of features [c, e] that are not L2-normalised, nor kept."""
-        tokenizer_name = self.model.config_of(adapter_name).tokenizer_name_or_path
-        templates = self._frozen_templates(adapter_name)
+        """Return the mean over the same texts of features [c, e] that are not L2-normalised, nor kept.
+
+        Args:
+            verbatim: put the names into the templates as they are written, with their underscores.
+        """
+        config = self.model.config_of(adapter_name)
+        tokenizer = self.model.tokenizers.find(config.tokenizer_name_or_path)
+        names = classes.names
         with torch.no_grad(), self.model.without_adapters():
-            return torch.stack(self._of_templates(classes.names, templates, tokenizer_name, False, verbatim)).mean(0)
+            described = config.descriptions_of(names)
+            if described is not None:
+                return self._mean_of_sentences(tokenizer, described, names, normalize=False)
+            filled = [[fill(t, name, verbatim) for name in names] for t in self._frozen_templates(adapter_name)]
+            return torch.stack([self._plain(tokenizer, texts, names, False) for texts in filled]).mean(0)
 
     def _frozen_templates(self, adapter_name: str) -> list[str]:
         config = self.model.config_of(adapter_name)
@@ -228,36 +250,41 @@ class ClassEncoder:
         return [template] if isinstance(template, str) else list(template)
 
     def _zero_shot(
-        self, names: Sequence[str], templates: Sequence[str], tokenizer_name: str | None, normalize: bool = True
+        self, names: Sequence[str], templates: Sequence[str], config: PromptConfig, normalize: bool = True
     ) -> Tensor:
-        """Return text features [c, e] by the base model's own call, with the templates around each name.
+        """Return text features [c, e] by the base model's own call, of the descriptions or with templates around the names.
 
-        The features of each template are L2-normalised before they are averaged, or not; the mean always is.
+        The features of each text are L2-normalised before they are averaged, or not; the mean always is.
         """
-        return average_features(self._of_templates(names, templates, tokenizer_name, normalize), normalize)
+        tokenizer = self.model.tokenizers.find(config.tokenizer_name_or_path)
+        described = config.descriptions_of(names)
+        if described is not None:
+            return F.normalize(self._mean_of_sentences(tokenizer, described, names, normalize), dim=-1)
+        texts = [[fill(template, name) for name in names] for template in templates]
+        return average_features([self._plain(tokenizer, some, names, normalize) for some in texts], normalize)
 
-    def _of_templates(
+    def _mean_of_sentences(
         self,
+        tokenizer: PreTrainedTokenizerBase,
+        described: Sequence[Sequence[str]],
         names: Sequence[str],
-        templates: Sequence[str],
-        tokenizer_name: str | None,
         normalize: bool,
-        verbatim: bool = False,
-    ) -> list[Tensor]:
-        """Return text features [c, e] for each template, L2-normalised or not; names are readable or verbatim."""
-        tokenizer = self.model.tokenizers.find(tokenizer_name)
-        features = []
-        for template in templates:
-            texts = [encode_text(tokenizer, fill(template, name, verbatim)) for name in names]
-            check_lengths(texts, names, self.text.view.max_positions)
-            batches = [
-                texts[start : start + class_list.ZERO_SHOT_BATCH]
-                for start in range(0, len(texts), class_list.ZERO_SHOT_BATCH)
-            ]
-            encode = functools.partial(self._encode_texts, tokenizer, normalize)
-            chunks = checkpointed_chunks(encode, batches, list(map(len, batches)), class_list.ZERO_SHOT_BATCH)
-            features.append(torch.cat(chunks))
-        return features
+    ) -> Tensor:
+        """Return the mean [c, e] over each class's sentences of their features, L2-normalised or not."""
+        owners = [name for name, sentences in zip(names, described, strict=True) for _ in sentences]
+        features = self._plain(tokenizer, [text for texts in described for text in texts], owners, normalize)
+        return torch.stack([each.mean(0) for each in features.split(list(map(len, described)))])
+
+    def _plain(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], normalize: bool
+    ) -> Tensor:
+        """Return the features [n, e] of plain texts, each of the class of a name, in batches of bounded size."""
+        sequences = [encode_text(tokenizer, text) for text in texts]
+        check_lengths(sequences, names, self.text.view.max_positions)
+        size = class_list.ZERO_SHOT_BATCH
+        batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+        encode = functools.partial(self._encode_texts, tokenizer, normalize)
+        return torch.cat(checkpointed_chunks(encode, batches, list(map(len, batches)), size))
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[TokenSequence]) -> Tensor:
         """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""

@@ -25,6 +25,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ...backbones.supported import class_name
 from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError, UnsupportedModelError
+from ...losses.label_checks import IGNORED
+from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
 from .class_encoder import ClassEncoder, FrozenClasses
@@ -42,8 +44,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-#: Label of an image that does not count.
-IGNORED = -100
+_SIGMOID_LOSS = BinaryCrossEntropy()
 
 
 @dataclass
@@ -51,7 +52,7 @@ class ClassificationOutput(ImageClassifierOutput):
     """What the classification call gives.
 
     Attributes:
-        loss: mean cross-entropy plus `aux_loss`, where labels were given.
+        loss: mean cross-entropy, or the sigmoid loss where images have several labels, plus `aux_loss`; with labels alone.
         logits: [b, c].
         aux_loss: weighted sum of the method's further terms; in training, where it has some.
         aux_losses: the same terms one by one, by name.
@@ -79,9 +80,10 @@ class ClassMemory:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits [b, c] over the labels that count; zero, with gradients, over none."""
+    """Return the mean cross-entropy of logits [b, c], in float32 at least; zero, with gradients, where no label counts."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if labels.is_floating_point():
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels.to(logits.dtype))
     counts = (labels != IGNORED).any()
     # A mean over nothing would be NaN, and so would its gradients. Nothing here waits for the device.
     return F.cross_entropy(logits, torch.where(counts, labels, 0), ignore_index=IGNORED) * counts.to(logits)
@@ -137,7 +139,7 @@ class ClassNameClassifier:
         """See `PeftModelForImageClassification.set_class_names`."""
         names = check_class_names(names)
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        self.adapted.method.check_new_classes(self.adapted.config, names)
+        self._check_new_classes(names)
         if tokenizer is not None:
             self.adapted.tokenizers.given = tokenizer
         classes = ClassList(names)
@@ -146,6 +148,12 @@ class ClassNameClassifier:
         self.adapted.config.class_names = self.adapted.config.class_names or names
         self.memory.features.clear()
         self.memory.compared.clear()
+
+    def _check_new_classes(self, names: Sequence[str]) -> None:
+        """Refuse classes that the active adapter cannot tell apart, or that have no description where there are some."""
+        config = self.adapted.config
+        self.adapted.method.check_new_classes(config, names)
+        config.descriptions_of(names)
 
     def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
         """Classify images by other names than the adapter's classes, which stay what they are.
@@ -159,7 +167,7 @@ class ClassNameClassifier:
         if before is None or before.names != list(names):
             compared = self.memory.compared.get(adapter)
             if compared is None or compared.names != list(names):
-                self.adapted.method.check_new_classes(self.adapted.config, check_class_names(names))
+                self._check_new_classes(check_class_names(names))
                 compared = self.memory.compared[adapter] = ClassList(list(names))
             self.memory.class_lists[adapter] = compared
         try:
@@ -255,7 +263,8 @@ class ClassNameClassifier:
         """Return logits [b, c] over the class names, and the loss where there are labels.
 
         Args:
-            labels: integers [b] (-100: not counted; the loss is zero where none is) or probabilities [b, c].
+            labels: integers [b] (-100: not counted; the loss is zero where none is) or probabilities [b, c]; with
+                `problem_type="multi_label_classification"` 1 or 0 for each class [b, c] (-100: not counted).
             pixel_values: images, as the image encoder takes them.
             image_features: L2-normalised image features [b, e] in their place, where no visual prompt is learned.
             output_aux_loss: compute the method's further terms; default: in training.
@@ -269,10 +278,11 @@ class ClassNameClassifier:
             TypeError: arguments that the image encoder does not take.
         """
         classes = self.classes
+        of_labels: dict = {"num_classes": len(classes.names), "multi_label": self.adapted.multi_label}
         if image_features is None:
             self._check_images(pixel_values, options)
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
-            check_inputs(pixel_values, labels, len(classes.names))
+            check_inputs(pixel_values, labels, **of_labels)
             inputs = {"pixel_values": pixel_values, **options}
             details: dict = {}
             vision = self.adapted.vision
@@ -289,7 +299,7 @@ class ClassNameClassifier:
                     f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
                     "image encoder, which does not run. Leave them out, or give pixel_values."
                 )
-            check_inputs(image_features, labels, len(classes.names), "image_features")
+            check_inputs(image_features, labels, name="image_features", **of_labels)
             check_unit_length(image_features)
             inputs, details = None, {}
             image = image_features.to(self.adapted.dual.dtype)
@@ -298,7 +308,9 @@ class ClassNameClassifier:
         logits = self.scaled_by_method(self._similarities(image, text))
         added = self._method.added_logits(self.adapted.config, self.adapted.readout, image)
         logits = logits if added is None else logits + added
-        features = Features(image, text, logits, frozen, readout=self.adapted.readout, **details)
+        features = Features(
+            image, text, logits, frozen, self.adapted.multi_label, readout=self.adapted.readout, **details
+        )
         return self._output(features, labels, output_aux_loss)
 
     @property
@@ -313,8 +325,7 @@ class ClassNameClassifier:
 
     def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""
-        scale = self._method.scale(self.adapted.config)
-        return self.scaled(similarities) if scale is None else scale * similarities
+        return self.scaled(similarities, self._method.scale(self.adapted.config))
 
     def _output(self, features: Features, labels: Tensor | None, output_aux_loss: bool | None) -> ClassificationOutput:
         """Return logits and loss; remember the classes that are learned on."""
@@ -336,12 +347,11 @@ class ClassNameClassifier:
         return ClassificationOutput(loss=loss, logits=logits, aux_loss=aux_loss, aux_losses=terms or None)
 
     def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in float32 at least; of several predictions the mean by their shares."""
+        """Return the mean cross-entropy or sigmoid loss; of several predictions the mean by their shares."""
+        of_logits = _SIGMOID_LOSS if features.multi_label else _cross_entropy
         total: Any = 0.0
         for share, logits in self._method.predictions(self.adapted.config, features, self.scaled_by_method):
-            at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
-            loss = _cross_entropy(at_least_float32, targets)
+            loss = of_logits(logits, labels)
             total = loss if share == 1 else total + share * loss
         return total
 
@@ -484,6 +494,6 @@ class ClassNameClassifier:
         """Return whether the adapters change the image features."""
         return self.adapted.changes_images
 
-    def scaled(self, similarities: Tensor) -> Tensor:
-        """Return the logits [b, c] of cosines [b, c], by the model's own scale and bias."""
-        return self.adapted.dual.scaled(similarities)
+    def scaled(self, similarities: Tensor, scale: float | None = None) -> Tensor:
+        """Return the logits [b, c] of cosines [b, c], by a scale or the model's own, with its own bias or the config's."""
+        return self.adapted.dual.scaled(similarities, scale, self.adapted.config.logit_bias)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 
+from ...core.class_descriptions import find_descriptions, read_descriptions
 from ...errors import ClassNamesError, ContextLengthWarning
+from ...losses.label_checks import MULTI_LABEL
 from ...utils.digests import digest_json
 from ...utils.fields import MAX_ITEMS, MAX_TEXT, check_fields, shown
 
@@ -119,6 +121,28 @@ class PromptConfig(ClassifierConfig):
             "averaged. Default: template."
         },
     )
+    class_descriptions: dict[str, list[str]] | None = field(
+        default=None,
+        metadata={
+            "help": "Sentences by class, {class: [sentence, ...]}, or the pathlib.Path of a JSON file of them. Their averaged features stand for "
+            "the templates': for the frozen model (with the adapter disabled, and in the place of frozen_template) and "
+            "wherever the text side is not learned. Descriptions of other classes do no harm."
+        },
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
+        default=None,
+        metadata={
+            "help": "'multi_label_classification' for images of several classes or none: labels are 1 or 0 for each class, and "
+            "the loss is the sigmoid loss. Default: one class for each image, and the cross-entropy."
+        },
+    )
+    logit_bias: float | None = field(
+        default=None,
+        metadata={
+            "help": "With several labels for an image: what is added to the logits, so that a cosine of -bias / scale means one "
+            "half. Default: the base model's own (SigLIP's), else nothing."
+        },
+    )
     text_consistency_weight: float = field(
         default=0.0,
         metadata={
@@ -174,8 +198,40 @@ class PromptConfig(ClassifierConfig):
         check_templates("template", self.template)
         if self.frozen_template is not None:
             check_templates("frozen_template", self.frozen_template)
+        if isinstance(self.class_descriptions, str):  # a stranger's config must not make us read a file
+            raise ValueError(
+                "Expected class_descriptions to be a dict {class: [sentence, ...]} or a pathlib.Path of a JSON file. Received: "
+                f"class_descriptions={shown(self.class_descriptions)}. Write pathlib.Path({shown(self.class_descriptions)})."
+            )
+        if self.class_descriptions is not None:
+            self.describe_classes(self.class_descriptions)
         check_fields(self)
         check_prompts(len(self.class_names or ()), len(self.templates))
+        if self.class_names is not None:
+            self.descriptions_of(self.class_names)
+        if self.logit_bias is not None and not self.is_multi_label:
+            raise ValueError(
+                f"Expected logit_bias with problem_type={MULTI_LABEL!r} alone: it changes nothing where one class of "
+                f"several wins. Received: logit_bias={self.logit_bias} and problem_type={self.problem_type!r}."
+            )
+
+    def describe_classes(self, descriptions: Mapping[str, Sequence[str]] | str | os.PathLike) -> None:
+        """Set `class_descriptions`, from a dict or a JSON file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: something else than sentences by class, or more of them than fit into memory as token ids.
+        """
+        self.class_descriptions = read_descriptions(descriptions)
+        check_prompts(1, sum(map(len, self.class_descriptions.values())))
+
+    def descriptions_of(self, names: Sequence[str]) -> list[list[str]] | None:
+        """Return the sentences that describe each class; None where none of any class were given.
+
+        Raises:
+            ClassNamesError: some classes have none.
+        """
+        return None if self.class_descriptions is None else find_descriptions(names, self.class_descriptions)
 
     def record_classes(self) -> None:
         """Set `class_names_digest`, if something was learned for each class."""
@@ -186,6 +242,11 @@ class PromptConfig(ClassifierConfig):
     def learned_classes(self) -> list[str] | None:
         """The classes for each of which something is learned, None where nothing is."""
         return self.class_names if self.belongs_to_classes else None
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether images have several classes or none."""
+        return self.problem_type == MULTI_LABEL
 
     @property
     def own_classes(self) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ...losses.label_checks import check_shares, is_whole, one_class_each
+from ...losses.label_checks import IGNORED, check_multi_hot, check_shares, is_whole, one_class_each
 
 
 #: Inputs and flags of a dual encoder's own call. Absent or off, they ask the classification call for nothing.
@@ -61,11 +61,16 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
 
 
 def check_inputs(
-    inputs: Tensor, labels: Tensor | None = None, num_classes: int = 0, name: str = "pixel_values"
+    inputs: Tensor,
+    labels: Tensor | None = None,
+    num_classes: int = 0,
+    name: str = "pixel_values",
+    multi_label: bool = False,
 ) -> None:
     """Refuse NaN inputs and impossible labels.
 
-    Labels are integers [batch] or, for a soft target, probabilities [batch, classes].
+    Labels are integers [batch] or, for a soft target, probabilities [batch, classes]; with `multi_label` they say yes or
+    no of each class [batch, classes].
 
     Raises:
         ValueError: names the value and what is allowed.
@@ -76,7 +81,9 @@ def check_inputs(
         raise ValueError(f"Expected at least one image. Received: {name} of shape {list(inputs.shape)}.")
     if inputs.device.type == "cpu" and not bool(torch.isfinite(inputs).all()):
         raise ValueError(f"Expected finite {name}. Received NaN or infinity; check the image preprocessing.")
-    if labels is not None:
+    if labels is not None and multi_label:
+        check_multi_hot(labels, len(inputs), num_classes)
+    elif labels is not None:
         _check_labels(labels, len(inputs), num_classes)
 
 
@@ -101,7 +108,7 @@ def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
         return
     if labels.device.type != "cpu":
         return
-    valid = labels[labels != -100]
+    valid = labels[labels != IGNORED]
     low, high = (int(valid.min()), int(valid.max())) if valid.numel() else (0, 0)
     if low < 0 or high >= num_classes:
         raise ValueError(

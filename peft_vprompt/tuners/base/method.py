@@ -216,8 +216,8 @@ def average_features(features: Sequence[Tensor], normalized: bool = True) -> Ten
     return F.normalize(torch.stack(list(features)).mean(0), dim=-1)
 
 
-def refuse_consistency(config: PromptConfig) -> None:
-    """Refuse terms that compare features in the joint space, for a model without one.
+def refuse_text_fields(config: PromptConfig) -> None:
+    """Refuse terms that compare features in the joint space, and descriptions of classes, for a model without one.
 
     Raises:
         ValueError: names the fields that are set.
@@ -228,6 +228,11 @@ def refuse_consistency(config: PromptConfig) -> None:
             "Expected consistency with the frozen model on a model that compares images with class names. Received: "
             f"{', '.join(f'{name}={value!r}' for name, value in given.items())} on a model without a text tower. Leave "
             "them out, or use a CLIP."
+        )
+    if config.class_descriptions is not None:
+        raise ValueError(
+            "Expected class_descriptions on a model that compares images with class names. Received: descriptions of "
+            f"{len(config.class_descriptions)} classes on a model without a text tower. Leave them out, or use a CLIP."
         )
 
 

@@ -61,7 +61,10 @@ class MaPLeConfig(PromptConfig):
         self.peft_type = PeftType.MAPLE
         super().__post_init__()
         if not self.text_depth and not self.vision_depth:
-            raise ValueError("Expected prompts in at least one tower. Received: text and vision prompt depth 0.")
+            raise ValueError(
+                "Expected prompts in at least one tower. Received: text_prompt_depth and vision_prompt_depth (or prompt_depth, "
+                "which stands for both) of 0. Set one of them to 1 or more."
+            )
         if self.coupling == "linear" and self.vision_depth:
             self._check_coupling()
 

@@ -52,8 +52,12 @@ class ProGrad(CoOpContext):
     def guide(self, config: ProGradConfig, features: Features, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Return the logits, whose backward pass leaves out what goes against the frozen model's predictions."""
         temperature = config.temperature
-        wanted = F.softmax(features.frozen.logits / temperature, dim=-1)
-        distance = F.cross_entropy(features.logits / temperature, wanted) * temperature**2
+        logits, wanted = features.logits / temperature, features.frozen.logits / temperature
+        if features.multi_label:  # where the paper has nothing: the sigmoid loss against the frozen model's
+            distance = F.binary_cross_entropy_with_logits(logits, wanted.sigmoid())
+        else:
+            distance = F.cross_entropy(logits, wanted.softmax(-1))
+        distance = distance * temperature**2
         return guide_gradients(features.logits, distance, list(parameters), config.projection_weight)
 
 

@@ -18,7 +18,7 @@ from ...prompts.base import PromptModule, placed_like
 from ...prompts.pixels import PixelBorder, PixelChannels, PixelStrip
 from ...prompts.tokens import TokenPrompts
 from ...prompts.visual import StagedPrompts, VisualPrompts
-from ..base.method import PromptMethod, refuse_consistency
+from ..base.method import PromptMethod, refuse_text_fields
 from ..base.tuner import PromptTuner
 from .config import PIXEL_LOCATIONS, VisualPromptConfig
 from .support import check_tower
@@ -33,7 +33,7 @@ class VPT(PromptMethod):
         """Refuse prompts that this tower has no layers, tokens or windows for, and terms that need class names."""
         check_tower(config, vision)
         if text is None:
-            refuse_consistency(config)
+            refuse_text_fields(config)
 
     def vision_prompts(
         self, config: VisualPromptConfig, view: VisionView, text: TextView | None, feature_dim: int
