@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 
 from .transforms import TrainTransform
+from .views import ViewTransform
 
 
 class RandomRows(torch.utils.data.Dataset):
@@ -62,7 +63,7 @@ class AugmentedRows(RandomRows):
         seed: seed of its random numbers.
     """
 
-    def __init__(self, rows: Dataset, transform: TrainTransform, seed: int = 0):
+    def __init__(self, rows: Dataset, transform: TrainTransform | ViewTransform, seed: int = 0):
         super().__init__(seed)
         self.rows = rows
         self.transform = transform

@@ -7,6 +7,7 @@ from .callbacks import ProgressBar, StepTimer, StopIfDiverged
 from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits
 from .gradient_probe import GradientProbe
 from .recipes import lr_schedule, lr_scheduler
+from .test_time import TestTimeTuning, TunedOutput, evaluate_at_test_time, tune_on_features, tune_on_views
 from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer, train
 
 
@@ -21,11 +22,14 @@ __all__ = [
     "RecipeTrainer",
     "StepTimer",
     "StopIfDiverged",
+    "TestTimeTuning",
     "TrainResult",
+    "TunedOutput",
     "accuracy",
     "cache_features",
     "compute_metrics",
     "evaluate",
+    "evaluate_at_test_time",
     "feature_rows",
     "harmonic_mean",
     "last_checkpoint",
@@ -35,4 +39,6 @@ __all__ = [
     "predict",
     "predict_logits",
     "train",
+    "tune_on_features",
+    "tune_on_views",
 ]

@@ -81,14 +81,14 @@ def predict_logits(
     device = device_of(model)
     logits, labels = [], []
     with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for batch in with_progress(_batches(rows, batch_size), progress):
+        for batch in with_progress(batches(rows, batch_size), progress):
             labels.append(batch.pop("labels").numpy())
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu().numpy())
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def _batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
+def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
     """Return the batches of all rows; going through them draws from no random numbers but their own."""
     # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
     return DataLoader(rows, batch_size, collate_fn=default_data_collator, generator=torch.Generator())
@@ -194,7 +194,7 @@ def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None)
     if FEATURES in getattr(rows, "column_names", ()):
         return rows
     encoded = []
-    for batch in with_progress(_batches(rows, batch_size), progress):
+    for batch in with_progress(batches(rows, batch_size), progress):
         labels = batch.pop("labels")
         features = encode_frozen(model, batch)
         encoded += [{FEATURES: x, "labels": y} for x, y in zip(features, labels, strict=True)]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from peft_vprompt import ContextOptConfig
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.convert.checkpoint import LAYOUTS
-from peft_vprompt.training import AverageWeights
+from peft_vprompt.training import AverageWeights, TestTimeTuning, tune_on_views
 from peft_vprompt.tuners.base.recipe import Averaging
 from tests.support.golden_vpt import load_recipe
 
@@ -375,3 +376,39 @@ class TestPromptSRC:
         values = {tower: p.detach() for tower, p in self.ours(case).items()}
         torch.testing.assert_close(values, self.values(case, "gpa."), **VALUES)
         case.check_logits(inputs, "gpa_")
+
+
+class TestTPT:
+    """Test-time tuning: one context per image, tuned on its views."""
+
+    @pytest.fixture(params=["tpt_vit_photo"])
+    def case(self, request, recipe, inputs, shared):
+        folder = shared / "golden" / "field"
+        reference = load_file(folder / f"{request.param}.safetensors")
+        facts = json.loads((folder / f"{request.param}.json").read_text())
+        config = ContextOptConfig(
+            class_names=inputs["base_classes"],
+            prompt_init="text",
+            prompt_init_text=facts["hyperparameters"]["ctx_init"],
+            tokenizer_name_or_path=str(shared / "clip-tokenizer"),
+        )
+        return Case(get_peft_model(recipe.build_clip(), config), reference, facts)
+
+    def test_every_number(self, case):
+        reference, chosen = case.reference, case.facts["hyperparameters"]
+        tuning = TestTimeTuning(
+            confident=chosen["selection_p"],
+            steps=chosen["tta_steps"],
+            learning_rate=case.facts["optimizer"]["lr"],
+            weight_decay=case.facts["optimizer"]["weight_decay"],
+        )
+        output = tune_on_views(case.model, reference["views"], tuning)
+        torch.testing.assert_close(output.view_logits, reference["view_logits"], **LOGITS)
+        torch.testing.assert_close(output.view_logits[:, 0], reference["logits"], **LOGITS)
+        assert output.selected.tolist() == case.facts["selected_views"]
+        torch.testing.assert_close(output.loss, reference["traj_loss"], **LOSSES)
+        torch.testing.assert_close(output.gradients, reference["grad.prompt_learner.ctx"], **GRADIENTS)
+        torch.testing.assert_close(output.contexts, reference["final.prompt_learner.ctx"], atol=5e-6, rtol=0)
+        torch.testing.assert_close(output.logits, reference["final_logits"], **LOGITS)
+        (context,) = case.trained.values()
+        assert torch.equal(context.detach()[0], reference["param.prompt_learner.ctx"])
