@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
@@ -24,6 +25,7 @@ from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..training.cached_features import cache_features, feature_rows
+from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import EvalSet, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
@@ -42,6 +44,7 @@ from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previou
 from .models import ModelBundle, build_model
 from .settings import Settings
 from .supervision import LabelledImages, training_images
+from .teacher import Teacher, check_teacher, load_teacher
 
 
 #: Folder, beside the adapter, of the last finite values of a run that diverged.
@@ -160,6 +163,7 @@ class Run:
         output: folder for the adapter and `results.json`.
         options: how the run goes.
         classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
+        teacher: whose predictions are distilled, None without one; from `build`.
         bundle: the model, its image processor and its recipe; from `build`.
         recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
         identity: what the run is by content; from `identify`.
@@ -172,6 +176,7 @@ class Run:
         validation: likewise on the images that were held out; None where none were.
         zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
             asked.
+        teacher_accuracy: accuracy of the teacher on the test images; None without one.
     """
 
     settings: Settings
@@ -179,6 +184,7 @@ class Run:
     output: Path
     options: RunOptions
     classes: dict[str, list[str]] = field(init=False)
+    teacher: Teacher | None = field(default=None, init=False)
     bundle: ModelBundle = field(init=False)
     recipe: Recipe | None = field(init=False)
     identity: dict = field(init=False)
@@ -190,6 +196,7 @@ class Run:
     accuracy: dict[str, float] = field(init=False)
     validation: dict[str, float] | None = field(default=None, init=False)
     zero_shot: dict[str, float] | None = field(default=None, init=False)
+    teacher_accuracy: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
@@ -208,15 +215,22 @@ class Run:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
         settings = self.settings
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
+        device = find_device(self.options.device)
+        if settings.teacher is not None:
+            self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
+            config = {"teacher_dim": self.teacher.features.shape[1]} | config
         bundle = build_model(
             settings.model,
             settings.method,
             self.trained_classes,
             settings.seed,
             image_size=settings.image_size,
-            device=find_device(self.options.device),
+            device=device,
             **config,
         )
+        if self.teacher is not None:
+            take_teacher(bundle.model, self.teacher.model)
+            bundle.content |= self.teacher.content
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -248,7 +262,10 @@ class Run:
         return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._rows)
 
     def label(self) -> None:
-        """Pick the training images and label them as the settings say."""
+        """Pick the training images and label them as the settings say; a teacher needs no labels, and takes all."""
+        if self.teacher is not None:
+            self.labelled = LabelledImages(self.data["train"].select_columns("image"), {})
+            return
         self.labelled = training_images(
             self.settings.supervision,
             self.data["train"],
@@ -267,7 +284,10 @@ class Run:
         """
         recipe, labelled = self._to_train
         transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
-        rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+        if self.teacher is None:
+            rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+        else:
+            rows = self._distillation_rows(self.teacher)
         if self.options.gradients:
             self.probes = [GradientProbe(rows, labelled.wrong, _loss(self.settings))]
         try:
@@ -281,6 +301,19 @@ class Run:
             message = f"{error} The last finite values are in {folder}; nothing else was written."
             raise TrainingDivergedError(message, error.epoch) from error
 
+    def _distillation_rows(self, teacher: Teacher) -> DistillationRows:
+        recipe, labelled = self._to_train
+        config: Any = self.bundle.model.active_peft_config
+        return teacher.rows(
+            labelled.rows,
+            self.bundle.image_processor,
+            recipe,
+            config.temperature,
+            views=self.settings.views,
+            seed=self.settings.seed,
+            progress=None if self.options.quiet else "Teacher",
+        )
+
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
         shown = None if self.options.quiet else "Test"
@@ -290,6 +323,9 @@ class Run:
             self.zero_shot = self.accuracy if untrained else None
         else:
             self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+        if self.teacher is not None and self.test_sets:
+            sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
+            self.teacher_accuracy = self.teacher.accuracy(sets, shown)
         if self.validation_sets:
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
@@ -333,6 +369,7 @@ class Run:
             "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
+            **({"teacher": self.teacher_accuracy} if self.teacher_accuracy else {}),
             "zero_shot": self.zero_shot,
             "chance": chance(self.classes),
             **(self.labelled.report if self.labelled else {}),
@@ -399,7 +436,7 @@ class Run:
     def _depends_on(self) -> dict:
         """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
         _, labelled = self._to_train
-        labels = digest_arrays(labelled.rows["label"][:])
+        labels = None if self.teacher is not None else digest_arrays(labelled.rows["label"][:])
         return {IDENTITY: self.identity, "labels": labels, "chosen": labelled.choice}
 
     def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
@@ -447,8 +484,11 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
-    if settings.views != 1 and not settings.cache_features:
-        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+    if settings.views != 1 and not settings.cache_features and settings.teacher is None:
+        raise ValueError(
+            f"Several views are kept with `cache_features` or for a teacher only. Received: views={settings.views}."
+        )
+    check_teacher(settings)
 
 
 def _changed(recipe: Recipe, settings: Settings) -> Recipe:

@@ -5,8 +5,9 @@ A readout is a module that is called with image and text features. One with vect
 """
 
 from .cosine import CosineReadout
+from .given import GivenClasses
 from .linear import LinearReadout
 from .pairwise import PairwiseReadout
 
 
-__all__ = ["CosineReadout", "LinearReadout", "PairwiseReadout"]
+__all__ = ["CosineReadout", "GivenClasses", "LinearReadout", "PairwiseReadout"]

@@ -4,6 +4,7 @@ from ..tuners.base.recipe import Averaging, Recipe
 from .averaging import AverageWeights
 from .cached_features import RandomViews, cache_features, feature_rows
 from .callbacks import ProgressBar, StepTimer, StopIfDiverged
+from .distillation import DistillationRows, take_teacher, teacher_logits
 from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits
 from .gradient_probe import GradientProbe
 from .recipes import lr_schedule, lr_scheduler
@@ -14,6 +15,7 @@ from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer
 __all__ = [
     "AverageWeights",
     "Averaging",
+    "DistillationRows",
     "EvalSet",
     "GradientProbe",
     "ProgressBar",
@@ -38,6 +40,8 @@ __all__ = [
     "make_optimizer",
     "predict",
     "predict_logits",
+    "take_teacher",
+    "teacher_logits",
     "train",
     "tune_on_features",
     "tune_on_views",

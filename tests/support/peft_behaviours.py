@@ -64,6 +64,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
             "the prompts have to know where the class name is, or are read out themselves",
         ),
         (["classifier-r", "classifier-c"], "each class has a learned feature in the place of a text"),
+        (["promptkd"], "each class has a feature of the teacher's in the place of a text"),
     ],
     "image_features": [
         (["rpo", "mrpo"], "an image has one feature for each prompt: `model.encode_images` gives them"),

@@ -64,7 +64,12 @@ class ClassEncoder:
         text = self.text
         dual = self.model.dual
         device = dual.device
-        own = getattr(self.model.readout, "class_features", None)
+        readout = self.model.readout
+        own = (
+            None
+            if text.disable_adapters
+            else self.model.method.own_class_features(self.model.config, readout, classes.names)
+        )
         if own is not None:
             return own.to(dual.dtype)
         if self.conditional:
