@@ -2,7 +2,8 @@
 
 Paper: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022.
 Authors' code: azshue/TPT `tpt_classification.py`. They take one image after another; here many images are tuned together,
-each with a context and an optimizer state of its own, to the same numbers.
+each with a context and an optimizer state of its own, to the same numbers: the first step of all of them reads the same
+texts, which are encoded once.
 
 Deviation: no loss scaling, which the authors need for float16.
 
@@ -19,11 +20,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedModelError
 from ..prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts
 from ..readouts import CosineReadout
-from ..tuners.base.class_list import ClassList
 from ..tuners.base.classifier import ClassNameClassifier
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
@@ -152,48 +153,72 @@ def tune_on_features(model, image_features: Tensor, tuning: TestTimeTuning | Non
     # Tensors made under inference mode could not be used in the backward pass.
     with eval_mode(model), classifier.adapted.lock.call(), torch.inference_mode(False), torch.enable_grad():
         features = image_features.detach().clone()
-        classes = classifier.classes
-        groups = features.split(classifier.texts.images_at_once(classes))
-        outputs = [_tune(classifier, classes, group, start, kept, tuning) for group in groups]
+        tuner = _Tuner(classifier, start, tuning, kept)
+        outputs = [tuner.tune(group) for group in features.split(max(1, tuner.images_at_once))]
     parts = {field.name: torch.cat([getattr(each, field.name) for each in outputs]) for field in fields(TunedOutput)}
     return TunedOutput(**parts)
 
 
-def _tune(
-    classifier: ClassNameClassifier,
-    classes: ClassList,
-    features: Tensor,
-    start: Tensor,
-    kept: int,
-    tuning: TestTimeTuning,
-) -> TunedOutput:
-    """Tune the contexts of as many images as fit into memory together; features are [b, v, e], `start` [m, d]."""
-    texts = classifier.texts
-    contexts = start.repeat(len(features), 1, 1).requires_grad_()
-    optimizer = torch.optim.AdamW([contexts], tuning.learning_rate, weight_decay=tuning.weight_decay)
-    losses, gradients, view_logits, selected = [], [], None, None
-    for _ in range(tuning.steps):
-        logits = view_logits_of(classifier, features, texts.encode_with_contexts(classes, contexts))
-        if selected is None:
-            view_logits = logits.detach()
-            selected = entropy(view_logits).argsort(dim=1)[:, :kept]
-        loss = mean_entropy(logits.take_along_dim(selected[..., None], dim=1))
-        # Each image's loss depends on its own context alone, and AdamW goes number by number.
-        (contexts.grad,) = torch.autograd.grad(loss.sum(), [contexts])
-        losses.append(loss.detach())
-        gradients.append(contexts.grad)
-        optimizer.step()
-    with torch.no_grad():
-        logits = view_logits_of(classifier, features[:, :1], texts.encode_with_contexts(classes, contexts))
-    return TunedOutput(
-        logits[:, 0], view_logits, torch.stack(losses, dim=1), selected, gradients[0], contexts.detach()
-    )
+class _Tuner:
+    """Tunes contexts that all start from one, of as many images as fit into memory at a time.
 
+    Args:
+        classifier: of the model.
+        start: the context [m, d].
+        tuning: how.
+        kept: number of confident views.
+    """
 
-def view_logits_of(classifier: ClassNameClassifier, features: Tensor, text: Tensor) -> Tensor:
-    """Return the logits [b, v, c] of views [b, v, e] by the class features [b, c, e] of each image, in float32 at least."""
-    logits = classifier.scaled(features.to(text.dtype) @ text.transpose(1, 2))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    def __init__(self, classifier: ClassNameClassifier, start: Tensor, tuning: TestTimeTuning, kept: int):
+        self.classifier = classifier
+        self.tuning = tuning
+        self.kept = kept
+        self.start = start[None].clone().requires_grad_()
+        self.classes = classifier.classes
+        self.images_at_once = classifier.texts.images_at_once(self.classes)
+        # The first step of all images reads the same texts. Plain attention, for all of it can run backward in a batch.
+        with sdpa_kernel(SDPBackend.MATH):
+            self.first_text = self.encode(self.start) if self.images_at_once else None
+
+    def encode(self, contexts: Tensor) -> Tensor:
+        """Return the class features [b, c, e] of contexts [b, m, d]."""
+        return self.classifier.texts.encode_with_contexts(self.classes, contexts)
+
+    def logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """Return the logits [b, v, c] of views [b, v, e] by each image's class features, in float32 at least."""
+        logits = self.classifier.scaled(features.to(text.dtype) @ text.transpose(1, 2))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def tune(self, features: Tensor) -> TunedOutput:
+        """Tune the contexts of images with the features [b, v, e] of their views."""
+        contexts = self.start.detach().repeat(len(features), 1, 1).requires_grad_()
+        optimizer = torch.optim.AdamW([contexts], self.tuning.learning_rate, weight_decay=self.tuning.weight_decay)
+        losses, gradients, view_logits, selected = [], [], None, None
+        for _ in range(self.tuning.steps):
+            shared = self.first_text if selected is None else None
+            text = self.encode(contexts) if shared is None else shared.detach().repeat(len(features), 1, 1)
+            logits = self.logits(features, text.requires_grad_())
+            if selected is None:
+                view_logits = logits.detach()
+                selected = entropy(view_logits).argsort(dim=1)[:, : self.kept]
+            loss = mean_entropy(logits.take_along_dim(selected[..., None], dim=1))
+            # Each image's loss depends on its own context alone, and AdamW goes number by number.
+            (gradient,) = torch.autograd.grad(loss.sum(), [contexts if shared is None else text])
+            contexts.grad = gradient if shared is None else self.pull_back(gradient)
+            losses.append(loss.detach())
+            gradients.append(contexts.grad)
+            optimizer.step()
+        with torch.no_grad():
+            logits = self.logits(features[:, :1], self.encode(contexts))
+        return TunedOutput(
+            logits[:, 0], view_logits, torch.stack(losses, dim=1), selected, gradients[0], contexts.detach()
+        )
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradients [b, m, d] at the first context of what has gradients [b, c, e] at its class features."""
+        rows = gradient[:, None]
+        (result,) = torch.autograd.grad(self.first_text, [self.start], rows, retain_graph=True, is_grads_batched=True)
+        return result[:, 0]
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -90,6 +90,9 @@ def test_groups_of_images_change_nothing(make, monkeypatch):
     monkeypatch.setattr(texts, "encode_with_contexts", lambda c, x: sizes.append(len(x)) or original(c, x))
     grouped = tune_on_views(model, views(4), TUNING, batch_size=5)
     assert max(sizes) < 4
+    monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", 1)  # not even the texts of one image in one pass
+    one_by_one = tune_on_views(model, views(4), TUNING)
+    torch.testing.assert_close(vars(one_by_one), vars(whole), **SAME)
     torch.testing.assert_close(vars(grouped), vars(whole), **SAME)
 
 

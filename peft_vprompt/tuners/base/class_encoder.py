@@ -151,9 +151,9 @@ class ClassEncoder:
         return self._encode_per_image(classes, "contexts", contexts)
 
     def images_at_once(self, classes: ClassList) -> int:
-        """Return for how many images the class prompts are encoded in one pass of bounded size."""
+        """Return for how many images the class prompts are encoded in one pass of bounded size; 0 if not even for one."""
         chunks = self._chunks(classes)
-        return max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for template in chunks for chunk in template))
+        return class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for template in chunks for chunk in template)
 
     def _chunks(self, classes: ClassList) -> list[list[PackedPrompts | PaddedPrompts]]:
         return classes.pack(0, len(classes.names), 0, self.model.dual.device)
@@ -178,7 +178,7 @@ class ClassEncoder:
 
         if torch.compiler.is_compiling():  # the number of images is a symbol, or not to be built into the graph
             return join(iter([encode((chunk, values)) for chunk in chunks]))
-        images = values.tensor_split(max(1, math.ceil(len(values) / self.images_at_once(classes))))
+        images = values.tensor_split(max(1, math.ceil(len(values) / max(1, self.images_at_once(classes)))))
         pieces = [(chunk, some) for some in images for chunk in chunks]
         sizes = [chunk.num_rows * len(some) for chunk, some in pieces]
         features = iter(checkpointed_chunks(encode, pieces, sizes, class_list.MAX_TOKEN_ROWS))
