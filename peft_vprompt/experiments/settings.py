@@ -66,6 +66,11 @@ class Settings:
     def __post_init__(self):
         check_fields(self)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels of the training images are read."""
+        return self.supervision.uses_labels and self.teacher is None
+
 
 def changed_settings(settings: dict) -> dict:
     """Return the settings that are not the defaults, as JSON has them: a setting added later changes no earlier run."""

@@ -11,6 +11,39 @@ from torch.nn import functional as F
 from .tokens import TokenPrompts
 
 
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm1d` of features [b, e], in float32 at least, whatever precision the model has, without a count of batches.
+
+    Raises:
+        ValueError: a single image in training, of which its own statistics would leave nothing.
+    """
+
+    def __init__(self, num_features: int, *, dtype: torch.dtype, device: torch.device):
+        super().__init__()
+        made = {"dtype": dtype, "device": device}
+        self.weight = nn.Parameter(torch.ones(num_features, **made))
+        self.bias = nn.Parameter(torch.zeros(num_features, **made))
+        self.register_buffer("running_mean", torch.zeros(num_features, **made))
+        self.register_buffer("running_var", torch.ones(num_features, **made))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise by the batch's statistics in training, by the running ones else."""
+        if self.training and len(features) < 2:
+            raise ValueError(
+                "Expected at least two images in a training batch, by whose statistics PromptKD's projector normalises "
+                "features. Received: 1. Use a larger batch, without accumulation of single images."
+            )
+        precise = torch.promote_types(features.dtype, torch.float32)
+        running = (self.running_mean, self.running_var)
+        mean, var = (tensor.to(precise) for tensor in running)
+        learned = (self.weight.to(precise), self.bias.to(precise))
+        normed = F.batch_norm(features.to(precise), mean, var, *learned, training=self.training)
+        if self.training and self.running_mean.dtype != precise:
+            self.running_mean.copy_(mean)
+            self.running_var.copy_(var)
+        return normed.to(features.dtype)
+
+
 class ProjectedPrompts(TokenPrompts):
     """Free vectors `tokens` [j, n, d], and a `projector` of image features: Linear - BatchNorm - ReLU - Linear.
 
@@ -37,8 +70,7 @@ class ProjectedPrompts(TokenPrompts):
     ):
         made = {"dtype": dtype, "device": device}
         super().__init__(depth, num_tokens, width, **made)
-        norm = nn.BatchNorm1d(teacher_dim, **made)
-        norm.num_batches_tracked = None  # only a mean over all batches counts them, and the authors' is a running one
+        norm = BatchNorm(teacher_dim, **made)
         self.projector = nn.Sequential(
             nn.Linear(feature_dim, teacher_dim, **made), norm, nn.ReLU(), nn.Linear(teacher_dim, teacher_dim, **made)
         )
@@ -46,4 +78,4 @@ class ProjectedPrompts(TokenPrompts):
     def image_feature(self, pooled: Tensor, project: Callable[..., Tensor]) -> Tensor:
         """Return the L2-normalised feature [b, e] in the other model's joint space."""
         projected = project(pooled, normalize=False)
-        return F.normalize(self.projector(projected.to(self.tokens.dtype)), dim=-1)
+        return F.normalize(self.projector(projected.to(self.tokens.dtype)), dim=-1).to(projected.dtype)

@@ -68,6 +68,13 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 first_cases = pytest.mark.parametrize("case", FIRST_CASES, ids=str)
 
 
+#: Methods of which several passes are not one pass over all their images, and why.
+PASS_BY_PASS = {
+    "prograd": "each pass changes its own gradients, before they are added up",
+    "promptkd": "each pass normalises features by the statistics of its own images",
+}
+
+
 def dataset(count: int = 8, seed: int = 0) -> Dataset:
     """Labelled images, with a column that no model takes."""
     columns = {
