@@ -113,7 +113,7 @@ def evaluate(
         require_local_data(saved["data"], Path(adapter) / "results.json")
     if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
         say_named(config)
-    trained_on = saved_data_options(saved, adapter) if saved else None
+    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
     if data is None and adapter is not None:
         _require_results(adapter, saved)
         data = trained_on

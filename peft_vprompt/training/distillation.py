@@ -120,7 +120,7 @@ class DistillationRows(RandomRows):
                 f"Expected the teacher's logits [augmentations, {len(images)}, classes]. Received: {list(logits.shape)}."
             )
         self.probabilities = (logits.float() / temperature).softmax(-1)
-        self.rows = ViewRows(images, transform, seed)
+        self.rows = AugmentedRows(images.select_columns("image"), transform, seed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,24 +131,10 @@ class DistillationRows(RandomRows):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         view = self.epoch % len(self.probabilities)
-        rows = self.rows.of_view(view, indices)
+        self.rows.set_epoch(view)
+        rows = self.rows.__getitems__(indices)
         answers = self.probabilities[view, list(indices)]
         return [{**row, "labels": answer} for row, answer in zip(rows, answers, strict=True)]
-
-
-class ViewRows(AugmentedRows):
-    """Augmentations of unlabelled images, known by their number."""
-
-    def __init__(self, images: Dataset, transform: TrainTransform | EvalTransform, seed: int):
-        super().__init__(images.select_columns("image"), transform, seed)
-
-    def of_view(self, view: int, indices: Sequence[int]) -> list[dict]:
-        """Return rows of one augmentation; a transform without random numbers has one."""
-        self.set_epoch(view)
-        if self.transform.random:
-            return self.__getitems__(indices)
-        batch = self.transform(self.rows[list(indices)])
-        return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 
 def teacher_logits(
@@ -189,28 +175,16 @@ def teacher_logits(
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"teacher-{key}.safetensors"
     if path.is_file() and (kept := _read(path)) is not None:
         return kept
-    rows = ViewRows(images, transform, seed)
-    each = [_View(rows, view) for view in range(views)]
-    logits = torch.stack([logits_of(teacher, with_progress(batches(view, batch_size), progress)) for view in each])
+    rows = AugmentedRows(images.select_columns("image"), transform, seed)
+    answers = []
+    for view in range(views):
+        rows.set_epoch(view)
+        # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
+        answers.append(logits_of(teacher, with_progress(batches(rows, batch_size), progress)))
+    logits = torch.stack(answers)
     with atomic_path(path) as partial:
         save_file({"logits": logits}, partial)
     return logits
-
-
-class _View(torch.utils.data.Dataset):
-    """One augmentation of each image."""
-
-    def __init__(self, rows: ViewRows, view: int):
-        self.rows, self.view = rows, view
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        return self.rows.of_view(self.view, indices)
 
 
 def _key(teacher, images: Dataset, transform, class_names: Sequence[str], views: int, seed: int) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,7 +194,9 @@ class _Tuner:
         """Tune the contexts of images with the features [b, v, e] of their views."""
         contexts = self.start.detach().repeat(len(features), 1, 1).requires_grad_()
         optimizer = torch.optim.AdamW([contexts], self.tuning.learning_rate, weight_decay=self.tuning.weight_decay)
-        losses, gradients, view_logits, selected = [], [], None, None
+        losses, gradients = [], []
+        view_logits: Any = None
+        selected: Any = None
         for _ in range(self.tuning.steps):
             shared = self.first_text if selected is None else None
             text = self.encode(contexts) if shared is None else shared.detach().repeat(len(features), 1, 1)
@@ -204,7 +207,7 @@ class _Tuner:
             loss = mean_entropy(logits.take_along_dim(selected[..., None], dim=1))
             # Each image's loss depends on its own context alone, and AdamW goes number by number.
             (gradient,) = torch.autograd.grad(loss.sum(), [contexts if shared is None else text])
-            contexts.grad = gradient if shared is None else self.pull_back(gradient)
+            contexts.grad = gradient if shared is None else self.pull_back(shared, gradient)
             losses.append(loss.detach())
             gradients.append(contexts.grad)
             optimizer.step()
@@ -214,10 +217,10 @@ class _Tuner:
             logits[:, 0], view_logits, torch.stack(losses, dim=1), selected, gradients[0], contexts.detach()
         )
 
-    def pull_back(self, gradient: Tensor) -> Tensor:
-        """Return the gradients [b, m, d] at the first context of what has gradients [b, c, e] at its class features."""
+    def pull_back(self, text: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradients [b, m, d] at the first context of what has gradients [b, c, e] at its features `text`."""
         rows = gradient[:, None]
-        (result,) = torch.autograd.grad(self.first_text, [self.start], rows, retain_graph=True, is_grads_batched=True)
+        (result,) = torch.autograd.grad(text, [self.start], rows, retain_graph=True, is_grads_batched=True)
         return result[:, 0]
 
 
