@@ -87,6 +87,11 @@ def checked(images: Dataset, split: str, options: DataOptions) -> Dataset:
 
 
 def check_column(dataset: Dataset, column: str) -> None:
+    """Make sure that the data has a column.
+
+    Raises:
+        ValueError: it has not; the message says which it has.
+    """
     if column in dataset.column_names:
         return
     if dataset.column_names == ["image"]:
@@ -98,7 +103,11 @@ def check_column(dataset: Dataset, column: str) -> None:
 
 
 def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
-    """Return which rows meet every condition, bool [rows]."""
+    """Return which rows meet every condition, bool [rows].
+
+    Raises:
+        ValueError: a condition cannot be read, names no column, or is met by no row.
+    """
     mask = np.ones(len(dataset), dtype=bool)
     for condition in where:
         column, equals, value = condition.partition("=")
@@ -210,6 +219,11 @@ def _require_images(name: str, rows: Dataset) -> None:
 
 
 def image_column(dataset: Dataset, options: DataOptions) -> Dataset:
+    """Return the images alone, in a column `image`, decoded to RGB when they are asked for.
+
+    Raises:
+        ValueError: the column holds no images.
+    """
     feature = dataset.features[options.image_column]
     encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
     if not (encoded or isinstance(feature, Image)):

@@ -246,7 +246,11 @@ class Run:
         tell_changes(self.output, self.identity)
 
     def prepare_tests(self) -> None:
-        """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept."""
+        """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept.
+
+        Raises:
+            ValueError: each epoch is to be tested, and there are no test images.
+        """
         description = self.options.data_description or {}
         self.test_sets = self._eval_sets("test")
         self.validation_sets = self._eval_sets("validation") if description.get("val_fraction") else {}

@@ -32,7 +32,11 @@ class KeepLastCheckpoint(TrainerCallback):
     """
 
     def on_save(self, args, state, control, **kwargs):
-        """Read the checkpoint of this step, seal it, then delete the others."""
+        """Read the checkpoint of this step, seal it, then delete the others.
+
+        Raises:
+            OSError: it cannot be read back.
+        """
         if args.world_size > 1:  # each process writes its random numbers into it
             args.distributed_state.wait_for_everyone()
         if not state.is_world_process_zero:

@@ -170,7 +170,11 @@ class _Machine:
         self.storages = storages
 
     def run(self, name: str, argument: Any) -> None:
-        """Follow one instruction."""
+        """Follow one instruction.
+
+        Raises:
+            PickleError: no checkpoint needs it.
+        """
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -186,7 +190,11 @@ class _Machine:
             handler(argument)
 
     def pop(self, count: int) -> list:
-        """Take the last values off the stack."""
+        """Take the last values off the stack.
+
+        Raises:
+            PickleError: there are fewer.
+        """
         values = self.stack[len(self.stack) - count :]
         if len(values) != count or _MARK in values:
             raise PickleError("it is damaged (too few values)")
@@ -194,7 +202,11 @@ class _Machine:
         return values
 
     def pop_to_mark(self) -> list:
-        """Take the values above the last mark off the stack, and the mark."""
+        """Take the values above the last mark off the stack, and the mark.
+
+        Raises:
+            PickleError: there is no mark.
+        """
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1

@@ -144,7 +144,7 @@ def test_no_local_path_leaves_the_machine(published, name):
         ("./clip", None),
         (r"C:\models\clip", None),
         (
-            "/root/.cache/huggingface/hub/models--openai--clip-vit-base-patch16/snapshots/0f3/",
+            "/home/me/.cache/huggingface/hub/models--openai--clip-vit-base-patch16/snapshots/0f3/",
             "openai/clip-vit-base-patch16",
         ),
     ],
