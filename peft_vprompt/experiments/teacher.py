@@ -12,12 +12,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from ..data import TrainTransform, image_size
-from ..training.distillation import DistillationRows, teacher_features, teacher_logits
+from ..training.distillation import DistillationRows, teacher_features, teacher_fingerprint, teacher_logits
 from ..training.evaluation import evaluate
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.promptkd import PromptKDConfig
-from ..utils.digests import digest_tensors
 from .identity import RESULTS
 from .models import ModelBundle, adapter_config, build_model, load_adapter
 from .results import read_results
@@ -43,9 +42,8 @@ class Teacher:
 
     @property
     def content(self) -> dict[str, str | None]:
-        """What it is: a digest of its class features and weights."""
-        tensors = {"features": self.features, **self.model.state_dict()}
-        return {"teacher": digest_tensors(tensors)}
+        """What it is, as a digest."""
+        return {"teacher": teacher_fingerprint(self.model, self.features)}
 
     def rows(
         self,

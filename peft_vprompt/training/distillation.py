@@ -30,6 +30,11 @@ from .cached_features import default_cache_dir
 from .evaluation import batches, compares_with_text, logits_of
 
 
+#: Fields of configs that change nothing a model computes: where it is from, and what its adapter is trained for.
+_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "base_model_name_or_path", "revision")
+_IRRELEVANT += ("inference_mode", "tokenizer_name_or_path", "auto_mapping", "peft_version")
+
+
 def teacher_features(teacher, class_names: Sequence[str]) -> Tensor:
     """Return a teacher's class features [c, e], L2-normalised, without gradients; its classes are these afterwards.
 
@@ -170,9 +175,10 @@ def teacher_logits(
     require_int("views", views, 1)
     if views > 1 and not transform.random:
         raise ValueError(f"Expected views=1 without a random augmentation. Received: views={views}.")
-    teacher_features(teacher, class_names)
-    key = _key(teacher, images, transform, class_names, views, seed)
-    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"teacher-{key}.safetensors"
+    own = teacher_fingerprint(teacher, teacher_features(teacher, class_names))
+    seen = [image_fingerprint(images), transform.settings(), views, seed if transform.random else None]
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    path = folder / f"teacher-{digest_json([own, *seen], 32)}.safetensors"
     if path.is_file() and (kept := _read(path)) is not None:
         return kept
     rows = AugmentedRows(images.select_columns("image"), transform, seed)
@@ -187,20 +193,25 @@ def teacher_logits(
     return logits
 
 
-def _key(teacher, images: Dataset, transform, class_names: Sequence[str], views: int, seed: int) -> str:
-    """Return a digest of all that decides a teacher's logits."""
-    config = teacher.get_base_model().config.to_dict()
+def teacher_fingerprint(teacher, features: Tensor) -> str:
+    """Return a digest of all that decides a teacher's logits, for its class features [c, e].
+
+    Weights, configs of model and adapter, and the features, which also tell the tokenizer and the names.
+    """
+    base = teacher.get_base_model().config.to_dict()
+    config = vars(teacher.active_peft_config)
     facts = [
-        digest_tensors(dict(teacher.state_dict())),
-        {name: value for name, value in config.items() if name not in ("_name_or_path", "name_or_path")},
+        digest_tensors({"class features": features, **teacher.state_dict()}),
+        {name: value for name, value in base.items() if name not in _IRRELEVANT},
+        {name: _plain(value) for name, value in config.items() if name not in _IRRELEVANT},
         teacher.class_name_classifier.adapted.disabled,
-        str(vars(teacher.active_peft_config).get("template")),
-        image_fingerprint(images),
-        transform.settings(),
-        list(class_names),
-        [views, seed if transform.random else None],
     ]
     return digest_json(facts, 32)
+
+
+def _plain(value) -> str:
+    """Return the value of a field as text, the same in every process."""
+    return repr(sorted(map(str, value)) if isinstance(value, (set, frozenset)) else value)
 
 
 def _read(path: Path) -> Tensor | None:
