@@ -27,6 +27,7 @@ from .tuners.mlp_head import MLPHeadConfig
 from .tuners.mmrl import MMRLConfig, MMRLModel
 from .tuners.mrpo import MRPOConfig, MRPOModel
 from .tuners.prograd import ProGradConfig, ProGradModel
+from .tuners.promptkd import PromptKDConfig, PromptKDModel
 from .tuners.promptsrc import PromptSRCConfig, PromptSRCModel
 from .tuners.rpo import ReadOnlyPromptConfig, ReadOnlyPromptModel, RPOConfig
 from .tuners.side_tuning import SideTuningConfig
@@ -69,6 +70,8 @@ __all__ = [
     "ProGradConfig",
     "ProGradModel",
     "PromptConfig",
+    "PromptKDConfig",
+    "PromptKDModel",
     "PromptSRCConfig",
     "PromptSRCModel",
     "RPOConfig",

@@ -1,5 +1,6 @@
 """`vprompt evaluate`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from .options import (
     EvalBf16,
     ImageSize,
     option,
+    require_model,
     saved_data_options,
     saved_run,
     takes_data,
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from peft_vprompt.data import DataOptions
+    from peft_vprompt.experiments.models import ModelBundle
+    from peft_vprompt.experiments.test_time import TestTimeSettings
+
+
+TUNING = "Test-time tuning"
+#: Words that the context starts from where there is no adapter.
+WORDS = "a photo of a"
 
 
 @command
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 def evaluate(
-    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
     data: "DataOptions | None",
+    adapter: Annotated[
+        str | None, option("Folder or Hub id (id@revision) of a trained adapter. Needed, but for --words.")
+    ] = None,
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[
         str | None, option("Split to evaluate on; default: the one that the training tested on.", panel="Data")
@@ -42,6 +53,22 @@ def evaluate(
     ] = False,
     class_descriptions: ClassDescriptions = None,
     zero_shot: Annotated[bool, option("Switch the adapter off.", "--zero-shot")] = False,
+    test_time: Annotated[
+        bool,
+        option("Tune the context of each image on its own views, without labels (TPT).", "--test-time", panel=TUNING),
+    ] = False,
+    test_time_set: Annotated[
+        list[str] | None,
+        option(
+            "How, as NAME=VALUE: views, confident (share of them), steps, learning_rate, weight_decay, augmix, seed. May be "
+            "repeated.",
+            panel=TUNING,
+        ),
+    ] = None,
+    words: Annotated[
+        str | None,
+        option(f"Tune a context of these words, such as '{WORDS}', in the place of an adapter's.", panel=TUNING),
+    ] = None,
     output: Annotated[Path | None, option("JSON file for the result.")] = None,
     diagnosis: Annotated[
         Path | None, option("Folder for calibration, confusion and an estimate of wrong labels.", "--diagnose")
@@ -62,29 +89,37 @@ def evaluate(
     - `vprompt evaluate --adapter runs/b --data path/to/other.parquet --label-column name --split test --new-classes`
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
     - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
+    - `vprompt evaluate --adapter runs/demo/coop --subset novel --test-time`
+    - `vprompt evaluate --words "a photo of a" --test-time --test-time-set views=32 --model path/to/clip
+      --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
     from peft_vprompt.experiments.diagnostics import diagnose
-    from peft_vprompt.experiments.models import adapter_config, load_adapter
+    from peft_vprompt.experiments.models import adapter_config
     from peft_vprompt.experiments.reports import WORSE, is_worse
     from peft_vprompt.experiments.results import require_local_data
     from peft_vprompt.experiments.run import as_published, eval_sets
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
+    from peft_vprompt.experiments.test_time import view_sets
     from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
+    from peft_vprompt.training.test_time import evaluate_at_test_time
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
 
-    config = adapter_config(adapter)  # before anything is said about what lies beside it
-    saved = saved_run(adapter)
-    if data is None and saved is not None:
+    tuning = _read_tuning(test_time, test_time_set, words, adapter, zero_shot or diagnosis is not None)
+    config = adapter_config(adapter) if adapter else None  # before anything is said about what lies beside it
+    saved = saved_run(adapter) if adapter else None
+    if adapter is None:
+        require_model(model, data)
+    elif data is None and saved is not None:
         require_local_data(saved["data"], Path(adapter) / "results.json")
-    if model is None and (saved is None or saved["settings"]["model"] is not None):
+    if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
         say_named(config)
-    trained_on = saved_data_options(saved, adapter) if saved else None
-    if data is None:
+    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
+    if data is None and adapter is not None:
         _require_results(adapter, saved)
         data = trained_on
     rows = _read_rows(data, split, trained_on)
@@ -93,29 +128,27 @@ def evaluate(
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
-    if diagnosis is not None and is_multi_label(rows):
+    if (diagnosis is not None or tuning is not None) and is_multi_label(rows):
         raise ValueError(
-            "A diagnosis compares one class with another for each image. Leave --diagnose out with --multi-label."
+            "Diagnosis and test-time tuning compare one class with another for each image. Leave --diagnose and "
+            "--test-time out with --multi-label."
         )
-    trained = next(iter(saved["classes"].values())) if saved else classes["all"]
-    embedded = saved is not None and saved["settings"]["model"] is None
     size = image_size or (saved["settings"].get("image_size") if saved else None)
-    loaded = load_adapter(
-        adapter,
-        model,
-        trained,
-        embedded=embedded,
-        image_size=size,
-        device=find_device(device),
-        class_descriptions=class_descriptions,
+    place = {"image_size": size, "device": find_device(device), "class_descriptions": class_descriptions}
+    bundle = as_published(
+        _load(adapter, words, model, saved, classes["all"], **place), data.benchmark if data else None
     )
-    bundle = as_published(loaded, data.benchmark if data else None)
     sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
     options = {"bf16": bf16, "progress": "Test"}
-    plain = None
+    plain = untuned = None
     if zero_shot:
         accuracy = evaluate_model(bundle.model, sets, zero_shot=True, **options)
+    elif tuning is not None:
+        views = view_sets(rows, {subset: classes[subset]}, bundle.image_processor, tuning)
+        views = {subset: among_own_classes(bundle.model, views[subset])}
+        accuracy, untuned = evaluate_at_test_time(bundle.model, views, tuning, **options)
+        plain = evaluate_model(bundle.model, sets, zero_shot=True, **options)
     else:
         accuracy, plain = evaluate_beside_zero_shot(bundle.model, sets, **options)
     several = is_multi_label(rows)
@@ -131,11 +164,14 @@ def evaluate(
         **({"metric": MEAN_AVERAGE_PRECISION} if several else {}),
         "accuracy": accuracy,
         "zero_shot_accuracy": plain,
+        **({"words": words} if words else {}),
+        **({"test_time": asdict(tuning), "untuned_accuracy": untuned} if tuning else {}),
         "chance": guessed,
         "image_size": size,
         "environment": environment(),
     }
-    beside = [f"zero-shot {plain[subset]:.2f} %"] if plain else []
+    beside = [f"without tuning {untuned[subset]:.2f} %"] if untuned else []
+    beside += [f"zero-shot {plain[subset]:.2f} %"] if plain else []
     beside += [f"chance {guessed[subset]:.2f} %"]
     worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
     console.print(
@@ -149,7 +185,8 @@ def evaluate(
     if several:
         return
     if diagnosis is None:
-        say_next("evaluate", "--adapter", adapter, *same, "--diagnose", Path(adapter).name + "-diagnosis")
+        if adapter is not None:
+            say_next("evaluate", "--adapter", adapter, *same, "--diagnose", Path(adapter).name + "-diagnosis")
         return
     report = diagnose(bundle.model, sets[subset], diagnosis, zero_shot)
     noise = report["estimated_noise"]
@@ -166,6 +203,40 @@ def evaluate(
     console.print(f"All of them are in {escape(str(diagnosis / 'diagnosis.json'))}.", soft_wrap=True)
     if not zero_shot and plain is not None:
         say_next("evaluate", "--adapter", adapter, *same, "--zero-shot", "--diagnose", f"{diagnosis}-zero-shot")
+
+
+def _read_tuning(
+    test_time: bool, test_time_set: list[str] | None, words: str | None, adapter: str | None, other: bool
+) -> "TestTimeSettings | None":
+    """Read the options of test-time tuning; None without it."""
+    from peft_vprompt.experiments.test_time import TestTimeSettings
+    from peft_vprompt.utils.validation import parse_fields
+
+    if (adapter is None) == (words is None):
+        raise ValueError("Expected --adapter, or --words with --test-time. Received neither or both.")
+    if not test_time:
+        if needs := ["--test-time-set"] * bool(test_time_set) + ["--words"] * bool(words):
+            raise ValueError(f"{' and '.join(needs)} need --test-time. Add it, or leave them out.")
+        return None
+    if other:
+        raise ValueError(
+            "Expected --test-time alone. Received: --zero-shot or --diagnose, which are of the adapter as it is. Run them "
+            "apart."
+        )
+    return TestTimeSettings.of(parse_fields(test_time_set, "--test-time-set"))
+
+
+def _load(
+    adapter: str | None, words: str | None, model: str | None, saved: dict | None, names: list[str], **place
+) -> "ModelBundle":
+    """Load the adapter, or make a context of words."""
+    from peft_vprompt.experiments.models import build_model, load_adapter
+
+    if adapter is None:
+        return build_model(model, "coop", names, prompt_init="text", prompt_init_text=words, **place)
+    embedded = saved is not None and saved["settings"]["model"] is None
+    trained = next(iter(saved["classes"].values())) if saved else names
+    return load_adapter(adapter, model, trained, embedded=embedded, **place)
 
 
 def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":

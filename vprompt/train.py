@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from peft_vprompt.experiments.supervision import Supervision
 
 
+TEACHER = "Distillation"
 BaseNovel = Annotated[
     bool | None,
     option(
@@ -75,6 +76,15 @@ def train(
     device: Device = "auto",
     image_size: ImageSize = None,
     report_to: ReportTo = None,
+    teacher: Annotated[
+        str | None,
+        option(
+            "Adapter, or base model as it is, whose predictions promptkd learns (folder or Hub id).", panel=TEACHER
+        ),
+    ] = None,
+    teacher_model: Annotated[
+        str | None, option("Base model of the teacher's adapter; default: the one it names.", panel=TEACHER)
+    ] = None,
     wait: Wait = False,
 ):
     """Train one method on your images and evaluate it.
@@ -102,6 +112,8 @@ def train(
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
     - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4
       --cache-features`
+    - `vprompt train --output runs/h --method promptkd --teacher runs/large --model openai/clip-vit-base-patch16
+      --data path/to/folder --views 4`
     """
     from peft_vprompt.experiments.reports import explain, results_table
     from peft_vprompt.experiments.run import Settings, run_experiment
@@ -109,12 +121,13 @@ def train(
 
     row = get_method(method)
     require_model(model, data, method)
+    distils = teacher is not None
     if base_novel is None:
         base_novel = data is None and row.new_classes and supervision.uses_labels
     settings = Settings(
         method=method,
         model=model,
-        shots=shots or None,
+        shots=None if distils and not given("shots") else shots or None,
         seed=seed,
         base_novel=base_novel,
         cache_features=cache_features,
@@ -122,10 +135,12 @@ def train(
         supervision=supervision,
         ensemble=ensemble,
         image_size=image_size,
+        teacher=teacher,
+        teacher_model=teacher_model,
         **recipe,
         **loss,
     )
-    images = read_data(data, unlabelled=not supervision.uses_labels)
+    images = read_data(data, unlabelled=distils or not supervision.uses_labels)
     run = run_experiment(
         settings,
         images,
@@ -140,6 +155,9 @@ def train(
         wait=wait,
     )
     console.print(results_table([run]))
+    if "teacher" in run:
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in run["teacher"].items())
+        console.print(f"The teacher: {shown}.")
     console.print(explain([run]), soft_wrap=True)
     if "test" not in images:
         console.print("There are no test images, so no accuracy was measured on any.")

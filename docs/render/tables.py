@@ -33,6 +33,7 @@ from peft_vprompt import (
     MRPOConfig,
     NormTuningConfig,
     ProGradConfig,
+    PromptKDConfig,
     PromptSRCConfig,
     ReadOnlyPromptConfig,
     TCPConfig,
@@ -69,6 +70,9 @@ PUBLISHED = {
     "TCP (M=4)": TCPConfig(),
     "MMRL (K=5, layers 6-12)": MMRLConfig(),
     "MMRL++ (K=5, rank 4)": MMRLConfig(low_rank=4),
+    "PromptKD (n=4, depth 9, ViT-L/14's 768)": PromptKDConfig(
+        class_names=[f"class {i}" for i in range(100)], teacher_dim=768
+    ),
     "RPO (K=24)": ReadOnlyPromptConfig(),
     "MRPO (K=4, depth 9)": MRPOConfig(),
     "Classifier-R, -C (100 classes)": ClassHeadConfig(class_names=HUNDRED),

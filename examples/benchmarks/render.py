@@ -71,7 +71,19 @@ rows for every image have to be computed, and the frozen image pass is the same 
 {bars}
 
 {sections}
+
+{tuning}
 """
+
+TUNING_TEXT = """## Test-time tuning
+
+Milliseconds per image with {views} views, one step, float32, {threads} threads: the tuning of the context and the prediction,
+features of the views given. *Authors' way* is one image after another with padded class prompts (azshue/TPT). *Together*
+is {images} images at a time; *one by one* is this package with one image at a time. The views are encoded alike on all sides;
+the last column counts them in. Logits and first gradients agree to {worst:.0e} of their largest value. From
+`python -m examples.benchmarks.test_time`; commit {commit}.
+
+{table}"""
 
 
 def load(folder: Path) -> dict[str, dict]:
@@ -201,6 +213,28 @@ def section(name: str, file: dict) -> str:
     return "\n\n".join(parts)
 
 
+def tuning_section(path: Path = RESULTS / f"test_time_{REFERENCE}.json") -> str:
+    """What `examples.benchmarks.test_time` measured."""
+    file = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for cell in file["cells"]:
+        times, faster = cell["milliseconds_per_image"], cell["times_faster"]
+        row = [str(cell["classes"])]
+        row += [f"{times[name]:,.0f}" for name in ("together", "one by one", "authors' way", "views")]
+        rows.append([*row, *(f"{value:.1f}x" for value in faster.values())])
+    headings = ("Classes", "Together", "One by one", "Authors' way", "Encoding the views")
+    headings += ("Faster than one by one", "Faster than theirs", "Faster than theirs, views encoded")
+    first = file["cells"][0]
+    return TUNING_TEXT.format(
+        views=first["views"],
+        images=first["images"],
+        threads=file["threads"],
+        worst=max(error for cell in file["cells"] for error in cell["agreement"].values()),
+        commit=file["commit"],
+        table=markdown(headings, rows),
+    )
+
+
 def bars_table(files: dict[str, dict]) -> str:
     """Every bar with the number that was measured for it."""
     rows = []
@@ -310,6 +344,7 @@ def page(files: dict[str, dict]) -> str:
         machine=machine_text(files),
         bars=bars_table(files),
         sections="\n\n".join(section(name, files[name]) for name in files),
+        tuning=tuning_section(),
     )
 
 

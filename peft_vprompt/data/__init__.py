@@ -7,6 +7,7 @@ from .name_files import read_class_names
 from .options import DataOptions
 from .sources import load_images, load_split, load_unlabelled, with_class_names
 from .transforms import EvalTransform, TrainTransform, cache_pixels, image_size
+from .views import ViewTransform
 
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "EvalTransform",
     "TrainTransform",
     "TransferTask",
+    "ViewTransform",
     "base_novel_split",
     "cache_pixels",
     "class_counts",

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .transforms import TrainTransform
+from .transforms import EvalTransform, TrainTransform
+from .views import ViewTransform
 
 
 class RandomRows(torch.utils.data.Dataset):
@@ -54,15 +55,15 @@ class RandomRows(torch.utils.data.Dataset):
 
 
 class AugmentedRows(RandomRows):
-    """Rows of a data set as a random transform gives them, anew in every epoch.
+    """Rows of a data set as a transform gives them, a random one anew in every epoch.
 
     Args:
         rows: data set with `image` and, if labelled, `label`, without a transform.
-        transform: the augmentation.
+        transform: the augmentation; one without random numbers gives the same in every epoch.
         seed: seed of its random numbers.
     """
 
-    def __init__(self, rows: Dataset, transform: TrainTransform, seed: int = 0):
+    def __init__(self, rows: Dataset, transform: EvalTransform | TrainTransform | ViewTransform, seed: int = 0):
         super().__init__(seed)
         self.rows = rows
         self.transform = transform

@@ -25,7 +25,8 @@ class EvalTransform:
     def __init__(self, image_processor):
         self.image_processor = image_processor
 
-    def __call__(self, batch: dict) -> dict:
+    def __call__(self, batch: dict, generators: Sequence[torch.Generator] | None = None) -> dict:
+        """Preprocess a batch of rows; nothing is drawn from their random numbers."""
         images = [to_rgb(image) for image in batch["image"]]
         return dict(self.image_processor(images, return_tensors="pt")) | _labels(batch)
 

@@ -10,11 +10,11 @@ from ..data.class_names import find_classes
 from .run import split_classes
 
 
-def known_classes(config: PeftConfig, saved: dict | None) -> list[str] | None:
+def known_classes(config: PeftConfig | None, saved: dict | None) -> list[str] | None:
     """Return the classes of an adapter in label order, base before novel; None where nothing says them.
 
     Args:
-        config: the adapter's config.
+        config: the adapter's config; None without an adapter.
         saved: what `results.json` beside it holds, if it is there.
     """
     if saved is not None:

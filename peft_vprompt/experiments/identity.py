@@ -67,7 +67,8 @@ class Contents:
             OSError: a file of images or of pseudo-labels is not there.
         """
         own = changed_settings(asdict(settings))
-        own.pop("model", None)
+        for name in ("model", "teacher", "teacher_model"):  # known by what they are
+            own.pop(name, None)
         if labels := own.get("supervision", {}).pop("pseudo_labels", None):
             own["pseudo-labels"] = PseudoLabels.load(labels).content
         about = {
@@ -100,7 +101,7 @@ class Contents:
         spec = METHODS.get(settings.method)
         if spec is not None and not spec.trains:
             return {}
-        labelled = settings.supervision.uses_labels
+        labelled = settings.reads_labels
         if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":
             return self._split("train", labelled)
         names = class_names[: (len(class_names) + 1) // 2] if settings.base_novel else class_names

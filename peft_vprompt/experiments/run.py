@@ -28,6 +28,7 @@ from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..losses.label_checks import MULTI_LABEL
 from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
+from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
@@ -49,6 +50,7 @@ from .models import ModelBundle, build_model
 from .settings import Settings
 from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several, check_labels
 from .supervision import LabelledImages, training_images
+from .teacher import Teacher, check_teacher, load_teacher
 
 
 #: Folder, beside the adapter, of the last finite values of a run that diverged.
@@ -170,6 +172,7 @@ class Run:
         output: folder for the adapter and `results.json`.
         options: how the run goes.
         classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
+        teacher: whose predictions are distilled, None without one; from `build`.
         bundle: the model, its image processor and its recipe; from `build`.
         recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
         identity: what the run is by content; from `identify`.
@@ -184,6 +187,7 @@ class Run:
         validation: likewise on the images that were held out; None where none were.
         zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
             asked.
+        teacher_accuracy: accuracy of the teacher on the test images; None without one.
     """
 
     settings: Settings
@@ -191,6 +195,7 @@ class Run:
     output: Path
     options: RunOptions
     classes: dict[str, list[str]] = field(init=False)
+    teacher: Teacher | None = field(default=None, init=False)
     bundle: ModelBundle = field(init=False)
     recipe: Recipe | None = field(init=False)
     identity: dict = field(init=False)
@@ -204,6 +209,7 @@ class Run:
     accuracy: dict[str, float] = field(init=False)
     validation: dict[str, float] | None = field(default=None, init=False)
     zero_shot: dict[str, float] | None = field(default=None, init=False)
+    teacher_accuracy: dict[str, float] | None = field(default=None, init=False)
 
     def __post_init__(self):
         check_labels(self.settings, self.multi_label)
@@ -243,15 +249,22 @@ class Run:
         config = settings.config | ({"num_contexts": settings.ensemble} if settings.ensemble > 1 else {})
         if self.multi_label and self._loss is None:
             config |= {"problem_type": MULTI_LABEL}
+        device = find_device(self.options.device)
+        if settings.teacher is not None:
+            self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
+            config = {"teacher_dim": self.teacher.features.shape[1]} | config
         bundle = build_model(
             settings.model,
             settings.method,
             self.trained_classes,
             settings.seed,
             image_size=settings.image_size,
-            device=find_device(self.options.device),
+            device=device,
             **config,
         )
+        if self.teacher is not None:
+            take_teacher(bundle.model, self.teacher.model)
+            bundle.content |= self.teacher.content
         noisy_recipe = get_method(settings.method).noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -296,7 +309,10 @@ class Run:
         return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._rows)
 
     def label(self) -> None:
-        """Pick the training images and label them as the settings say."""
+        """Pick the training images and label them as the settings say; a teacher needs no labels, and takes all."""
+        if self.teacher is not None:
+            self.labelled = LabelledImages(self.data["train"].select_columns("image"), {})
+            return
         self.labelled = training_images(
             self.settings.supervision,
             self.data["train"],
@@ -335,7 +351,7 @@ class Run:
             TrainingDivergedError: training diverged; the last finite values are saved beside the adapter's place.
         """
         recipe, labelled = self._to_train
-        rows = self.features
+        rows = self._distillation_rows(self.teacher) if self.teacher is not None else self.features
         if rows is None:
             transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
             rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
@@ -364,6 +380,19 @@ class Run:
     def _is_searched(self) -> bool:
         return getattr(self.bundle.model.active_peft_config, "search_scale", None) is not None
 
+    def _distillation_rows(self, teacher: Teacher) -> DistillationRows:
+        recipe, labelled = self._to_train
+        config: Any = self.bundle.model.active_peft_config
+        return teacher.rows(
+            labelled.rows,
+            self.bundle.image_processor,
+            recipe,
+            config.temperature,
+            views=self.settings.views,
+            seed=self.settings.seed,
+            progress=None if self.options.quiet else "Teacher",
+        )
+
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
         shown = None if self.options.quiet else "Test"
@@ -373,6 +402,9 @@ class Run:
             self.zero_shot = self.accuracy if untrained else None
         else:
             self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+        if self.teacher is not None and self.test_sets:
+            sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
+            self.teacher_accuracy = self.teacher.accuracy(sets, shown)
         if self.validation_sets:
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
@@ -418,6 +450,7 @@ class Run:
             "accuracy": self.accuracy,
             **({"validation": self.validation} if self.validation else {}),
             **({"search": self.found._asdict()} if self.found else {}),
+            **({"teacher": self.teacher_accuracy} if self.teacher_accuracy else {}),
             "zero_shot": self.zero_shot,
             "chance": self._chance,
             **(self.labelled.report if self.labelled else {}),
@@ -497,7 +530,7 @@ class Run:
     def _depends_on(self) -> dict:
         """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
         _, labelled = self._to_train
-        labels = digest_arrays(labelled.rows["label"][:])
+        labels = None if self.teacher is not None else digest_arrays(labelled.rows["label"][:])
         return {IDENTITY: self.identity, "labels": labels, "chosen": labelled.choice}
 
     def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
@@ -546,8 +579,11 @@ def check_settings(settings: Settings) -> None:
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
     _check_training(settings, method)
-    if settings.views != 1 and not settings.cache_features and method.support is None:
-        raise ValueError(f"Several views are kept with `cache_features` only. Received: views={settings.views}.")
+    if settings.views != 1 and not settings.cache_features and method.support is None and settings.teacher is None:
+        raise ValueError(
+            f"Several views are kept with `cache_features` or for a teacher only. Received: views={settings.views}."
+        )
+    check_teacher(settings)
 
 
 def _check_training(settings: Settings, method: MethodSpec) -> None:

@@ -29,12 +29,16 @@ class Settings:
         bf16: autocast to bfloat16 while training.
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
             without visual prompts can. The augmentation is then fixed.
-        views: cached augmentations of every training image, one of which is drawn in each epoch.
+        views: cached augmentations of every training image, one of which is drawn in each epoch; of images to distil
+            on, those that the teacher sees.
         loss: a name in `losses.LOSSES`; None for the model's own cross-entropy.
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
         image_size: edge in pixels of the images that the model takes, with interpolated positions; None for its own.
+        teacher: folder or Hub id of the adapter, or of the base model as it is, whose predictions are distilled; labels are
+            not read then.
+        teacher_model: base model of a teacher's adapter; None for the one that it names.
 
     Raises:
         ValueError: a value of another type, or out of range; names the field.
@@ -58,11 +62,18 @@ class Settings:
     supervision: Supervision = Supervision()
     ensemble: int = field(default=1, metadata={"max": 1000})
     image_size: int | None = field(default=None, metadata={"max": 16_384})
+    teacher: str | None = None
+    teacher_model: str | None = None
 
     def __post_init__(self):
         check_fields(self)
         if isinstance(file := self.config.get("class_descriptions"), str):
             object.__setattr__(self, "config", self.config | {"class_descriptions": read_descriptions(file)})
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether labels of the training images are read."""
+        return self.supervision.uses_labels and self.teacher is None
 
 
 def changed_settings(settings: dict) -> dict:

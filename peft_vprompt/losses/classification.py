@@ -23,6 +23,18 @@ from .label_checks import check_shares, is_whole, one_class_each
 
 REDUCTIONS = ("mean", "sum", "none")
 
+#: Label of an image that does not count.
+IGNORED = -100
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [n, c] over the labels that count; zero, with gradients, over none."""
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    counts = (labels != IGNORED).any()
+    # A mean over nothing would be NaN, and so would its gradients. Nothing here waits for the device.
+    return F.cross_entropy(logits, torch.where(counts, labels, 0), ignore_index=IGNORED) * counts.to(logits)
+
 
 class ClassificationLoss(nn.Module):
     """A loss of logits [n, c] against class numbers [n] or distributions [n, c]; what all losses share.

@@ -6,7 +6,7 @@ Shapes: b = batch, s = tokens, n = prompts of one layer, j = prompted layers, d 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -84,6 +84,10 @@ class PromptModule(nn.Module, ABC):
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the image tokens [b, s, d] that the prompts are inserted into; `options` as `VisionView.embed`."""
         return view.embed(pixel_values, **options)
+
+    def image_feature(self, pooled: Tensor, project: Callable[..., Tensor]) -> Tensor:
+        """Return the L2-normalised feature of images, by the pooled output [b, d] and the projection to the joint space."""
+        return project(pooled)
 
     def text_rule(self, class_prompts: ClassPrompts) -> InsertionRule:
         """Return how the prompts of later layers come into class prompts: behind their start tokens."""

@@ -7,6 +7,7 @@ A readout is a module that is called with image and text features. One with vect
 from .cache import CacheReadout
 from .class_rows import ClassRowsReadout
 from .cosine import CosineReadout
+from .given import GivenClasses
 from .linear import LinearReadout, PrototypeReadout
 from .pairwise import PairwiseReadout
 
@@ -15,6 +16,7 @@ __all__ = [
     "CacheReadout",
     "ClassRowsReadout",
     "CosineReadout",
+    "GivenClasses",
     "LinearReadout",
     "PairwiseReadout",
     "PrototypeReadout",

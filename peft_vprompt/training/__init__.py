@@ -5,15 +5,18 @@ from .average_precision import average_precisions, mean_average_precision
 from .averaging import AverageWeights
 from .cached_features import RandomViews, cache_features, feature_rows
 from .callbacks import ProgressBar, StepTimer, StopIfDiverged
+from .distillation import DistillationRows, take_teacher, teacher_logits
 from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits, score
 from .gradient_probe import GradientProbe
 from .recipes import lr_schedule, lr_scheduler
+from .test_time import TestTimeTuning, TunedOutput, evaluate_at_test_time, tune_on_features, tune_on_views
 from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer, train
 
 
 __all__ = [
     "AverageWeights",
     "Averaging",
+    "DistillationRows",
     "EvalSet",
     "GradientProbe",
     "ProgressBar",
@@ -22,12 +25,15 @@ __all__ = [
     "RecipeTrainer",
     "StepTimer",
     "StopIfDiverged",
+    "TestTimeTuning",
     "TrainResult",
+    "TunedOutput",
     "accuracy",
     "average_precisions",
     "cache_features",
     "compute_metrics",
     "evaluate",
+    "evaluate_at_test_time",
     "feature_rows",
     "harmonic_mean",
     "last_checkpoint",
@@ -38,5 +44,9 @@ __all__ = [
     "predict",
     "predict_logits",
     "score",
+    "take_teacher",
+    "teacher_logits",
     "train",
+    "tune_on_features",
+    "tune_on_views",
 ]

@@ -3,7 +3,7 @@
 Where images have several labels (`labels` [classes] of 1 and 0), the mean average precision stands for the accuracy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -64,7 +64,6 @@ def compute_metrics(prediction) -> dict[str, float]:
     return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
-@torch.no_grad()
 def predict_logits(
     model: torch.nn.Module,
     rows: Sequence[dict],
@@ -85,14 +84,27 @@ def predict_logits(
     Returns:
         Logits, float32 [images, classes], and true labels, int [images], or multi-hot [images, classes].
     """
-    device = device_of(model)
-    logits, labels = [], []
-    with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    labels: list[np.ndarray] = []
+
+    def unlabelled() -> Iterator[dict[str, torch.Tensor]]:
         for batch in with_progress(batches(rows, batch_size), progress):
             labels.append(batch.pop("labels").numpy())
+            yield batch
+
+    logits = logits_of(model, unlabelled(), bf16)
+    return logits.numpy(), np.concatenate(labels)
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]], bf16: bool = False) -> torch.Tensor:
+    """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above."""
+    device = device_of(model)
+    logits = []
+    with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for batch in inputs:
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-            logits.append(output.logits.float().cpu().numpy())
-    return np.concatenate(logits), np.concatenate(labels)
+            logits.append(output.logits.float().cpu())
+    return torch.cat(logits)
 
 
 def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
@@ -227,11 +239,12 @@ def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None)
 
 
 def own_classes(model) -> list[str] | None:
-    """Return the classes that a model learned something for, one by one, in their order; None where it learned none so."""
+    """Return the classes that a model tells apart all together, in their order; None where it can do others or some."""
     if not compares_with_text(model):
         return list(model.get_base_model().config.id2label.values())
     config = model.peft_config[model.active_adapter]
-    return list(config.own_classes) if getattr(config, "belongs_to_classes", False) else None
+    alone = getattr(config, "belongs_to_classes", False) and not config.knows_subsets
+    return list(config.own_classes) if alone else None
 
 
 def among_own_classes(model, test_set: EvalSet) -> EvalSet:

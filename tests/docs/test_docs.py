@@ -41,6 +41,7 @@ SOURCES = (
     "KgCoOp",
     "ProGrad",
     "PromptSRC",
+    "PromptKD",
     "MMRL",
     "TCP",
     "MaPLe",

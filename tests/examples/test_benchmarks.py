@@ -115,6 +115,16 @@ def test_classes_shared_out_over_processes(cli, tmp_path):
     assert all(side["gradient_error"] < 1e-5 and side["peak_bytes"] > 0 for side in sides.values())
 
 
+def test_test_time_tuning(cli, tmp_path):
+    from examples.benchmarks import test_time
+
+    test_time.main(output=tmp_path, shape="tiny", classes=[6], images=3, repeats=1, views=12, threads=1)
+    (path,) = tmp_path.iterdir()
+    (cell,) = json.loads(path.read_text())["cells"]
+    assert list(cell["milliseconds_per_image"]) == ["together", "one by one", "authors' way", "views"]
+    assert max(cell["agreement"].values()) < 1e-4
+
+
 def test_a_missed_bar_is_reported():
     from examples.benchmarks.cases import Bar
     from examples.benchmarks.results import verdict

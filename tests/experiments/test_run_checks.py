@@ -11,7 +11,7 @@ from peft_vprompt.experiments.supervision import Supervision
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"views": 2}, r"Several views are kept with `cache_features` only\. Received: views=2"),
+        ({"views": 2}, r"Several views are kept with `cache_features` or for a teacher only\. Received: views=2"),
         ({"ensemble": 0}, r"Expected ensemble to be an integer >= 1\. Received: ensemble=0"),
         ({"method": "maple", "ensemble": 2}, r"An ensemble is of contexts .* Received: MaPLe"),
         ({"loss_options": {"q": 0.5}}, r"Parameters of a loss need a loss\. Received: \{'q': 0\.5\}"),

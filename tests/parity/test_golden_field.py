@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from peft_vprompt import ContextOptConfig, PromptKDConfig
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.convert.checkpoint import LAYOUTS
-from peft_vprompt.training import AverageWeights
+from peft_vprompt.training import AverageWeights, TestTimeTuning, tune_on_views
 from peft_vprompt.tuners.base.recipe import Averaging
 from tests.support.golden_vpt import load_recipe
 
@@ -375,3 +376,127 @@ class TestPromptSRC:
         values = {tower: p.detach() for tower, p in self.ours(case).items()}
         torch.testing.assert_close(values, self.values(case, "gpa."), **VALUES)
         case.check_logits(inputs, "gpa_")
+
+
+class TestTPT:
+    """Test-time tuning: one context per image, tuned on its views."""
+
+    @pytest.fixture(params=["tpt_vit_photo"])
+    def case(self, request, recipe, inputs, shared):
+        folder = shared / "golden" / "field"
+        reference = load_file(folder / f"{request.param}.safetensors")
+        facts = json.loads((folder / f"{request.param}.json").read_text())
+        config = ContextOptConfig(
+            class_names=inputs["base_classes"],
+            prompt_init="text",
+            prompt_init_text=facts["hyperparameters"]["ctx_init"],
+            tokenizer_name_or_path=str(shared / "clip-tokenizer"),
+        )
+        return Case(get_peft_model(recipe.build_clip(), config), reference, facts)
+
+    def test_every_number(self, case):
+        reference, chosen = case.reference, case.facts["hyperparameters"]
+        tuning = TestTimeTuning(
+            confident=chosen["selection_p"],
+            steps=chosen["tta_steps"],
+            learning_rate=case.facts["optimizer"]["lr"],
+            weight_decay=case.facts["optimizer"]["weight_decay"],
+        )
+        output = tune_on_views(case.model, reference["views"], tuning)
+        torch.testing.assert_close(output.view_logits, reference["view_logits"], **LOGITS)
+        torch.testing.assert_close(output.view_logits[:, 0], reference["logits"], **LOGITS)
+        assert output.selected.tolist() == case.facts["selected_views"]
+        torch.testing.assert_close(output.loss, reference["traj_loss"], **LOSSES)
+        torch.testing.assert_close(output.gradients, reference["grad.prompt_learner.ctx"], **GRADIENTS)
+        torch.testing.assert_close(output.contexts, reference["final.prompt_learner.ctx"], atol=5e-6, rtol=0)
+        torch.testing.assert_close(output.logits, reference["final_logits"], **LOGITS)
+        (context,) = case.trained.values()
+        assert torch.equal(context.detach()[0], reference["param.prompt_learner.ctx"])
+
+
+class TestPromptKD:
+    """Distillation: a student with a projector, by a teacher's class features and predictions."""
+
+    @pytest.fixture(params=["promptkd_n2_d3_t1"])
+    def case(self, request, recipe, inputs, shared):
+        folder = shared / "golden" / "field"
+        reference = load_file(folder / f"{request.param}.safetensors")
+        facts = json.loads((folder / f"{request.param}.json").read_text())
+        chosen = facts["hyperparameters"]
+        config = PromptKDConfig(
+            class_names=inputs["base_classes"] + inputs["novel_classes"],
+            num_virtual_tokens=chosen["n_ctx_vision"],
+            prompt_depth=chosen["prompt_depth_vision"],
+            teacher_dim=chosen["teacher_dim"],
+            distillation_weight=chosen["kd_weight"],
+            temperature=chosen["temperature"],
+            tokenizer_name_or_path=str(shared / "clip-tokenizer"),
+        )
+        case = Case(get_peft_model(recipe.build_clip(), config), reference, facts)
+        with torch.no_grad():
+            for name, value in self.theirs(case, "param.").items():
+                case.trained[self.full(case, name)].copy_(value)
+        case.model.class_name_classifier.adapted.readout.class_features.copy_(reference["teacher.text_features"])
+        return case
+
+    def full(self, case, name):
+        return next(each for each in case.trained if each.endswith(f"learner.default.{name}"))
+
+    def theirs(self, case, prefix):
+        deep = "image_encoder.transformer.resblocks.{}.VPT_shallow"
+        layers = range(1, case.facts["hyperparameters"]["prompt_depth_vision"])
+        names = ["image_encoder.VPT", *(deep.format(layer) for layer in layers)]
+        values = {"tokens": torch.stack([case.reference[prefix + name] for name in names])}
+        for key, value in case.reference.items():
+            place, _, name = key.removeprefix(prefix).partition("VPT_image_trans.conv1.")
+            if key.startswith(prefix) and not place and name:
+                values[f"projector.{name}"] = value.squeeze((-2, -1)) if value.ndim == 4 else value
+        return values
+
+    def output(self, case, inputs, rows):
+        labels = (case.reference["teacher.logits"][rows] / case.facts["hyperparameters"]["temperature"]).softmax(-1)
+        return case.model.train()(pixel_values=inputs["pixel_values"][rows], labels=labels)
+
+    @torch.no_grad()
+    def check_logits(self, case, inputs, prefix):
+        case.model.eval()
+        images = inputs["pixel_values"][case.facts["logits_indices"]]
+        whole = case.model.class_names
+        for names, key in ((inputs["base_classes"], "logits"), (inputs["novel_classes"], "novel_logits")):
+            case.model.set_class_names(names)
+            torch.testing.assert_close(case.model(pixel_values=images).logits, case.reference[prefix + key], **LOGITS)
+        case.model.set_class_names(whole)
+
+    def test_the_first_step(self, case, inputs):
+        self.check_logits(case, inputs, "")
+        features = case.model.encode_images(inputs["pixel_values"][case.facts["logits_indices"]]).detach()
+        torch.testing.assert_close(features, case.reference["feat.student_features"], atol=5e-6, rtol=0)
+        output = self.output(case, inputs, case.facts["traj_batches"][0])
+        torch.testing.assert_close(output.loss.item(), case.facts["loss"], rtol=1e-5, atol=0)
+        output.loss.backward()
+        gradients = {name.partition("learner.default.")[2]: p.grad for name, p in case.trained.items()}
+        expected = self.theirs(case, "grad.")
+        assert gradients.keys() == expected.keys()
+        for name, value in expected.items():
+            error = (gradients[name] - value).norm() / value.norm()
+            # The bias in front of the batch norm has no gradient but rounding.
+            assert error < 1e-4 or value.norm() < 1e-2, (name, error)
+
+    def test_ten_steps(self, case, inputs, tmp_path):
+        optimizer = sgd(case)
+        losses = []
+        for rows in case.facts["traj_batches"]:
+            loss = self.output(case, inputs, rows).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.testing.assert_close(torch.stack(losses), case.reference["traj_loss"], rtol=1e-5, atol=0)
+        state = case.model.state_dict()
+        for name, value in self.theirs(case, "final.").items():
+            ours = next(tensor for key, tensor in state.items() if key.endswith(f"learner.default.{name}"))
+            torch.testing.assert_close(ours, value, atol=2e-5, rtol=0)
+        self.check_logits(case, inputs, "final_")
+        case.model.save_pretrained(tmp_path)
+        case.model = PeftModel.from_pretrained(case.model.unload(), str(tmp_path))
+        self.check_logits(case, inputs, "final_")

@@ -33,6 +33,7 @@ from peft_vprompt import (
     MRPOConfig,
     NormTuningConfig,
     ProGradConfig,
+    PromptKDConfig,
     PromptSRCConfig,
     ReadOnlyPromptConfig,
     TCPConfig,
@@ -205,6 +206,11 @@ CONFIGS = {
         "random": lambda **kw: TCPConfig(class_token_layer=1, **kw),
         "words": lambda **kw: TCPConfig(
             class_token_layer=1, num_class_tokens=2, prompt_init="text", prompt_init_text="a photo of a", **kw
+        ),
+    },
+    "promptkd": {
+        "own-space": lambda **kw: PromptKDConfig(
+            **{"class_names": CLASS_NAMES, "num_virtual_tokens": 2, "prompt_depth": 2} | kw
         ),
     },
     "class_head": {

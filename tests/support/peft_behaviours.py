@@ -79,6 +79,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
             ["classifier-r", "classifier-c", "tip-adapter-f", "clap", "zs-lp"],
             "something is learned for each class, which says nothing of other texts",
         ),
+        (["promptkd"], "each class has a feature of the teacher's in the place of a text"),
     ],
     "image_features": [
         (["rpo", "mrpo"], "an image has one feature for each prompt: `model.encode_images` gives them"),

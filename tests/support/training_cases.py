@@ -65,12 +65,19 @@ CASES = [
 FIRST_CASES = [case for case in CASES if case.variant == next(iter(CONFIGS[case.method]))]
 
 #: Methods with vectors of their own for the classes, for which no text encoder runs.
-OWN_FEATURES = ("class_head", "clap")
+OWN_FEATURES = ("class_head", "clap", "promptkd")
 #: Methods of which no gradient leads through a layer of an encoder.
-ON_FEATURES = (*OWN_FEATURES, "tip_adapter")
+ON_FEATURES = ("class_head", "clap", "tip_adapter")
 
 every_case = pytest.mark.parametrize("case", often(CASES, FIRST_CASES), ids=str)
 first_cases = pytest.mark.parametrize("case", FIRST_CASES, ids=str)
+
+
+#: Methods of which several passes are not one pass over all their images, and why.
+PASS_BY_PASS = {
+    "prograd": "each pass changes its own gradients, before they are added up",
+    "promptkd": "each pass normalises features by the statistics of its own images",
+}
 
 
 def dataset(count: int = 8, seed: int = 0) -> Dataset:

@@ -18,6 +18,7 @@ from tests.support.models import CLASS_NAMES
 from tests.support.training_cases import (
     CASES,
     FIRST_CASES,
+    PASS_BY_PASS,
     Case,
     dataset,
     every_case,
@@ -33,8 +34,6 @@ IMAGES = STEPS * PER_PROCESS * PROCESSES
 #: Methods that learn text prompts which do not depend on the image.
 SHARDED_CASES = [case for case in FIRST_CASES if case.method in ("context_opt", "maple", "read_only_prompt", "mrpo")]
 CLOSE = {"rtol": 0, "atol": 1e-6}
-#: Methods that change the gradients of each process by themselves, before they are averaged.
-PER_PROCESS_GRADIENTS = {"prograd"}
 
 
 def train(model, batches, wrap=lambda model: model) -> dict:
@@ -139,8 +138,8 @@ def two_processes(tokenizer_path, tmp_path_factory, request) -> dict:
 
 @every_case
 def test_two_processes_are_one_with_the_joint_batch(case, tokenizer_path, two_processes):
-    if case.method in PER_PROCESS_GRADIENTS:
-        pytest.skip("each process changes its own gradients, before they are averaged")
+    if case.method in PASS_BY_PASS:
+        pytest.skip(PASS_BY_PASS[case.method])
     expected = train(case.build(tokenizer_path, dtype=torch.float64), joint_batches())
     torch.testing.assert_close(two_processes[str(case)], expected, **CLOSE)
 
@@ -154,15 +153,15 @@ def test_classes_shared_out_over_processes(case, tokenizer_path, two_processes):
 
 @first_cases
 def test_two_processes_with_gradient_checkpointing(case, tokenizer_path, two_processes):
-    if case.method in PER_PROCESS_GRADIENTS:
-        pytest.skip("each process changes its own gradients, before they are averaged")
+    if case.method in PASS_BY_PASS:
+        pytest.skip(PASS_BY_PASS[case.method])
     expected = train(case.build(tokenizer_path, dtype=torch.float64), joint_batches())
     torch.testing.assert_close(two_processes[f"checkpointing {case}"], expected, **CLOSE)
 
 
 @first_cases
 def test_trainer_on_two_processes_is_the_trainer_on_one(case, tokenizer_path, two_processes, tmp_path):
-    if case.method in PER_PROCESS_GRADIENTS:
-        pytest.skip("each process changes its own gradients, before they are averaged")
+    if case.method in PASS_BY_PASS:
+        pytest.skip(PASS_BY_PASS[case.method])
     expected = train_with_trainer(case, tokenizer_path, tmp_path, PER_PROCESS * PROCESSES)
     torch.testing.assert_close(two_processes[f"Trainer {case}"], expected, **CLOSE)

@@ -121,6 +121,18 @@ STATE_KEYS = {
         "text_model.self_regulating_prompt_learner.tokens": (2, 4, 32),
         "vision_model.self_regulating_prompt_learner.tokens": (2, 4, 24),
     },
+    ("promptkd", "own-space"): {
+        "text_model.distilled_prompt_readout.class_features": (5, 16),
+        "vision_model.distilled_prompt_learner.tokens": (2, 2, 24),
+        "vision_model.distilled_prompt_learner.projector.0.weight": (16, 16),
+        "vision_model.distilled_prompt_learner.projector.0.bias": (16,),
+        "vision_model.distilled_prompt_learner.projector.1.weight": (16,),
+        "vision_model.distilled_prompt_learner.projector.1.bias": (16,),
+        "vision_model.distilled_prompt_learner.projector.1.running_mean": (16,),
+        "vision_model.distilled_prompt_learner.projector.1.running_var": (16,),
+        "vision_model.distilled_prompt_learner.projector.3.weight": (16, 16),
+        "vision_model.distilled_prompt_learner.projector.3.bias": (16,),
+    },
     ("mmrl", "mmrl"): {
         "text_model.representation_prompt_learner.tokens": (5, 12),
         "text_model.representation_prompt_learner.maps.weight": (2, 32, 12),

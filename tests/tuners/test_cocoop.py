@@ -52,7 +52,11 @@ def test_chunks_change_nothing(model, monkeypatch):
     passes = []
     tower = model.base_model.text_encoder
     original = tower.encode_class_prompts
-    monkeypatch.setattr(tower, "encode_class_prompts", lambda packed, x: passes.append(len(x)) or original(packed, x))
+    monkeypatch.setattr(
+        tower,
+        "encode_class_prompts",
+        lambda packed, image_features: passes.append(len(image_features)) or original(packed, image_features),
+    )
     chunked = model(pixel_values=images()).logits
     assert passes == [1, 1, 1, 1]
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)

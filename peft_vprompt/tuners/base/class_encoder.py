@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from ...backbones.base import BidirectionalTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
-from ...core.padded_prompts import pad
+from ...core.packed_prompts import PackedPrompts
+from ...core.padded_prompts import PaddedPrompts, pad
 from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
 from ...readouts import ClassRowsReadout
 from . import class_list
@@ -87,13 +88,15 @@ class ClassEncoder:
 
         They are kept while nothing that they depend on changes, unless a gradient has to flow through them.
         """
+        dual = self.model.dual
         readout = self.model.readout
-        own = getattr(readout, "class_features", None)
-        if own is not None:
-            return own.to(self.model.dual.dtype)
+        if not self.text.disable_adapters:
+            own = self.model.method.own_class_features(self.model.config, readout, classes.names)
+            if own is not None:
+                return own.to(dual.dtype)
         if isinstance(readout, ClassRowsReadout):
             text = None if readout.knows(classes.names) else self._by_text(classes, image_features)
-            return readout.features_of(classes.names, text).to(self.model.dual.dtype)
+            return readout.features_of(classes.names, text).to(dual.dtype)
         return self._by_text(classes, image_features)
 
     def _by_text(self, classes: ClassList, image_features: Tensor | None) -> Tensor:
@@ -102,7 +105,8 @@ class ClassEncoder:
         dual = self.model.dual
         device = dual.device
         if self.conditional:
-            return self._encode_conditional(classes, image_features, device)
+            # pyrefly: ignore[bad-argument-type]  # such methods are called with images
+            return self._encode_per_image(classes, "image_features", image_features)
         if is_exporting() and not self.model.model.training:
             constant = self._constant_features(classes)
             return self._encode(classes, device) if constant is None else constant
@@ -175,23 +179,43 @@ class ClassEncoder:
         features = iter(self.model.dual.project_text(torch.cat(encoded)).split([len(names) for names in encoded]))
         return self.model.method.combine([torch.cat([next(features) for _ in template]) for template in templates])
 
-    def _encode_conditional(self, classes: ClassList, image_features: Tensor | None, device: torch.device) -> Tensor:
-        """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size."""
-        (chunks,) = classes.pack(0, len(classes.names), 0, device)
-        if torch.compiler.is_compiling():  # the number of images is a symbol, or not to be built into the graph
-            encoded = [self.text.class_prompt_encoder(chunk, image_features) for chunk in chunks]
-            return self.model.dual.project_text(torch.cat(encoded, dim=1))
+    def encode_with_contexts(self, classes: ClassList, contexts: Tensor) -> Tensor:
+        """Return the class features [b, c, e] with a context [b, m, d] for each image in the place of the adapter's own."""
+        return self._encode_per_image(classes, "contexts", contexts)
+
+    def images_at_once(self, classes: ClassList) -> int:
+        """Return for how many images the class prompts are encoded in one pass of bounded size; 0 if not even for one."""
+        chunks = self._chunks(classes)
+        return class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for template in chunks for chunk in template)
+
+    def _chunks(self, classes: ClassList) -> list[list[PackedPrompts | PaddedPrompts]]:
+        return classes.pack(0, len(classes.names), 0, self.model.dual.device)
+
+    def _encode_per_image(self, classes: ClassList, name: str, values: Tensor) -> Tensor:
+        """Return the class features of each image, [b, c, e]: in one batch, or in chunks of bounded size.
+
+        `values` [b, ...] are what the class prompts of each image depend on, the argument `name` of the text encoder.
+        """
+        templates = self._chunks(classes)
+        chunks = [chunk for template in templates for chunk in template]
+        project = self.model.dual.project_text
 
         def encode(piece: tuple) -> Tensor:
-            return self.model.dual.project_text(self.text.class_prompt_encoder(*piece))
+            chunk, some = piece
+            return project(self.text.class_prompt_encoder(chunk, **{name: some}))
 
-        together = max(1, class_list.MAX_TOKEN_ROWS // sum(chunk.num_rows for chunk in chunks))
-        # pyrefly: ignore[missing-attribute, bad-argument-type]  # such methods are called with images
-        images = image_features.tensor_split(max(1, math.ceil(len(image_features) / together)))
+        def join(features: Iterator[Tensor]) -> Tensor:
+            return self.model.method.combine(
+                [torch.cat([next(features) for _ in template], dim=1) for template in templates]
+            )
+
+        if torch.compiler.is_compiling():  # the number of images is a symbol, or not to be built into the graph
+            return join(iter([encode((chunk, values)) for chunk in chunks]))
+        images = values.tensor_split(max(1, math.ceil(len(values) / max(1, self.images_at_once(classes)))))
         pieces = [(chunk, some) for some in images for chunk in chunks]
         sizes = [chunk.num_rows * len(some) for chunk, some in pieces]
         features = iter(checkpointed_chunks(encode, pieces, sizes, class_list.MAX_TOKEN_ROWS))
-        return torch.cat([torch.cat([next(features) for _ in chunks], dim=1) for _ in images])
+        return torch.cat([join(features) for _ in images])
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 

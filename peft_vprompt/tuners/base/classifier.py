@@ -25,7 +25,6 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ...backbones.supported import class_name
 from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError, UnsupportedModelError
-from ...losses.label_checks import IGNORED
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
@@ -77,16 +76,6 @@ class ClassMemory:
     compared: dict[str, ClassList] = field(default_factory=dict)
     features: FeatureCache = field(default_factory=FeatureCache)
     frozen: FeatureCache = field(default_factory=FeatureCache)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits [b, c], in float32 at least; zero, with gradients, where no label counts."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if labels.is_floating_point():
-        return F.cross_entropy(logits, labels.to(logits.dtype))
-    counts = (labels != IGNORED).any()
-    # A mean over nothing would be NaN, and so would its gradients. Nothing here waits for the device.
-    return F.cross_entropy(logits, torch.where(counts, labels, 0), ignore_index=IGNORED) * counts.to(logits)
 
 
 class ClassNameClassifier:
@@ -291,7 +280,7 @@ class ClassNameClassifier:
                 image = self._two_features(pixel_values, options, details)
             else:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
+                image = self._image_feature(pixel_values, options)
         else:
             self.require_fixed_images()
             if options:
@@ -347,11 +336,16 @@ class ClassNameClassifier:
         return ClassificationOutput(loss=loss, logits=logits, aux_loss=aux_loss, aux_losses=terms or None)
 
     def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy or sigmoid loss; of several predictions the mean by their shares."""
-        of_logits = _SIGMOID_LOSS if features.multi_label else _cross_entropy
+        """Return the method's loss or the sigmoid loss; of several predictions the mean by their shares."""
+        config = self.adapted.config
         total: Any = 0.0
-        for share, logits in self._method.predictions(self.adapted.config, features, self.scaled_by_method):
-            loss = of_logits(logits, labels)
+        for share, logits in self._method.predictions(config, features, self.scaled_by_method):
+            if features.multi_label:
+                loss = _SIGMOID_LOSS(logits, labels)
+            else:
+                at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                targets = labels.to(at_least_float32.dtype) if labels.is_floating_point() else labels
+                loss = self._method.loss(config, at_least_float32, targets)
             total = loss if share == 1 else total + share * loss
         return total
 
@@ -362,7 +356,8 @@ class ClassNameClassifier:
         Called for the names that an adapter is trained with: by every call in training mode that gradients flow
         through. Evaluation on other classes leaves the saved names alone.
         """
-        self.adapted.config.class_names = self.class_names
+        if not self.adapted.config.belongs_to_classes:  # else what it learned is of the names it has
+            self.adapted.config.class_names = self.class_names
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -374,7 +369,7 @@ class ClassNameClassifier:
             if vision.has_second_feature:
                 return self._two_features(pixel_values, options)
             if self.adapted.backbone.dual is not None:
-                return self.adapted.dual.project_image(vision.pooled(pixel_values, **options))
+                return self._image_feature(pixel_values, options)
             output = vision(pixel_values, **options)
             pooled = getattr(output, "pooler_output", None)
             return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
@@ -391,6 +386,13 @@ class ClassNameClassifier:
         view = self.adapted.vision.view
         check_options(options, ("interpolate_pos_encoding", *view.embed_options))
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
+
+    def _image_feature(self, pixel_values: Tensor, options: dict) -> Tensor:
+        """Return the L2-normalised features of images that were checked."""
+        pooled = self.adapted.vision.pooled(pixel_values, **options)
+        prompts = self.adapted.vision.active_prompts
+        project = self.adapted.dual.project_image
+        return project(pooled) if prompts is None else prompts.image_feature(pooled, project)
 
     def _two_features(self, pixel_values: Tensor, options: dict, details: dict | None = None) -> Tensor:
         """Return the L2-normalised features [b, 2, e] of the image tower itself and of its prompts.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...core.tokenization import TokenSequence, template_sequences
 from ...errors import ClassNamesError, PromptTooLongError
+from ...losses.classification import mean_cross_entropy
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
 from .config import digest_names
@@ -151,6 +152,14 @@ class PromptMethod:
     ) -> list[tuple[float, Tensor]]:
         """Return what the classification loss is taken of: logits [b, c] and their shares, which sum to 1."""
         return [(1.0, features.logits)]
+
+    def loss(self, config: PromptConfig, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what one prediction's logits [b, c] are trained by: labels are integers [b] or probabilities [b, c]."""
+        return mean_cross_entropy(logits, labels)
+
+    def own_class_features(self, config: PromptConfig, readout: nn.Module, names: Sequence[str]) -> Tensor | None:
+        """Return the features [c, e] that the adapter holds of classes in the place of texts; None where it holds none."""
+        return getattr(readout, "class_features", None)
 
     def regularizers(self, config: PromptConfig) -> dict[str, tuple[float, Regularizer]]:
         """Return the further terms of the loss, by name: weight and callable; default: those the config has weights of."""

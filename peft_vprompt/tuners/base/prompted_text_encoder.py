@@ -77,6 +77,7 @@ class PromptedTextEncoder(PromptedEncoder):
         image_features: Tensor | None = None,
         keep_kv_cache: bool = True,
         class_features: Tensor | None = None,
+        contexts: Tensor | None = None,
     ) -> Tensor:
         """Return the features of all classes from one pass, after the final norm and not projected.
 
@@ -85,9 +86,10 @@ class PromptedTextEncoder(PromptedEncoder):
             image_features: [b, e], where the context depends on the image.
             keep_kv_cache: keep what read-only prompts read for the next call.
             class_features: the frozen model's features [c, e] of all classes, where the prompts depend on them.
+            contexts: vectors [b, m, d] for each image in the place of the prompts' own, all of the first layer.
 
         Returns:
-            [c, d]; [b, c, d] where the context depends on the image; [c, n, d] for n read-only prompts.
+            [c, d]; [b, c, d] where each image has a context of its own; [c, n, d] for n read-only prompts.
         """
         view: Any = self.view  # bidirectional where the class prompts are padded, causal where they are packed
         prompts = self.active_prompts
@@ -96,15 +98,17 @@ class PromptedTextEncoder(PromptedEncoder):
             return self._encode_read_only(packed, prompts, keep_kv_cache)
         vectors = first = None
         rule = InsertRows(packed.start)
+        per_image = image_features is not None or contexts is not None
         if prompts is not None:
-            vectors = prompts(image_features=image_features, class_features=class_features)
+            given = contexts is not None
+            vectors = [contexts] if given else prompts(image_features=image_features, class_features=class_features)
             first = vectors[0]
             rule = prompts.text_rule(packed)
         if isinstance(packed, PaddedPrompts):
             hidden = packed.embed(view, first)
             mask = view.layer_mask(packed.mask, hidden)
             features = view.pool(encode(view, hidden, vectors, rule, mask=mask))
-            return features if image_features is None else features.unflatten(0, (-1, packed.num_classes))
+            return features.unflatten(0, (-1, packed.num_classes)) if per_image else features
         hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         first_layer = 0 if prompts is None else prompts.first_layer
         pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
@@ -114,7 +118,7 @@ class PromptedTextEncoder(PromptedEncoder):
         ends = OutputRows(end_rows, functools.partial(ReadSuffixes, last_pattern))
         hidden = encode(view, hidden, vectors, rule, first_layer, output_rows=ends, pattern=pattern)
         features = view.final_norm(hidden)
-        return features if image_features is not None else features[0]
+        return features if per_image else features[0]
 
     def _encode_read_only(self, packed: PackedPrompts, prompts: PromptModule, keep_kv_cache: bool) -> Tensor:
         """Let the read-only prompts of every class read the KV cache of its plain tokens: [c, n, d]."""

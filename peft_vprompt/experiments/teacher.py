@@ -1,0 +1,143 @@
+"""The teacher of a run: a trained adapter, or a base model as it is, whose predictions a student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+
+from ..data import TrainTransform, image_size
+from ..training.distillation import DistillationRows, teacher_features, teacher_fingerprint, teacher_logits
+from ..training.evaluation import evaluate
+from ..tuners.base.recipe import Recipe
+from ..tuners.base.registry import get_method
+from ..tuners.promptkd import PromptKDConfig
+from .identity import RESULTS
+from .models import ModelBundle, adapter_config, build_model, load_adapter
+from .results import read_results
+from .settings import Settings
+
+
+@dataclass
+class Teacher:
+    """A model whose predictions are distilled.
+
+    Attributes:
+        bundle: model and image processor.
+        features: its class features [c, e].
+    """
+
+    bundle: ModelBundle
+    features: Tensor
+
+    @property
+    def model(self) -> PeftModel:
+        """The model; a base model as it is has its adapter switched off."""
+        return self.bundle.model
+
+    @property
+    def content(self) -> dict[str, str | None]:
+        """What it is, as a digest."""
+        return {"teacher": teacher_fingerprint(self.model, self.features)}
+
+    def rows(
+        self,
+        images: Dataset,
+        student_processor,
+        recipe: Recipe,
+        temperature: float,
+        *,
+        views: int,
+        seed: int,
+        progress: str | None,
+    ) -> DistillationRows:
+        """Return images to distil on, with the teacher's answers, which are computed once and kept on the disk.
+
+        Raises:
+            ValueError: crops that are no others' in another size.
+        """
+        crop = (recipe.crop, recipe.crop_scale)
+        own = self.bundle.image_processor
+        if recipe.crop == "random_crop" and image_size(own) != image_size(student_processor):
+            raise ValueError(
+                f"Expected a teacher with images of the student's size for crops of a fixed size. Received: {image_size(own)} "
+                f"and {image_size(student_processor)} pixels. Use the random resized crop, or --image-size."
+            )
+        transform = TrainTransform(own, *crop)
+        names = self.model.class_names or []
+        logits = teacher_logits(self.model, images, transform, names, views=views, seed=seed, progress=progress)
+        return DistillationRows(images, TrainTransform(student_processor, *crop), logits, temperature, seed)
+
+    def accuracy(self, test_sets: dict, progress: str | None) -> dict[str, float]:
+        """Return its accuracies in percent on test sets with images as it takes them."""
+        return evaluate(self.model, test_sets, progress=progress)
+
+
+def check_teacher(settings: Settings) -> None:
+    """Refuse a teacher where nothing is distilled, and what has no meaning where something is.
+
+    Raises:
+        ValueError: names the settings that contradict each other.
+    """
+    distils = get_method(settings.method).config_class is PromptKDConfig
+    if distils != (settings.teacher is not None):
+        raise ValueError(
+            "Expected a teacher (--teacher) with method promptkd, and with no other. Received: "
+            f"method {settings.method}, teacher={settings.teacher!r}."
+        )
+    if settings.teacher_model is not None and settings.teacher is None:
+        raise ValueError(f"A base model of the teacher needs a teacher. Received: {settings.teacher_model!r} alone.")
+    if not distils:
+        return
+    labels = {
+        "shots": settings.shots is not None,
+        "a loss": settings.loss is not None,
+        "noise": settings.supervision.noise is not None,
+        "pseudo-labels": not settings.supervision.uses_labels,
+        "cached features": settings.cache_features,
+    }
+    if given := [what for what, wanted in labels.items() if wanted]:
+        raise ValueError(
+            "Distillation takes all training images and reads no label (shots=None, --shots 0). Received: "
+            f"{', '.join(given)}. Leave them out."
+        )
+
+
+def load_teacher(
+    name: str, model_name_or_path: str | None, class_names: Sequence[str], device: str | torch.device | None
+) -> Teacher:
+    """Load a teacher and let it read the class names.
+
+    Args:
+        name: folder or Hub id of an adapter, or of a base model that is taken as it is.
+        model_name_or_path: base model of the adapter; None for the one that it names.
+        class_names: names of the classes.
+        device: where to compute.
+
+    Raises:
+        OSError: there is no such adapter or model.
+        UnsupportedModelError, ClassNamesError: as `teacher_features`.
+    """
+    if _is_adapter(name):
+        saved = read_results(Path(name) / RESULTS)
+        embedded = saved is not None and saved["settings"]["model"] is None
+        bundle = load_adapter(name, model_name_or_path, embedded=embedded, device=device)
+    else:
+        bundle = build_model(name, "zero-shot", class_names, device=device)
+        bundle.model.disable_adapter_layers()
+    bundle = replace(bundle, model=bundle.model.eval())
+    return Teacher(bundle, teacher_features(bundle.model, class_names))
+
+
+def _is_adapter(name: str) -> bool:
+    """Tell whether a folder or Hub id is an adapter's, not a base model's."""
+    try:
+        adapter_config(name)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,59 @@
+"""`vprompt train --method promptkd`: a teacher, images without labels, a student."""
+
+import json
+
+import pytest
+from transformers import CLIPModel
+
+from tests.support.command_line import QUICK, train, vprompt
+
+
+DISTIL = ("--method", "promptkd", "--epochs", 2, "--batch-size", 4, "--lr", "0.0001")
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A folder of its own for the teacher's answers."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "vprompt-features"
+
+
+def test_a_trained_teacher(clip_path, colours, tmp_path, cache):
+    train(tmp_path / "teacher", clip_path, colours, "--method", "coop", *QUICK)
+    shown = train(tmp_path / "a", clip_path, colours, *DISTIL, "--teacher", tmp_path / "teacher", "--views", 2)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    expected = json.loads((tmp_path / "teacher" / "results.json").read_text())["accuracy"]
+    assert results["teacher"] == expected
+    assert f"The teacher: all {expected['all']:.2f} %" in shown
+    assert results["steps"] == 2 * 7  # all 28 images
+    assert len(list(cache.iterdir())) == 1
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--output", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["accuracy"] == results["accuracy"]
+    vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", "novel", "--output", tmp_path / "novel.json")
+    assert json.loads((tmp_path / "novel.json").read_text())["classes"] == ["red", "white"]
+
+
+def test_a_base_model_as_it_is(clip_path, colours, tmp_path, cache):
+    train(tmp_path / "a", clip_path, colours, *DISTIL, "--teacher", clip_path)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["teacher"] == results["zero_shot"]
+    size = CLIPModel.from_pretrained(clip_path).config.projection_dim
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["teacher_dim"] == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "promptkd"), "Expected a teacher (--teacher) with method promptkd"),
+        (("--method", "coop", "--teacher", "x"), "and with no other. Received: method coop"),
+        (("--method", "coop", "--teacher-model", "x"), "A base model of the teacher needs a teacher"),
+        (
+            ("--method", "promptkd", "--teacher", "x", "--shots", 4),
+            "reads no label (shots=None, --shots 0). Received: shots",
+        ),
+        (("--method", "promptkd", "--teacher", "x", "--loss", "gce"), "Received: a loss"),
+        (("--method", "promptkd", "--teacher", "gone/no"), "Cannot load the model 'gone/no'"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(arguments, message, clip_path, colours, tmp_path):
+    assert message in train(tmp_path, clip_path, colours, *arguments, code=2)
