@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
-from peft.tuners.lora import LoraLayer
-from peft.utils import PeftType, set_peft_model_state_dict
+from peft.tuners.lora import LoraConfig, LoraLayer
+from peft.utils import set_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from .safe_saving import SavedPeftModel
 
 
 WHAT_WORKS = (
-    "It works for class heads (ClassHeadConfig, CLAPConfig), a fine-tuned text encoder (TextEncoderConfig), and PEFT's LoRA "
-    "and LayerNorm tuning on class names"
+    "It works for class heads (ClassHeadConfig, CLAPConfig), tuned encoders (TextEncoderConfig, NormTuningConfig, "
+    "CLIPLoraConfig), and PEFT's LoRA and LayerNorm tuning on class names"
 )
 
 
@@ -70,9 +70,7 @@ def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, 
         if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
             frozen |= {f"{path}.{key}": value for key, value in module.original_module.state_dict().items()}
         elif (
-            isinstance(module, LoraLayer)
-            and name in module.lora_A
-            and model.peft_config[name].peft_type == PeftType.LORA
+            isinstance(module, LoraLayer) and name in module.lora_A and isinstance(model.peft_config[name], LoraConfig)
         ):
             # What is learned is a product of both: half of it is half of one of them.
             frozen[f"{path}.lora_A.weight"] = module.lora_A[name].weight
@@ -81,7 +79,7 @@ def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, 
             inner: Any = module.base_layer
             frozen |= {f"{path}.ln_tuning_layers.{key}": value for key, value in inner.state_dict().items()}
     text = classifier.adapted.text
-    if registry.is_ours(model.peft_config[name].peft_type) and text is not None and text.module_of(name, READOUT):
+    if registry.shares_model(model.peft_config[name].peft_type) and text is not None and text.module_of(name, READOUT):
         config = classifier.adapted.config_of(name)
         of_readout = classifier.adapted.method_of(name).frozen_readout(config, classifier.frozen_text_of(name))
         for key, value in of_readout.items():

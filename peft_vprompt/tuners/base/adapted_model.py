@@ -244,14 +244,21 @@ class AdaptedModel:
 
     def image_layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
         """Return PEFT's own layers and copies that are on and can change the image features."""
-        text_side = {
-            id(m) for part in (self.text, self.dual.text_projection) if part is not None for m in part.modules()
-        }
+        return self._layers_that_are_on(of_text=False)
+
+    def changes_texts(self) -> bool:
+        """Return whether the adapters that are on change the features of texts."""
+        return self.text.active_prompts is not None or bool(self._layers_that_are_on(of_text=True))
+
+    def _layers_that_are_on(self, of_text: bool) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+        """Return PEFT's own layers and copies that are on, on the side of the texts or outside of it."""
+        parts = [part for part in (self.text, self.dual.text_projection) if part is not None]
+        text_side = {id(module) for part in parts for module in part.modules()}
         return [
             layer
             for layer in adapter_layers(self.tuner)
             if not isinstance(layer, PromptedEncoder)
-            and id(layer) not in text_side
+            and (id(layer) in text_side) == of_text
             and layer.active_adapters
             and not layer.disable_adapters
         ]

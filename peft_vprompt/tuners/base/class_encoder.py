@@ -160,8 +160,7 @@ class ClassEncoder:
         """Return the features of the classes first ... last - 1."""
         text = self.text
         config = self.model.config
-        learns_text = text.active_prompts is not None or self.model.method.trains_text_encoder
-        if text.disable_adapters or (config.class_descriptions is not None and not learns_text):
+        if text.disable_adapters or (config.class_descriptions is not None and not self.model.changes_texts()):
             return self._zero_shot(classes.names[first:last], config.templates, config)
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)
