@@ -248,7 +248,8 @@ class AdaptedModel:
 
     def changes_texts(self) -> bool:
         """Return whether the adapters that are on change the features of texts."""
-        return self.text.active_prompts is not None or bool(self._layers_that_are_on(of_text=True))
+        prompts = self.text is not None and self.text.active_prompts is not None
+        return prompts or bool(self._layers_that_are_on(of_text=True))
 
     def _layers_that_are_on(self, of_text: bool) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
         """Return PEFT's own layers and copies that are on, on the side of the texts or outside of it."""
