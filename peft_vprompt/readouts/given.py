@@ -12,6 +12,8 @@ from .cosine import CosineReadout
 class GivenClasses(CosineReadout):
     """Cosines with L2-normalised `class_features` [c, e] that are saved and not trained, NaN until they are given."""
 
+    belongs_to_classes = True
+
     def __init__(self, num_classes: int, feature_dim: int, *, dtype: torch.dtype, device: torch.device):
         super().__init__()
         empty = torch.full((num_classes, feature_dim), torch.nan, dtype=dtype, device=device)

@@ -20,7 +20,7 @@ from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.run import eval_sets
 from peft_vprompt.training.evaluation import evaluate
 from tests.support.labelled_images import save_image
-from tests.support.models import IMAGE_SIZE, tiny_clip, tiny_tokenizer
+from tests.support.models import IMAGE_SIZE, often, tiny_clip, tiny_tokenizer
 
 
 pytestmark = pytest.mark.usefixtures("forgetful")
@@ -29,6 +29,9 @@ pytestmark = pytest.mark.usefixtures("forgetful")
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(path for path in FOLDER.rglob("*.py") if path.parent.name not in ("benchmarks", "studies"))
 TINY = ("--shots", "1", "--epochs", "1")
+
+#: Those that run whole in every run: not all that differ in the method alone.
+USUAL = [path for path in EXAMPLES if path.parent.name != "by_method" or path.stem in ("maple", "visual_prompt")]
 
 every_example = pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 
@@ -86,7 +89,7 @@ def measured(folder: Path) -> list[float]:
     return [round(accuracy, 1) for half in accuracies for accuracy in half.values()]
 
 
-@every_example
+@pytest.mark.parametrize("script", often(EXAMPLES, USUAL), ids=lambda path: path.stem)
 def test_runs_on_the_embedded_model(script, run, tmp_path):
     output = run(script, *TINY, "--output", tmp_path)
     accuracies = percentages(output)
