@@ -114,7 +114,7 @@ def test_what_takes_one_class_for_each_image_is_refused(options, match, scenes, 
 
 def test_a_diagnosis_is_refused(trained, tmp_path):
     said = vprompt("evaluate", "--adapter", trained[0], "--diagnose", tmp_path, code=2)
-    assert "Leave --diagnose out" in " ".join(said.split())
+    assert "Leave --diagnose and --test-time out" in " ".join(said.split())
 
 
 def test_several_labels_have_to_be_in_the_data(colours, clip_path, tmp_path):
