@@ -91,7 +91,9 @@ def test_the_choices_are_those_of_the_package():
     assert all(method["learns"] and method["paper"] for method in choices.METHODS.values())
     assert list(LOSSES) == choices.LOSSES
     defaults = DataOptions("path")
-    written = {name: row["default"] for name, row in choices.DATA.items() if name not in ("path", "where", "label_columns")}
+    written = {
+        name: row["default"] for name, row in choices.DATA.items() if name not in ("path", "where", "label_columns")
+    }
     assert written == {name: getattr(defaults, name) for name in written}
 
 

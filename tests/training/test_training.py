@@ -105,7 +105,9 @@ class TestBuild:
             build_model(clip_path, "adalora", CLASS_NAMES)
 
     def test_unknown_option(self, clip_path):
-        with pytest.raises(ValueError, match="CoOp has no option depth. It has: .*class_specific, class_token_position"):
+        with pytest.raises(
+            ValueError, match="CoOp has no option depth. It has: .*class_specific, class_token_position"
+        ):
             build_model(clip_path, "coop", CLASS_NAMES, depth=3)
 
     def test_classifier(self, vit_path):
