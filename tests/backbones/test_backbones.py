@@ -14,7 +14,7 @@ from peft_vprompt.core.attention import ReadAll
 from peft_vprompt.core.layer_loop import OutputRows
 from peft_vprompt.errors import UnsupportedModelError
 from tests.support.backbones import FLAT_MODELS, VISION_MODELS, inputs, shake, tiny
-from tests.support.models import CONFIGS, labels
+from tests.support.models import CONFIGS, labels, often
 from tests.support.watching import InputsOf
 
 
@@ -208,8 +208,13 @@ def test_gradient_checkpointing_changes_nothing(name):
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", CONFIGS["visual_prompt"])
-@pytest.mark.parametrize("name", VISION_MODELS)
+KINDS = [(name, variant) for name in VISION_MODELS for variant in CONFIGS["visual_prompt"]]
+USUAL = [
+    (name, variant) for name, variant in KINDS if name.startswith(("ViT", "Swin")) or variant in ("deep", "pixels")
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), often(KINDS, USUAL))
 def test_every_kind_of_visual_prompt_learns_or_is_refused(name, variant):
     # These models have two layers, where those of CONFIGS have three.
     options = {"num_deep_layers": 1} if variant == "two-layers" else {}

@@ -11,6 +11,7 @@ from peft_vprompt.backbones.supported import DUAL_ENCODERS
 from peft_vprompt.experiments.models import DEMO_CHANGES, METHODS
 from peft_vprompt.version import __version__
 from tests.support.command_line import QUICK, train, vprompt
+from tests.support.rows import every_row
 from tests.support.saved_models import COLOURS, save_tiny
 from vprompt import app
 
@@ -30,7 +31,7 @@ def test_help_lists_every_method():
 
 
 # PromptKD takes a teacher, and no shots: see test_distillation.
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "promptkd"])
+@pytest.mark.parametrize("method", every_row([name for name in METHODS if name != "promptkd"]))
 def test_train_every_method(method, clip_path, colours, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     moves = METHODS[method].new_classes

@@ -30,8 +30,8 @@ FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(path for path in FOLDER.rglob("*.py") if path.parent.name not in ("benchmarks", "studies"))
 TINY = ("--shots", "1", "--epochs", "1")
 
-#: Those that run whole in every run: not all that differ in the method alone.
-USUAL = [path for path in EXAMPLES if path.parent.name != "by_method" or path.stem in ("maple", "visual_prompt")]
+#: Those that run whole on the embedded model in every run; all others run on a model of three layers.
+USUAL = [path for path in EXAMPLES if path.stem in ("maple", "several_adapters", "train_with_trainer")]
 
 every_example = pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 

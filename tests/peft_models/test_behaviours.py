@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.models import CLASS_NAMES, NUM_LABELS, disturb, images, labels, tiny_tokenizer
 from tests.support.peft_behaviours import BEHAVIOURS, COPIES, EMPTY, LORA, ROWS, base_of, config_of, refusal
+from tests.support.rows import every_row
 
 
 pytestmark = pytest.mark.core
@@ -50,7 +51,7 @@ def disabled(model) -> torch.Tensor:
         return answer(model)
 
 
-@pytest.fixture(params=ROWS)
+@pytest.fixture(params=every_row(ROWS))
 def row(request):
     return request.param
 

@@ -53,8 +53,7 @@ def coop(tokenizer_path, base=None, **options):
 # ---- class names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", PROMPT_METHODS)
-@pytest.mark.parametrize(
+malformed_names = pytest.mark.parametrize(
     ("names", "message"),
     [
         ([], "at least one class name"),
@@ -66,10 +65,18 @@ def coop(tokenizer_path, base=None, **options):
         (["cat", 3], r"class_names\[1\]=3"),
     ],
 )
-def test_malformed_class_names(method, names, message, tokenizer_path):
+
+
+@malformed_names
+@pytest.mark.parametrize("method", PROMPT_METHODS)
+def test_malformed_class_names_of_a_config(method, names, message):
     build = next(iter(CONFIGS[method].values()))
     with pytest.raises(ValueError, match=message):
         build(class_names=names)
+
+
+@malformed_names
+def test_malformed_class_names_change_nothing(names, message, tokenizer_path):
     model = coop(tokenizer_path)
     before = model.encode_classes()
     with pytest.raises(ValueError, match=message):

@@ -14,11 +14,12 @@ import torch
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.support.models import CLASS_NAMES
+from tests.support.models import CLASS_NAMES, often
 from tests.support.training_cases import (
     CASES,
     FIRST_CASES,
     PASS_BY_PASS,
+    TRAINED_CASES,
     Case,
     dataset,
     every_case,
@@ -108,7 +109,7 @@ def process(rank: int, port: int, tokenizer_path: str, output: str, cases: list[
     results = {}
     for case in cases:
         results[str(case)] = train(case.build(tokenizer_path, dtype=torch.float64), batches, DistributedDataParallel)
-    for case in FIRST_CASES:
+    for case in [case for case in cases if case in FIRST_CASES]:
         model = case.build(tokenizer_path, dtype=torch.float64)
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if case in SHARDED_CASES:
@@ -144,7 +145,7 @@ def test_two_processes_are_one_with_the_joint_batch(case, tokenizer_path, two_pr
     torch.testing.assert_close(two_processes[str(case)], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
+@pytest.mark.parametrize("case", often(SHARDED_CASES, TRAINED_CASES), ids=str)
 def test_classes_shared_out_over_processes(case, tokenizer_path, two_processes):
     expected = train(case.build(tokenizer_path, dtype=torch.float64), joint_batches())
     torch.testing.assert_close(two_processes[f"sharded {case}"], expected, **CLOSE)

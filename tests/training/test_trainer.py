@@ -9,12 +9,13 @@ from peft import PeftModel
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from tests.support.models import NUM_LABELS, tiny_vit, towers
+from tests.support.models import NUM_LABELS, often, tiny_vit, towers
 from tests.support.training_cases import (
     BACKBONES,
     FIRST_CASES,
     ON_FEATURES,
     PASS_BY_PASS,
+    TRAINED_CASES,
     Case,
     dataset,
     every_case,
@@ -171,7 +172,7 @@ class Stop(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-RESUMED = [(case, {}) for case in FIRST_CASES] + [
+RESUMED = often([(case, {}) for case in FIRST_CASES], [(case, {}) for case in TRAINED_CASES]) + [
     (Case("ViTForImageClassification", "visual_prompt", "deep"), {"prompt_dropout": 0.3}),
     (Case("CLIPModel", "visual_prompt", "shallow"), {"prompt_dropout": 0.3}),
     (Case("CLIPModel", "maple", "ivlp"), {}),

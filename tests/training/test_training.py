@@ -22,6 +22,7 @@ from peft_vprompt.utils.environment import environment
 from tests.support.callbacks import Diverge, Kill
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
 from tests.support.peft_behaviours import SUPPORT
+from tests.support.rows import every_row
 
 
 TRAINED = [name for name, method in METHODS.items() if method.recipe]
@@ -70,7 +71,7 @@ def batch_sizes(model) -> list[int]:
 
 
 class TestBuild:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", every_row())
     def test_every_method_classifies(self, method, clip_path):
         bundle = build_model(clip_path, method, CLASS_NAMES, **SUPPORT.get(method, {}))
         assert bundle.model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
@@ -80,7 +81,7 @@ class TestBuild:
         row = METHODS[method]
         assert bundle.recipe is (row.classifier_recipe if row.is_baseline else row.recipe)
 
-    @pytest.mark.parametrize("method", TRAINED)
+    @pytest.mark.parametrize("method", every_row(TRAINED))
     def test_seed_decides_the_first_prompts(self, method, clip_path):
         told = SUPPORT.get(method, {})
         built = (build_model(clip_path, method, CLASS_NAMES, seed, **told) for seed in (1, 1, 2))

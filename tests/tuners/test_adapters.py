@@ -19,7 +19,6 @@ from tests.support.models import (
     CLASS_NAMES,
     CONFIGS,
     NEW_NAMES,
-    PAIRS,
     disturb,
     every_config,
     images,
@@ -63,7 +62,7 @@ def test_only_prompts_learn_and_all_of_them(config):
     assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == prompts
 
 
-@pytest.mark.parametrize(("method", "case"), PAIRS)
+@every_config
 def test_save_and_load_is_bit_identical(config, tmp_path):
     model = disturb(get_peft_model(tiny_clip(), config))
     model.save_pretrained(tmp_path)
