@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,7 @@ from ..core.checkpointing import recompute
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
 from ..core.offloading import tensor_of
-from ..core.plain_modules import in_place_of
+from ..core.plain_modules import in_place_of, modeling_file
 from .base import VisionView, resize_positions
 from .layer_parts import split_heads
 
@@ -154,7 +153,7 @@ class SwinView(VisionView):
 
     def attend_windows(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attend in the (shifted) windows, prompts in each of them: [b, s, d] to [b, s, d]."""
-        modeling = sys.modules[type(block).__module__]
+        modeling = modeling_file(block)
         batch = hidden.shape[0]
         count = hidden.shape[1] - grid[0] * grid[1]
         size = block.window_size

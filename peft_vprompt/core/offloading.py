@@ -1,4 +1,4 @@
-"""Where the weights are that Accelerate has offloaded: the parameters themselves are on the meta device between calls.
+"""Where the weights are that Accelerate has offloaded or FSDP has sharded: outside of a module's call they are elsewhere.
 
 A module's call brings its weights (see `plain_modules.in_place_of`); here is what is needed outside of a call.
 """
@@ -11,6 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .plain_modules import parts
+
+
+def is_brought(tensor: Tensor) -> bool:
+    """Tell whether the call of a module puts another tensor into the place of this one, which is offloaded or sharded."""
+    return tensor.is_meta or is_sharded(tensor)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether a tensor is FSDP's, a `DTensor`: a shard of it is in this process."""
+    return hasattr(tensor, "full_tensor")
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor:

@@ -91,6 +91,8 @@ class AdapterModel(PeftModel):
             ValueError: names that this model does not have or has already, adapters that differ in method, classes or
                 shape, another number of weights.
         """
+        if not adapters:
+            raise ValueError("Expected the names of the adapters to sum up. Received: none.")
         if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
@@ -118,7 +120,7 @@ class AdapterModel(PeftModel):
 
     def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
         """Refuse adapters whose values cannot be added."""
-        if not states or len(weights) != len(states):
+        if len(weights) != len(states):
             raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]

@@ -1,18 +1,20 @@
 """Layers with hooks, sharded, offloaded or replaced weights run as they are called; all others run in parts."""
 
 import copy
+import datetime
 import os
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from peft_vprompt import BottleneckAdapterConfig, VisualPromptConfig
+from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import view
 from peft_vprompt.core.plain_modules import all_plain, in_place_of
 from peft_vprompt.errors import UnsupportedModelError
@@ -217,6 +219,42 @@ def test_a_sharded_model_gives_the_same_logits_and_gradients(case, whole_towers,
         )
 
 
+def test_a_sharded_block_of_swin_is_known(mesh):
+    """FSDP makes a class of its own of each."""
+
+    def build():
+        return disturb(get_peft_model(tiny("SwinModel"), VisualPromptConfig(num_virtual_tokens=2, deep=True)))
+
+    expected = build()(images()).last_hidden_state
+    model = build()
+    for block in model.base_model.vision_encoder.view.layers:
+        fully_shard(block, mesh=mesh)
+    torch.testing.assert_close(model(images()).last_hidden_state, expected, **CLOSE)
+
+
+def test_a_sharded_attention_attends_as_its_user_chose(make, mesh):
+    def build():
+        return disturb(get_peft_model(tiny_clip(attn_implementation="eager"), make("read_only_prompt", "rpo")))
+
+    model = build()
+    for layer in towers(model)[0].view.layers:
+        fully_shard(layer.self_attn, mesh=mesh)
+    torch.testing.assert_close(logits(model), logits(build()), **CLOSE)
+
+
+@pytest.mark.parametrize("apart", ["sharded", "offloaded"])
+def test_a_trained_bias_is_not_lost_where_weights_come_with_a_call(apart, mesh):
+    def build(base):
+        return disturb(get_peft_model(base, BiasTuningConfig()))
+
+    expected = answers(build(tiny_vit()))
+    model = build(tiny_vit() if apart == "sharded" else in_memory(tiny_vit(), None))
+    if apart == "sharded":
+        for module in [m for name, m in model.named_modules() if name.endswith("_proj.base_layer")]:
+            fully_shard(module, mesh=mesh)
+    torch.testing.assert_close(answers(model), expected, **CLOSE)
+
+
 def two_processes(rank, path, tokenizer_path):
     """Compare each method, sharded over two processes that see the same images, with the model in one."""
     torch.set_num_threads(1)
@@ -239,13 +277,40 @@ def test_a_model_sharded_over_two_processes(tokenizer_path, tmp_path):
 
 
 def test_a_sharded_model_is_saved(make, mesh, tmp_path):
-    model = shard(get_peft_model(tiny_clip(), make("maple", "maple")), mesh, False)
-    state = {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in model.state_dict().items()
-    }
+    model = disturb(get_peft_model(tiny_clip(), make("maple", "maple")))
+    expected = logits(model)
+    model = shard(model, mesh, False)
+    with pytest.raises(ValueError, match="shards of .*StateDictOptions.*state_dict=state"):
+        model.save_pretrained(tmp_path)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     model.save_pretrained(tmp_path, state_dict=state)
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size > 1000
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
+
+
+def a_process_that_saves(rank, path, tokenizer_path):
+    """Save in one process alone, which has nobody to ask for shards."""
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/store", rank=rank, world_size=2, timeout=timeout
+    )
+    case = next(case for case in FIRST_CASES if case.method == "maple")
+    model = shard(case.build(tokenizer_path), init_device_mesh("cpu", (2,)), False)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if rank == 0:
+        model.save_pretrained(path, state_dict=state)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.nightly
+def test_the_first_process_saves_what_was_gathered(tokenizer_path, tmp_path):
+    torch.multiprocessing.spawn(a_process_that_saves, (str(tmp_path), tokenizer_path), nprocs=2)
+    case = next(case for case in FIRST_CASES if case.method == "maple")
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), logits(case.build(tokenizer_path).eval()), rtol=0, atol=0)
 
 
 # ---- offloaded weights ------------------------------------------------------------------------------------------------

@@ -31,6 +31,26 @@ def adapter_parameters(layers: Iterable[BaseTunerLayer | AuxiliaryTrainingWrappe
             yield from getattr(layer, name).parameters()
 
 
+def merged_adapters(model: nn.Module) -> set[str]:
+    """Return the names of the adapters that are merged into the weights of a model."""
+    return {
+        name for module in model.modules() if isinstance(module, BaseTunerLayer) for name in module.merged_adapters
+    }
+
+
+def require_unmerged(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to change the values of an adapter that is merged: those that are in the weights could not be taken out again.
+
+    Raises:
+        ValueError: names the adapter.
+    """
+    if adapter_name in merged_adapters(model):
+        raise ValueError(
+            f"Expected an adapter that is not merged, to give it other values. Received {adapter_name!r}, which is. Call "
+            "unmerge_adapter() first."
+        )
+
+
 def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> None:
     """Take an adapter out of PEFT's wrappers around trained copies of whole modules; `active` are active from now on."""
     for layer in adapter_layers(tuner):
