@@ -132,17 +132,30 @@ class SwinView(VisionView):
         if states is not None:
             states.append(hidden)
         for stage in self.module.encoder.layers:
-            for block in stage.blocks:
-                hidden = insert_prompts(hidden, prompts, rule, step)
-                run = functools.partial(self.run_block, block, grid=grid)
-                hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
-                step += 1
+            run = functools.partial(self.run_stage, stage, prompts=prompts, rule=rule, step=step, grid=grid)
+            hidden = in_place_of(stage, run, hidden)
+            step += len(stage.blocks)
             if stage.downsample is not None:
-                hidden = merge(stage.downsample, hidden, grid)
                 grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
             if states is not None:
                 states.append(hidden)
         return hidden
+
+    def run_stage(
+        self,
+        stage: nn.Module,
+        hidden: Tensor,
+        prompts: Tensor | Sequence[Tensor] | None,
+        rule: InsertionRule | None,
+        step: int,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Run one stage, `SwinStage`: its first block is the one that prompts are inserted into at `step`."""
+        for number, block in enumerate(stage.blocks, step):
+            hidden = insert_prompts(hidden, prompts, rule, number)
+            run = functools.partial(self.run_block, block, grid=grid)
+            hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
+        return hidden if stage.downsample is None else merge(stage.downsample, hidden, grid)
 
     def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Run one block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""

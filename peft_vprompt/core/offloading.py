@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 
 from .plain_modules import parts
@@ -31,6 +32,24 @@ def tensor_of(module: nn.Module, name: str) -> Tensor:
             if getattr(hook, "weights_map", None) is not None:
                 return hook.weights_map[name].to(hook.execution_device)
     return tensor
+
+
+def bring(module: nn.Module) -> nn.Module:
+    """Give the copy of an offloaded module weights of its own, in memory, that can be trained.
+
+    The copy's hooks would put the original's weights into their place in every call.
+    """
+    for part in parts(module):
+        if not any(getattr(hook, "weights_map", None) is not None for hook in hooks_of(part)):
+            continue
+        kept = {name: tensor_of(part, name).clone() for name in (*part._parameters, *part._buffers)}
+        trained = {name: parameter.requires_grad for name, parameter in part._parameters.items()}
+        remove_hook_from_module(part)
+        vars(part).pop("forward", None)
+        for name, requires_grad in trained.items():
+            part._parameters[name] = nn.Parameter(kept[name], requires_grad)
+        part._buffers.update({name: kept[name] for name in part._buffers})
+    return module
 
 
 def computing_device(module: nn.Module, tensor: Tensor) -> torch.device:

@@ -64,6 +64,14 @@ class AdapterModel(PeftModel):
         several = MULTI_LABEL if self._is_multi_label else None
         show_labels(self.get_base_model(), self._shown_labels(), several)
 
+    def name_labels(self, adapter_name: str, id2label: Mapping[int, str]) -> None:
+        """Call the classes of an adapter's head otherwise than it was saved with."""
+        config: Any = self.peft_config[adapter_name]
+        if getattr(config, "id2label", None) is not None:
+            config.id2label = dict(id2label)
+            config.label2id = {name: index for index, name in id2label.items()}
+            self._show_labels()
+
     @property
     def _is_multi_label(self) -> bool:
         """Whether the active adapter is for images of several classes or none."""

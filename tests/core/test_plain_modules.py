@@ -14,13 +14,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, VisualPromptConfig
+from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import view
 from peft_vprompt.core.plain_modules import all_plain, in_place_of
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.bottleneck_adapter.method import Bottleneck
 from tests.support.backbones import FLAT_MODELS, inputs, tiny
-from tests.support.models import BACKBONES, disturb, images, labels, logits, tiny_clip, tiny_vit, towers
+from tests.support.models import BACKBONES, disturb, images, labels, logits, often, tiny_clip, tiny_vit, towers
 from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases, gradients
 from tests.support.watching import InputsOf
 
@@ -95,13 +95,14 @@ def test_hooks_on_the_towers_fire(make):
     assert len(fired) == 2
 
 
-def test_a_swin_block_is_called_with_its_hooks():
+def test_blocks_and_stages_of_swin_are_called_with_their_hooks():
     model = disturb(get_peft_model(tiny("SwinModel"), VisualPromptConfig(num_virtual_tokens=2, deep=True)))
     fired = []
-    for block in model.base_model.vision_encoder.view.layers:
-        block.register_forward_hook(lambda module, args, output: fired.append(output.shape[1]))
+    stages = model.base_model.vision_encoder.view.module.encoder.layers
+    for module in [*model.base_model.vision_encoder.view.layers, *stages]:
+        module.register_forward_hook(lambda module, args, output: fired.append(output.shape[1]))
     model(pixel_values=images())
-    assert fired == [18, 6]
+    assert fired == [18, 6, 6, 6]
 
 
 def test_a_hook_may_change_what_a_module_gives():
@@ -219,7 +220,8 @@ def test_a_sharded_model_gives_the_same_logits_and_gradients(case, whole_towers,
         )
 
 
-def test_a_sharded_block_of_swin_is_known(mesh):
+@pytest.mark.parametrize("sharded", ["blocks", "stages"])
+def test_sharded_parts_of_swin_are_known(sharded, mesh):
     """FSDP makes a class of its own of each."""
 
     def build():
@@ -227,8 +229,9 @@ def test_a_sharded_block_of_swin_is_known(mesh):
 
     expected = build()(images()).last_hidden_state
     model = build()
-    for block in model.base_model.vision_encoder.view.layers:
-        fully_shard(block, mesh=mesh)
+    tower = model.base_model.vision_encoder.view
+    for module in tower.layers if sharded == "blocks" else tower.module.encoder.layers:
+        fully_shard(module, mesh=mesh)
     torch.testing.assert_close(model(images()).last_hidden_state, expected, **CLOSE)
 
 
@@ -342,6 +345,46 @@ def test_bottlenecks_beside_an_offloaded_model(tmp_path):
     expected = logits(get_peft_model(tiny_vit(), BottleneckAdapterConfig()).eval())
     model = get_peft_model(on_disk(tiny_vit(), tmp_path), BottleneckAdapterConfig()).eval()
     assert torch.equal(logits(model), expected)
+
+
+TRAINS_COPIES = {
+    "norms": (tiny_clip, lambda make: make("norm_tuning", "both")),
+    "text": (tiny_clip, lambda make: make("text_encoder", "whole")),
+    "prompts-and-head": (tiny_vit, lambda make: VisualPromptConfig(num_virtual_tokens=2)),
+    "bottlenecks-and-head": (tiny_vit, lambda make: BottleneckAdapterConfig()),
+    "last-layer": (tiny_vit, lambda make: FineTuningConfig(num_layers=1)),
+}
+
+
+@pytest.mark.parametrize("case", TRAINS_COPIES)
+@pytest.mark.parametrize("offload", often([on_disk, in_memory], [in_memory]))
+def test_copies_of_offloaded_modules_learn(case, offload, make, tmp_path):
+    build, config = TRAINS_COPIES[case]
+
+    def trained(base):
+        torch.manual_seed(1)
+        model = disturb(get_peft_model(base, config(make)))
+        first = answers(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter -= 0.1 * parameter.grad
+        with model.disable_adapter():
+            plain = logits(model)
+        return first, logits(model), plain
+
+    torch.testing.assert_close(trained(offload(build(), tmp_path)), trained(build()), **CLOSE)
+
+
+@pytest.mark.parametrize("case", ["text", "last-layer"])
+def test_copies_of_quantised_modules_are_refused(case, make):
+    build, config = TRAINS_COPIES[case]
+    base = build()
+    layer = base.text_model if case == "text" else base.vit
+    linear = next(module for module in reversed(list(layer.modules())) if isinstance(module, nn.Linear))
+    linear.weight = nn.Parameter(torch.ones(linear.weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="of a quantised model. Load the model without"):
+        get_peft_model(base, config(make))
 
 
 def test_bottlenecks_beside_integers_are_floats():

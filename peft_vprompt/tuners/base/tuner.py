@@ -39,6 +39,7 @@ from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
+from .tuned_module import require_floats
 
 
 class PromptTuner(BaseTuner):
@@ -102,6 +103,9 @@ class PromptTuner(BaseTuner):
         self.tokenizers.token = config.token or self.tokenizers.token
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
+        for encoder in (vision, text):
+            for name in () if encoder is None else tuner_class.method.trained_modules(config, encoder.view):
+                require_floats(encoder.base_layer.get_submodule(name))
         with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:

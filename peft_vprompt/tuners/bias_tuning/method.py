@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...core.offloading import is_brought
+from ...core.offloading import is_brought, tensor_of
 from ...core.plain_modules import in_place_of
 from ..base.classifier_parts import ClassifierParts
 from ..base.config import BaselineConfig
@@ -22,7 +21,7 @@ class Bias(TunedModule):
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
-        self.bias = nn.Parameter(base_layer.bias.detach().clone())
+        self.bias = nn.Parameter(tensor_of(base_layer, "bias").detach().clone())
 
     def forward(self, base_layer: nn.Module, *args, **kwargs) -> Tensor:
         """Return the module's own computation with this bias."""
@@ -42,8 +41,8 @@ class Bias(TunedModule):
 
 def with_bias(base_layer: nn.Module, bias: Any) -> nn.Module:
     """Return another object that shares everything with a module but its bias."""
-    other = copy.copy(base_layer)
-    other._parameters = base_layer._parameters | {"bias": bias}
+    other = object.__new__(type(base_layer))  # FSDP's classes refuse to be copied
+    other.__dict__ = base_layer.__dict__ | {"_parameters": base_layer._parameters | {"bias": bias}}
     return other
 
 
