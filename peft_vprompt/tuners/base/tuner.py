@@ -103,8 +103,8 @@ class PromptTuner(BaseTuner):
         self.tokenizers.token = config.token or self.tokenizers.token
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
-        for encoder in (vision, text):
-            for name in () if encoder is None else tuner_class.method.trained_modules(config, encoder.view):
+        for encoder in (vision,) if text is None else (vision, text):
+            for name in tuner_class.method.trained_modules(config, encoder.view):
                 require_floats(encoder.base_layer.get_submodule(name))
         with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
