@@ -42,13 +42,15 @@ def bring(module: nn.Module) -> nn.Module:
     for part in parts(module):
         if not any(getattr(hook, "weights_map", None) is not None for hook in hooks_of(part)):
             continue
-        kept = {name: tensor_of(part, name).clone() for name in (*part._parameters, *part._buffers)}
-        trained = {name: parameter.requires_grad for name, parameter in part._parameters.items()}
+        own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        kept = {name: (tensor_of(part, name).clone(), tensor.requires_grad) for name, tensor in own}
         remove_hook_from_module(part)
         vars(part).pop("forward", None)
-        for name, requires_grad in trained.items():
-            part._parameters[name] = nn.Parameter(kept[name], requires_grad)
-        part._buffers.update({name: kept[name] for name in part._buffers})
+        for name, (tensor, requires_grad) in kept.items():
+            if name in part._parameters:
+                part._parameters[name] = nn.Parameter(tensor, requires_grad)
+            else:
+                part._buffers[name] = tensor
     return module
 
 

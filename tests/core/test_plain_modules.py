@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import view
+from peft_vprompt.core.offloading import bring
 from peft_vprompt.core.plain_modules import all_plain, in_place_of
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.bottleneck_adapter.method import Bottleneck
@@ -339,6 +340,15 @@ def test_an_offloaded_base_model_gives_the_same(case, offload, tokenizer_path, t
         return
     model = get_peft_model(offload(plain, tmp_path), case.config(tokenizer_path)).eval()
     torch.testing.assert_close(logits(model), logits(expected), **CLOSE)
+
+
+def test_a_copy_that_is_brought_has_no_more_than_the_original():
+    linear = in_memory(nn.Linear(2, 2, bias=False), None)
+    copied = bring(copy.deepcopy(linear))
+    assert copied.bias is None and copied.weight.requires_grad and not copied.weight.is_meta
+    with torch.no_grad():
+        copied.weight += 1
+        torch.testing.assert_close(copied(torch.ones(1, 2)), linear(torch.ones(1, 2)) + 2)
 
 
 def test_bottlenecks_beside_an_offloaded_model(tmp_path):
