@@ -106,7 +106,7 @@ def learned_template(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> st
     prompts: Any = text.active_prompts
     config: Any = text.configs[text.active_adapters[0]]
     if prompts.text_placement != "replace":
-        words = getattr(config, "text_around", config.words)
+        words = getattr(config, "text_around", None) or getattr(config, "words", None)
         asked_by_names = isinstance(model, PeftModelForImageClassification)  # see `own_classes`
         if asked_by_names or not words:
             return "{}."

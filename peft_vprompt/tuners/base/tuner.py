@@ -104,8 +104,10 @@ class PromptTuner(BaseTuner):
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
         for encoder in (vision,) if text is None else (vision, text):
-            for name in tuner_class.method.trained_modules(config, encoder.view):
-                require_floats(encoder.base_layer.get_submodule(name))
+            copied = tuple(tuner_class.method.trained_modules(config, encoder.view))  # the ends of their names
+            for name, module in encoder.base_layer.named_modules():
+                if copied and name.endswith(copied):
+                    require_floats(module)
         with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:
