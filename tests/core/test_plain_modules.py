@@ -21,7 +21,18 @@ from peft_vprompt.core.plain_modules import all_plain, in_place_of
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.bottleneck_adapter.method import Bottleneck
 from tests.support.backbones import FLAT_MODELS, inputs, tiny
-from tests.support.models import BACKBONES, disturb, images, labels, logits, often, tiny_clip, tiny_vit, towers
+from tests.support.models import (
+    BACKBONES,
+    CONFIGS,
+    disturb,
+    images,
+    labels,
+    logits,
+    often,
+    tiny_clip,
+    tiny_vit,
+    towers,
+)
 from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases, gradients
 from tests.support.watching import InputsOf
 
@@ -416,11 +427,10 @@ class Logits(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes, in transformers' layers as in ours
+@pytest.mark.parametrize("case", ["deep", "border", "channels"])
 @pytest.mark.parametrize("build", [tiny_vit, tiny_clip])
-def test_jit_trace_of_vpt(build, make):
-    config = (
-        make("visual_prompt", "deep") if build is tiny_clip else VisualPromptConfig(num_virtual_tokens=2, deep=True)
-    )
+def test_jit_trace_of_vpt(build, case, make):
+    config = make("visual_prompt", case) if build is tiny_clip else CONFIGS["visual_prompt"][case]()
     model = disturb(get_peft_model(build(), config))
     traced = torch.jit.trace(Logits(model), (images(2),), check_trace=False)
     with torch.no_grad():
