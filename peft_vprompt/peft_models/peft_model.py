@@ -244,7 +244,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             ValueError: images of another shape than the encoder takes, or none.
             TypeError: keyword arguments that it does not take.
         """
-        return self.class_name_classifier.encode_images(pixel_values, **options)
+        return self.class_name_classifier.images.encode(pixel_values, **options)
 
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options

@@ -9,22 +9,19 @@ Shapes: b = images, c = classes, e = size of the joint space, k = read-only prom
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...backbones.supported import class_name
 from ...core.tokenization import check_lengths, warn_alike
-from ...errors import ClassNamesError, UnsupportedModelError
+from ...errors import ClassNamesError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
@@ -33,10 +30,11 @@ from .class_list import ClassList
 from .config import check_class_names
 from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
-from .input_checks import check_inputs, check_options, check_unit_length
+from .image_encoder import ImageEncoder
+from .input_checks import check_inputs, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
-from .switching import adapter_layers, adapter_parameters, answering_for
+from .switching import answering_for
 
 
 if TYPE_CHECKING:
@@ -90,6 +88,7 @@ class ClassNameClassifier:
         self.model = model
         self.memory = memory or ClassMemory()
         self.adapted = AdaptedModel(model)
+        self.images = ImageEncoder(self.adapted)
         self.texts = ClassEncoder(self.adapted, self.memory.features, self.memory.frozen)
 
     # ---- classes ----------------------------------------------------------------------------------------------
@@ -269,7 +268,7 @@ class ClassNameClassifier:
         classes = self.classes
         of_labels: dict = {"num_classes": len(classes.names), "multi_label": self.adapted.multi_label}
         if image_features is None:
-            self._check_images(pixel_values, options)
+            self.images.check(pixel_values, options)
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, **of_labels)
             inputs = {"pixel_values": pixel_values, **options}
@@ -277,12 +276,12 @@ class ClassNameClassifier:
             vision = self.adapted.vision
             if vision.has_second_feature:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self._two_features(pixel_values, options, details)
+                image = self.images.two_features(pixel_values, options, details)
             else:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self._image_feature(pixel_values, options)
+                image = self.images.feature(pixel_values, options)
         else:
-            self.require_fixed_images()
+            self.images.require_fixed()
             if options:
                 raise TypeError(
                     f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
@@ -359,78 +358,7 @@ class ClassNameClassifier:
         if not self.adapted.config.belongs_to_classes:  # else what it learned is of the names it has
             self.adapted.config.class_names = self.class_names
 
-    # ---- images -----------------------------------------------------------------------------------------------
-
-    def encode_images(self, pixel_values: Tensor, **options) -> Tensor:
-        """See `PeftModelForImageClassification.encode_images`."""
-        with self.adapted.lock.call():
-            self._check_images(pixel_values, options)
-            vision = self.adapted.vision
-            if vision.has_second_feature:
-                return self._two_features(pixel_values, options)
-            if self.adapted.backbone.dual is not None:
-                return self._image_feature(pixel_values, options)
-            output = vision(pixel_values, **options)
-            pooled = getattr(output, "pooler_output", None)
-            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
-
-    def project_images(self, pixel_values: Tensor, **options) -> Tensor:
-        """Return image features [b, e] in the joint space, not L2-normalised, with an adapter that leaves them alone."""
-        with self.adapted.lock.call():
-            self._check_images(pixel_values, options)
-            return self.adapted.dual.project_image(
-                self.adapted.vision.pooled(pixel_values, **options), normalize=False
-            )
-
-    def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
-        view = self.adapted.vision.view
-        check_options(options, ("interpolate_pos_encoding", *view.embed_options))
-        view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
-
-    def _image_feature(self, pixel_values: Tensor, options: dict) -> Tensor:
-        """Return the L2-normalised features of images that were checked."""
-        pooled = self.adapted.vision.pooled(pixel_values, **options)
-        prompts = self.adapted.vision.active_prompts
-        project = self.adapted.dual.project_image
-        return project(pooled) if prompts is None else prompts.image_feature(pooled, project)
-
-    def _two_features(self, pixel_values: Tensor, options: dict, details: dict | None = None) -> Tensor:
-        """Return the L2-normalised features [b, 2, e] of the image tower itself and of its prompts.
-
-        `details` gets what else `Features` may say of them.
-        """
-        vision = self.adapted.vision
-        states: list[Tensor] | None = [] if self.model.training and details is not None else None
-        pooled, rows = vision.pooled_and_prompts(pixel_values, states, **options)
-        project = functools.partial(self.adapted.dual.project_image, normalize=False)
-        prompts: Any = vision.active_prompts
-        projected = torch.stack([project(pooled), prompts.project(rows, project)], dim=1)
-        if details is not None:
-            details.update(projected=projected, states=states)
-        return F.normalize(projected, dim=-1)
-
-    def require_fixed_images(self) -> None:
-        """Make sure that nothing that is trained changes the image features.
-
-        Raises:
-            UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
-                trained.
-        """
-        own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
-        vision = self.adapted.vision
-        off = set(
-            map(
-                id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
-            )
-        )
-        trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
-        if vision.active_prompts is not None or trained or own_copy:
-            peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
-            raise UnsupportedModelError(
-                "Expected image features that do not change in training. Received an adapter "
-                f"({peft_type.value}) that learns visual prompts, or an image "
-                "encoder that is trained, be it its projection alone. Pass pixel_values, and do not cache features."
-            )
+    # ---- many adapters ----------------------------------------------------------------------------------------
 
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
@@ -438,7 +366,7 @@ class ClassNameClassifier:
         """See `PeftModelForImageClassification.classify_with_adapters`."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_read_only(names)
-        self._check_images(pixel_values, options)
+        self.images.check(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
         with self.adapted.lock.change(), answering_for(self.adapted.tuner) as answer_for:
@@ -479,7 +407,7 @@ class ClassNameClassifier:
                 raise ValueError(
                     "This adapter's class features depend on the image. Pass encode_classes(pixel_values)."
                 )
-            return self.texts.encode(self.classes, self.encode_images(pixel_values))
+            return self.texts.encode(self.classes, self.images.encode(pixel_values))
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 
@@ -489,8 +417,7 @@ class ClassNameClassifier:
 
     def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
         """Return what the frozen model makes of the images, L2-normalised [b, e], without gradients."""
-        with torch.no_grad(), self.adapted.without_adapters():
-            return self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
+        return self.images.frozen(pixel_values, **options)
 
     def changes_images(self) -> bool:
         """Return whether the adapters change the image features."""
