@@ -96,10 +96,10 @@ def evaluate(
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
     from peft_vprompt.experiments.diagnostics import diagnose
-    from peft_vprompt.experiments.models import adapter_config
+    from peft_vprompt.experiments.eval_sets import eval_sets
+    from peft_vprompt.experiments.models import adapter_config, as_published
     from peft_vprompt.experiments.reports import WORSE, is_worse
     from peft_vprompt.experiments.results import require_local_data
-    from peft_vprompt.experiments.run import as_published, eval_sets
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
     from peft_vprompt.experiments.test_time import view_sets
     from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot

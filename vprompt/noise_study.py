@@ -82,7 +82,7 @@ def noise_study(
     from peft_vprompt.experiments.models import DEMO_CHANGES
     from peft_vprompt.experiments.noise_plots import explain_study, plot_study, study_table
     from peft_vprompt.experiments.noise_study import Study, run_study
-    from peft_vprompt.experiments.run import Settings
+    from peft_vprompt.experiments.settings import Settings
 
     require_model(model, data)
     if model is None:

@@ -66,9 +66,8 @@ def pseudo_label(
     - `vprompt train --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
-    from peft_vprompt.experiments.models import build_model
+    from peft_vprompt.experiments.models import as_published, build_model
     from peft_vprompt.experiments.pseudo_labels import zero_shot
-    from peft_vprompt.experiments.run import as_published
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -108,7 +107,7 @@ def pseudo_label(
 
 
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
-    from peft_vprompt.experiments.run import class_names_of
+    from peft_vprompt.experiments.eval_sets import class_names_of
 
     return class_names_of(images, data.listed_names if data else None)
 

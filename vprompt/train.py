@@ -116,7 +116,8 @@ def train(
       --data path/to/folder --views 4`
     """
     from peft_vprompt.experiments.reports import explain, results_table
-    from peft_vprompt.experiments.run import Settings, run_experiment
+    from peft_vprompt.experiments.run import run_experiment
+    from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.tuners.base.registry import get_method
 
     row = get_method(method)

@@ -28,7 +28,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_vprompt.data import base_novel_split, select_classes
 from peft_vprompt.demo import demo_task
-from peft_vprompt.experiments.run import Settings
+from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.sweep import Grid, Trial, best_trial, final_runs, search, summary
 from peft_vprompt.tuners.base.registry import get_method
 from peft_vprompt.utils.environment import environment

@@ -7,7 +7,7 @@ from peft import PeftConfig
 
 from ..data import with_class_names
 from ..data.class_names import find_classes
-from .run import split_classes
+from .eval_sets import split_classes
 
 
 def known_classes(config: PeftConfig | None, saved: dict | None) -> list[str] | None:

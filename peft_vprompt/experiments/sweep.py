@@ -30,8 +30,9 @@ from ..utils.fields import check_fields
 from ..utils.io import atomic_path, disk_errors, sync, write_json
 from ..utils.locks import only_writer
 from ..utils.warning import warn_caller
-from .identity import IDENTITY, Contents, keep_previous
-from .run import class_names_of, finished_run, require_test_images, run_experiment
+from .eval_sets import class_names_of, require_test_images
+from .identity import IDENTITY, Contents, finished_run, keep_previous
+from .run import run_experiment
 from .settings import Settings
 
 

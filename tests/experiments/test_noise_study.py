@@ -15,7 +15,7 @@ from peft_vprompt.experiments import noise_study, pseudo_labels
 from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.noise_plots import show, with_clean
 from peft_vprompt.experiments.noise_study import METHODS, Study, parse_method, summarise
-from peft_vprompt.experiments.run import Settings
+from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.losses.classification import GeneralizedCrossEntropy
 from peft_vprompt.training.gradient_probe import GradientProbe
 from peft_vprompt.training.recipes import Recipe
