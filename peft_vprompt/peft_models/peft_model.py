@@ -47,7 +47,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
         for other in self.peft_config:
-            self.class_name_classifier.take_classes(other)
+            self.class_name_classifier.in_use.take(other)
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:
@@ -166,7 +166,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         with self._changing():
             if template is not None:
                 self.class_name_classifier.adapted.set_template(template)
-            self.class_name_classifier.set_class_names(names, tokenizer)
+            self.class_name_classifier.in_use.set(names, tokenizer)
             self._show_labels()
 
     def start_class_head(self) -> None:
@@ -307,7 +307,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         if (
             adapter_name not in self.class_name_classifier.memory.class_lists
         ):  # PEFT's own tuners pass `add_adapter` by
-            self.class_name_classifier.take_classes(adapter_name)
+            self.class_name_classifier.in_use.take(adapter_name)
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:

@@ -10,25 +10,21 @@ Shapes: b = images, c = classes, e = size of the joint space, k = read-only prom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...backbones.supported import class_name
-from ...core.tokenization import check_lengths, warn_alike
-from ...errors import ClassNamesError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
 from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
-from .config import check_class_names
-from .feature_cache import FeatureCache
+from .classes_in_use import ClassesInUse, ClassMemory
 from .frozen import LazyFrozenFeatures
 from .image_encoder import ImageEncoder
 from .input_checks import check_inputs, check_unit_length
@@ -59,23 +55,6 @@ class ClassificationOutput(ImageClassifierOutput):
     aux_losses: dict[str, Tensor] | None = None
 
 
-@dataclass
-class ClassMemory:
-    """What a classifier keeps between calls; replicas of a data-parallel model share it.
-
-    Attributes:
-        class_lists: the classes in use by adapter; None for an adapter without any.
-        compared: other classes that images were compared with last, by adapter.
-        features: class features of the adapters.
-        frozen: class features of the frozen model.
-    """
-
-    class_lists: dict[str, ClassList | None] = field(default_factory=dict)
-    compared: dict[str, ClassList] = field(default_factory=dict)
-    features: FeatureCache = field(default_factory=FeatureCache)
-    frozen: FeatureCache = field(default_factory=FeatureCache)
-
-
 class ClassNameClassifier:
     """Classifies images by class names with the active adapter of a PEFT model.
 
@@ -88,6 +67,7 @@ class ClassNameClassifier:
         self.model = model
         self.memory = memory or ClassMemory()
         self.adapted = AdaptedModel(model)
+        self.in_use = ClassesInUse(self.adapted, self.memory)
         self.images = ImageEncoder(self.adapted)
         self.texts = ClassEncoder(self.adapted, self.memory.features, self.memory.frozen)
 
@@ -96,7 +76,7 @@ class ClassNameClassifier:
     def add_adapter(self, adapter_name: str) -> None:
         """Take up a new adapter: its class names, and first values that take the model to compute."""
         config = self.adapted.config_of(adapter_name)
-        self.take_classes(adapter_name)
+        self.in_use.take(adapter_name)
         if self.adapted.text is None or config.inference_mode:
             return
         readout = self.adapted.text.module_of(adapter_name, READOUT)
@@ -110,38 +90,10 @@ class ClassNameClassifier:
         classes: Any = self.memory.class_lists[adapter_name]
         return FrozenClasses(self.texts, classes, adapter_name)
 
-    def take_classes(self, adapter_name: str) -> ClassList | None:
-        """Take up the class names of an adapter; None where it has none yet."""
-        names = self.adapted.config_of(adapter_name).class_names
-        classes = ClassList(list(names)) if names else None
-        self.memory.class_lists[adapter_name] = classes
-        return classes
-
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
-        self.memory.class_lists.pop(adapter_name, None)
-        self.memory.compared.pop(adapter_name, None)
+        self.in_use.forget(adapter_name)
         self.adapted.forget(adapter_name)
-
-    def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """See `PeftModelForImageClassification.set_class_names`."""
-        names = check_class_names(names)
-        self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        self._check_new_classes(names)
-        if tokenizer is not None:
-            self.adapted.tokenizers.given = tokenizer
-        classes = ClassList(names)
-        self._tokenize(classes)
-        self.memory.class_lists[self.adapted.adapter_name] = classes
-        self.adapted.config.class_names = self.adapted.config.class_names or names
-        self.memory.features.clear()
-        self.memory.compared.clear()
-
-    def _check_new_classes(self, names: Sequence[str]) -> None:
-        """Refuse classes that the active adapter cannot tell apart, or that have no description where there are some."""
-        config = self.adapted.config
-        self.adapted.method.check_new_classes(config, names)
-        config.descriptions_of(names)
 
     def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
         """Classify images by other names than the adapter's classes, which stay what they are.
@@ -150,18 +102,8 @@ class ClassNameClassifier:
             names: one name for each class.
             inputs: keyword arguments of `classify`.
         """
-        adapter = self.adapted.adapter_name
-        before = self.memory.class_lists.get(adapter)
-        if before is None or before.names != list(names):
-            compared = self.memory.compared.get(adapter)
-            if compared is None or compared.names != list(names):
-                self._check_new_classes(check_class_names(names))
-                compared = self.memory.compared[adapter] = ClassList(list(names))
-            self.memory.class_lists[adapter] = compared
-        try:
+        with self.in_use.replaced_by(names):
             return self.classify(**inputs)
-        finally:
-            self.memory.class_lists[adapter] = before
 
     def start_class_head(self) -> None:
         """See `PeftModelForImageClassification.start_class_head`."""
@@ -185,23 +127,12 @@ class ClassNameClassifier:
             readout.get_parameter("weight").copy_(features)
         tuner: Any = adapted.tuner
         tuner.put_readout(adapted.adapter_name, readout)
-        self.keep_class_names()
+        self.in_use.save_names()
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes in use by the active adapter."""
-        classes = self.memory.class_lists.get(self.adapted.adapter_name)
-        return list(classes.names) if classes else None
-
-    @property
-    def _known_classes(self) -> ClassList:
-        classes = self.memory.class_lists.get(self.adapted.adapter_name)
-        if classes is None:
-            raise ClassNamesError(
-                f"Adapter {self.adapted.adapter_name!r} has no class names. Pass class_names=[...] to its config or "
-                "call set_class_names([...]). For the base model's own call, pass input_ids too."
-            )
-        return classes
+        return self.in_use.names
 
     @property
     def classes(self) -> ClassList:
@@ -210,32 +141,7 @@ class ClassNameClassifier:
         Raises:
             ClassNamesError: there are none yet.
         """
-        classes = self._known_classes
-        self._prepare(classes)
-        return classes
-
-    @torch.compiler.assume_constant_result  # a compiler finds the classes tokenised
-    def _prepare(self, classes: ClassList) -> bool:
-        """Tokenise the classes, if that has not been done yet with what there is to read them."""
-        if classes.sequences is None or classes.read_by != self._readers:
-            self._tokenize(classes)
-        return True
-
-    @property
-    def _readers(self) -> tuple:
-        """What class names are read by."""
-        config = self.adapted.config
-        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates
-
-    def _tokenize(self, classes: ClassList) -> None:
-        config = self.adapted.config
-        tokenizer = self.adapted.tokenizers.find(config.tokenizer_name_or_path)
-        templates = self.adapted.method.class_sequences(config, classes.names, tokenizer)
-        for sequences in templates:
-            check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
-        if not config.belongs_to_classes:
-            warn_alike(templates[0], classes.names)
-        classes.take(templates, self.texts.text.layout(tokenizer, templates[0][0]), self._readers)
+        return self.in_use.tokenised
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -320,7 +226,7 @@ class ClassNameClassifier:
         logits = features.logits
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
-            self.keep_class_names()
+            self.in_use.save_names()
         if training and logits.requires_grad:
             trained = (p for p in self.model.parameters() if p.requires_grad)
             logits = self._method.guide(self.adapted.config, features, trained)
@@ -347,16 +253,6 @@ class ClassNameClassifier:
                 loss = self._method.loss(config, at_least_float32, targets)
             total = loss if share == 1 else total + share * loss
         return total
-
-    @torch.compiler.disable
-    def keep_class_names(self) -> None:
-        """Save the active adapter with the class names in use from now on.
-
-        Called for the names that an adapter is trained with: by every call in training mode that gradients flow
-        through. Evaluation on other classes leaves the saved names alone.
-        """
-        if not self.adapted.config.belongs_to_classes:  # else what it learned is of the names it has
-            self.adapted.config.class_names = self.class_names
 
     # ---- many adapters ----------------------------------------------------------------------------------------
 
@@ -413,7 +309,7 @@ class ClassNameClassifier:
 
     def frozen_text(self) -> Tensor:
         """Return the frozen model's features [c, e] of the active adapter's classes, without gradients."""
-        return self.texts.encode_frozen(self._known_classes, self.adapted.adapter_name)
+        return self.texts.encode_frozen(self.in_use.known, self.adapted.adapter_name)
 
     def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
         """Return what the frozen model makes of the images, L2-normalised [b, e], without gradients."""
