@@ -67,7 +67,7 @@ def pseudo_label(
     """
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
     from peft_vprompt.experiments.models import as_published, build_model
-    from peft_vprompt.experiments.pseudo_labels import zero_shot
+    from peft_vprompt.experiments.zero_shot_scores import zero_shot
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json

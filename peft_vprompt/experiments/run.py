@@ -30,8 +30,8 @@ from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
 from .ensemble import context_tokens, set_contexts
-from .eval_sets import eval_sets
-from .identity import IDENTITY, RESULTS, Contents, keep_previous, tell_changes
+from .eval_sets import class_names_of, eval_sets
+from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, tell_changes
 from .models import as_published, build_model
 from .run_report import report_of
 from .run_state import RunOptions, RunState
@@ -99,6 +99,16 @@ def run_experiment(
         run.search()
         run.evaluate()
         return run.save(writer)
+
+
+def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
+    """Return the report of a run, which is made unless the folder has the same one by content.
+
+    Raises:
+        ValueError, TrainingDivergedError: as `run_experiment`.
+    """
+    report = finished_run(folder, contents.identity(settings, class_names_of(data)))
+    return run_experiment(settings, data, folder, contents=contents, **options) if report is None else report
 
 
 class Run(RunState):

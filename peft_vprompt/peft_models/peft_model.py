@@ -23,8 +23,9 @@ from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..losses.multi_label import BinaryCrossEntropy
 from ..tuners.base import registry
+from ..tuners.base.class_name_checks import digest_names
 from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
-from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
+from ..tuners.base.config import TASK_TYPE, PromptConfig
 from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner

@@ -14,7 +14,7 @@ from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
-from .config import check_class_names
+from .class_name_checks import check_class_names
 from .feature_cache import FeatureCache
 
 

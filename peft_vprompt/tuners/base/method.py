@@ -18,7 +18,7 @@ from ...errors import ClassNamesError, PromptTooLongError
 from ...losses.classification import mean_cross_entropy
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
-from .config import digest_names
+from .class_name_checks import digest_names
 
 
 if TYPE_CHECKING:
