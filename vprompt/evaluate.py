@@ -95,7 +95,7 @@ def evaluate(
       --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
-    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
+    from peft_vprompt.experiments.adapter_classes import known_classes, subsets
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import adapter_config, as_published
     from peft_vprompt.experiments.results import require_local_data
@@ -114,17 +114,12 @@ def evaluate(
         require_local_data(saved["data"], Path(adapter) / "results.json")
     if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
         say_named(config)
-    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
-    if data is None and adapter is not None:
-        _require_results(adapter, saved)
-        data = trained_on
-    rows = _read_rows(data, split, trained_on)
-    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
-    rows = classes_to_tell_apart(rows, listed, known_classes(config, saved), new_classes)
+    data, rows = _read(data, split, adapter, saved, known_classes(config, saved), new_classes)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
-    if (diagnosis is not None or tuning is not None) and is_multi_label(rows):
+    several = is_multi_label(rows)
+    if several and (diagnosis is not None or tuning is not None):
         raise ValueError(
             "Diagnosis and test-time tuning compare one class with another for each image. Leave --diagnose and "
             "--test-time out with --multi-label."
@@ -138,7 +133,6 @@ def evaluate(
     sets = eval_sets(rows, asked, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
     accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, bf16)
-    several = is_multi_label(rows)
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
@@ -266,6 +260,26 @@ def _load(
     embedded = saved is not None and saved["settings"]["model"] is None
     trained = next(iter(saved["classes"].values())) if saved else names
     return load_adapter(adapter, model, trained, embedded=embedded, **place)
+
+
+def _read(
+    data: "DataOptions | None",
+    split: str | None,
+    adapter: str | None,
+    saved: dict | None,
+    known: list[str] | None,
+    new_classes: bool,
+) -> "tuple[DataOptions | None, Dataset]":
+    """Return where the images to evaluate on are from, and these with the labels of the classes to tell apart."""
+    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart
+
+    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
+    if data is None and adapter is not None:
+        _require_results(adapter, saved)
+        data = trained_on
+    rows = _read_rows(data, split, trained_on)
+    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
+    return data, classes_to_tell_apart(rows, listed, known, new_classes)
 
 
 def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":
