@@ -53,11 +53,12 @@ class ImageEncoder:
         """See `PeftModelForImageClassification.encode_images`."""
         with self.adapted.lock.call():
             self.check(pixel_values, options)
-            if self.vision.has_second_feature:
+            vision = self.vision
+            if vision.has_second_feature:
                 return self.two_features(pixel_values, options)
             if self.adapted.backbone.dual is not None:
                 return self.feature(pixel_values, options)
-            output = self.vision(pixel_values, **options)
+            output = vision(pixel_values, **options)
             pooled = getattr(output, "pooler_output", None)
             return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
 
@@ -69,8 +70,9 @@ class ImageEncoder:
 
     def feature(self, pixel_values: Tensor, options: dict) -> Tensor:
         """Return the L2-normalised features [b, e] of images that were checked."""
-        pooled = self.vision.pooled(pixel_values, **options)
-        prompts = self.vision.active_prompts
+        vision = self.vision
+        pooled = vision.pooled(pixel_values, **options)
+        prompts = vision.active_prompts
         project = self.adapted.dual.project_image
         return project(pooled) if prompts is None else prompts.image_feature(pooled, project)
 
@@ -79,10 +81,11 @@ class ImageEncoder:
 
         `details` gets what else `Features` may say of them.
         """
+        vision = self.vision
         states: list[Tensor] | None = [] if self.adapted.model.training and details is not None else None
-        pooled, rows = self.vision.pooled_and_prompts(pixel_values, states, **options)
+        pooled, rows = vision.pooled_and_prompts(pixel_values, states, **options)
         project = functools.partial(self.adapted.dual.project_image, normalize=False)
-        prompts: Any = self.vision.active_prompts
+        prompts: Any = vision.active_prompts
         projected = torch.stack([project(pooled), prompts.project(rows, project)], dim=1)
         if details is not None:
             details.update(projected=projected, states=states)
@@ -96,13 +99,14 @@ class ImageEncoder:
                 trained.
         """
         own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
+        vision = self.vision
         off = set(
             map(
                 id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
             )
         )
-        trained = any(p.requires_grad and id(p) not in off for p in self.vision.base_layer.parameters())
-        if self.vision.active_prompts is not None or trained or own_copy:
+        trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
+        if vision.active_prompts is not None or trained or own_copy:
             peft_type: Any = self.adapted.model.peft_config[self.adapted.adapter_name].peft_type
             raise UnsupportedModelError(
                 "Expected image features that do not change in training. Received an adapter "
