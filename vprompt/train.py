@@ -171,4 +171,11 @@ def train(
     else:
         novel = ["--subset", "novel"] if base_novel else []
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
-        say_next("evaluate", "--adapter", output, *novel, *diagnosis)
+        say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
+
+
+def _tested_on(run: dict) -> list[str]:
+    """Return the options that name images to evaluate on, where a run kept none to test on."""
+    if run["test_images"]:
+        return []
+    return ["--split", "validation"] if "validation" in run else ["--data", "path/to/images"]

@@ -17,6 +17,11 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+#: Endings of pictures of phones, cameras and drawing programs, which are not read.
+_OTHER_PICTURES = (
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
+    *(".exr", ".heic", ".heif", ".jxl", ".psd", ".svg", ".xcf"),
+)
 #: Names of splits by the name that they have here.
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -84,6 +89,22 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
 def is_image(path: str | Path) -> bool:
     """Tell whether a file is called like an image."""
     return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def warn_other_pictures(root: str | Path, found: Found) -> None:
+    """Say which files in class folders are pictures that are not read: an image is never left out without a word."""
+    left = [path for parts, path in found if parts and _is_other_picture(path)]
+    if left:
+        count = "1 picture is" if len(left) == 1 else f"{len(left)} pictures are"
+        warn_caller(
+            f"{count} left out in {root}, of a kind that is not read or without an ending: {shorten(left, 5)}. Save such as "
+            "JPEG or PNG to have them among the images."
+        )
+
+
+def _is_other_picture(path: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    return ending in _OTHER_PICTURES or (not ending and os.path.isfile(path))
 
 
 def _split(root: Path, found: Found) -> dict[str, Found]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.command_line import vprompt
+from tests.support.command_line import next_command, vprompt
 from tests.support.saved_models import COLOURS
 
 
@@ -126,6 +126,7 @@ class TestWithoutTestImages:
         assert "no test images" in shown
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["accuracy"] == results["test_images"] == {}
+        assert "--data path/to/images" in shown
         assert "--split train" in vprompt("evaluate", "--adapter", tmp_path, code=2)
         assert evaluated(tmp_path, "--split", "train")["images"] == 32
 
@@ -135,6 +136,7 @@ class TestWithoutTestImages:
         held_out = json.loads((tmp_path / "results.json").read_text())["validation"]
         assert f"held out of the training images: all {held_out['all']:.2f} %" in shown
         assert evaluated(tmp_path, "--split", "validation")["accuracy"] == held_out
+        assert f"Accuracy on all (4 classes, 8 images): {held_out['all']:.2f} %" in vprompt(*next_command(shown))
 
     def test_nothing_to_watch(self, clip_path, photos, tmp_path):
         more = ("--method", "coop", "--test-fraction", 0, "--watch", *SHORT)

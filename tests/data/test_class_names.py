@@ -29,6 +29,8 @@ WNIDS = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
         ("n.txt", "a\tsea lion\nb\towl\n", {"a": "sea lion", "b": "owl"}),
         ("n.txt", "0 tench\n10: goldfish\n2, shark\n", {"0": "tench", "10": "goldfish", "2": "shark"}),
         ("n.txt", WNIDS, {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish"}),
+        ("n.txt", "n01440764: tench\nn01443537 - fox-red\n", {"n01440764": "tench", "n01443537": "fox-red"}),
+        ("n.txt", "0 - tench\n1=shark\n", {"0": "tench", "1": "shark"}),
         ("n.txt", "737-800\n747-400\n", ("737-800", "747-400")),
         ("n.txt", "magpie, Pica pica\nowl\n", ("magpie, Pica pica", "owl")),
     ],
@@ -47,10 +49,12 @@ def test_files_of_names(tmp_path, name, text, expected):
         ("n.json", "cat\ndog", "n.json is not JSON"),
         ("n.csv", "a,x\na,y\n", "twice: a"),
         ("n.csv", "a,x,1\n", "two columns"),
+        ("n.yaml", "names:\n  0: cat\n", "one name per line, JSON.*n.yaml"),
+        ("n.txt", b"caf\xe9\nth\xe9\n", "n.txt is no text in UTF-8 .*at byte 3.*Save it"),
     ],
 )
 def test_bad_files_of_names(tmp_path, name, text, match):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=match):
         read_class_names(tmp_path / name)
 

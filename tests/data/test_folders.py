@@ -64,6 +64,15 @@ class TestLabels:
         (tmp_path / "a" / "Thumbs.db").write_bytes(b"no image")
         assert names(path) == ["a", "b"]
 
+    def test_pictures_that_are_not_read_are_told(self, tmp_path):
+        """Of phones and cameras, or without an ending; but not what is beside the class folders."""
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        for name in ("a/IMG_1.HEIC", "b/1.cr2", "b/photo", "LICENSE"):
+            (tmp_path / name).write_bytes(b"of another kind")
+        with pytest.warns(UserWarning, match="3 pictures are left out.*IMG_1.HEIC.*1.cr2.*photo.*JPEG or PNG") as told:
+            assert names(path) == ["a", "b"]
+        assert not any("LICENSE" in str(warning.message) for warning in told)
+
 
 class TestSplits:
     @pytest.mark.parametrize("train", ("train", "Training"))
