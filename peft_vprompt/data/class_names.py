@@ -197,6 +197,11 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     missing = [key for key in keys if key not in found]
     if not missing:
         return
+    if repeated := [key for key in missing if len(_positions(among, _alike).get(_alike(key), [])) > 1]:
+        raise ValueError(
+            f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
+            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0])}."
+        )
     alike = nearest(missing[0], among)
     raise ValueError(
         f"Classes of the data that are not among the {called}: {shorten(missing)}. The nearest to {missing[0]!r} is "

@@ -21,6 +21,8 @@ _KEYED_LINES = (
 _OTHER_FORMS = (".yaml", ".yml", ".toml", ".xml", ".html", ".py")
 #: First cells of the header of a table of names.
 _HEADERS = {"class", "class_id", "folder", "id", "index", "key", "label", "number", "synset", "wnid"}
+#: Header of a column of names alone.
+_NAME_HEADERS = {"name", "names", "class_name", "class_names", "classname", "classnames", "label_name"}
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
@@ -99,7 +101,8 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
     rows = [row for row in rows if any(row)]
     if all(len(row) == 1 for row in rows):
-        return tuple(row[0] for row in rows)
+        names = tuple(row[0] for row in rows)
+        return names[1:] if names and names[0].lower().replace(" ", "_") in _NAME_HEADERS else names
     if any(len(row) != 2 for row in rows):
         raise ValueError(f"Expected two columns, folder or number and name, in {path}. Received: {rows[0]}.")
     if rows[0][0].lower().replace(" ", "_") in _HEADERS:

@@ -46,7 +46,9 @@ def load_images(options: DataOptions, validation: bool = False) -> DatasetDict:
     names = splits["train"].features["label"].names
     counts = np.sum([class_counts(split) for split in splits.values()], axis=0)
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        raise ValueError(f"Classes without an image: {shorten(empty)}. Set `min_images=1` to leave them out.")
+        raise ValueError(
+            f"Classes without an image: {shorten(empty)}. Leave them out by `min_images=1` (--min-images 1)."
+        )
     trained = class_counts(splits["train"])
     if missing := [name for name, count in zip(names, trained, strict=True) if not count]:
         raise ValueError(

@@ -149,9 +149,11 @@ class TestWithoutTestImages:
         for number, path in enumerate(sorted(photos.glob("*/*.png"))):
             (flat / f"{number}.png").write_bytes(path.read_bytes())
         names = tmp_path / "names.txt"
-        names.write_text("\n".join(COLOURS))
         base = ("--output", tmp_path / "a", "--model", clip_path, "--data", flat, "--method", "coop", *SHORT)
         assert "--class-names" in vprompt("train", *base, "--unlabelled", code=2)
+        names.write_text(", ".join(COLOURS))
+        assert "one name per line" in vprompt("train", *base, "--unlabelled", "--class-names", names, code=2)
+        names.write_text("\n".join(COLOURS))
         vprompt("train", *base, "--unlabelled", "--class-names", names)
         results = json.loads((tmp_path / "a" / "results.json").read_text())
         assert results["classes"] == {"all": list(COLOURS)} and results["accuracy"] == {}

@@ -25,6 +25,7 @@ WNIDS = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
         ("n.csv", "folder,name\na,sea lion\nb,owl\n", {"a": "sea lion", "b": "owl"}),
         ("n.csv", 'a,"sea lion, grey"\n', {"a": "sea lion, grey"}),
         ("n.csv", "a;owl\n", {"a": "owl"}),
+        ("n.csv", "class name\nsea lion\nowl\n", ("sea lion", "owl")),
         ("n.tsv", "a\tsea lion\n", {"a": "sea lion"}),
         ("n.txt", "a\tsea lion\nb\towl\n", {"a": "sea lion", "b": "owl"}),
         ("n.txt", "0 tench\n10: goldfish\n2, shark\n", {"0": "tench", "10": "goldfish", "2": "shark"}),
@@ -116,6 +117,12 @@ def test_the_remedy_works(tmp_path):
     assert mapping == {"kitti": "kitty"}
     rows = load_images(DataOptions(path, class_names=mapping | {"dog": "dog"}))["train"]
     assert paths_and_names(rows) == {("kitti", "kitty"), ("dog", "dog")}
+
+
+def test_folders_of_a_name_that_is_given_several_times(tmp_path):
+    path = write_folder(tmp_path, {"crane": 3, "owl": 3})
+    with pytest.raises(ValueError, match=r"several times.*: crane\. Write each once"):
+        load_images(DataOptions(path, class_names=("crane", "owl", "crane")))
 
 
 def test_lines_of_numbers_that_are_names(tmp_path):
