@@ -69,8 +69,8 @@ def _in_rgb(image: Any) -> Any:
         return to_rgb(image)
     if not (isinstance(image, str) and os.path.isfile(image)):
         return image
-    with Image.open(image) as file:
-        return to_rgb(file)
+    with open(image, "rb") as file, Image.open(file) as opened:
+        return to_rgb(opened)
 
 
 def own_template(preprocess: Callable) -> Callable:

@@ -28,6 +28,14 @@ class TestLabels:
         with pytest.warns(UserWarning, match="lie in each other"):
             assert names(path) == ["cat", "cat/day", "dog/old/day"]
 
+    @pytest.mark.parametrize(("labels_from", "options"), [("last", {}), ("path", {"min_images": 4})])
+    def test_what_makes_one_class_of_several(self, labels_from, options, tmp_path):
+        path = write_folder(tmp_path, {"cat/day": 3, "dog/day": 5})
+        with pytest.raises(
+            ValueError, match="one class.*" + (f"labels_from='{labels_from}'", "min_images=4")[bool(options)]
+        ):
+            names(path, labels_from=labels_from, **options)
+
     def test_an_unknown_choice(self, tmp_path):
         with pytest.raises(ValueError, match=r"labels_from.*\['path', 'first', 'last'\].*'middle'"):
             names(write_folder(tmp_path, NESTED), labels_from="middle")
@@ -57,6 +65,12 @@ class TestLabels:
         with pytest.warns(UserWarning) as told:
             assert class_counts(load_images(DataOptions(str(tmp_path / "links")))["train"]).tolist()[:1] == [2]
         assert any("a link to a folder that it lies in" in str(warning.message) for warning in told)
+
+    def test_a_link_to_a_folder_that_is_gone(self, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        (tmp_path / "c").symlink_to(tmp_path / "gone")
+        with pytest.warns(UserWarning, match="Links to folders that are not there.*/c"):
+            assert names(path) == ["a", "b"]
 
     def test_what_programs_leave_behind(self, tmp_path):
         path = write_folder(tmp_path, {"a": 3, "b": 3, "__MACOSX/a": 1, ".cache/a": 1})
@@ -104,6 +118,12 @@ class TestSplits:
         with pytest.warns(UserWarning, match="names of splits"), pytest.raises(ValueError, match="no class folders"):
             names(path)
 
+    @pytest.mark.parametrize("below", ["images/{split}/{animal}", "{animal}/{split}"])
+    def test_splits_that_are_not_at_the_top(self, below, tmp_path):
+        folders = {below.format(split=s, animal=a): 3 for s in ("train", "test") for a in ("cat", "dog")}
+        with pytest.warns(UserWarning, match="names of splits and lie in other folders.*at the top"):
+            assert len(names(write_folder(tmp_path, folders))) == 4
+
     def test_folders_without_images_are_neither(self, tmp_path):
         path = write_folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
         (tmp_path / "notes").mkdir()
@@ -127,6 +147,13 @@ class TestUnlabelled:
 
 
 class TestMadeSplits:
+    def test_labels_that_are_none_of_the_names(self, tmp_path):
+        """What comes next works: folders may be days, or cameras."""
+        path = write_folder(tmp_path, {"monday": 3, "friday": 3})
+        with pytest.raises(ValueError, match="--test-fraction 0"):
+            load_unlabelled(DataOptions(path, class_names=("cat", "dog")))
+        assert len(load_unlabelled(DataOptions(path, class_names=("cat", "dog"), test_fraction=0))["train"]) == 6
+
     def test_no_test_images(self, tmp_path):
         options = DataOptions(write_folder(tmp_path, {"a": 3, "b": 1}), test_fraction=0)
         assert {name: len(rows) for name, rows in load_images(options).items()} == {"train": 4}
