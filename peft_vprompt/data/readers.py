@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +63,11 @@ def read_rows(
         return _read_directory(local, columns, folder)
     if local.is_file():
         return _read_files([local], columns, folder)
+    if "://" in path:
+        raise FileNotFoundError(
+            f"Expected a file, a folder, or a data set on the Hub by its id (owner/name). Received an address: {path}. "
+            "Download it once, and name the file."
+        )
     if glob.has_magic(path):
         return _read_pattern(local, columns, folder)
     if is_local(path):
@@ -132,10 +139,10 @@ def _read_files(
     (kind,) = kinds
     if kind in TABLE_SUFFIXES:
         return read_tables(files, columns["image_column"], root)
+    if len(files) == 1 and (kind in _ARCHIVES or (kind in TAR_SUFFIXES and _holds_a_folder(files[0]))):
+        return _read_directory(_unpacked(files[0], kind), columns, folder)
     if kind in TAR_SUFFIXES:
         return read_tars(files, **columns, root=root)
-    if kind in _ARCHIVES and len(files) == 1:
-        return _read_directory(_unpacked(files[0]), columns, folder)
     what = "an image" if is_image(files[0]) else "a file of another kind"
     raise ValueError(
         f"Expected a folder of images, or a data file that ends in {', '.join(_endings())}. Received {what}: {files[0]}."
@@ -182,6 +189,12 @@ def _read_metadata(
         )
     split = rows["split"][:] if "split" in rows.column_names else [_folder_split(root, path) for path in paths]
     if label not in rows.column_names:
+        if not folder["keep_loose"] and all(Path(path).parent in (root, *{f.parent for f in files}) for path in paths):
+            names = ", ".join(name for name in rows.column_names if name != image)
+            raise ValueError(
+                f"No column {label!r} in {files[0]}, and no class folders. It has: {names}. Name the column of the classes by "
+                "label_column (--label-column)."
+            )
         found = [(Path(os.path.relpath(path, root)).parts[:-1], path) for path in paths]
         return label_files(root, found, **folder)
     chosen = {name: [i for i, s in enumerate(split) if s == name] for name in dict.fromkeys(split)}
@@ -192,8 +205,28 @@ def _folder_split(root: Path, path: str) -> str:
     return split_name(Path(os.path.relpath(path, root)).parts[0]) or "train"
 
 
-def _unpacked(archive: Path) -> Path:
-    """Unpack a zip file into the cache, once, and return the folder that holds the classes or splits."""
+def _holds_a_folder(archive: Path) -> bool:
+    """Tell whether a tar file is a packed folder of class folders: images with nothing beside each of the same name."""
+    seen: dict[tuple[str, str], str] = {}
+    images = False
+    try:
+        with tarfile.open(archive) as file:
+            for member in file:
+                name = Path(member.name)
+                if not member.isfile() or any(part.startswith(".") for part in name.parts):
+                    continue
+                if is_image(name) and len(name.parts) == 1:
+                    return False
+                images |= is_image(name)
+                if seen.setdefault((str(name.parent), name.name.partition(".")[0]), name.name) != name.name:
+                    return False  # a sample of several entries, as the WebDataset form has it
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        return False  # said where it is read
+    return images
+
+
+def _unpacked(archive: Path, kind: str) -> Path:
+    """Unpack a zip or tar file into the cache, once, and return the folder that holds the classes or splits."""
     status = os.stat(archive)
     place = Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-zip"
     folder = place / digest_json([str(archive), status.st_size, status.st_mtime_ns])
@@ -201,14 +234,21 @@ def _unpacked(archive: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         partial = mkdtemp(dir=place)
         try:
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(partial)
+            if kind in TAR_SUFFIXES:
+                with tarfile.open(archive) as file:
+                    # Nothing outside of the folder, and files alone; Python before 3.11.4 has no filter.
+                    file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+                    inside = [m for m in file if m.isfile() and not {"..", "/"} & set(Path(m.name).parts)]
+                    file.extractall(partial, inside)
+            else:
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(partial)
             os.replace(partial, folder)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"Cannot read {archive} as a zip file: {error}.") from error
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ValueError(f"Cannot unpack {archive}: {error}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return _inner(folder, archive.stem)
+    return _inner(folder, archive.name.removesuffix(kind))
 
 
 def _inner(folder: Path, stem: str) -> Path:
