@@ -181,7 +181,9 @@ def evaluate(
     )
     if output is not None:
         write_json(result, output)
-    same = given("model", *SAME_IMAGES, "split", "subset", "device", "image_size")
+    same = given(
+        "model", *SAME_IMAGES, "split", "subset", "new_classes", "class_descriptions", "device", "bf16", "image_size"
+    )
     if several:
         return
     if diagnosis is None:

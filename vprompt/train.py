@@ -166,7 +166,7 @@ def train(
         console.print(f"On the images held out of the training images: {shown}.")
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
-        same = given("model", *SAME_IMAGES, "shots", "base_novel")
+        same = given("model", *SAME_IMAGES, "shots", "base_novel", "class_descriptions", "device", "image_size")
         say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
     else:
         novel = ["--subset", "novel"] if base_novel else []

@@ -101,10 +101,13 @@ def test_a_name_that_is_nearly_right(adapters, tmp_path):
     assert "The nearest to 'greem' is 'green'" in shown and "--new-classes" in shown
 
 
-def test_new_classes(adapters, tmp_path):
-    some = write_colours(tmp_path, {"white": 5, "green": 4}, {"white": "fox", "green": "owl"})
+def test_new_classes(adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    some = write_colours(tmp_path / "some", {"white": 5, "green": 4}, {"white": "fox", "green": "owl"})
     result = evaluated(adapters["any"], "--data", some, "--new-classes")
     assert result["classes"] == ["fox", "owl"]
+    again = vprompt(*next_command(vprompt("evaluate", "--adapter", adapters["any"], "--data", some, "--new-classes")))
+    assert f"Accuracy on all (2 classes, 9 images): {result['accuracy']['all']:.2f} %" in again
     assert "mean nothing" in vprompt(
         "evaluate", "--adapter", adapters["specific"], "--data", some, "--new-classes", code=2
     )
