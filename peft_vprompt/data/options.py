@@ -94,7 +94,7 @@ class DataOptions:
     def __post_init__(self):
         try:
             ImageColor.getrgb(self.background)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"Expected background as the name of a colour, such as white, or #rrggbb. Received: {self.background!r}."
             ) from error
