@@ -41,14 +41,14 @@ def _endings() -> tuple[str, ...]:
 
 
 def read_rows(
-    path: str, *, image_column: str, label_column: str, labels_from: str = "path", keep_loose: bool = False
+    path: str, *, image_column: str, label_column: str | None, labels_from: str = "path", keep_loose: bool = False
 ) -> dict[str, Dataset]:
     """Read all splits at a local path or of a data set on the Hub.
 
     Args:
         path: folder, file, pattern with wildcards, or id on the Hub.
         image_column: column of the images.
-        label_column: column of the classes.
+        label_column: column of the classes; None where each class has one.
         labels_from: which folders of an image folder are the class, see `label_files`.
         keep_loose: keep images that lie in no class folder.
 
@@ -93,7 +93,7 @@ def _beside(missing: Path) -> str:
     return f"Nearest in {parent}: {close!r}. Check the spelling and the current folder."
 
 
-def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
     if any((root / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
@@ -129,9 +129,7 @@ def _what_is_there(files: Found) -> str:
     return f"There are files in it: {held}. Images are read from {shorten(IMAGE_SUFFIXES, 30)}."
 
 
-def _read_files(
-    files: Sequence[Path], columns: dict[str, str], folder: dict, root: Path | None = None
-) -> dict[str, Dataset]:
+def _read_files(files: Sequence[Path], columns: dict, folder: dict, root: Path | None = None) -> dict[str, Dataset]:
     """Read files of one kind, by split if `root` is the folder they are in."""
     kinds = {next((ending for ending in _endings() if path.name.lower().endswith(ending)), "") for path in files}
     if len(kinds) > 1:
@@ -149,7 +147,7 @@ def _read_files(
     )
 
 
-def _read_pattern(pattern: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+def _read_pattern(pattern: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
     """Read what fits a pattern: data files of one kind, images, or folders of them."""
     found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
     if not found:
@@ -173,9 +171,7 @@ def _metadata_files(root: Path) -> list[Path]:
     ]
 
 
-def _read_metadata(
-    root: Path, files: Sequence[Path], count: int, columns: dict[str, str], folder: dict
-) -> dict[str, Dataset]:
+def _read_metadata(root: Path, files: Sequence[Path], count: int, columns: dict, folder: dict) -> dict[str, Dataset]:
     """Read images with what `metadata.csv` says of them; their folders say their split, and the class if it does not."""
     image, label = columns["image_column"], columns["label_column"]
     parts = [next(iter(read_tables([path], image).values())) for path in files]
@@ -188,7 +184,7 @@ def _read_metadata(
             f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them."
         )
     split = rows["split"][:] if "split" in rows.column_names else [_folder_split(root, path) for path in paths]
-    if label not in rows.column_names:
+    if label is not None and label not in rows.column_names:
         if not folder["keep_loose"] and all(Path(path).parent in (root, *{f.parent for f in files}) for path in paths):
             names = ", ".join(name for name in rows.column_names if name != image)
             raise ValueError(

@@ -271,7 +271,7 @@ def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
     splits = read_rows(
         options.path,
         image_column=options.image_column,
-        label_column=options.label_column,
+        label_column=None if options.label_columns else options.label_column,
         labels_from=options.labels_from,
         keep_loose=keep_loose,
     )

@@ -84,7 +84,13 @@ def _read_separated(path: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
         table = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            index_col=False,
+            skipinitialspace=True,
         )
     if not len(table):
         raise ValueError("Expected a row for each image below the header. Received none.")
@@ -146,7 +152,7 @@ def _locate(path: str, folder: Path) -> str:
 
 
 def read_tars(
-    files: Sequence[Path], image_column: str, label_column: str, root: Path | None = None
+    files: Sequence[Path], image_column: str, label_column: str | None, root: Path | None = None
 ) -> dict[str, Dataset]:
     """Read tar files of the WebDataset form, by split as `read_tables`.
 
@@ -168,7 +174,7 @@ def read_tars(
         raise ValueError(f"Cannot read {files[0]} as a tar of the WebDataset form: {cause}.{hint}") from error
     for name, rows in tables.items():
         rows = _image_named(rows, image_column).flatten()
-        if label_column not in rows.column_names and "cls" in rows.column_names:
+        if label_column is not None and label_column not in rows.column_names and "cls" in rows.column_names:
             rows = rows.rename_column("cls", label_column)
         tables[name] = rows
     return tables

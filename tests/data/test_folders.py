@@ -28,13 +28,11 @@ class TestLabels:
         with pytest.warns(UserWarning, match="lie in each other"):
             assert names(path) == ["cat", "cat/day", "dog/old/day"]
 
-    @pytest.mark.parametrize(("labels_from", "options"), [("last", {}), ("path", {"min_images": 4})])
-    def test_what_makes_one_class_of_several(self, labels_from, options, tmp_path):
-        path = write_folder(tmp_path, {"cat/day": 3, "dog/day": 5})
-        with pytest.raises(
-            ValueError, match="one class.*" + (f"labels_from='{labels_from}'", "min_images=4")[bool(options)]
-        ):
-            names(path, labels_from=labels_from, **options)
+    def test_what_makes_one_class_of_several(self, tmp_path):
+        with pytest.raises(ValueError, match="one class, 'day'.*labels_from='last'"):
+            names(write_folder(tmp_path / "nested", {"cat/day": 3, "dog/day": 5}), labels_from="last")
+        with pytest.raises(ValueError, match="one class, 'dog'.*min_images=4"):
+            names(write_folder(tmp_path / "flat", {"cat": 3, "dog": 5}), min_images=4)
 
     def test_an_unknown_choice(self, tmp_path):
         with pytest.raises(ValueError, match=r"labels_from.*\['path', 'first', 'last'\].*'middle'"):
@@ -121,8 +119,9 @@ class TestSplits:
     @pytest.mark.parametrize("below", ["images/{split}/{animal}", "{animal}/{split}"])
     def test_splits_that_are_not_at_the_top(self, below, tmp_path):
         folders = {below.format(split=s, animal=a): 3 for s in ("train", "test") for a in ("cat", "dog")}
-        with pytest.warns(UserWarning, match="names of splits and lie in other folders.*at the top"):
+        with pytest.warns(UserWarning) as told:
             assert len(names(write_folder(tmp_path, folders))) == 4
+        assert any("names of splits and lie in other folders" in str(warning.message) for warning in told)
 
     def test_folders_without_images_are_neither(self, tmp_path):
         path = write_folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
