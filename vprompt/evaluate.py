@@ -94,7 +94,7 @@ def evaluate(
       --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
-    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
+    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets, warn_trained
     from peft_vprompt.experiments.diagnostics import diagnose
     from peft_vprompt.experiments.models import adapter_config
     from peft_vprompt.experiments.reports import WORSE, is_worse
@@ -128,6 +128,8 @@ def evaluate(
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
+    if not zero_shot:
+        warn_trained(subset, classes[subset], saved)
     if (diagnosis is not None or tuning is not None) and is_multi_label(rows):
         raise ValueError(
             "Diagnosis and test-time tuning compare one class with another for each image. Leave --diagnose and "

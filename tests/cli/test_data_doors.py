@@ -113,6 +113,13 @@ def test_new_classes(adapters, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(("subset", "half"), [("base", "first"), ("novel", "second")])
+def test_classes_that_were_all_trained_on_are_not_passed_off_as_novel(subset, half, adapters):
+    shown = vprompt("evaluate", "--adapter", adapters["any"], "--subset", subset)
+    assert f"{subset!r} is the {half} half of them, and none of them is new" in shown
+    assert "none of them is new" not in vprompt("evaluate", "--adapter", adapters["any"])
+
+
 def test_base_and_novel_are_those_of_the_training(clip_path, photos, tmp_path):
     trained(tmp_path / "a", clip_path, photos, "--method", "coop", "--base-novel", *SHORT[1:])
     saved = json.loads((tmp_path / "a" / "results.json").read_text())
