@@ -95,7 +95,7 @@ def evaluate(
       --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
-    from peft_vprompt.experiments.adapter_classes import known_classes, subsets
+    from peft_vprompt.experiments.adapter_classes import known_classes, subsets, warn_trained
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import adapter_config, as_published
     from peft_vprompt.experiments.results import require_local_data
@@ -118,6 +118,8 @@ def evaluate(
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
+    if not zero_shot:
+        warn_trained(subset, classes[subset], saved)
     several = is_multi_label(rows)
     if several and (diagnosis is not None or tuning is not None):
         raise ValueError(
@@ -152,7 +154,9 @@ def evaluate(
     _say(result)
     if output is not None:
         write_json(result, output)
-    same = given("model", *SAME_IMAGES, "split", "subset", "device", "image_size")
+    same = given(
+        "model", *SAME_IMAGES, "split", "subset", "new_classes", "class_descriptions", "device", "bf16", "image_size"
+    )
     if several:
         return
     if diagnosis is None:

@@ -104,7 +104,7 @@ def noise_study(
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)
     say_saved(output)
-    same = given("model", *SAME_IMAGES, "shots")
+    same = given("model", *SAME_IMAGES, "shots", "device", "image_size")
     say_next("train", *same, *_best(result["summary"]), "--cache-features", "--output", output / "best")
 
 

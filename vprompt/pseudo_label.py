@@ -101,7 +101,7 @@ def pseudo_label(
         chosen.save(output)
     say_saved(output)
     first = ["--model", model[0]] if model else []
-    same = given(*SAME_IMAGES, "image_size")
+    same = given(*SAME_IMAGES, "device", "image_size")
     trained = output.with_suffix("")
     say_next("train", *first, *same, "--method", "coop", "--pseudo-labels", output, "--output", f"{trained}-coop")
 

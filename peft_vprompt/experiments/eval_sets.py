@@ -16,13 +16,18 @@ def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> lis
         given: names of the classes, where no image has a label.
 
     Raises:
-        ValueError: no image has a label, and no names are given.
+        ValueError: no image has a label, and no names or one alone are given.
     """
     for rows in data.values():
         if "label" in rows.column_names:
             return rows.features["label"].names
     if not given:
         raise ValueError("Expected class names for images without labels. Give --class-names (class_names).")
+    if len(given) < 2:
+        raise ValueError(
+            f"Expected several class names for images without labels. Received: {list(given)}. Write one name per line, or a "
+            "JSON list."
+        )
     return list(given)
 
 
