@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from ..utils.validation import shorten
+from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
@@ -42,10 +42,8 @@ def few_shot(
         ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
-    if shots < 1:
-        raise ValueError(f"`shots` must be at least 1. Received: shots={shots}.")
-    if seed < 0:
-        raise ValueError(f"`seed` must not be negative. Received: seed={seed}.")
+    require_int("shots", shots, 1)
+    require_seed(seed)
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
     wanted = _label_numbers(names, names if class_names is None else class_names)
@@ -132,8 +130,9 @@ def stratified_split(
         ValueError: `test_fraction` is not between 0 and 1, or a class has fewer than two images.
         TypeError: the label column is no `ClassLabel`.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction}.")
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+        raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction!r}.")
+    require_seed(seed)
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
     if is_multi_label(dataset, label_column):

@@ -68,7 +68,13 @@ def _read_file(path: Path) -> Dataset:
         if path.suffix.lower() in (".csv", ".tsv"):
             return _typed(_read_separated(path))
         return Dataset.from_list(_read_json(path))
-    except (ValueError, TypeError) as error:  # of pandas, json and pyarrow alike
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:  # pandas, json, pyarrow
         raise ValueError(f"Cannot read the table {path}: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from ..errors import TrainingDivergedError
 from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..losses.label_checks import MULTI_LABEL
 from ..losses.multi_label import BinaryCrossEntropy
+from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
@@ -43,7 +43,7 @@ from ..utils.digests import digest_arrays
 from ..utils.environment import environment
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
-from ..utils.validation import require_int
+from ..utils.validation import MAX_WORKERS, require_int
 from .ensemble import context_tokens, set_contexts
 from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
 from .models import ModelBundle, build_model
@@ -117,6 +117,7 @@ def run_experiment(
     """
     check_settings(settings)
     check_trackers(report_to)
+    require_int("workers", workers, 0, MAX_WORKERS)
     options = RunOptions(
         data_description=data_description,
         cached=cached,
@@ -424,8 +425,7 @@ class Run:
         with atomic_files(self.output) as staging:
             adapter_bytes = None
             if self.spec.trains:
-                if (card := self.output / "README.md").is_file():
-                    shutil.copy2(card, staging)
+                take_card(self.output, staging)
                 self.bundle.model.save_pretrained(str(staging))
                 adapter_bytes = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
             report = self._report(adapter_bytes)

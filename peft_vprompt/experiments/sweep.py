@@ -282,7 +282,7 @@ def _mend(path: Path) -> None:
 def _is_entry(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

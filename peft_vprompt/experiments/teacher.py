@@ -17,6 +17,7 @@ from ..training.evaluation import evaluate
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.promptkd import PromptKDConfig
+from ..utils.digests import digest_json
 from .identity import RESULTS
 from .models import ModelBundle, adapter_config, build_model, load_adapter
 from .results import read_results
@@ -42,8 +43,9 @@ class Teacher:
 
     @property
     def content(self) -> dict[str, str | None]:
-        """What it is, as a digest."""
-        return {"teacher": teacher_fingerprint(self.model, self.features)}
+        """What it and its preprocessing are, as a digest."""
+        answers = teacher_fingerprint(self.model, self.features)
+        return {"teacher": digest_json([answers, self.bundle.image_processor.to_dict()], 32)}
 
     def rows(
         self,

@@ -6,17 +6,26 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from ..losses.label_checks import MULTI_LABEL
+from ..tuners.base.adapter_names import check_adapter_name
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
 
 class AdapterModel(PeftModel):
-    """A base model with adapters of ours."""
+    """A base model with adapters of ours.
+
+    Raises:
+        ValueError: a name that no adapter can have.
+    """
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
+        check_adapter_name(adapter_name)
+        super().__init__(model, peft_config, adapter_name, **kwargs)
 
     def forward(self, *args, adapter_names: Sequence[str] | None = None, **kwargs):
         """Make the base model's own call; `adapter_names` has an adapter for each image, see `mixed_batches`."""
@@ -29,7 +38,12 @@ class AdapterModel(PeftModel):
         return self.base_model.model
 
     def add_adapter(self, adapter_name: str, *args, **kwargs) -> None:
-        """Add an adapter; it is active only where no other is."""
+        """Add an adapter; it is active only where no other is.
+
+        Raises:
+            ValueError: a name that no adapter can have, or what the config is refused for.
+        """
+        check_adapter_name(adapter_name)
         super().add_adapter(adapter_name, *args, **kwargs)
         if self.active_adapter not in self.peft_config:
             self.set_adapter(adapter_name)

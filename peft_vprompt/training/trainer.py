@@ -27,7 +27,7 @@ from ..tuners.base.recipe import Recipe
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
-from ..utils.validation import require_int
+from ..utils.validation import MAX_WORKERS, require_int
 from .averaging import AverageWeights
 from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
@@ -116,6 +116,7 @@ def train(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
+    require_int("workers", workers, 0, MAX_WORKERS)
     train_set = with_own_random_numbers(train_set, seed)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     folder = checkpoint_folder(

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from peft_vprompt import (
+    BiasTuningConfig,
     ClassHeadConfig,
     CoCoOpConfig,
     ContextOptConfig,
@@ -428,6 +429,38 @@ def test_keywords_of_training_loops_and_pipelines(tokenizer_path):
         assert torch.equal(logits, expected.logits)
     model.get_base_model().config.return_dict = False
     assert isinstance(model(pixel_values=images()), tuple)
+
+
+@pytest.mark.parametrize("name", ["half", "forward", "training", "__base__", "a.b", "", "/a", "x" * 201, "\0", None])
+def test_names_that_no_adapter_can_have(name, tokenizer_path, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config)
+    model.save_pretrained(tmp_path)
+    before = str(model)
+    for call in (
+        lambda: model.add_adapter(name, config),
+        lambda: model.load_adapter(str(tmp_path), name),
+        lambda: get_peft_model(tiny_clip(), config, adapter_name=str(name or "")),
+        lambda: PeftModel.from_pretrained(tiny_clip(), str(tmp_path), adapter_name=name),
+        lambda: get_peft_model(tiny_vit(), BiasTuningConfig(), adapter_name=str(name or "")),
+        lambda: inject_adapter_in_model(config, tiny_clip(), adapter_name=name),
+    ):
+        with pytest.raises(ValueError, match="Expected an adapter name.*Received: adapter_name=.*Use another"):
+            call()
+    assert str(model) == before and list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize(
+    "name", ["weight", "learner", "text_model", "context_prompt_learner", "prompt", "0", "me/mine"]
+)
+def test_names_that_stand_in_keys_are_loaded_as_they_were_saved(name, tokenizer_path, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config, adapter_name=name).eval()
+    model.save_pretrained(tmp_path)
+    for as_name in ("default", name):
+        loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / name), adapter_name=as_name).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(pixel_values=images(2)).logits, model(pixel_values=images(2)).logits)
 
 
 def test_adapter_names_that_are_not_there(tokenizer_path):

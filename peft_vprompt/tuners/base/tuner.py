@@ -29,6 +29,7 @@ from ...backbones.supported import (
 )
 from ...errors import UnsupportedModelError
 from . import in_place, registry
+from .adapter_names import check_adapter_name
 from .bounded import bounded
 from .config import PromptConfig
 from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
@@ -91,8 +92,9 @@ class PromptTuner(BaseTuner):
 
         Raises:
             UnsupportedModelError: the method does not work on this model.
-            ValueError: the config does not fit it.
+            ValueError: the config does not fit it, or a name that no adapter can have.
         """
+        check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
