@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.options import DataOptions
 from ..data.readers import is_local
-from ..utils.fields import check_values, shown
+from ..utils.fields import MAX_ITEMS, check_values, shown
 from ..utils.io import read_json
 from ..utils.validation import first_line
 from .settings import Settings
@@ -49,7 +49,10 @@ def check_results(report: Any, path: str | Path) -> dict:
     used = {name: report["settings"].get(name) for name in ("model", "image_size")}
     _check(Settings, used, path, "settings")
     classes = report["classes"]
-    if not classes or not all(isinstance(names, list) and all(map(_is_name, names)) for names in classes.values()):
+    lists = list(classes.values())
+    if not lists or not all(isinstance(names, list) and len(names) <= MAX_ITEMS for names in lists):
+        raise _refusal(path, f"classes={shown(classes)}")
+    if not all(_is_name(name) for names in lists for name in names):
         raise _refusal(path, f"classes={shown(classes)}")
     if report["data"] is not None:
         check_data(report["data"], path)
