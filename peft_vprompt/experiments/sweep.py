@@ -401,5 +401,7 @@ def _optuna():
         raise ImportError(
             "The grid search needs Optuna. Install it with `pip install 'peft_vprompt[sweep]'`."
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(
+        optuna.logging.ERROR
+    )  # else it writes where a trial failed, which is said once already
     return optuna

@@ -375,7 +375,7 @@ def make_loss(name: str, **options) -> ClassificationLoss:
 def _class_weights(weight) -> Tensor:
     try:
         weights = torch.as_tensor(weight, dtype=torch.get_default_dtype())
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         weights = torch.empty(0)
     if weights.ndim != 1 or not len(weights) or not bool(((weights >= 0) & (weights <= MAX_INTEGER)).all()):
         raise ValueError(

@@ -11,7 +11,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from ..losses.label_checks import MULTI_LABEL
-from ..tuners.base.adapter_names import check_adapter_name
+from ..tuners.base.adapter_names import check_adapter_name, check_names
+from ..utils.fields import MAX_INTEGER, shown
+from ..utils.validation import is_number
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
@@ -49,7 +51,13 @@ class AdapterModel(PeftModel):
             self.set_adapter(adapter_name)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make an adapter the active one, and let the base model's config name its classes."""
+        """Make an adapter the active one, and let the base model's config name its classes.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        if not isinstance(adapter_name, str) or adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {shown(adapter_name)} not found. This model has {list(self.peft_config)}.")
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self._show_labels()
 
@@ -114,8 +122,8 @@ class AdapterModel(PeftModel):
                 "Expected combination_type='linear', the weighted sum, and no further arguments. Received: "
                 f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
             )
-        states = [self._state_of(name) for name in adapters]
-        weights = [1 / len(states)] * len(states) if weights is None else list(weights)
+        states = [self._state_of(name) for name in check_names(adapters)]
+        weights = [1 / max(len(states), 1)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
         config = copy.deepcopy(self.peft_config[adapters[0]])
         trained = config.inference_mode
@@ -132,8 +140,14 @@ class AdapterModel(PeftModel):
 
     def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
         """Refuse adapters whose values cannot be added."""
-        if not states or len(weights) != len(states):
-            raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
+        are_numbers = isinstance(weights, (list, tuple)) and all(
+            is_number(w) and abs(w) <= MAX_INTEGER for w in weights
+        )
+        if not states or not are_numbers or len(weights) != len(states):
+            raise ValueError(
+                f"Expected one finite weight for each adapter, at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
+                f"weights={shown(weights)}."
+            )
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]
         per_class = [getattr(c, "learned_classes", None) for c in configs]

@@ -123,7 +123,7 @@ def train(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "bf16": bf16, "run": settings}
     )
     arguments = _arguments(
-        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to
+        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to, device
     )
     if device not in (None, "auto"):
         _compute_on(arguments, find_device(device))
@@ -223,6 +223,7 @@ def _arguments(
     workers: int,
     watch: bool,
     report_to: Sequence[str],
+    device: str | None,
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -233,6 +234,8 @@ def _arguments(
         seed=seed,
         data_seed=seed,
         bf16=bf16,
+        use_cpu=bf16
+        and find_device(device).type == "cpu",  # else the Trainer takes bfloat16 for that of a graphics card
         save_strategy="epoch" if checkpoints else "no",
         eval_strategy="epoch" if watch else "no",
         logging_strategy="epoch",

@@ -70,8 +70,9 @@ def require_int(name: str, value, minimum: int, maximum: int | None = None) -> N
         ValueError: another value.
     """
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (maximum is not None and value > maximum):
-        most = "" if maximum is None else f" and <= {maximum:,}"
+    too_large = is_integer and maximum is not None and value > maximum
+    if not is_integer or value < minimum or too_large:
+        most = f" and <= {maximum:,}" if too_large else ""
         raise ValueError(f"Expected {name} to be an integer >= {minimum}{most}. Received: {name}={shown(value)}.")
 
 

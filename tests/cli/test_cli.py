@@ -147,6 +147,11 @@ def test_started_again_it_resumes(clip_path, colours, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 8
 
 
+def test_bfloat16_on_a_cpu(clip_path, colours, tmp_path):
+    train(tmp_path, clip_path, colours, "--method", "coop", "--bf16", "--device", "cpu", *QUICK)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["bf16"] is True
+
+
 def test_config_fields_can_be_set(clip_path, colours, tmp_path):
     fields = ("--set", "num_virtual_tokens=3", "--set", "class_token_position=front")
     train(tmp_path, clip_path, colours, "--method", "coop", *fields, *QUICK)

@@ -6,11 +6,23 @@ from typing import Any
 
 from torch import nn
 
+from ...utils.fields import shown
 from .switching import BASE
 
 
 #: What a `ModuleDict` has already under a name.
 _TAKEN = nn.ModuleDict()
+
+
+def check_names(names: Any) -> list[str]:
+    """Return a list of names of adapters, which may be there or not.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"Expected adapter_names as a list of names. Received: adapter_names={shown(names)}.")
+    return list(names)
 
 
 def check_adapter_name(name: Any) -> None:

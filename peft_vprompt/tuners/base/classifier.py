@@ -28,13 +28,15 @@ from ...errors import ClassNamesError, UnsupportedModelError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
+from .adapter_names import check_names
 from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
 from .config import check_class_names
 from .feature_cache import FeatureCache
 from .frozen import LazyFrozenFeatures
-from .input_checks import check_inputs, check_options, check_unit_length
+from .input_checks import check_features, check_inputs, check_options, check_unit_length
 from .method import PromptMethod
+from .module_state import is_traced
 from .prompted_encoder import READOUT
 from .switching import adapter_layers, adapter_parameters, answering_for
 
@@ -129,10 +131,9 @@ class ClassNameClassifier:
         names = check_class_names(names)
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
         self._check_new_classes(names)
-        if tokenizer is not None:
-            self.adapted.tokenizers.given = tokenizer
         classes = ClassList(names)
-        self._tokenize(classes)
+        with self.adapted.tokenizers.handed_over(tokenizer):
+            self._tokenize(classes)
         self.memory.class_lists[self.adapted.adapter_name] = classes
         self.adapted.config.class_names = self.adapted.config.class_names or names
         self.memory.features.clear()
@@ -288,6 +289,7 @@ class ClassNameClassifier:
                     f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
                     "image encoder, which does not run. Leave them out, or give pixel_values."
                 )
+            check_features(image_features, self.adapted.dual.feature_dim)
             check_inputs(image_features, labels, name="image_features", **of_labels)
             check_unit_length(image_features)
             inputs, details = None, {}
@@ -365,6 +367,8 @@ class ClassNameClassifier:
         """See `PeftModelForImageClassification.encode_images`."""
         with self.adapted.lock.call():
             self._check_images(pixel_values, options)
+            if not is_traced():
+                check_inputs(pixel_values)
             vision = self.adapted.vision
             if vision.has_second_feature:
                 return self._two_features(pixel_values, options)
@@ -436,7 +440,7 @@ class ClassNameClassifier:
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
     ) -> dict[str, ClassificationOutput]:
         """See `PeftModelForImageClassification.classify_with_adapters`."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
+        names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(check_names(adapter_names)))
         self._check_read_only(names)
         self._check_images(pixel_values, options)
         check_inputs(pixel_values)
