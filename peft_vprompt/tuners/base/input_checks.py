@@ -51,9 +51,10 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
     """
     if labels is None:
         return None
+    if isinstance(labels, Tensor):
+        require_dense(labels, "labels")
     try:
         labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device=device)
-        require_dense(labels, "labels")
         return labels.long() if labels.ndim == 1 and is_whole(labels) else labels
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
