@@ -32,7 +32,7 @@ def read_descriptions(source: Mapping[str, Sequence[str]] | str | os.PathLike) -
     content: Any = source
     if isinstance(source, (str, os.PathLike)):
         where = f"the class descriptions in {os.fspath(source)}"
-        content = read_json(source)
+        content = read_json(os.fspath(source))
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
             f"Expected {where} to be a dict from each class to its sentences, such as {{'cat': ['A cat has whiskers.']}}. "

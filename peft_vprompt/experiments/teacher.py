@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -45,7 +46,8 @@ class Teacher:
     def content(self) -> dict[str, str | None]:
         """What it and its preprocessing are, as a digest."""
         answers = teacher_fingerprint(self.model, self.features)
-        return {"teacher": digest_json([answers, self.bundle.image_processor.to_dict()], 32)}
+        processor: Any = self.bundle.image_processor
+        return {"teacher": digest_json([answers, processor.to_dict()], 32)}
 
     def rows(
         self,

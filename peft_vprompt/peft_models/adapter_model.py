@@ -138,7 +138,7 @@ class AdapterModel(PeftModel):
             raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
         return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
 
-    def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
+    def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: Sequence[float]) -> None:
         """Refuse adapters whose values cannot be added."""
         are_numbers = isinstance(weights, (list, tuple)) and all(
             is_number(w) and abs(w) <= MAX_INTEGER for w in weights
@@ -163,7 +163,7 @@ class AdapterModel(PeftModel):
                 )
 
 
-def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+def weighted_sum(tensors: list[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the weighted sum of tensors of one shape; of whole numbers (a count of batches), the first."""
     if not tensors[0].is_floating_point():
         return tensors[0].clone()
