@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from .fields import shown
 
@@ -63,13 +64,13 @@ def _parse_value(text: str, where: str):
         ) from error
 
 
-def require_int(name: str, value, minimum: int, maximum: int | None = None) -> None:
+def require_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     """Refuse a value that is not an integer of at least `minimum`, and at most `maximum` where there is one.
 
     Raises:
         ValueError: another value.
     """
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    is_integer = issubclass(type(value), Integral) and type(value) is not bool
     too_large = is_integer and maximum is not None and value > maximum
     if not is_integer or value < minimum or too_large:
         most = f" and <= {maximum:,}" if too_large else ""

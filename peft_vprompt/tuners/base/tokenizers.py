@@ -47,7 +47,8 @@ class Tokenizers:
                 f"tokenizer={shown(tokenizer)}."
             )
         before = self.given
-        self.given = before if tokenizer is None else tokenizer
+        new: Any = before if tokenizer is None else tokenizer
+        self.given = new
         try:
             yield
         except BaseException:
