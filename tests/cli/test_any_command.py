@@ -92,7 +92,7 @@ def check_call(call, places, monkeypatch):
 @pytest.mark.usefixtures("embedded")
 class TestCommands:
     @settings(
-        max_examples=60,
+        max_examples=25,
         deadline=None,
         derandomize=True,
         database=None,

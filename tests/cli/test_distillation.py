@@ -34,7 +34,9 @@ def test_a_trained_teacher(clip_path, colours, tmp_path, cache):
     assert json.loads((tmp_path / "novel.json").read_text())["classes"] == ["red", "white"]
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "file", ["preprocessor_config.json", pytest.param("adapter_model.safetensors", marks=pytest.mark.nightly)]
+)
 def test_another_teacher_at_the_same_path_is_another_run(file, clip_path, colours, tmp_path, cache):
     """Its adapter was trained anew, or its base model's images are made in another way."""
     base = shutil.copytree(clip_path, tmp_path / "base")
