@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from ..utils.fields import shown
 from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
@@ -69,6 +70,7 @@ def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: there are fewer than two classes, so that nothing would be novel.
     """
+    _check_list(class_names)
     if len(class_names) < 2:
         raise ValueError(
             f"A base/novel split needs at least 2 classes. Received: {list(class_names)}. Use all classes instead."
@@ -193,12 +195,18 @@ def _class_names(dataset: Dataset, label_column: str) -> list[str]:
     return feature.names
 
 
+def _check_list(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+        raise ValueError(f"Expected a list of class names. Received: class_names={shown(class_names)}.")
+
+
 def _label_numbers(names: list[str], class_names: Sequence[str]) -> list[int]:
     """Return the labels of classes, of which several may have one name: a run of neighbours is found as such.
 
     Raises:
         ValueError: a name that no class has, or one of several where it does not show which is meant.
     """
+    _check_list(class_names)
     if unknown := [name for name in class_names if name not in names]:
         raise ValueError(f"Not classes of this data set: {shorten(unknown)}. It has: {shorten(names)}.")
     wanted = list(class_names)

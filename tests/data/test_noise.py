@@ -139,6 +139,8 @@ def test_the_test_split_is_never_touched():
         (lambda: symmetric_noise([0, 0, 0, 0, 1], 0.25, 2, 0), r"too small for a noise rate of 0.25.*: 1 \(1\)"),
         (lambda: symmetric_noise([0, 7], 0.5, 5, 0), "labels from 0 to 4. Received labels from 0 to 7"),
         (lambda: pair_noise([0.5], 0.5, 5, 0), "whole-number labels"),
+        (lambda: pair_noise([0, 1], "0.5", 2, 0), "noise rate from 0 to 1. Received: rate='0.5'"),
+        (lambda: pair_noise([0, 1], 0.5, 2, -1), "seed to be an integer >= 0. Received: seed=-1"),
         (lambda: pair_noise([0, 0], 0.5, 1, 0), "num_classes to be an integer >= 2"),
         (lambda: confusion_noise(LABELS, 0.5, TABLE[:3], 0), r"probabilities \[80, classes\].*\[3, 5\]"),
         (lambda: transition_noise(LABELS, np.ones((2, 3)), 0), r"square.*\[2, 3\]"),
