@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageColor
+
 from ..utils.fields import check_fields
 from ..utils.validation import MAX_SEED
 from .class_names import in_label_order
@@ -99,6 +101,12 @@ class DataOptions:
         if isinstance(self.path, os.PathLike):
             object.__setattr__(self, "path", os.fspath(self.path))
         check_fields(self)
+        try:
+            ImageColor.getrgb(self.background)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Expected background as the name of a colour, such as white, or #rrggbb. Received: {self.background!r}."
+            ) from error
         if not self.label_separator.strip() and self.label_separator != " ":
             raise ValueError(f"Expected a label_separator such as ';'. Received: {self.label_separator!r}.")
         if self.multi_label:

@@ -44,7 +44,7 @@ _REASONS = {
 }
 
 #: What torch's writer says, which names no reason.
-_TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|file write failed")
+_TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|file write failed|iostream error")
 
 
 @contextmanager

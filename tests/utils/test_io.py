@@ -61,3 +61,9 @@ def test_what_is_no_json_is_named(content, tmp_path):
     (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(ValueError, match="Expected (JSON|text in UTF-8) in '.*broken.json'. Received: "):
         read_json(tmp_path / "broken.json", missing_ok=True)
+
+
+@pytest.mark.parametrize("said", ["[enforce fail at inline_container.cc:664]", "basic_ios::clear: iostream error"])
+def test_what_torch_says_on_a_full_disk_is_one_error(said, tmp_path):
+    with pytest.raises(CannotWriteError, match="no space is left on the device"), atomic_path(tmp_path / "file"):
+        raise RuntimeError(said)
