@@ -31,6 +31,7 @@ def demo(
     - `vprompt demo`
     - `vprompt demo --methods zero-shot,maple --shots 4 --seed 2`
     """
+    from peft_vprompt.experiments.identity import IDENTITY, keep_previous
     from peft_vprompt.experiments.models import DEMO_CHANGES
     from peft_vprompt.experiments.reports import explain, plot_results, results_table
     from peft_vprompt.experiments.run import run_experiment
@@ -49,7 +50,9 @@ def demo(
         for name in chosen:
             settings = Settings(method=name, shots=shots, seed=seed, **DEMO_CHANGES.get(name, {}))
             runs.append(run_experiment(settings, data, output / name, cached=True, device=device))
-        write_json({"runs": runs, "environment": environment()}, output / "results.json")
+        identity = {"runs": [run[IDENTITY] for run in runs]}
+        keep_previous(output, identity)
+        write_json({"runs": runs, IDENTITY: identity, "environment": environment()}, output / "results.json")
         plot_results(runs, output / "results.png", f"Embedded task, {shots} shots, seed {seed}")
     console.print(results_table(runs, f"Embedded task, {shots} shots per class, seed {seed}"))
     console.print(explain(runs), soft_wrap=True)

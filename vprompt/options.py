@@ -330,7 +330,7 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
     found = split_list(flag, items)
     try:
         numbers = [kind(item) for item in found]
-        if not all(map(math.isfinite, numbers)):
+        if kind is float and not all(map(math.isfinite, numbers)):
             raise ValueError(f"{items!r} has numbers that are not finite.")
         return numbers
     except ValueError as error:

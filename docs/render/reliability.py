@@ -28,8 +28,9 @@ of the earlier run are kept in `previous/`. Of few shots only the images that ar
 Digests cost {share:.2f} % of a 16-shot run of CoOp on the embedded model.
 
 Labels by `vprompt pseudo-label` name their images and are refused for others, and for the same ones in another order.
-Cached features are those of one image encoder, one preprocessing and the bytes of the images; their file has a checksum,
-and a damaged one is moved to `*.damaged` with a warning and made anew.
+Cached features are those of one image encoder, one preprocessing and the bytes of the images, and the cached answers of a
+teacher those of one teacher, too; their files have a checksum, and a damaged one is moved to `*.damaged` with a warning and
+made anew.
 
 ## One writer
 
@@ -50,6 +51,9 @@ stood still so long that another took over writes nothing more.
   part is passed over with a warning.
 * A full disk or a read-only folder is one line and exit status 2, in Python a `CannotWriteError`, whatever wrote. No file
   is half written under its own name, and the next start goes on.
+* What a folder holds of something else, an adapter, its card or results, is copied to `previous/` with a warning before
+  `train`, `sweep`, `noise-study`, `demo` or `convert` write there. `evaluate` and `pseudo-label` write over nothing but
+  their own files.
 * A training that diverged is not saved over an adapter that can be loaded: its last finite values go to `diverged/`.
 
 ## Measured

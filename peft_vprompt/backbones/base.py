@@ -251,6 +251,12 @@ class VisionView(EncoderView):
                 "Expected pixel_values as a tensor of normalised pixels, as the model's image processor gives it with "
                 f"return_tensors='pt'. Received: {received}."
             )
+        if pixel_values.layout != torch.strided:
+            raise TypeError(
+                f"Expected pixel_values as a dense tensor. Received: one of layout {pixel_values.layout}. Use to_dense()."
+            )
+        if pixel_values.is_meta and not next(self.module.parameters()).is_meta:
+            raise TypeError("Expected pixel_values with values. Received: a tensor on the device meta.")
         shape = list(pixel_values.shape)
         channels = self.module.config.num_channels
         if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):

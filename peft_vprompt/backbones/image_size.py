@@ -9,8 +9,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..utils.validation import require_int
 from .base import VisionView
 from .supported import find_backbone, view
+
+
+#: Largest edge of images in pixels.
+MAX_IMAGE_SIZE = 16_384
+
+#: Positions may take as many numbers as the model has, and these beside.
+SPARE_NUMBERS = 2**22
 
 
 @torch.no_grad()
@@ -25,7 +33,8 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
         size: edge in pixels, a multiple of the patch's.
 
     Raises:
-        ValueError: a size that is no multiple of the patch's edge.
+        ValueError: a size that is no multiple of the patch's edge, or that would need more positions than the model has
+            parameters.
         UnsupportedModelError: positions that cannot be interpolated, or images of any shape.
     """
     tower: Any = view(model.get_submodule(find_backbone(model).vision))
@@ -33,6 +42,7 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes images of any shape, in patches, so there is no image size to set. Leave it out."
         )
+    require_int("image_size", size, 1, MAX_IMAGE_SIZE)
     patch = tower.patch_size
     if size < patch or size % patch:
         nearest = max(1, round(size / patch)) * patch
@@ -41,6 +51,13 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
             f"{nearest}."
         )
     if tower.fixed_size and tower.image_size != (size, size):
+        numbers = (size // patch) ** 2 * tower.width
+        most = sum(parameter.numel() for parameter in model.parameters()) + SPARE_NUMBERS
+        if numbers > most:
+            raise ValueError(
+                f"Expected an image size whose positions take at most {most:,} numbers, about as many as the whole model. "
+                f"Received: image_size={size}, which takes {numbers:,}. Use a smaller one."
+            )
         _interpolate(tower, size)
 
 

@@ -56,7 +56,7 @@ def convert_checkpoint(
             Half-precision tensors become float32.
         method: "coop", "cocoop", "kgcoop", "prograd", "tcp", "promptsrc", "mmrl",
             "mmrlpp", "alignednorm", "clap", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
-        output_dir: folder to write the adapter to.
+        output_dir: folder to write the adapter to. Another one that is there is kept in `previous/`, with a warning.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.
         class_names: names of the classes, in label order. Needed for class-specific contexts.
@@ -162,7 +162,8 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
                 weights[key] = needed[key]
         model._check_weights(weights, "default", source if isinstance(source, (str, os.PathLike)) else "checkpoint")
         set_peft_model_state_dict(model, weights, "default")
-        model.save_pretrained(str(output))
+        with adapter_files(output, keep_other=True) as staging:
+            model.save_pretrained(str(staging))
     finally:
         model.unload()
 
@@ -170,6 +171,6 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
 def _write(config: PromptConfig, weights: dict, output: Path) -> None:
     """Write config and weights together."""
     config.record_classes()
-    with adapter_files(output) as staging:
+    with adapter_files(output, keep_other=True) as staging:
         config.save_pretrained(str(staging))
         save_file(weights, staging / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -7,14 +7,13 @@ classification" (CuPL), ICCV 2023, sarahpratt/CuPL.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import ClassNamesError
 from ..utils.fields import shown
+from ..utils.io import read_json
 from ..utils.validation import shorten
 
 
@@ -33,10 +32,7 @@ def read_descriptions(source: Mapping[str, Sequence[str]] | str | os.PathLike) -
     content: Any = source
     if isinstance(source, (str, os.PathLike)):
         where = f"the class descriptions in {os.fspath(source)}"
-        try:
-            content = json.loads(Path(source).read_text(encoding="utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"Expected {where} to be JSON. Received: {error}.") from error
+        content = read_json(os.fspath(source))
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
             f"Expected {where} to be a dict from each class to its sentences, such as {{'cat': ['A cat has whiskers.']}}. "

@@ -23,7 +23,7 @@ from PIL.Image import Resampling
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..utils.io import read_json
+from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
 from .class_names import class_label
 from .images import RGBImage
@@ -238,7 +238,7 @@ def _read_lists(folder: Path) -> dict[str, Rows]:
     splits = {}
     for split, stem in VTAB_SPLITS.items():
         rows = []
-        for line in _existing(folder / f"{stem}.txt").read_text(encoding="utf-8").splitlines():
+        for line in read_text(_existing(folder / f"{stem}.txt")).splitlines():
             path, _, label = line.strip().rpartition(" ")
             if not path or not label.isdigit():
                 raise ValueError(f"Expected lines of an image path and a label in {stem}.txt. Received: {line!r}.")

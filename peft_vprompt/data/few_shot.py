@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from ..utils.validation import shorten
+from ..utils.fields import shown
+from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
@@ -42,10 +43,8 @@ def few_shot(
         ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
-    if shots < 1:
-        raise ValueError(f"`shots` must be at least 1. Received: shots={shots}.")
-    if seed < 0:
-        raise ValueError(f"`seed` must not be negative. Received: seed={seed}.")
+    require_int("shots", shots, 1)
+    require_seed(seed)
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
     wanted = _label_numbers(names, names if class_names is None else class_names)
@@ -71,6 +70,7 @@ def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: there are fewer than two classes, so that nothing would be novel.
     """
+    _check_list(class_names)
     if len(class_names) < 2:
         raise ValueError(
             f"A base/novel split needs at least 2 classes. Received: {list(class_names)}. Use all classes instead."
@@ -132,8 +132,9 @@ def stratified_split(
         ValueError: `test_fraction` is not between 0 and 1, or a class has fewer than two images.
         TypeError: the label column is no `ClassLabel`.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction}.")
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+        raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction!r}.")
+    require_seed(seed)
     names = _class_names(dataset, label_column)
     counts = class_counts(dataset, label_column)
     if is_multi_label(dataset, label_column):
@@ -194,12 +195,18 @@ def _class_names(dataset: Dataset, label_column: str) -> list[str]:
     return feature.names
 
 
+def _check_list(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+        raise ValueError(f"Expected a list of class names. Received: class_names={shown(class_names)}.")
+
+
 def _label_numbers(names: list[str], class_names: Sequence[str]) -> list[int]:
     """Return the labels of classes, of which several may have one name: a run of neighbours is found as such.
 
     Raises:
         ValueError: a name that no class has, or one of several where it does not show which is meant.
     """
+    _check_list(class_names)
     if unknown := [name for name in class_names if name not in names]:
         raise ValueError(f"Not classes of this data set: {shorten(unknown)}. It has: {shorten(names)}.")
     wanted = list(class_names)

@@ -13,7 +13,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 from numpy.typing import ArrayLike
 
-from ..utils.validation import shorten
+from ..utils.fields import MAX_ITEMS, shown
+from ..utils.validation import is_number, require_int, require_seed, shorten
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def symmetric_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int)
         ValueError: a rate out of range, labels out of range, or a class so small that the rate changes no label.
     """
     labels = _check_labels(labels, num_classes)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = (labels[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
@@ -82,7 +83,7 @@ def pair_noise(labels: ArrayLike, rate: float, num_classes: int, seed: int) -> N
         ValueError: as for `symmetric_noise`.
     """
     labels = _check_labels(labels, num_classes)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = (labels[chosen] + 1) % num_classes
@@ -126,7 +127,7 @@ def confusion_noise(labels: ArrayLike, rate: float, probabilities: ArrayLike, se
     wrong = confused_labels(labels, probabilities)
     num_classes = np.shape(probabilities)[1]
     labels = _check_labels(labels, num_classes)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     chosen = _choose(labels, rate, num_classes, rng)
     noisy = labels.copy()
     noisy[chosen] = wrong[chosen]
@@ -150,7 +151,7 @@ def transition_noise(labels: ArrayLike, matrix: ArrayLike, seed: int) -> NoisyLa
     if (matrix < 0).any() or not np.allclose(matrix.sum(1), 1, atol=1e-6):
         raise ValueError(f"Expected rows of probabilities that sum to 1. Received sums: {matrix.sum(1).tolist()}.")
     labels = _check_labels(labels, len(matrix))
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     borders = matrix.cumsum(1)[labels]
     drawn = (rng.random((len(labels), 1)) >= borders / borders[:, -1:]).sum(1)
     return NoisyLabels.compare(labels, drawn, len(matrix))
@@ -181,10 +182,12 @@ def inject_false_positives(
     Raises:
         ValueError: `num_false` above `shots`, or a class that is too small to give its shots.
     """
-    if shots < 1 or not 0 <= num_false <= shots:
+    require_int("shots", shots, 1)
+    require_int("num_false", num_false, 0)
+    if num_false > shots:
         raise ValueError(f"Expected 0 <= num_false <= shots. Received: num_false={num_false}, shots={shots}.")
     labels = _check_labels(labels, num_classes)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     members = [np.flatnonzero(labels == label) for label in range(num_classes)]
     # In whole numbers: ceil(n (1 - f / s)) must not be moved by rounding.
     parts = [-(-len(rows) * (shots - num_false) // shots) for rows in members]
@@ -250,8 +253,8 @@ def add_noise(
             data["train"], kind, rate, seed, probabilities=probabilities, label_column=label_column
         )
         return DatasetDict({**data, "train": train}), noise
-    if kind not in KINDS:
-        raise ValueError(f"Expected kind to be one of {list(KINDS)}. Received: kind={kind!r}.")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"Expected kind to be one of {list(KINDS)}. Received: kind={shown(kind)}.")
     if str(data.split) == "test":
         raise ValueError(f"Noise belongs in the training split. Received: the split {str(data.split)!r}.")
     feature = data.features[label_column]
@@ -274,8 +277,7 @@ KINDS = {"symmetric": symmetric_noise, "pair": pair_noise, "confusion": confusio
 
 def _check_labels(labels: ArrayLike, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
-    if num_classes < 2:
-        raise ValueError(f"Expected at least two classes. Received: num_classes={num_classes}.")
+    require_int("num_classes", num_classes, 2, MAX_ITEMS)
     if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected whole-number labels [samples]. Received: {labels.dtype} {list(labels.shape)}.")
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -285,10 +287,15 @@ def _check_labels(labels: ArrayLike, num_classes: int) -> np.ndarray:
     return labels.astype(int)
 
 
+def _generator(seed: int) -> np.random.Generator:
+    require_seed(seed)
+    return np.random.default_rng(seed)
+
+
 def _choose(labels: np.ndarray, rate: float, num_classes: int, rng) -> np.ndarray:
     """Return the positions of the labels to replace: round(rate * n) of the n samples of every class."""
-    if not 0 <= rate <= 1:
-        raise ValueError(f"Expected a noise rate from 0 to 1. Received: rate={rate}.")
+    if not is_number(rate) or not 0 <= rate <= 1:
+        raise ValueError(f"Expected a noise rate from 0 to 1. Received: rate={shown(rate)}.")
     counts = np.bincount(labels, minlength=num_classes)
     wanted = np.floor(rate * counts + 0.5).astype(int)
     if rate and (small := [f"{label} ({counts[label]})" for label in np.flatnonzero((counts > 0) & (wanted == 0))]):

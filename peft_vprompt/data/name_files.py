@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..utils.io import read_json
 from ..utils.validation import shorten
 from .class_names import repeated_names
 
@@ -42,10 +42,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     path = Path(path)
     text = _read_text(path)
     if path.suffix == ".json":
-        try:
-            names = _from_json(json.loads(text), path)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
+        names = _from_json(read_json(path), path)
     elif path.suffix in (".csv", ".tsv"):
         names = _from_table(text, path)
     else:
@@ -98,7 +95,10 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
     first = text.lstrip().partition("\n")[0]
     if delimiter not in first and ";" in first:
         delimiter = ";"
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    except csv.Error as error:
+        raise ValueError(f"Expected a table of class names in {path}. Received: {error}.") from error
     rows = [row for row in rows if any(row)]
     if all(len(row) == 1 for row in rows):
         names = tuple(row[0] for row in rows)

@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import ImageColor
 
+from ..utils.fields import check_fields
+from ..utils.validation import MAX_SEED
 from .class_names import in_label_order
 from .readers import is_local
 
@@ -20,7 +22,11 @@ VALIDATION = "validation"
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where labelled images are and how to read them."""
+    """Where labelled images are and how to read them.
+
+    Raises:
+        ValueError: a value of another type than its field's, or options that contradict each other; names the field.
+    """
 
     path: str = field(
         metadata={
@@ -64,7 +70,7 @@ class DataOptions:
     )
     split_column: str | None = field(default=None, metadata={"help": "Column that says which split a row is in."})
     where: tuple[str, ...] = field(default=(), metadata={"help": "Keep the rows with COLUMN=VALUE or COLUMN!=VALUE."})
-    min_images: int = field(default=0, metadata={"help": "Leave out classes with fewer images."})
+    min_images: int = field(default=0, metadata={"help": "Leave out classes with fewer images.", "min": 0})
     class_names: tuple[str, ...] | dict[str, str] | None = field(
         default=None, metadata={"help": "Names in label order, or by folder or number."}
     )
@@ -89,9 +95,12 @@ class DataOptions:
         default=0.0,
         metadata={"help": "Share of each class of the training images to hold out as the split validation."},
     )
-    split_seed: int = field(default=0, metadata={"help": "Seed of splits we make."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of splits we make.", "min": 0, "max": MAX_SEED})
 
     def __post_init__(self):
+        if isinstance(self.path, os.PathLike):
+            object.__setattr__(self, "path", os.fspath(self.path))
+        check_fields(self)
         try:
             ImageColor.getrgb(self.background)
         except (ValueError, TypeError, AttributeError) as error:

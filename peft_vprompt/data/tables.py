@@ -23,6 +23,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 #: Columns that hold paths of images in tables that have no column of the name asked for.
 _PATH_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file")
+#: What pandas, json and pyarrow raise of a table that cannot be read.
+_UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError, pd.errors.ParserWarning)
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 
 
@@ -71,7 +73,7 @@ def _read_file(path: Path) -> Dataset:
         if path.suffix.lower() in (".csv", ".tsv"):
             return _typed(_read_separated(path))
         return Dataset.from_list(_read_json(path))
-    except (ValueError, TypeError, pd.errors.ParserWarning) as error:  # of pandas, json and pyarrow alike
+    except _UNREADABLE as error:
         raise ValueError(f"Cannot read the table {path}: {error}") from error
 
 

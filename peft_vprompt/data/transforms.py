@@ -14,6 +14,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..utils.fields import shown
+from ..utils.validation import is_number
 from .images import to_rgb
 
 
@@ -57,8 +59,9 @@ class TrainTransform:
         crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop, "none": None}
         if crop not in crops:
             raise ValueError(f"`crop` must be one of {', '.join(crops)}. Received: crop={crop!r}.")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={scale}.")
+        is_pair = isinstance(scale, (tuple, list)) and len(scale) == 2 and all(map(is_number, scale))
+        if not is_pair or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={shown(scale)}.")
         self.image_processor = image_processor
         self.crop_name = crop
         self.crop: Callable[[Image.Image, torch.Generator | None], Image.Image] | None = crops[crop]

@@ -172,7 +172,7 @@ def _mend(path: Path) -> None:
 def _is_entry(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -236,5 +236,5 @@ def _optuna():
         raise ImportError(
             "The grid search needs Optuna. Install it with `pip install 'peft_vprompt[sweep]'`."
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that failed raises what it would write
     return optuna

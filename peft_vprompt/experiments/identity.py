@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..data import few_shot
 from ..data.image_digests import image_fingerprint
+from ..peft_models.adapter_files import ADAPTER, keep_files
 from ..tuners.base.registry import METHODS
 from ..utils.digests import digest_arrays, digest_json
-from ..utils.io import atomic_files, finish_saving, read_json
+from ..utils.io import finish_saving, read_json
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .models import build_model
@@ -26,13 +23,8 @@ from .settings import Settings, as_json, changed_settings
 #: What a run says about itself, in the folder of its adapter.
 RESULTS = "results.json"
 
-#: Folder, in that of a run, of what earlier runs left there, each by the digest of its identity.
-PREVIOUS = "previous"
-
 #: Entry of `results.json` that holds the identity.
 IDENTITY = "identity"
-
-_ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
 
 class Contents:
@@ -131,7 +123,7 @@ def finished_report(folder: Path, name: str = RESULTS) -> dict | None:
     finish_saving(folder)
     try:
         report = read_json(folder / name, missing_ok=True)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         return None
     return report if isinstance(report, dict) else None
 
@@ -178,18 +170,8 @@ def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     found = finished_report(folder, report) or {}
-    names = (*_ADAPTER, report) if report == RESULTS else (report,)
+    names = (*ADAPTER, report) if report == RESULTS else (report,)
     files = [folder / name for name in names if (folder / name).is_file()]
     if not files or found.get(IDENTITY) == identity:
         return
-    place = folder / PREVIOUS / (digest_json(found[IDENTITY], 12) if IDENTITY in found else _digest_of(files))
-    if place.is_dir():
-        return
-    with atomic_files(place) as staging:
-        for file in [*files, *folder.glob("README.md")]:
-            shutil.copy2(file, staging)
-    warn_caller(f"{str(folder)!r} holds the results of another run. They are now in {str(place)!r}.")
-
-
-def _digest_of(files: list[Path]) -> str:
-    return digest_json([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 12)
+    keep_files(files, folder, digest_json(found[IDENTITY], 12) if IDENTITY in found else None)

@@ -25,6 +25,7 @@ from ..backbones.supported import is_dual_encoder
 from ..data import find_task, image_size
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
+from ..peft_models.auto import check_head
 from ..peft_models.peft_model import PeftModelForImageClassification
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
@@ -140,6 +141,8 @@ def load_adapter(
     if model_name_or_path is None and not embedded:
         model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
+    if classifier:
+        check_head(config, len(class_names or ()))
     base = load_base(model_name_or_path, class_names, classifier)
     processor = _image_processor(base, image_size)
     place, revision = split_revision(str(adapter))

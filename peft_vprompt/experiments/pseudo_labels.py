@@ -23,8 +23,9 @@ from safetensors.numpy import save_file
 from ..data.class_names import class_label
 from ..training.cached_features import FEATURES
 from ..utils.digests import digest_arrays, digest_json
+from ..utils.fields import shown
 from ..utils.io import atomic_path
-from ..utils.validation import first_line
+from ..utils.validation import first_line, is_number, require_seed
 from .zero_shot_scores import ScoreTable, digests_of
 
 
@@ -183,6 +184,7 @@ def random_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | Non
     Raises:
         ValueError: k below 1, or a table that does not fit the names.
     """
+    require_seed(seed)
     rng = np.random.default_rng(seed)
     source = {"selector": "random-k", "k": _count(k), "seed": seed}
     return _per_class(probabilities, class_names, source, lambda rows: rows[np.sort(rng.permutation(len(rows))[:k])])
@@ -199,8 +201,8 @@ def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: fl
     Raises:
         ValueError: a threshold out of range, or a table that does not fit the names.
     """
-    if not 0 <= minimum < 1:
-        raise ValueError(f"Expected a confidence threshold in [0, 1). Received: minimum={minimum}.")
+    if not is_number(minimum) or not 0 <= minimum < 1:
+        raise ValueError(f"Expected a confidence threshold in [0, 1). Received: minimum={shown(minimum)}.")
     table = _check_table(probabilities, class_names)
     confident = table.max(1) > np.float32(minimum)
     return _per_class(
@@ -223,9 +225,14 @@ def quota(probabilities: np.ndarray, class_names: Sequence[str], counts: int | S
         ValueError: a negative number, or not one per class, or a table that does not fit the names.
     """
     table = _check_table(probabilities, class_names)
-    room = np.array([counts] * table.shape[1] if np.ndim(counts) == 0 else counts, dtype=int)
+    try:
+        room = np.array([counts] * table.shape[1] if np.ndim(counts) == 0 else counts, dtype=int)
+    except (TypeError, ValueError, OverflowError):  # of what is no whole number
+        room = np.array([-1])
     if room.shape != (table.shape[1],) or (room < 0).any():
-        raise ValueError(f"Expected a number >= 0 for all {table.shape[1]} classes, or one each. Received: {counts}.")
+        raise ValueError(
+            f"Expected a number >= 0 for all {table.shape[1]} classes, or one each. Received: {shown(counts)}."
+        )
     source = {"selector": "quota", "counts": room.tolist()}
     free = np.ones(len(table), dtype=bool)
     taken = [[] for _ in room]
@@ -265,7 +272,12 @@ def _collect(table: np.ndarray, class_names: Sequence[str], source: dict, chosen
 
 
 def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    table = np.ascontiguousarray(probabilities, dtype=np.float32)
+    if not isinstance(class_names, (list, tuple)):
+        raise ValueError(f"Expected a list of class names. Received: class_names={shown(class_names)}.")
+    try:
+        table = np.ascontiguousarray(probabilities, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):  # of what is no table of numbers
+        table = np.empty(0, np.float32)
     if table.ndim != 2 or table.shape[1] != len(class_names) or not np.isfinite(table).all():
         raise ValueError(
             f"Expected finite probabilities [images, {len(class_names)}], one column per class name. "
@@ -275,6 +287,6 @@ def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.nd
 
 
 def _count(k: int | None) -> int | None:
-    if k is not None and k < 1:
-        raise ValueError(f"Expected at least 1 image per class, or None for all. Received: k={k}.")
+    if k is not None and (not is_number(k) or k < 1 or k % 1):
+        raise ValueError(f"Expected at least 1 image per class, or None for all. Received: k={shown(k)}.")
     return k

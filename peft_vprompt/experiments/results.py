@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..data.options import DataOptions
 from ..data.readers import is_local
-from ..utils.fields import check_values, shown
+from ..utils.fields import MAX_ITEMS, check_values, shown
 from ..utils.io import read_json
 from ..utils.validation import first_line
+from .settings import Settings
 
 
 #: What a reader of results relies on: entry and type.
@@ -26,8 +28,8 @@ def read_results(path: str | Path) -> dict | None:
     """
     try:
         report = read_json(path, missing_ok=True)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refusal(path, f"a file that is no JSON ({type(error).__name__})") from error
+    except ValueError as error:
+        raise _refusal(path, "a file that is no JSON") from error
     return report if report is None else check_results(report, path)
 
 
@@ -42,11 +44,15 @@ def check_results(report: Any, path: str | Path) -> dict:
     for name, kind in _ENTRIES.items():
         if name not in report or not isinstance(report[name], kind):
             raise _refusal(path, f"{name}={shown(report.get(name))}")
-    model = report["settings"].get("model")
-    if "model" not in report["settings"] or not isinstance(model, str | None):
-        raise _refusal(path, f"settings.model={shown(model)}")
+    if "model" not in report["settings"]:
+        raise _refusal(path, "settings.model=None")
+    used = {name: report["settings"].get(name) for name in ("model", "image_size")}
+    _check(Settings, used, path, "settings")
     classes = report["classes"]
-    if not classes or not all(isinstance(names, list) and all(map(_is_name, names)) for names in classes.values()):
+    lists = list(classes.values())
+    if not lists or not all(isinstance(names, list) and len(names) <= MAX_ITEMS for names in lists):
+        raise _refusal(path, f"classes={shown(classes)}")
+    if not all(_is_name(name) for names in lists for name in names):
         raise _refusal(path, f"classes={shown(classes)}")
     if report["data"] is not None:
         check_data(report["data"], path)
@@ -62,10 +68,14 @@ def check_data(description: dict, path: str | Path) -> None:
     known = {field.name for field in fields(DataOptions)}
     if "path" not in description or (unknown := sorted(description.keys() - known)):
         raise _refusal(path, f"data with {shown(unknown[0]) if 'path' in description else 'no path'}")
+    _check(DataOptions, description, path, "data")
+
+
+def _check(kind: type, values: dict, path: str | Path, entry: str) -> None:
     try:
-        check_values(DataOptions, description)
+        check_values(kind, values)
     except ValueError as error:
-        raise _refusal(path, f"data of which {first_line(error)}") from error
+        raise _refusal(path, f"{entry} of which {first_line(error)}") from error
 
 
 def require_local_data(description: dict | None, path: str | Path) -> None:
@@ -91,6 +101,36 @@ def require_local_data(description: dict | None, path: str | Path) -> None:
             f"{str(path)!r} asks to read images from addresses on the net, and nothing that a file names is downloaded "
             "unasked. Give --data and --follow-urls if you trust it."
         )
+
+
+def require_own(path: str | Path, what: str, is_own: Callable[[Path], bool]) -> None:
+    """Refuse to write over a file that holds something else than what is going to be written.
+
+    Args:
+        path: the file, which may be there or not.
+        what: what is going to be written, for the message.
+        is_own: tells whether a file holds such a thing; it may raise ValueError where it cannot be read.
+
+    Raises:
+        ValueError: the file is there and holds something else.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        own = is_own(Path(path))
+    except ValueError:
+        own = False
+    if not own:
+        raise ValueError(
+            f"Expected --output to name a new file, or {what} to write over. Received: {str(path)!r}, which holds something "
+            "else. Choose another name, or move that file away."
+        )
+
+
+def is_evaluation(path: Path) -> bool:
+    """Tell whether a file holds what `vprompt evaluate` writes."""
+    held = read_json(path)
+    return isinstance(held, dict) and {"adapter", "subset", "accuracy"} <= held.keys()
 
 
 def _is_name(name: Any) -> bool:

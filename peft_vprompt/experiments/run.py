@@ -1,6 +1,5 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
-import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..data import (
 )
 from ..errors import TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
+from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import EvalSet, batches, evaluate, evaluate_beside_zero_shot, set_class_names
@@ -29,6 +29,7 @@ from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
+from ..utils.validation import MAX_WORKERS, require_int
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, tell_changes
@@ -86,6 +87,7 @@ def run_experiment(
     check_settings(settings)
     run_options = RunOptions(**options)
     check_trackers(run_options.report_to)
+    require_int("workers", run_options.workers, 0, MAX_WORKERS)
     run = Run(settings, data, Path(output), run_options)
     with only_writer(output, wait) as writer:
         run.build()
@@ -295,8 +297,7 @@ class Run(RunState):
         with atomic_files(self.output) as staging:
             adapter_bytes = None
             if self.spec.trains:
-                if (card := self.output / "README.md").is_file():
-                    shutil.copy2(card, staging)
+                take_card(self.output, staging)
                 self.bundle.model.save_pretrained(str(staging))
                 adapter_bytes = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
             report = report_of(self, adapter_bytes)

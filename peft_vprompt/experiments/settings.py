@@ -3,15 +3,18 @@
 import json
 from dataclasses import asdict, dataclass, field
 
+from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..core.class_descriptions import read_descriptions
 from ..losses.classification import ClassificationLoss, make_loss
+from ..training.cached_features import MAX_VIEWS
 from ..tuners.base.recipe import Recipe
 from ..utils.fields import check_fields
+from ..utils.validation import MAX_SEED
 from .supervision import Supervision
 
 
 #: Bounds of what torch and NumPy take as a seed.
-SEED = {"min": 0, "max": 2**32 - 1}
+SEED = {"min": 0, "max": MAX_SEED}
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class Settings:
     config: dict = field(default_factory=dict)
     bf16: bool = False
     cache_features: bool = False
-    views: int = field(default=1, metadata={"min": 1, "max": 10_000})
+    views: int = field(default=1, metadata={"min": 1, "max": MAX_VIEWS})
     loss: str | None = None
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
     ensemble: int = field(default=1, metadata={"max": 1000})
-    image_size: int | None = field(default=None, metadata={"max": 16_384})
+    image_size: int | None = field(default=None, metadata={"min": 1, "max": MAX_IMAGE_SIZE})
     teacher: str | None = None
     teacher_model: str | None = None
 

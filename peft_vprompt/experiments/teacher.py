@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -17,6 +18,7 @@ from ..training.evaluation import evaluate
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.promptkd import PromptKDConfig
+from ..utils.digests import digest_json
 from .identity import RESULTS
 from .models import ModelBundle, adapter_config, build_model, load_adapter
 from .results import read_results
@@ -42,8 +44,10 @@ class Teacher:
 
     @property
     def content(self) -> dict[str, str | None]:
-        """What it is, as a digest."""
-        return {"teacher": teacher_fingerprint(self.model, self.features)}
+        """What it and its preprocessing are, as a digest."""
+        answers = teacher_fingerprint(self.model, self.features)
+        processor: Any = self.bundle.image_processor
+        return {"teacher": digest_json([answers, processor.to_dict()], 32)}
 
     def rows(
         self,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..utils.fields import MAX_INTEGER, shown
 from .label_checks import check_shares, is_whole, one_class_each
 
 
@@ -40,7 +41,7 @@ class ClassificationLoss(nn.Module):
     """A loss of logits [n, c] against class numbers [n] or distributions [n, c]; what all losses share.
 
     Args:
-        weight: weight of each class [c]; with it, "mean" divides by the sum of the weights of the labels.
+        weight: weight of each class [c], a tensor or a list; with it, "mean" divides by the sum of the weights of the labels.
         ignore_index: label of samples that do not count.
         reduction: "mean", "sum" or "none" ([n]).
 
@@ -52,11 +53,10 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"Expected reduction to be one of {list(REDUCTIONS)}. Received: reduction={reduction!r}.")
-        if weight is not None:
-            weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
-            if weight.ndim != 1 or bool((weight < 0).any()):
-                raise ValueError(f"Expected one weight >= 0 for each class. Received: weight={weight.tolist()}.")
-        self.register_buffer("weight", weight, persistent=False)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int) or abs(ignore_index) > MAX_INTEGER:
+            raise ValueError(f"Expected ignore_index to be an integer. Received: ignore_index={shown(ignore_index)}.")
+        weights = None if weight is None else _class_weights(weight)
+        self.register_buffer("weight", weights, persistent=False)
         self.ignore_index = ignore_index
         self.reduction = reduction
 
@@ -363,8 +363,8 @@ def make_loss(name: str, **options) -> ClassificationLoss:
     Raises:
         ValueError: an unknown name or option, or an option out of range.
     """
-    if name not in LOSSES:
-        raise ValueError(f"No loss {name!r}. Choose one of: {', '.join(LOSSES)}.")
+    if not isinstance(name, str) or name not in LOSSES:
+        raise ValueError(f"No loss {shown(name)}. Choose one of: {', '.join(LOSSES)}.")
     own = [option for option in inspect.signature(LOSSES[name]).parameters if option != "shared"]
     allowed = [*dict.fromkeys([*own, *inspect.signature(ClassificationLoss).parameters])]
     if unknown := [option for option in options if option not in allowed]:
@@ -372,13 +372,27 @@ def make_loss(name: str, **options) -> ClassificationLoss:
     return LOSSES[name](**options)
 
 
+def _class_weights(weight) -> Tensor:
+    try:
+        weights = torch.as_tensor(weight, dtype=torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        weights = torch.empty(0)
+    if weights.ndim != 1 or not len(weights) or not bool(((weights >= 0) & (weights <= MAX_INTEGER)).all()):
+        raise ValueError(
+            f"Expected one weight >= 0 for each class, of at most {MAX_INTEGER:,}. Received: weight={shown(weight)}."
+        )
+    return weights
+
+
 def _between(name: str, value: float, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"Expected {name} from {low} to {high}. Received: {name}={value!r}.")
+        raise ValueError(f"Expected {name} from {low} to {high}. Received: {name}={shown(value)}.")
     return float(value)
 
 
 def _above(name: str, value: float, low: float, equal: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > low or (equal and value == low)):
-        raise ValueError(f"Expected {name} {'>=' if equal else '>'} {low}. Received: {name}={value!r}.")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (low < value <= MAX_INTEGER or (equal and value == low)):
+        most = f" and at most {MAX_INTEGER:,}" if is_number and not value <= MAX_INTEGER else ""
+        raise ValueError(f"Expected {name} {'>=' if equal else '>'} {low}{most}. Received: {name}={shown(value)}.")
     return float(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from ..errors import AdapterMismatchError
 from ..tuners.base.class_name_checks import digest_names
-from ..utils.digests import digest_tensors
-from ..utils.io import atomic_files, finish_saving
+from ..utils.digests import digest_json, digest_tensors
+from ..utils.io import atomic_files, finish_saving, read_text
+from ..utils.warning import warn_caller
 
 
 #: Entry of the metadata of a file of weights: the digest of its tensors.
@@ -30,26 +32,40 @@ DIGEST = "digest"
 #: Bytes that say how long the header of a safetensors file is; the header's length is a multiple of them.
 _SIZE = 8
 
+#: Files that an adapter is made of.
+ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+
+#: The card of an adapter.
+CARD = "README.md"
+
+#: Folder, in that of an adapter, of what earlier runs left there.
+PREVIOUS = "previous"
+
 #: Files of weights, of which a folder has one.
 _INSTEAD_OF = {SAFETENSORS_WEIGHTS_NAME: WEIGHTS_NAME, WEIGHTS_NAME: SAFETENSORS_WEIGHTS_NAME}
 
 
 @contextmanager
-def adapter_files(folder: str | Path) -> Iterator[Path]:
+def adapter_files(folder: str | Path, keep_other: bool = False) -> Iterator[Path]:
     """Yield a hidden folder, with the old card in it, to save adapters to: config, weights and card change together.
 
     A kill leaves the old adapter or the new one, see `atomic_files`. Weights get their digest.
+
+    Args:
+        folder: the folder.
+        keep_other: copy another adapter that is there to `previous/`, and say so.
 
     Raises:
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     folder = Path(folder)
     with atomic_files(folder, _INSTEAD_OF) as staging:
-        if (folder / "README.md").is_file():
-            shutil.copy2(folder / "README.md", staging)
+        take_card(folder, staging)
         yield staging
         for path in staging.rglob(SAFETENSORS_WEIGHTS_NAME):
             _add_digest(path)
+        if keep_other:
+            _keep_other(folder, staging)
 
 
 def complete_adapter(folder: str | Path) -> None:
@@ -59,6 +75,55 @@ def complete_adapter(folder: str | Path) -> None:
         CannotWriteError: the folder is read-only.
     """
     finish_saving(folder, began_with=CONFIG_NAME)
+
+
+def take_card(folder: Path, staging: Path) -> None:
+    """Copy the card of a folder to that of new files, where it is updated; one that is no text is kept in `previous/`."""
+    card = folder / CARD
+    if not card.is_file():
+        return
+    try:
+        read_text(card)
+    except ValueError:
+        keep_files([card], folder)
+    else:
+        shutil.copy2(card, staging)
+
+
+def _keep_other(folder: Path, staging: Path) -> None:
+    files = [path for name in ADAPTER if (path := folder / name).is_file()]
+    if any(not _same_bytes(path, staging / path.name) for path in files):
+        keep_files(files, folder)
+
+
+def keep_files(files: Sequence[Path], folder: str | Path, name: str | None = None) -> None:
+    """Copy files, and the card beside them, to `previous/` in their folder, and say so; once for the same ones.
+
+    Args:
+        files: the files.
+        folder: their folder.
+        name: of the folder in `previous/`; default: a digest of the files.
+
+    Raises:
+        CannotWriteError: the disk is full, or the folder is not to be written.
+    """
+    place = Path(folder, PREVIOUS, name or _digest_of(files))
+    if place.is_dir():
+        return
+    with atomic_files(place) as staging:
+        for file in dict.fromkeys([*files, *Path(folder).glob(CARD)]):
+            shutil.copy2(file, staging)
+    warn_caller(
+        f"{str(folder)!r} holds an adapter, a card or results of something else. They are now in {str(place)!r}."
+    )
+
+
+def _same_bytes(path: Path, other: Path) -> bool:
+    return other.is_file() and path.read_bytes() == other.read_bytes()
+
+
+def _digest_of(files: Sequence[Path]) -> str:
+    return digest_json([hashlib.sha256(file.read_bytes()).hexdigest() for file in files], 12)
 
 
 def check_digest(weights: Mapping[str, Tensor], model_id: str | os.PathLike, hub_options: dict) -> None:

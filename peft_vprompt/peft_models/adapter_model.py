@@ -6,17 +6,28 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from ..losses.label_checks import MULTI_LABEL
+from ..tuners.base.adapter_names import check_adapter_name, check_names
+from ..utils.fields import MAX_INTEGER, shown
+from ..utils.validation import is_number
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
 
 class AdapterModel(PeftModel):
-    """A base model with adapters of ours."""
+    """A base model with adapters of ours.
+
+    Raises:
+        ValueError: a name that no adapter can have.
+    """
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
+        check_adapter_name(adapter_name)
+        super().__init__(model, peft_config, adapter_name, **kwargs)
 
     def forward(self, *args, adapter_names: Sequence[str] | None = None, **kwargs):
         """Make the base model's own call; `adapter_names` has an adapter for each image, see `mixed_batches`."""
@@ -29,13 +40,24 @@ class AdapterModel(PeftModel):
         return self.base_model.model
 
     def add_adapter(self, adapter_name: str, *args, **kwargs) -> None:
-        """Add an adapter; it is active only where no other is."""
+        """Add an adapter; it is active only where no other is.
+
+        Raises:
+            ValueError: a name that no adapter can have, or what the config is refused for.
+        """
+        check_adapter_name(adapter_name)
         super().add_adapter(adapter_name, *args, **kwargs)
         if self.active_adapter not in self.peft_config:
             self.set_adapter(adapter_name)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make an adapter the active one, and let the base model's config name its classes."""
+        """Make an adapter the active one, and let the base model's config name its classes.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        if not isinstance(adapter_name, str) or adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {shown(adapter_name)} not found. This model has {list(self.peft_config)}.")
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self._show_labels()
 
@@ -110,8 +132,8 @@ class AdapterModel(PeftModel):
                 "Expected combination_type='linear', the weighted sum, and no further arguments. Received: "
                 f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
             )
-        states = [self._state_of(name) for name in adapters]
-        weights = [1 / len(states)] * len(states) if weights is None else list(weights)
+        states = [self._state_of(name) for name in check_names(adapters)]
+        weights = [1 / max(len(states), 1)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
         config = copy.deepcopy(self.peft_config[adapters[0]])
         trained = config.inference_mode
@@ -126,10 +148,16 @@ class AdapterModel(PeftModel):
             raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
         return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
 
-    def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
+    def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: Sequence[float]) -> None:
         """Refuse adapters whose values cannot be added."""
-        if len(weights) != len(states):
-            raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
+        are_numbers = isinstance(weights, (list, tuple)) and all(
+            is_number(w) and abs(w) <= MAX_INTEGER for w in weights
+        )
+        if not states or not are_numbers or len(weights) != len(states):
+            raise ValueError(
+                f"Expected one finite weight for each adapter, at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
+                f"weights={shown(weights)}."
+            )
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]
         per_class = [getattr(c, "learned_classes", None) for c in configs]
@@ -145,7 +173,7 @@ class AdapterModel(PeftModel):
                 )
 
 
-def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+def weighted_sum(tensors: list[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the weighted sum of tensors of one shape; of whole numbers (a count of batches), the first."""
     if not tensors[0].is_floating_point():
         return tensors[0].clone()

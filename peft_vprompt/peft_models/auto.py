@@ -12,6 +12,8 @@ from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 from torch import nn
 
+from ..errors import AdapterMismatchError
+from ..tuners.base.bounded import saved_numbers
 from ..utils.fields import shown
 from .adapter_model import AdapterModel
 
@@ -80,6 +82,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "and use PeftModel.from_pretrained(model, adapter)."
             )
         logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
+        check_head(saved)
         asked = kwargs
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
@@ -93,6 +96,26 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         if asked.get("id2label") and isinstance(model, AdapterModel):
             model.name_labels(adapter_name, asked["id2label"])
         return model
+
+
+def check_head(saved: PeftConfig, num_classes: int = 0) -> None:
+    """Refuse a saved adapter that asks for a head of more classes than its file of weights has numbers.
+
+    Args:
+        saved: its config.
+        num_classes: how many classes what lies beside it asks for.
+
+    Raises:
+        AdapterMismatchError: names both.
+    """
+    asked = max(getattr(saved, "num_labels", None) or 0, len(getattr(saved, "id2label", None) or ()), num_classes)
+    place: Any = getattr(saved, "saved_in", None)
+    held = saved_numbers(*place) if asked and place is not None else None
+    if held is not None and asked > held:
+        raise AdapterMismatchError(
+            f"The config of the adapter in {str(place[0])!r} asks for a head of more classes than the {held:,} numbers of its "
+            f"file of weights. Received: {asked:,} classes. Save or download it again, whole."
+        )
 
 
 def split_head(saved: PeftConfig, kwargs: dict) -> tuple[dict, dict]:
@@ -135,4 +158,5 @@ def _class_of_base(name: str, library: str) -> Any:
         found = getattr(importlib.import_module(library), name, None)
     except ImportError:
         return None
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    is_model = isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "from_pretrained")
+    return found if is_model else None

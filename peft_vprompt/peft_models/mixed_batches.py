@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..tuners.base.adapter_names import check_names
 from ..tuners.base.switching import BASE, answering_for, merged_adapters
 
 
@@ -29,11 +30,12 @@ def call_with_adapters(
         kwargs: its keyword arguments.
 
     Raises:
+        TypeError: `adapter_names` is no list of names.
         ValueError: in training, with labels or a merged adapter, names that this model does not have or that are not as
             many as images, adapters whose outputs differ in shape.
     """
-    names = list(adapter_names)
-    check_names(model, names, [*args, *kwargs.values()])
+    names = check_names(adapter_names)
+    check_batch(model, names, [*args, *kwargs.values()])
     if model.training or kwargs.get("labels") is not None:
         raise ValueError(
             "Batches of several adapters are for inference. Received adapter_names "
@@ -51,7 +53,7 @@ def call_with_adapters(
     return join(outputs, order)
 
 
-def check_names(model: PeftModel, names: list[str], values: list) -> None:
+def check_batch(model: PeftModel, names: list[str], values: list) -> None:
     """Refuse names that do not go with the model or the batch.
 
     Raises:

@@ -34,7 +34,7 @@ from ..tuners.base.switching import adapter_layers, adapter_parameters, require_
 from ..utils.archive import Archive
 from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
-from ..utils.validation import first_line
+from ..utils.validation import first_line, shorten
 from .adapter_files import adapter_files, check_digest, complete_adapter
 from .adapter_model import AdapterModel
 from .labels import plain_config
@@ -126,7 +126,7 @@ class SavedPeftModel(AdapterModel):
         """Refuse a folder without a file of weights, which PEFT would look for on the Hub."""
         expected = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
         if folder.is_dir() and not any((folder / name).is_file() for name in expected):
-            found = ", ".join(sorted(path.name for path in folder.iterdir()))
+            found = shorten(sorted(path.name for path in folder.iterdir())) or "an empty folder"
             raise AdapterMismatchError(
                 f"Expected the weights of the adapter, {' or '.join(expected)}, in {str(folder)!r}. Received: {found}. "
                 "Save or download it again, whole."

@@ -9,7 +9,6 @@ damaged file is moved aside and made anew.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,13 +29,15 @@ from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.devices import device_of
 from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
-from ..utils.io import atomic_path, disk_errors
-from ..utils.validation import require_int
-from ..utils.warning import warn_caller
+from ..utils.io import atomic_path, set_aside
+from ..utils.validation import MAX_WORKERS, require_int, require_seed
 
 
 #: Column of the features, and name of the argument by which a model takes them.
 FEATURES = "image_features"
+
+#: Most views of every image.
+MAX_VIEWS = 10_000
 
 #: Entries of a model's config that change nothing it computes.
 _IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "_attn_implementation_autoset")
@@ -78,10 +79,13 @@ def cache_features(
 
     Raises:
         UnsupportedModelError: the image features depend on what is trained.
-        ValueError: no column of encoded images, or `views` below 1.
+        ValueError: no column of encoded images, or a number out of range.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
-    require_int("views", views, 1)
+    require_int("views", views, 1, MAX_VIEWS)
+    require_int("batch_size", batch_size, 1)
+    require_int("workers", workers, 0, MAX_WORKERS)
+    require_seed(seed)
     model.class_name_classifier.images.require_fixed()
     digests = image_digests(images)
     key = {
@@ -131,13 +135,7 @@ def _is_intact(path: Path) -> bool:
         file.seek(max(size, 0))
         if size > 0 and file.read() == _CHECKSUM + _checksum(path, size):
             return True
-    aside = path.with_suffix(".damaged")
-    with disk_errors(path):
-        os.replace(path, aside)
-    warn_caller(
-        f"The image features in {str(path)!r} are damaged: their checksum is another. The file is now {aside.name!r}, and "
-        "they are computed anew."
-    )
+    set_aside(path, "image features")
     return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def _problem(checkpoint: Path, averaged: bool) -> str | None:
         step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
     except FileNotFoundError:
         return "it was cut off before trainer_state.json"
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return "its trainer_state.json is damaged"
     if step != _step(checkpoint):
         return f"its state is that of step {step}"
@@ -93,7 +92,7 @@ def _problem(checkpoint: Path, averaged: bool) -> str | None:
         return f"it lacks {AVERAGE_FILE}"
     try:
         sealed = read_json(checkpoint / SEAL, missing_ok=True)
-        files = {} if sealed is None else sealed["files"]
+        files = {} if sealed is None else dict(sealed["files"])
     except (ValueError, KeyError, TypeError):
         return f"its {SEAL} is damaged"
     present = _digests(checkpoint)

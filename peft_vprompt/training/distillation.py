@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data import EvalTransform, TrainTransform
@@ -23,16 +23,20 @@ from ..data.image_digests import image_fingerprint
 from ..errors import UnsupportedModelError
 from ..readouts import GivenClasses
 from ..utils.digests import digest_json, digest_tensors
-from ..utils.io import atomic_path
+from ..utils.io import atomic_path, set_aside
 from ..utils.progress import with_progress
-from ..utils.validation import require_int
-from .cached_features import default_cache_dir
+from ..utils.validation import require_int, require_seed
+from .cached_features import MAX_VIEWS, default_cache_dir
 from .evaluation import batches, compares_with_text, logits_of
 
 
 #: Fields of configs that change nothing a model computes: where it is from, and what its adapter is trained for.
 _IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "base_model_name_or_path", "revision")
 _IRRELEVANT += ("inference_mode", "tokenizer_name_or_path", "auto_mapping", "peft_version")
+
+
+#: Entry of the metadata of a file of logits: their digest.
+_DIGEST = "digest"
 
 
 def teacher_features(teacher, class_names: Sequence[str]) -> Tensor:
@@ -165,21 +169,23 @@ def teacher_logits(
         seed: seed of the augmentations.
         batch_size: images per pass.
         cache_dir: folder of the cache files, one for each teacher, images, classes, transform, views and seed, all known
-            by their content; default: that of `cache_features`.
+            by their content; default: that of `cache_features`. A damaged file is moved aside with a warning.
         progress: label of a progress bar; None for no bar.
 
     Raises:
         UnsupportedModelError, ClassNamesError: as `teacher_features`.
-        ValueError: `views` below 1, or several views without a random transform.
+        ValueError: a number out of range, or several views without a random transform.
     """
-    require_int("views", views, 1)
+    require_int("views", views, 1, MAX_VIEWS)
+    require_int("batch_size", batch_size, 1)
+    require_seed(seed)
     if views > 1 and not transform.random:
         raise ValueError(f"Expected views=1 without a random augmentation. Received: views={views}.")
     own = teacher_fingerprint(teacher, teacher_features(teacher, class_names))
     seen = [image_fingerprint(images), transform.settings(), views, seed if transform.random else None]
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     path = folder / f"teacher-{digest_json([own, *seen], 32)}.safetensors"
-    if path.is_file() and (kept := _read(path)) is not None:
+    if (kept := _read(path)) is not None:
         return kept
     rows = AugmentedRows(images.select_columns("image"), transform, seed)
     answers = []
@@ -189,7 +195,7 @@ def teacher_logits(
         answers.append(logits_of(teacher, with_progress(batches(rows, batch_size), progress)))
     logits = torch.stack(answers)
     with atomic_path(path) as partial:
-        save_file({"logits": logits}, partial)
+        save_file({"logits": logits}, partial, metadata={_DIGEST: digest_tensors({"logits": logits})})
     return logits
 
 
@@ -215,8 +221,15 @@ def _plain(value) -> str:
 
 
 def _read(path: Path) -> Tensor | None:
-    """Return the logits of a file; None of a damaged one."""
-    try:
-        return load_file(path)["logits"]
-    except (OSError, KeyError, SafetensorError):
+    """Return the logits of a file; None where there is none, or a damaged one, which is moved aside."""
+    if not path.exists():
         return None
+    try:
+        with safe_open(path, "pt") as file:
+            logits = file.get_tensor("logits")
+            if (file.metadata() or {}).get(_DIGEST) == digest_tensors({"logits": logits}):
+                return logits
+    except (OSError, SafetensorError):
+        pass
+    set_aside(path, "teacher's answers")
+    return None

@@ -29,6 +29,7 @@ from ..readouts import CosineReadout
 from ..tuners.base.classifier import ClassNameClassifier
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
+from ..utils.fields import check_fields
 from ..utils.progress import with_progress
 from ..utils.validation import require_int
 from .evaluation import EvalSet, batches, set_class_names, with_harmonic_mean
@@ -49,7 +50,7 @@ class TestTimeTuning:
         weight_decay: of AdamW.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value of another type, or out of range; names the field.
     """
 
     __test__ = False  # pytest takes it for a test by its name
@@ -60,6 +61,7 @@ class TestTimeTuning:
     weight_decay: float = 0.01
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 < self.confident <= 1:
             raise ValueError(f"Expected a share of views above 0 and at most 1. Received: confident={self.confident}.")
         require_int("steps", self.steps, 1)

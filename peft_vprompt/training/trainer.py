@@ -27,7 +27,7 @@ from ..tuners.base.recipe import Recipe
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
-from ..utils.validation import require_int
+from ..utils.validation import MAX_WORKERS, require_int
 from .averaging import AverageWeights
 from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
@@ -116,13 +116,14 @@ def train(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
+    require_int("workers", workers, 0, MAX_WORKERS)
     train_set = with_own_random_numbers(train_set, seed)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "bf16": bf16, "run": settings}
     )
     arguments = _arguments(
-        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to
+        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to, device
     )
     if device not in (None, "auto"):
         _compute_on(arguments, find_device(device))
@@ -222,6 +223,7 @@ def _arguments(
     workers: int,
     watch: bool,
     report_to: Sequence[str],
+    device: str | None,
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -232,6 +234,8 @@ def _arguments(
         seed=seed,
         data_seed=seed,
         bf16=bf16,
+        use_cpu=bf16
+        and find_device(device).type == "cpu",  # else the Trainer takes bfloat16 for that of a graphics card
         save_strategy="epoch" if checkpoints else "no",
         eval_strategy="epoch" if watch else "no",
         logging_strategy="epoch",

@@ -53,6 +53,17 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
             )
 
 
+def is_text(value: str) -> bool:
+    """Tell whether a text is not too long and can be written and read: JSON may have halves of characters."""
+    if len(value) > MAX_TEXT:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: Any) -> str:
     """Return a value as it is written in Python, the middle of a long one left out."""
     return _repr.repr(value)
@@ -92,7 +103,7 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
     if origin in (int, float):
         return _is_number(value) and (origin is float or isinstance(value, int)) and _in_bounds(value, bounds, origin)
     if origin is str or isinstance(origin, type) and issubclass(origin, Enum):
-        return isinstance(value, str) and len(value) <= MAX_TEXT
+        return isinstance(value, str) and is_text(value)
     if origin in (list, tuple, set, Sequence):
         return _matches_items(value, origin, get_args(hint), bounds)
     if origin is dict and get_args(hint):
@@ -128,7 +139,7 @@ def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
         if kind in (int, float) and _is_number(value) and (kind is float or isinstance(value, int)):
             return name + _of_number(value, kind, bounds)
         if kind is str and isinstance(value, str):
-            return f"{name} to be text of at most {MAX_TEXT:,} characters"
+            return f"{name} to be text of at most {MAX_TEXT:,} whole characters"
         if kind in (list, tuple, set, Sequence) and _is_list(value) and (kind is not tuple or Ellipsis in items):
             entry = next((item for item in value if items and not _matches(item, items[0], bounds)), None)
             if len(value) > bounds.get("items", MAX_ITEMS) or not items:

@@ -17,6 +17,8 @@ from tempfile import mkdtemp
 from uuid import uuid4
 
 from ..errors import CannotWriteError
+from .validation import first_line
+from .warning import warn_caller
 
 
 #: Folder of new files that are complete and on their way to their places.
@@ -42,7 +44,7 @@ _REASONS = {
 }
 
 #: What torch's writer says, which names no reason.
-_TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|file write failed")
+_TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|file write failed|iostream error")
 
 
 @contextmanager
@@ -117,9 +119,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a hidden path beside `path` to write to; renamed to `path` on success, removed on an error.
 
     Raises:
-        CannotWriteError: the disk is full, or the folder is not to be written.
+        CannotWriteError: the disk is full, the folder is not to be written, or `path` is a folder or a device, which a file
+            would replace.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise CannotWriteError(f"Cannot write {str(path)!r}: it is {what}. Name a file.")
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:
         with disk_errors(path):
@@ -131,6 +137,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def set_aside(path: str | Path, what: str) -> None:
+    """Move a damaged file of what is kept to `*.damaged`, and say so.
+
+    Args:
+        path: the file.
+        what: what it holds, in the plural.
+
+    Raises:
+        CannotWriteError: the folder is not to be written.
+    """
+    path = Path(path)
+    aside = path.with_suffix(".damaged")
+    with disk_errors(path):
+        os.replace(path, aside)
+    warn_caller(
+        f"The {what} in {str(path)!r} are damaged: their checksum is another. The file is now {aside.name!r}, and they are "
+        "computed anew."
+    )
 
 
 @contextmanager
@@ -243,12 +269,34 @@ def read_json(path: str | Path, missing_ok: bool = False):
 
     Raises:
         FileNotFoundError: there is no such file.
-        json.JSONDecodeError: the file is not JSON.
+        ValueError: the file is not JSON; names it.
     """
     path = Path(path)
     if missing_ok and not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also integers of thousands of digits, and lists in lists without end
+        raise ValueError(f"Expected JSON in {str(path)!r}. Received: {first_line(error)}.") from error
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such text; names it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"Expected text in UTF-8 in {str(path)!r}. Received: {first_line(error)}. Save it in UTF-8."
+        ) from error
 
 
 def _finite(value):

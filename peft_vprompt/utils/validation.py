@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
+from .fields import shown
+
+
+#: The largest seed that both NumPy and torch take.
+MAX_SEED = 2**32 - 1
+
+#: Most processes that load images.
+MAX_WORKERS = 1024
 
 #: What Python writes otherwise than JSON.
 _PYTHON_CONSTANTS = {"True": True, "False": False, "None": None}
@@ -54,14 +64,31 @@ def _parse_value(text: str, where: str):
         ) from error
 
 
-def require_int(name: str, value, minimum: int) -> None:
-    """Refuse a value that is not an integer of at least `minimum`.
+def require_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Refuse a value that is not an integer of at least `minimum`, and at most `maximum` where there is one.
 
     Raises:
         ValueError: another value.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"Expected {name} to be an integer >= {minimum}. Received: {name}={value!r}.")
+    is_integer = issubclass(type(value), Integral) and type(value) is not bool
+    too_large = is_integer and maximum is not None and value > maximum
+    if not is_integer or value < minimum or too_large:
+        most = f" and <= {maximum:,}" if too_large else ""
+        raise ValueError(f"Expected {name} to be an integer >= {minimum}{most}. Received: {name}={shown(value)}.")
+
+
+def require_seed(seed) -> None:
+    """Refuse a value that NumPy and torch do not take as a seed.
+
+    Raises:
+        ValueError: another value.
+    """
+    require_int("seed", seed, 0, MAX_SEED)
+
+
+def is_number(value) -> bool:
+    """Tell whether a value is a number, of Python or NumPy; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def first_line(error: Exception) -> str:

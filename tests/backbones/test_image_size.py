@@ -64,6 +64,11 @@ def test_prompts_at_another_size(name, location, tmp_path):
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="multiple of the patch size 8. Received: 50. The nearest is 48"):
         set_image_size(tiny("CLIPModel"), 50)
+    for size in (10**9, 0, -8, True, "48", 48.0):
+        with pytest.raises(ValueError, match="image_size to be an integer >= 1.*Received: image_size="):
+            set_image_size(tiny("CLIPModel"), size)
+    with pytest.raises(ValueError, match="positions take at most .* image_size=16384, which takes"):
+        set_image_size(tiny("CLIPModel"), 16_384)
     with pytest.raises(UnsupportedModelError, match="images of any shape"):
         set_image_size(tiny("Siglip2Model"), SIZE)
 

@@ -147,6 +147,11 @@ def test_started_again_it_resumes(clip_path, colours, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 8
 
 
+def test_bfloat16_on_a_cpu(clip_path, colours, tmp_path):
+    train(tmp_path, clip_path, colours, "--method", "coop", "--bf16", "--device", "cpu", *QUICK)
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["bf16"] is True
+
+
 def test_config_fields_can_be_set(clip_path, colours, tmp_path):
     fields = ("--set", "num_virtual_tokens=3", "--set", "class_token_position=front")
     train(tmp_path, clip_path, colours, "--method", "coop", *fields, *QUICK)
@@ -188,6 +193,30 @@ def test_demo_of_some_methods(embedded, tmp_path):
     shown = vprompt("demo", "--output", tmp_path, "--methods", "zero-shot, coop", "--shots", 1)
     assert "CoOp" in shown and "MaPLe" not in shown
     assert "No method 'clip'" in vprompt("demo", "--output", tmp_path, "--methods", "coop,clip", code=2)
+
+
+def test_what_a_folder_or_file_held_is_not_lost(clip_path, colours, tmp_path):
+    same = ("--model", clip_path, "--data", colours, "--label-column", "colour")
+    train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for name in ("results.json", "README.md"):
+        shown = vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / name, code=2)
+        assert f"{name}', which holds something else. Choose another name" in shown
+    for name in ("adapter_model.safetensors", "results.json"):
+        shown = vprompt("pseudo-label", "--output", tmp_path / name, *same, code=2)
+        assert f"{name}', which holds something else. Choose another name" in shown
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    for _ in range(2):
+        vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json")
+        vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", *same)
+
+
+def test_the_demo_keeps_what_its_folder_held(embedded, tmp_path):
+    (tmp_path / "results.json").write_text("of somebody")
+    for _ in range(2):
+        vprompt("demo", "--output", tmp_path, "--methods", "coop", "--shots", 1)
+    (kept,) = (tmp_path / "previous").iterdir()
+    assert (kept / "results.json").read_text() == "of somebody"
 
 
 def test_train_on_the_embedded_task(embedded, tmp_path):

@@ -1,6 +1,7 @@
 """`vprompt train --method promptkd`: a teacher, images without labels, a student."""
 
 import json
+import shutil
 
 import pytest
 from transformers import CLIPModel
@@ -31,6 +32,27 @@ def test_a_trained_teacher(clip_path, colours, tmp_path, cache):
     assert json.loads((tmp_path / "out.json").read_text())["accuracy"] == results["accuracy"]
     vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", "novel", "--output", tmp_path / "novel.json")
     assert json.loads((tmp_path / "novel.json").read_text())["classes"] == ["red", "white"]
+
+
+@pytest.mark.parametrize(
+    "file", ["preprocessor_config.json", pytest.param("adapter_model.safetensors", marks=pytest.mark.nightly)]
+)
+def test_another_teacher_at_the_same_path_is_another_run(file, clip_path, colours, tmp_path, cache):
+    """Its adapter was trained anew, or its base model's images are made in another way."""
+    base = shutil.copytree(clip_path, tmp_path / "base")
+    train(tmp_path / "teacher", base, colours, "--method", "coop", *QUICK)
+    distil = (tmp_path / "a", clip_path, colours, *DISTIL, "--teacher", tmp_path / "teacher")
+    train(*distil)
+    train(*distil)
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["resumed_step"] > 0
+    if file == "adapter_model.safetensors":
+        train(tmp_path / "teacher", base, colours, "--method", "coop", *QUICK, "--lr", 0.5)
+    else:
+        processor = json.loads((base / file).read_text()) | {"do_normalize": False}
+        (base / file).write_text(json.dumps(processor))
+    train(*distil)
+    assert (tmp_path / "a" / "previous").is_dir()
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["resumed_step"] == 0
 
 
 def test_a_base_model_as_it_is(clip_path, colours, tmp_path, cache):

@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
+from peft_vprompt.convert import convert_checkpoint
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_tokenizer
 from vprompt import app
 
@@ -34,6 +35,23 @@ def test_a_checkpoint_becomes_an_adapter(base, tmp_path):
     assert torch.equal(model.base_model.text_encoder.active_prompts.tokens[0], context)
     assert model.active_peft_config.class_token_position == "front"
     assert model(pixel_values=images()).logits.shape == (4, 5)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_a_foreign_adapter_is_kept_with_a_word(with_model, base, tmp_path):
+    output = tmp_path / "adapter"
+
+    def convert(value):
+        model = {"base_model": base} if with_model else {}
+        convert_checkpoint({"ctx": torch.full((4, 32), value)}, "coop", output, class_names=CLASS_NAMES, **model)
+        return (output / "adapter_model.safetensors").read_bytes()
+
+    first = convert(1.0)
+    assert convert(1.0) == first and not (output / "previous").exists()
+    with pytest.warns(UserWarning, match="holds an adapter, a card or results of something else. They are now in"):
+        assert convert(2.0) != first
+    (kept,) = (output / "previous").iterdir()
+    assert (kept / "adapter_model.safetensors").read_bytes() == first
 
 
 def test_what_does_not_fit_is_one_line(base, tmp_path):

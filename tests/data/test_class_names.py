@@ -47,7 +47,7 @@ def test_files_of_names(tmp_path, name, text, expected):
         ("n.txt", "\n", "no class name"),
         ("n.json", '{"a": [1]}', "JSON list of strings"),
         ("n.json", '{"a": 0, "b": 0}', "one number to several"),
-        ("n.json", "cat\ndog", "n.json is not JSON"),
+        ("n.json", "cat\ndog", "Expected JSON in .*n.json"),
         ("n.csv", "a,x\na,y\n", "twice: a"),
         ("n.csv", "a,x,1\n", "two columns"),
         ("n.yaml", "names:\n  0: cat\n", "one name per line, JSON.*n.yaml"),

@@ -18,13 +18,14 @@ from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import identity as module
 from peft_vprompt.experiments.eval_sets import class_names_of
 from peft_vprompt.experiments.grid_search import Grid
-from peft_vprompt.experiments.identity import IDENTITY, PREVIOUS, RESULTS, Contents, differences, finished_run
+from peft_vprompt.experiments.identity import IDENTITY, RESULTS, Contents, differences, finished_run
 from peft_vprompt.experiments.noise_study import Study, run_study
 from peft_vprompt.experiments.pseudo_labels import top_k
 from peft_vprompt.experiments.run import run_experiment
 from peft_vprompt.experiments.settings import Settings, changed_settings
 from peft_vprompt.experiments.supervision import Supervision
 from peft_vprompt.experiments.sweep import sweep
+from peft_vprompt.peft_models.adapter_files import PREVIOUS
 from peft_vprompt.utils.io import write_json
 from tests.support.saved_models import COLOURS
 
@@ -197,7 +198,7 @@ class TestRuns:
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(b"foreign")
         (folder / RESULTS).write_text("no JSON")
-        with pytest.warns(UserWarning, match="holds the results of another run"):
+        with pytest.warns(UserWarning, match="holds an adapter, a card or results of something else"):
             self.run(base, images, folder)
         (kept,) = (folder / PREVIOUS).iterdir()
         assert (kept / "adapter_model.safetensors").read_bytes() == b"foreign"

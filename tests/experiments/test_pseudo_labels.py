@@ -222,6 +222,13 @@ def test_a_damaged_file_of_labels_is_refused(tmp_path):
     ("call", "match"),
     [
         (lambda: top_k(TABLE, NAMES, 0), "at least 1 image per class.*k=0"),
+        (lambda: top_k(TABLE, NAMES, "4"), "at least 1 image per class.*k='4'"),
+        (lambda: top_k(TABLE, NAMES, float("nan")), "at least 1 image per class.*k=nan"),
+        (lambda: top_k("table", NAMES, 1), "Expected finite probabilities"),
+        (lambda: top_k(TABLE, None, 1), "a list of class names.*class_names=None"),
+        (lambda: random_k(TABLE, NAMES, 1, seed=0.5), "seed to be an integer >= 0. Received: seed=0.5"),
+        (lambda: threshold(TABLE, NAMES, None), r"threshold in \[0, 1\).*minimum=None"),
+        (lambda: quota(TABLE, NAMES, float("inf")), "Expected a number >= 0 for all.*Received: inf"),
         (lambda: top_k(TABLE, NAMES[:2]), r"\[images, 2\].*\[60, 6\]"),
         (lambda: threshold(TABLE, NAMES, 1.2), "minimum=1.2"),
         (lambda: quota(TABLE, NAMES, [1, 2]), r"for all 6 classes, or one each. Received: \[1, 2\]"),

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from peft_vprompt import (
+    BiasTuningConfig,
     ClassHeadConfig,
     CoCoOpConfig,
     ContextOptConfig,
@@ -428,6 +429,85 @@ def test_keywords_of_training_loops_and_pipelines(tokenizer_path):
         assert torch.equal(logits, expected.logits)
     model.get_base_model().config.return_dict = False
     assert isinstance(model(pixel_values=images()), tuple)
+
+
+@pytest.mark.parametrize("name", ["half", "forward", "training", "__base__", "a.b", "", "/a", "x" * 201, "\0", None])
+def test_names_that_no_adapter_can_have(name, tokenizer_path, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config)
+    model.save_pretrained(tmp_path)
+    before = str(model)
+    for call in (
+        lambda: model.add_adapter(name, config),
+        lambda: model.load_adapter(str(tmp_path), name),
+        lambda: get_peft_model(tiny_clip(), config, adapter_name=str(name or "")),
+        lambda: PeftModel.from_pretrained(tiny_clip(), str(tmp_path), adapter_name=name),
+        lambda: get_peft_model(tiny_vit(), BiasTuningConfig(), adapter_name=str(name or "")),
+        lambda: inject_adapter_in_model(config, tiny_clip(), adapter_name=name),
+    ):
+        with pytest.raises(ValueError, match="Expected an adapter name.*Received: adapter_name=.*Use another"):
+            call()
+    assert str(model) == before and list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize(
+    "name", ["weight", "learner", "text_model", "context_prompt_learner", "prompt", "0", "me/mine"]
+)
+def test_names_that_stand_in_keys_are_loaded_as_they_were_saved(name, tokenizer_path, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config, adapter_name=name).eval()
+    model.save_pretrained(tmp_path)
+    for as_name in ("default", name):
+        loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / name), adapter_name=as_name).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(pixel_values=images(2)).logits, model(pixel_values=images(2)).logits)
+
+
+@pytest.mark.parametrize("tokenizer", [5, "openai/clip", {}, object()], ids=repr)
+def test_what_is_no_tokenizer_changes_nothing(tokenizer, tokenizer_path):
+    model = coop(tokenizer_path)
+    with pytest.raises(TypeError, match="Expected tokenizer to be one of transformers.*Received: tokenizer="):
+        model.set_class_names(NEW_NAMES, tokenizer=tokenizer)
+    assert model.class_names == CLASS_NAMES and model(pixel_values=images(1)).logits.isfinite().all()
+
+
+def test_a_tokenizer_that_fails_is_not_kept(tokenizer_path):
+    model = coop(tokenizer_path)
+    broken = tiny_tokenizer()
+    broken.backend_tokenizer.post_processor = processors.TemplateProcessing("$A")
+    with pytest.raises(ValueError, match="to give"):
+        model.set_class_names(NEW_NAMES, tokenizer=broken)
+    model.set_class_names(NEW_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.set_class_names(["\ud800"]), ValueError, "whole|class name to be a non-empty string"),
+        (lambda m: m(pixel_values=images(2).to_sparse()), TypeError, "pixel_values as a dense tensor"),
+        (lambda m: m(pixel_values=images(2).to("meta")), TypeError, "pixel_values with values"),
+        (lambda m: m(pixel_values=images(2), labels=labels(2).to_sparse()), TypeError, "labels as a dense tensor"),
+        (lambda m: m.encode_images(images(2) * float("nan")), ValueError, "Expected finite pixel_values"),
+        (lambda m: m(image_features=[1.0]), TypeError, "image_features as a tensor.*Received: list"),
+        (lambda m: m(image_features=np.zeros((1, 16))), TypeError, "image_features as a tensor.*Received: ndarray"),
+        (lambda m: m(image_features=torch.ones(2, 5)), ValueError, r"image_features \[batch, 16\].*\[2, 5\]"),
+        (lambda m: m(image_features=torch.ones(16)), ValueError, r"image_features \[batch, 16\].*\[16\]"),
+        (lambda m: m(pixel_values=images(2), adapter_names=5), TypeError, "Received: adapter_names=5"),
+        (lambda m: m.classify_with_adapters(images(2), [None]), TypeError, r"Received: adapter_names=\[None\]"),
+        (lambda m: m.set_adapter(["default"]), ValueError, "not found. This model has"),
+        (lambda m: m.add_weighted_adapter([], None, "w"), ValueError, "one finite weight for each.* 0 adapters"),
+        (lambda m: m.add_weighted_adapter("default", None, "w"), TypeError, "Received: adapter_names='default'"),
+        (lambda m: m.add_weighted_adapter(["default"], [float("nan")], "w"), ValueError, r"weights=\[nan\]"),
+        (lambda m: m.add_weighted_adapter(["default"], ["1"], "w"), ValueError, r"weights=\['1'\]"),
+        (lambda m: m.add_weighted_adapter(["default"], [10**400], "w"), ValueError, "one finite weight"),
+        (lambda m: m.add_weighted_adapter(["default"], 1.0, "w"), ValueError, "weights=1.0"),
+    ],
+)
+def test_values_of_calls_that_are_none(call, error, message, tokenizer_path):
+    model = coop(tokenizer_path)
+    with pytest.raises(error, match=message):
+        call(model)
+    assert list(model.peft_config) == ["default"] and model(pixel_values=images(1)).logits.isfinite().all()
 
 
 def test_adapter_names_that_are_not_there(tokenizer_path):

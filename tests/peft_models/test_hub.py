@@ -17,13 +17,15 @@ ROOT = Path(__file__).parents[2]
 
 #: What a user does, in a process of its own: the client reads its environment once.
 PROGRAM = """
-import sys, warnings
+import json, sys, warnings
 import torch
+from huggingface_hub import create_repo, upload_folder
 from pathlib import Path
 from peft import PeftModel, get_peft_model
 from transformers import AutoTokenizer, CLIPModel, Trainer, TrainingArguments, ViTForImageClassification
 import peft_vprompt
 from peft_vprompt import AutoPeftModelForImageClassification, MaPLeConfig, VisualPromptConfig
+from peft_vprompt.errors import AdapterMismatchError
 from tests.support.hub import TOKEN
 from tests.support.models import CLASS_NAMES, disturb, images, labels, logits, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -61,6 +63,19 @@ for call in (
         raise AssertionError("read without a token")
 loaded = AutoPeftModelForImageClassification.from_pretrained("me/two", token=TOKEN, subfolder="second")
 assert torch.equal(logits(loaded), second)
+
+bomb = folder / "bomb"
+get_peft_model(tiny_clip(), VisualPromptConfig(num_virtual_tokens=2, class_names=["a", "b"])).save_pretrained(bomb)
+config = json.loads((bomb / "adapter_config.json").read_text()) | {"num_virtual_tokens": 200_000}
+(bomb / "adapter_config.json").write_text(json.dumps(config))
+create_repo("me/bomb", **private)
+upload_folder(repo_id="me/bomb", folder_path=bomb, token=TOKEN)
+try:
+    PeftModel.from_pretrained(tiny_clip(), "me/bomb", token=TOKEN)
+except AdapterMismatchError as error:
+    assert "asks for more numbers than the 48 of its file" in str(error), error
+else:
+    raise AssertionError("more numbers were made than the file holds")
 
 tiny_vit().save_pretrained(folder / "vit")
 vit = get_peft_model(ViTForImageClassification.from_pretrained(folder / "vit"), VisualPromptConfig(num_virtual_tokens=2))
@@ -121,6 +136,13 @@ def test_a_trainers_card_keeps_ours(published):
     card = card_of(repositories["me/trained"])
     assert "Training hyperparameters" in card.text and "import peft_vprompt" in card.text
     assert {"peft_vprompt", "generated_from_trainer"} <= set(card.data.tags)
+
+
+def test_a_small_adapter_of_the_hub_is_compared_with_its_file(published):
+    """The program has been refused by what it asks for, not by shapes that did not fit when all was made."""
+    repositories, _ = published
+    config = json.loads(repositories["me/bomb"].revisions["main"]["adapter_config.json"])
+    assert config["num_virtual_tokens"] == 200_000
 
 
 @pytest.mark.parametrize("name", ["me/maple", "me/two", "me/local", "me/trained"])

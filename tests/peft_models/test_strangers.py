@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from peft import PeftModel, get_peft_model
 from PIL import Image
+from transformers import ViTForImageClassification
 
 from peft_vprompt import (
     AutoPeftModelForImageClassification,
@@ -145,8 +146,25 @@ def test_a_yes_to_every_question_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change", [{"num_labels": 10**6, "id2label": None}, {"id2label": {str(n): "x" for n in range(10**5)}}]
+)
+def test_a_head_of_more_classes_than_the_weights_have_numbers_is_refused(change, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base")
+    get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2)).save_pretrained(tmp_path / "a")
+    assert AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "a")) is not None
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(
+        ValueError, match=r"a head of more classes than the [\d,]+ numbers.* Received: [\d,]+000 classes"
+    ):
+        AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
     "mapping",
     [
+        {"base_model_class": "CLIPMLP", "parent_library": "transformers.models.clip.modeling_clip"},
         {"base_model_class": "system", "parent_library": "os"},
         {"base_model_class": "pipeline", "parent_library": "transformers"},
         {"base_model_class": "AutoTokenizer", "parent_library": "transformers"},
@@ -180,10 +198,14 @@ GOOD = {"settings": {"model": None}, "classes": {"all": ["a", "b"]}, "data": Non
         {"settings": []},
         {"settings": {}},
         {"settings": {"model": 5}},
+        {"settings": {"model": None, "image_size": 10**9}},
+        {"settings": {"model": None, "image_size": "32"}},
+        {"settings": {"model": None, "image_size": True}},
         {"classes": ["a"]},
         {"classes": {}},
         {"classes": {"all": "ab"}},
         {"classes": {"all": [1]}},
+        {"classes": {"all": ["x"] * 200_001}},
         {"data": "hub/id"},
         {"data": [1]},
         {"data": {}},

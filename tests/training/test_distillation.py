@@ -135,14 +135,28 @@ def test_answers_are_computed_once(teacher, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "forward", lambda **kw: calls.append(1) or original(**kw))
     assert torch.equal(teacher_logits(teacher, pictures, transform, CLASS_NAMES, cache_dir=tmp_path), first)
     assert not calls
-    path.write_bytes(path.read_bytes()[:100])
-    assert torch.equal(teacher_logits(teacher, pictures, transform, CLASS_NAMES, cache_dir=tmp_path), first)
-    assert len(calls) == 1
+    whole = path.read_bytes()
+    damaged = [
+        whole[:100],
+        whole[:-4],
+        whole[:-8] + bytes(8),
+        whole[:-3] + b"\x7f" + whole[-2:],
+        b"",
+        b"text",
+        whole + b"x",
+    ]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match=f"teacher's answers in '{path}' are damaged.*computed anew"):
+            assert torch.equal(teacher_logits(teacher, pictures, transform, CLASS_NAMES, cache_dir=tmp_path), first)
+        assert path.with_suffix(".damaged").read_bytes() == content and path.read_bytes() == whole
+    assert len(calls) == len(damaged)
+    calls.clear()
     teacher_logits(teacher, pictures, transform, NEW_NAMES, cache_dir=tmp_path)
     with torch.no_grad():
         next(p for p in teacher.parameters() if p.requires_grad).add_(0.1)
     teacher_logits(teacher, pictures, transform, CLASS_NAMES, cache_dir=tmp_path)
-    assert len(calls) == 3
+    assert len(calls) == 2
     with pytest.raises(ValueError, match="Expected views=1 without a random augmentation"):
         teacher_logits(teacher, pictures, transform, CLASS_NAMES, views=2)
     with pytest.raises(ValueError, match="Expected the teacher's logits .augmentations, 6, classes"):

@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_refused(tokenizer_path, tmp_path):
         ({1: ["it purrs"]}, "Received: 1"),
         (["it purrs"], "a dict from each class to its sentences"),
         ({}, "a dict from each class to its sentences"),
-        (tmp_path / "broken.json", "broken.json to be JSON"),
+        (tmp_path / "broken.json", "Expected JSON in .*broken.json"),
     ]
     for given, match in cases:
         with pytest.raises(ValueError, match=match):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from peft import PeftConfig, get_peft_model
 
+from peft_vprompt.data import DataOptions
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.supervision import Supervision
+from peft_vprompt.training.test_time import TestTimeTuning
 from peft_vprompt.tuners.base.recipe import Averaging, Recipe
 from peft_vprompt.tuners.base.registry import METHODS
 from peft_vprompt.utils.validation import parse_fields
@@ -131,8 +133,9 @@ def test_any_config_works_or_is_refused_by_name_at_length(drawn, tokenizer_path)
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_any_setting_is_taken_or_refused_by_name(data):
-    kind = data.draw(st.sampled_from([Settings, Supervision, Recipe, Averaging]))
+    kind = data.draw(st.sampled_from([Settings, Supervision, Recipe, Averaging, DataOptions, TestTimeTuning]))
     whole = {Settings: {"method": "coop"}, Supervision: {}, Averaging: {"kind": "ema", "decay": 0.9}}
+    whole |= {DataOptions: {"path": "images"}, TestTimeTuning: {}}
     whole[Recipe] = {"learning_rate": 0.1, "batch_size": 4, "epochs": 2, "source": "here"}
     field = data.draw(st.sampled_from(fields(kind)))
     value = data.draw(ANYTHING)

@@ -124,6 +124,12 @@ def a_forward(model, rng):
     model.undo.append(lambda: part.__dict__.pop("forward", None))
 
 
+def a_forward_of_a_class(model, rng):
+    original = nn.LayerNorm.forward
+    nn.LayerNorm.forward = nn.Identity.forward
+    model.undo.append(lambda: setattr(nn.LayerNorm, "forward", original))
+
+
 class Swapped(nn.Module):
     """A part of the user's that depends on what nobody sees."""
 
@@ -219,6 +225,7 @@ EDITS = [
     *(data_of_a_tensor, data_turned_round, data_of_a_row, data_of_two_rows, data_of_one_number),
     *(numpy_of_one_number, numpy_of_a_tensor, new_data, a_write_that_is_counted, a_write_under_inference_mode),
     *(a_state_dict_is_written_to, weights_are_loaded, an_attribute, a_hook, a_pre_hook_on_all_modules, a_forward),
+    a_forward_of_a_class,
     *(a_part_of_the_users, a_part_of_the_same_kind, a_parametrization, gradients_are_switched, the_precision),
     *(the_classes, the_template, the_tokenizer, an_adapter, a_lora_inside, a_pass_on_the_meta_device),
     *[everything_is_undone] * 9,

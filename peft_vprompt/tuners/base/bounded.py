@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,22 +96,28 @@ def saved_numbers(model_id: str | os.PathLike, options: dict) -> int | None:
     """Return how many numbers the header of a saved adapter's safetensors file says it holds, None without such a file.
 
     Args:
-        model_id: folder or Hub id of the adapter; of the Hub only what was downloaded before is looked at.
-        options: `subfolder`, `revision` and `cache_dir`, as for `PeftModel.from_pretrained`.
+        model_id: folder or Hub id of the adapter. Of the Hub the file is downloaded, as loading does right afterwards.
+        options: `subfolder`, `revision`, `cache_dir` and `token`, as for `PeftModel.from_pretrained`.
     """
     folder = os.path.join(model_id, options.get("subfolder") or "")
-    path: Any = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
-    if not os.path.isdir(folder):
-        name = os.path.join(options.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
-        where = {key: options.get(key) for key in ("cache_dir", "revision")}
-        path = try_to_load_from_cache(str(model_id), name, **where)
-    if not isinstance(path, str) or not os.path.isfile(path):
+    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME) if os.path.isdir(folder) else _downloaded(model_id, options)
+    if path is None or not os.path.isfile(path):
         return None
     try:
         with safe_open(path, "pt") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError):
         return None  # loading says what is wrong with it
+
+
+def _downloaded(model_id: str | os.PathLike, options: dict) -> str | None:
+    """Return the file of weights of an adapter on the Hub; None where the config was not from there, or there is none."""
+    place: dict[str, Any] = {key: options.get(key) for key in ("subfolder", "cache_dir", "revision")}
+    try:
+        hf_hub_download(str(model_id), CONFIG_NAME, local_files_only=True, **place)
+        return hf_hub_download(str(model_id), SAFETENSORS_WEIGHTS_NAME, token=options.get("token"), **place)
+    except (OSError, ValueError):
+        return None  # a folder that has gone since; weights of another kind; loading says what is wrong with others
 
 
 def _largest(config: PeftConfig) -> str:

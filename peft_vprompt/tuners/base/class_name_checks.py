@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...errors import ClassNamesError
 from ...utils.digests import digest_json
-from ...utils.fields import MAX_ITEMS, MAX_TEXT, shown
+from ...utils.fields import MAX_ITEMS, MAX_TEXT, is_text, shown
 
 
 #: Most texts of classes: ImageNet-21k's names in CLIP's 80 templates are less than two million.
@@ -30,7 +30,7 @@ def check_class_names(names: Sequence[str]) -> list[str]:
             "Leave out the classes that no image can be of."
         )
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip() or len(name) > MAX_TEXT:
+        if not isinstance(name, str) or not name.replace("_", " ").strip() or not is_text(name):
             raise ClassNamesError(
                 f"Expected every class name to be a non-empty string of at most {MAX_TEXT:,} characters. "
                 f"Received: class_names[{index}]={shown(name)}."

@@ -64,10 +64,9 @@ class ClassesInUse:
         names = check_class_names(names)
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
         self._check_new(names)
-        if tokenizer is not None:
-            self.adapted.tokenizers.given = tokenizer
         classes = ClassList(names)
-        self._tokenize(classes)
+        with self.adapted.tokenizers.handed_over(tokenizer):
+            self._tokenize(classes)
         self.memory.class_lists[self.adapted.adapter_name] = classes
         self.adapted.config.class_names = self.adapted.config.class_names or names
         self.memory.features.clear()

@@ -22,12 +22,13 @@ from ...backbones.supported import class_name
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
+from .adapter_names import check_names
 from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
 from .classes_in_use import ClassesInUse, ClassMemory
 from .frozen import LazyFrozenFeatures
 from .image_encoder import ImageEncoder
-from .input_checks import check_inputs, check_unit_length
+from .input_checks import check_features, check_inputs, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
 from .switching import answering_for
@@ -193,6 +194,7 @@ class ClassNameClassifier:
                     f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
                     "image encoder, which does not run. Leave them out, or give pixel_values."
                 )
+            check_features(image_features, self.adapted.dual.feature_dim)
             check_inputs(image_features, labels, name="image_features", **of_labels)
             check_unit_length(image_features)
             inputs, details = None, {}
@@ -260,7 +262,7 @@ class ClassNameClassifier:
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
     ) -> dict[str, ClassificationOutput]:
         """See `PeftModelForImageClassification.classify_with_adapters`."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
+        names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(check_names(adapter_names)))
         self._check_read_only(names)
         self.images.check(pixel_values, options)
         check_inputs(pixel_values)

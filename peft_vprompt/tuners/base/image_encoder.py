@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ...errors import UnsupportedModelError
 from .adapted_model import AdaptedModel
-from .input_checks import check_options
+from .input_checks import check_inputs, check_options
+from .module_state import is_traced
 from .switching import adapter_layers, adapter_parameters
 
 
@@ -53,6 +54,8 @@ class ImageEncoder:
         """See `PeftModelForImageClassification.encode_images`."""
         with self.adapted.lock.call():
             self.check(pixel_values, options)
+            if not is_traced():
+                check_inputs(pixel_values)
             vision = self.vision
             if vision.has_second_feature:
                 return self.two_features(pixel_values, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
     """
     if labels is None:
         return None
+    if isinstance(labels, Tensor):
+        require_dense(labels, "labels")
     try:
         labels = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device=device)
         return labels.long() if labels.ndim == 1 and is_whole(labels) else labels
@@ -58,6 +61,35 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
             f"Expected labels as a tensor or list of integers, each the place of its class in class_names. "
             f"Received: labels={labels!r}."
         ) from error
+
+
+def require_dense(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that is no plain table of numbers.
+
+    Raises:
+        TypeError: names it and its kind.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else str(tensor.layout)
+        raise TypeError(f"Expected {name} as a dense tensor. Received: {name} of kind {kind}. Use {name}.to_dense().")
+
+
+def check_features(features: Any, size: int) -> None:
+    """Refuse what is no batch of image features [b, e].
+
+    Raises:
+        TypeError: no tensor of floating-point numbers.
+        ValueError: another shape.
+    """
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        received = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"Expected image_features as a tensor, as encode_images gives. Received: {received}.")
+    require_dense(features, "image_features")
+    if features.ndim != 2 or features.shape[1] != size:
+        raise ValueError(
+            f"Expected image_features [batch, {size}], as encode_images gives. Received: image_features of shape "
+            f"{list(features.shape)}."
+        )
 
 
 def check_inputs(

@@ -126,7 +126,7 @@ def state_of(
         own = part.__dict__
         if not is_plain(part) or "_is_replica" in own or (own["training"] and drops_out(own)):
             return None
-        things += (part, type(part))
+        things += (part, type(part), type(part).forward)
         tensors += own["_parameters"].values()
         tensors += own["_buffers"].values()
         if isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper)):

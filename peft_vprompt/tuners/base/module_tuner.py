@@ -9,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ...errors import UnsupportedModelError
+from .adapter_names import check_adapter_name
 from .bounded import bounded
 from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
@@ -72,8 +73,10 @@ class ModuleTuner(BaseTuner):
         One of the same name is replaced, as PEFT does when a model is wrapped again.
 
         Raises:
-            ValueError: the config asks for modules many times as large as the model, or as the file it was saved with.
+            ValueError: the config asks for modules many times as large as the model, or as the file it was saved with; or a
+                name that no adapter can have.
         """
+        check_adapter_name(adapter_name)
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         forget_copies(self, adapter_name, [])
         with bounded(self.peft_config[adapter_name], model):

@@ -6,10 +6,11 @@ A recipe stands with its method, whatever the data; `training` executes it. Noth
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...utils.fields import check_fields
+from ...utils.fields import check_fields, shown
 from ...utils.validation import require_choice, require_int
 
 
@@ -252,12 +253,14 @@ def _require_number(
     name: str, value, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
 ) -> None:
     """Raise a ValueError unless `value` is a finite number in the range."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if number and value >= least and above < value < below:
         return
     bounds = [(">=", least), (">", above), ("<", below)]
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-    raise ValueError(f"Expected {name} to be a finite number {wanted}".rstrip() + f". Received: {name}={value!r}.")
+    raise ValueError(
+        f"Expected {name} to be a finite number {wanted}".rstrip() + f". Received: {name}={shown(value)}."
+    )
 
 
 def _require_pair(name: str, value) -> None:

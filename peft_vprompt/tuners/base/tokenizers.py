@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ...core.tokenization import find_tokenizer
+from ...utils.fields import shown
 
 
 if TYPE_CHECKING:
@@ -30,6 +33,27 @@ class Tokenizers:
         self.given: PreTrainedTokenizerBase | None = None
         self.token: str | bool | None = None
         self._found: dict[str | None, PreTrainedTokenizerBase] = {}
+
+    @contextmanager
+    def handed_over(self, tokenizer: Any) -> Iterator[None]:
+        """Go on with another tokenizer, if the block succeeds with it; None changes nothing.
+
+        Raises:
+            TypeError: it is no tokenizer.
+        """
+        if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "eos_token_id")):
+            raise TypeError(
+                f"Expected tokenizer to be one of transformers, such as AutoTokenizer.from_pretrained(...) gives. Received: "
+                f"tokenizer={shown(tokenizer)}."
+            )
+        before = self.given
+        new: Any = before if tokenizer is None else tokenizer
+        self.given = new
+        try:
+            yield
+        except BaseException:
+            self.given = before
+            raise
 
     def find(self, name_or_path: str | None) -> PreTrainedTokenizerBase:
         """Return the tokenizer for an adapter whose config names `name_or_path`.

@@ -22,6 +22,7 @@ from ...backbones.supported import (
     Backbone,
 )
 from . import in_place, registry
+from .adapter_names import check_adapter_name
 from .base_model import backbone_of, check_model, feature_dim, prompted_encoders, trainable, wrap_encoders
 from .bounded import bounded
 from .config import PromptConfig
@@ -86,8 +87,9 @@ class PromptTuner(BaseTuner):
 
         Raises:
             UnsupportedModelError: the method does not work on this model.
-            ValueError: the config does not fit it.
+            ValueError: the config does not fit it, or a name that no adapter can have.
         """
+        check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
