@@ -122,6 +122,7 @@ class VisionView(EncoderView):
         gives_attentions: whether attention weights can be had from the layers when there are prompts.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
         no_read_only: why prompts cannot read this encoder without being read; None where they can.
+        no_layers: why neither prompts nor anything else can be put into its layers; None where they can.
     """
 
     num_prefix_tokens: int = 1
@@ -135,6 +136,7 @@ class VisionView(EncoderView):
     pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
     pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
     no_read_only: str | None = None
+    no_layers: str | None = None
 
     @property
     def patch_size(self) -> int:
@@ -167,6 +169,21 @@ class VisionView(EncoderView):
 
         None where `embed_grid` has no meaning; such prompts are refused there.
         """
+
+    @property
+    def patch_stride(self) -> tuple[int, int]:
+        """Distances in pixels between the patches that `patch_embedding` reads."""
+        return self.patch_size, self.patch_size
+
+    @property
+    def patch_padding(self) -> tuple[int, int]:
+        """Pixels that it adds around the image."""
+        return 0, 0
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Make what `embed_grid` does of images [b, c, h, w] that prompts made larger."""
+        convolution: Any = self.patch_embedding
+        return self.embed_grid(convolution(pixels.to(convolution.weight.dtype)))
 
     @abstractmethod
     def embed_grid(self, grid: Tensor) -> Tensor:

@@ -92,6 +92,14 @@ class BertDualEncoderView(DualEncoderView):
     no_class_token = "its text encoder reads both ways and padded, and does not take more tokens in a late layer"
 
 
+class ResNetCLIPDualEncoderView(DualEncoderView):
+    """CLIP with a ResNet, whose attention pool ends in the joint space."""
+
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Return image features [..., e], which are in the joint space already, L2-normalised or not."""
+        return F.normalize(pooled, dim=-1) if normalize else pooled
+
+
 class SiglipDualEncoderView(DualEncoderView):
     """SigLIP: the towers' own heads end in the joint space, and logits have a bias.
 

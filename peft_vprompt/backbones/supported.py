@@ -13,8 +13,9 @@ from .beit import BeitView, Data2VecVisionView
 from .bert import AltCLIPTextView, ChineseCLIPTextView
 from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView
 from .dino import DINOv3View, DINOView
-from .dual_encoder import BertDualEncoderView, DualEncoderView, SiglipDualEncoderView
+from .dual_encoder import BertDualEncoderView, DualEncoderView, ResNetCLIPDualEncoderView, SiglipDualEncoderView
 from .mae import MAEView
+from .opaque import OpaqueVisionView, ResNetCLIPVisionView
 from .siglip import Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
 from .vit import DeiTView, ViTView
@@ -42,6 +43,7 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "DINOv3ViTModel": DINOv3View,
     "BeitModel": BeitView,
     "Data2VecVisionModel": Data2VecVisionView,
+    "ResNetCLIPVisionModel": ResNetCLIPVisionView,
 }
 
 #: Class name of a model with two towers -> how their features are compared.
@@ -49,6 +51,7 @@ DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoderView),
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),
     **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoderView),
+    "ResNetCLIPModel": ResNetCLIPDualEncoderView,
 }
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
@@ -91,6 +94,10 @@ ENCODERS: tuple[str, ...] = (
     "ChineseCLIPVisionModel",
     "AltCLIPVisionModel",
 )
+
+
+#: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
+OPAQUE: dict[str, str] = dict.fromkeys(("ResNetCLIPModel",), OpaqueVisionView.no_layers)
 
 
 #: Models that look like those above and cannot be prompted -> why.
@@ -152,14 +159,17 @@ def class_name(module: nn.Module) -> str:
 
 
 def view(module: nn.Module) -> EncoderView:
-    """Return the view of an encoder module.
+    """Return the view of an encoder module; an image encoder of transformers that no table knows is opaque.
 
     Raises:
         KeyError: there is none for its class.
     """
     module = unwrapped(module)
     name = type(module).__name__  # the common case, which a compiler follows
-    return ENCODER_VIEWS[name if name in ENCODER_VIEWS else class_name(module)](module)
+    name = name if name in ENCODER_VIEWS else class_name(module)
+    if name not in ENCODER_VIEWS and getattr(module, "main_input_name", None) == "pixel_values":
+        return OpaqueVisionView(module)
+    return ENCODER_VIEWS[name](module)
 
 
 def dual_encoder_view(model: nn.Module) -> DualEncoderView | None:

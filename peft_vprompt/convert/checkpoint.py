@@ -22,9 +22,9 @@ from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER, READOUT
 from ..tuners.base.registry import METHODS, find_method
+from ..utils.checkpoint_state import CheckpointState
 from ..utils.hub import split_revision
 from ..utils.validation import require_choice
-from .state import CheckpointState
 
 
 #: What reads each method's checkpoints, by the name `convert_checkpoint` takes.

@@ -17,6 +17,9 @@ from ..utils.fields import shown
 
 logger = logging.getLogger(__name__)
 
+#: The name of this package, whose `models` are base models too.
+OWN_PACKAGE = __name__.partition(".")[0]
+
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
     """Loads the base model whose class and name the adapter's config records, then the adapter.
@@ -59,7 +62,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "model yourself and use PeftModel.from_pretrained(model, adapter)."
             )
         library = recorded["parent_library"]
-        if library.partition(".")[0] not in {"transformers", *(import_allowlist or ())}:
+        if library.partition(".")[0] not in {"transformers", OWN_PACKAGE, *(import_allowlist or ())}:
             raise ValueError(
                 f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
@@ -82,7 +85,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
-        safe = {"trust_remote_code": False} if library.partition(".")[0] == "transformers" else {}
+        safe = {"trust_remote_code": False} if library.partition(".")[0] in ("transformers", OWN_PACKAGE) else {}
         base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)

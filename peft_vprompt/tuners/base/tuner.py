@@ -26,7 +26,9 @@ from ...backbones.supported import (
     find_backbone,
     supported_models,
     unknown_reader,
+    view,
 )
+from ...core.batch_norm import hold_statistics
 from ...errors import UnsupportedModelError
 from . import in_place, registry
 from .bounded import bounded
@@ -132,6 +134,7 @@ class PromptTuner(BaseTuner):
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
         self._freeze_finished()
+        hold_statistics(vision.base_layer)
 
     def _new_modules(
         self,
@@ -372,7 +375,9 @@ def check_model(config: PromptConfig, model: nn.Module, backbone: Backbone) -> N
         ValueError: modules to save that are not there or cannot be.
     """
     base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
-    if (reason := registry.unsupported(config.peft_type, base)) is not None:
+    bare = backbone.vision == in_place.LAYER and not isinstance(model, in_place.CarriesPrompts)
+    tower: Any = view(model if bare else model.get_submodule(backbone.vision))
+    if (reason := registry.unsupported(config.peft_type, base, config, tower.no_layers)) is not None:
         raise UnsupportedModelError(reason)
     if (reader := unknown_reader(model, backbone)) is not None:
         raise UnsupportedModelError(
