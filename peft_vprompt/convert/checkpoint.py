@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from .. import models
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
+from ..models.open_clip import is_open_clip, load_open_clip
 from ..peft_models.adapter_files import adapter_files
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
@@ -101,8 +103,14 @@ def load_base_model(name_or_path: str) -> nn.Module:
     """
     path, revision = split_revision(name_or_path)
     pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
-    config: Any = AutoConfig.from_pretrained(path, **pinned)
-    architecture = getattr(transformers, (config.architectures or ("none",))[0], None)
+    try:
+        config: Any = AutoConfig.from_pretrained(path, **pinned)
+    except OSError:
+        if not is_open_clip(path, revision=revision):
+            raise
+        return load_open_clip(path, revision=revision)
+    name = (config.architectures or ("none",))[0]
+    architecture = getattr(transformers, name, None) or getattr(models, name, None)
     if architecture is None:
         raise ValueError(
             f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "

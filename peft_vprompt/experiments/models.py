@@ -24,6 +24,8 @@ from ..backbones.image_size import set_image_size
 from ..backbones.supported import is_dual_encoder
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
+from ..errors import UnsupportedModelError
+from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.peft_model import PeftModelForImageClassification
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
@@ -237,7 +239,14 @@ def _load_base(
     try:
         config: Any = AutoConfig.from_pretrained(path, **pinned)
     except OSError as error:
-        raise OSError(f"Cannot load the model {path!r}: {error}") from error
+        if not is_open_clip(path, revision=revision):
+            raise OSError(f"Cannot load the model {path!r}: {error}") from error
+        if classifier:
+            raise UnsupportedModelError(
+                f"Expected a model of transformers to make an image classifier of. Received files of open_clip in {path!r}. "
+                "Make one with `vprompt convert-clip`."
+            ) from error
+        return load_open_clip(path, revision=revision), set()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
     if is_dual_encoder(config) and not classifier:
         base, loaded = AutoModelForZeroShotImageClassification.from_pretrained(path, **options)
@@ -256,7 +265,18 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
     """
     commit = getattr(base.config, "_commit_hash", None)
     options: dict[str, Any] = {"backend": "pil", "trust_remote_code": False, "revision": commit}
-    processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
+    except OSError:
+        if not is_open_clip(base.name_or_path, revision=commit):
+            raise
+        if image_size is not None:
+            raise ValueError(
+                f"Expected no image size for a model in files of open_clip. Received: {image_size}. Make a model of "
+                "transformers of it first, with `vprompt convert-clip`."
+            ) from None
+        own_size: Any = base.config
+        return open_clip_image_processor(base.name_or_path, own_size.vision_config.image_size, revision=commit)
     if image_size is None:
         return processor
     if takes_any_shape(processor):

@@ -122,7 +122,7 @@ def load_open_clip(name_or_path: str | os.PathLike, **hub: Any) -> PreTrainedMod
     Raises:
         UnsupportedModelError: a part that these models do not have; names it.
         AdapterMismatchError: the file cannot be read.
-        FileNotFoundError: there are no weights.
+        FileNotFoundError: there is no such file or folder, or there are no weights in it.
     """
     path = Path(name_or_path)
     config: dict[str, Any] = {}
@@ -132,7 +132,13 @@ def load_open_clip(name_or_path: str | os.PathLike, **hub: Any) -> PreTrainedMod
         if path.name in WEIGHT_FILES and beside.is_file():
             config = json.loads(beside.read_text())
     else:
-        config = json.loads(Path(_find(name_or_path, CONFIG_FILE, hub) or "").read_text())
+        said = _find(name_or_path, CONFIG_FILE, hub)
+        if said is None:
+            raise FileNotFoundError(
+                f"Expected a file of weights, or a folder or Hub id with {CONFIG_FILE}. Received: "
+                f"{os.fspath(name_or_path)!r}, which is none. Check the spelling, and the connection for a Hub id."
+            )
+        config = json.loads(Path(said).read_text())
         found = (_find(name_or_path, name, hub) for name in WEIGHT_FILES)
         weights = next((file for file in found if file is not None), None)
         if weights is None:

@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 from torch import nn
 
+from ..models.open_clip import is_open_clip, load_open_clip
 from ..utils.fields import shown
 
 
@@ -86,7 +87,12 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
         safe = {"trust_remote_code": False} if library.partition(".")[0] in ("transformers", OWN_PACKAGE) else {}
-        base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
+        try:
+            base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
+        except OSError:
+            if not is_open_clip(name, revision=saved.revision):
+                raise
+            base = load_open_clip(name, revision=saved.revision)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.convert import convert_checkpoint
+from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
 from peft_vprompt.models.open_clip import from_state_dict
 from tests.support.golden_vpt import load_recipe
 
@@ -80,6 +81,31 @@ def test_zero_shot(case, load, shared):
         torch.testing.assert_close(model(pixel_values=images).logits, reference["logits"], **LOGITS)
         model.set_class_names(facts["novel_classes"])
         torch.testing.assert_close(model(pixel_values=images).logits, reference["novel_logits"], **LOGITS)
+
+
+@pytest.mark.parametrize("column", ["openai", "open_clip", "open_clip_custom_text"])
+@torch.no_grad()
+def test_the_three_layouts_are_one_model(column, shared, recipe_rn):
+    facts = json.loads((shared / "golden" / "field" / "openclip_name_map.json").read_text())
+    index = facts["columns"].index(column)
+    state = recipe_rn.state_dict_openai(facts["config"])
+    assert set(state) == {row[0] for row in facts["rows"]}
+    model = from_state_dict({row[index]: state[row[0]] for row in facts["rows"]}, text_head_size=16)
+    images = recipe_rn.make_inputs(facts["config"])["pixel_values"][:2]
+    texts = torch.tensor([[49406, 320, 1125, 49407]])
+    plain = from_state_dict(state, text_head_size=16)
+    call = {"pixel_values": images, "input_ids": texts}
+    assert torch.equal(model(**call).logits_per_image, plain(**call).logits_per_image)
+
+
+def test_the_names_and_shapes_of_rn50(shared):
+    facts = json.loads((shared / "golden" / "field" / "openclip_name_map_rn50.json").read_text())
+    with torch.device("meta"):
+        model = ResNetCLIPModel(ResNetCLIPConfig.of("RN50"))
+    ours = {name: list(value.shape) for name, value in model.vision_model.state_dict().items()}
+    visual = [row for row in facts["rows"] if row[0].startswith("visual.")]
+    assert ours == {row[0].removeprefix("visual."): row[3] for row in visual}
+    assert model.text_projection.weight.shape == (1024, 512)
 
 
 class TestCoOp:

@@ -5,11 +5,14 @@ Two layers, every parameter moved away from its start (many biases, positions an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
 
-from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS
+from peft_vprompt import models
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, OPAQUE
 from tests.support.models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, tiny_tokenizer
 
 
@@ -42,13 +45,24 @@ SWIN = {
     "patch_size": 8,
 }
 
+
+def find_class(name: str) -> type | None:
+    """The class of models of a name, of transformers or ours; None where this release of transformers lacks it."""
+    return getattr(transformers, name, None) or getattr(models, name, None)
+
+
 #: Supported models without a text tower. A class that this release of transformers lacks is left out.
 VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, name)]
 #: Those whose layers are all alike; `test_swin` has what differs in the others.
 FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 
-#: Models with both towers.
-DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name)]
+#: In the place of the common sizes: four stages of one block each, and heads of 16 numbers.
+RESNET_CLIP = {"depths": [1, 1, 1, 1], "embedding_size": 4, "image_size": IMAGE_SIZE, "attention_head_size": 16}
+
+#: Models with both towers, whose image towers take prompts.
+DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name) and name not in OPAQUE]
+#: Those whose image towers take none.
+OPAQUE_MODELS = [name for name in OPAQUE if find_class(name)]
 
 
 def frame(name: str) -> str:
@@ -62,11 +76,13 @@ def frame(name: str) -> str:
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     """A tiny model of the class `name`."""
     torch.manual_seed(seed)
-    model_class = getattr(transformers, name)
+    model_class: Any = find_class(name)
     config_class = model_class.config_class
     options = OPTIONS.get(name, {}) | options
     implementation = options.pop("attn_implementation", None)
     vision = dict(SWIN if name.startswith("Swin") else VISION)
+    if name == "ResNetCLIPModel":
+        vision = RESNET_CLIP | {"projection_dim": 16}
     if name.startswith("Siglip2"):
         del vision["image_size"]
         vision["num_patches"] = 16
