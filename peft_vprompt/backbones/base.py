@@ -251,6 +251,10 @@ class VisionView(EncoderView):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Normalise tokens [..., d] that are read out at the end."""
 
+    def summarize(self, tokens: Tensor) -> Tensor:
+        """Return the feature [b, d] of the normalised tokens [b, s, d], in a model that pools none: the class token."""
+        return tokens[:, 0]
+
     def pooled_output(self, feature: Tensor) -> Tensor:
         """Return the pooled output [b, d] for a feature [b, d] that is read out in the place of the class token."""
         return feature

@@ -10,15 +10,22 @@ from transformers import PretrainedConfig
 from ..errors import UnsupportedModelError
 from .base import BidirectionalTextView, CausalTextView, EncoderView, TextView, VisionView
 from .beit import BeitView, Data2VecVisionView
-from .bert import AltCLIPTextView, ChineseCLIPTextView
+from .bert import AltCLIPTextView, BertTextView, ChineseCLIPTextView, RobertaTextView
 from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView
 from .dino import DINOv3View, DINOView
-from .dual_encoder import BertDualEncoderView, DualEncoderView, ResNetCLIPDualEncoderView, SiglipDualEncoderView
+from .dual_encoder import (
+    AlignDualEncoderView,
+    AnyTwoDualEncoderView,
+    BertDualEncoderView,
+    DualEncoderView,
+    ResNetCLIPDualEncoderView,
+    SiglipDualEncoderView,
+)
 from .mae import MAEView
 from .opaque import OpaqueVisionView, ResNetCLIPVisionView
 from .siglip import Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
-from .vit import DeiTView, ViTView
+from .vit import DeiTView, IJepaView, ViTMSNView, ViTView
 
 
 #: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used. A
@@ -27,7 +34,9 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "CLIPTextModel": CLIPTextView,
     "MetaClip2TextModel": MetaClip2TextView,
     **dict.fromkeys(("SiglipTextModel", "Siglip2TextModel"), SiglipTextView),
-    "ChineseCLIPTextModel": ChineseCLIPTextView,
+    **dict.fromkeys(("ChineseCLIPTextModel", "AlignTextModel"), ChineseCLIPTextView),
+    "BertModel": BertTextView,
+    **dict.fromkeys(("RobertaModel", "XLMRobertaModel"), RobertaTextView),
     "AltCLIPTextModel": AltCLIPTextView,
     **dict.fromkeys(
         ("CLIPVisionModel", "MetaClip2VisionModel", "AltCLIPVisionModel", "ChineseCLIPVisionModel"), CLIPVisionView
@@ -43,7 +52,10 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "DINOv3ViTModel": DINOv3View,
     "BeitModel": BeitView,
     "Data2VecVisionModel": Data2VecVisionView,
+    "IJepaModel": IJepaView,
+    "ViTMSNModel": ViTMSNView,
     "ResNetCLIPVisionModel": ResNetCLIPVisionView,
+    "AlignVisionModel": OpaqueVisionView,
 }
 
 #: Class name of a model with two towers -> how their features are compared.
@@ -51,7 +63,9 @@ DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoderView),
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),
     **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoderView),
+    "VisionTextDualEncoderModel": AnyTwoDualEncoderView,
     "ResNetCLIPModel": ResNetCLIPDualEncoderView,
+    "AlignModel": AlignDualEncoderView,
 }
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
@@ -65,6 +79,8 @@ HEADS: dict[str, str] = dict.fromkeys(
         "Dinov2WithRegistersForImageClassification",
         "BeitForImageClassification",
         "Data2VecVisionForImageClassification",
+        "IJepaForImageClassification",
+        "ViTMSNForImageClassification",
         "CLIPForImageClassification",
         "SiglipForImageClassification",
         "Siglip2ForImageClassification",
@@ -85,6 +101,8 @@ ENCODERS: tuple[str, ...] = (
     "DINOv3ViTModel",
     "BeitModel",
     "Data2VecVisionModel",
+    "IJepaModel",
+    "ViTMSNModel",
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
     "SiglipVisionModel",
@@ -97,7 +115,7 @@ ENCODERS: tuple[str, ...] = (
 
 
 #: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
-OPAQUE: dict[str, str] = dict.fromkeys(("ResNetCLIPModel",), OpaqueVisionView.no_layers)
+OPAQUE: dict[str, str] = dict.fromkeys(("ResNetCLIPModel", "AlignModel"), OpaqueVisionView.no_layers)
 
 
 #: Models that look like those above and cannot be prompted -> why.
@@ -120,7 +138,6 @@ READERS: tuple[str, ...] = (
     "PaliGemmaForConditionalGeneration",
     "PaliGemmaModel",
     "VisionEncoderDecoderModel",
-    "VisionTextDualEncoderModel",
 )
 
 
@@ -207,6 +224,28 @@ def unknown_reader(model: nn.Module, backbone: Backbone) -> str | None:
     return None
 
 
+def require_known_towers(model: nn.Module, backbone: Backbone) -> None:
+    """Refuse a model that joins an encoder that nothing is known of.
+
+    Raises:
+        UnsupportedModelError: names the encoder and those that are known.
+    """
+    for tower, kind in ((backbone.vision, VisionView), (backbone.text, TextView)):
+        if "base_layer" in tower.split("."):
+            continue
+        module = unwrapped(model.get_submodule(tower))
+        try:
+            known = isinstance(view(module), kind)
+        except KeyError:
+            known = False
+        if not known:
+            able = [name for name, of in ENCODER_VIEWS.items() if of is not None and issubclass(of, kind)]
+            raise UnsupportedModelError(
+                f"Cannot put prompts into {type(model).__name__}: nothing is known of its encoder {type(module).__name__}. "
+                f"Known are: {', '.join(able)}."
+            )
+
+
 def supported_models() -> list[str]:
     """List the model classes that can be prompted."""
     return sorted([*DUAL_ENCODERS, *HEADS, *ENCODERS])
@@ -226,8 +265,13 @@ def find_backbone(model: nn.Module) -> Backbone:
         if cls in DUAL_ENCODERS:
             dual = DUAL_ENCODERS[cls]
             prefix = f"{name}." if name else ""
-            return Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
-    towers = [name for name, cls in classes.items() if cls in ENCODER_VIEWS]
+            backbone = Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
+            require_known_towers(model, backbone)
+            return backbone
+    # A BERT beside an image encoder is another model's decoder, say, and takes no part.
+    towers = [
+        n for n, cls in classes.items() if cls in ENCODER_VIEWS and not issubclass(ENCODER_VIEWS[cls], BertTextView)
+    ]
     if len(towers) != 1 or not issubclass(ENCODER_VIEWS[classes[towers[0]]], VisionView):
         raise UnsupportedModelError(
             f"Cannot put prompts into {type(model).__name__}. Supported models: {', '.join(supported_models())}."

@@ -14,6 +14,7 @@ from peft.utils import CONFIG_NAME
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     PreTrainedModel,
@@ -249,7 +250,10 @@ def _load_base(
         return load_open_clip(path, revision=revision), set()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
     if is_dual_encoder(config) and not classifier:
-        base, loaded = AutoModelForZeroShotImageClassification.from_pretrained(path, **options)
+        # Not every dual encoder is known to transformers as one for zero-shot classification.
+        zero_shot = type(config) in AutoModelForZeroShotImageClassification._model_mapping
+        auto: Any = AutoModelForZeroShotImageClassification if zero_shot else AutoModel
+        base, loaded = auto.from_pretrained(path, **options)
     else:
         names = dict(enumerate(class_names)) if class_names else config.id2label
         options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}

@@ -22,7 +22,7 @@ IMAGE_ONLY = {"visual_prompt"}
 IN_ORDER = {"read_only_prompt", "mrpo", "mmrl"}
 #: Methods that put something into the layers of the image tower, unless their configs say otherwise.
 IN_LAYERS = {"visual_prompt", "maple", "promptsrc", "promptkd", "norm_tuning", "two_stage", "clip_lora", *IN_ORDER}
-BIDIRECTIONAL = {"SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel"}
+BIDIRECTIONAL = {"SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel", "VisionTextDualEncoderModel"}
 
 
 def refusal(method, model) -> str | None:
@@ -32,7 +32,7 @@ def refusal(method, model) -> str | None:
     if model in OPAQUE and method in IN_LAYERS:
         return f"does not work on {model}: its image encoder gives one vector for each image.*(Set|Use) "
     if model in BIDIRECTIONAL and method in IN_ORDER:
-        return f"does not work on {model}: its"
+        return f"does not work on {model}: it"
     return None
 
 

@@ -59,6 +59,23 @@ FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 #: In the place of the common sizes: four stages of one block each, and heads of 16 numbers.
 RESNET_CLIP = {"depths": [1, 1, 1, 1], "embedding_size": 4, "image_size": IMAGE_SIZE, "attention_head_size": 16}
 
+#: Likewise: an EfficientNet of two blocks.
+ALIGN = {
+    "image_size": IMAGE_SIZE,
+    "in_channels": [32, 16],
+    "out_channels": [16, 64],
+    "kernel_sizes": [3, 3],
+    "strides": [1, 2],
+    "num_block_repeats": [1, 1],
+    "expand_ratios": [1, 2],
+    "depthwise_padding": [],
+    "width_coefficient": 0.25,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "hidden_dim": 16,
+    "drop_connect_rate": 0.0,
+}
+
 #: Models with both towers, whose image towers take prompts.
 DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name) and name not in OPAQUE]
 #: Those whose image towers take none.
@@ -67,7 +84,8 @@ OPAQUE_MODELS = [name for name in OPAQUE if find_class(name)]
 
 def frame(name: str) -> str:
     """The kind of tokenizer that a model has, see `models.FRAMES`."""
-    for start, kind in (("Siglip", "siglip"), ("Chinese", "bert"), ("Alt", "roberta"), ("MetaClip2", "roberta")):
+    starts = {"Siglip": "siglip", "Chinese": "bert", "Alt": "roberta", "MetaClip2": "roberta"}
+    for start, kind in (starts | {"VisionText": "bert", "Align": "bert"}).items():
         if name.startswith(start):
             return kind
     return "clip"
@@ -86,7 +104,15 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     if name.startswith("Siglip2"):
         del vision["image_size"]
         vision["num_patches"] = 16
-    if "vision_config" in getattr(config_class, "sub_configs", {}):
+    if name == "AlignModel":
+        vision = ALIGN
+    if name == "VisionTextDualEncoderModel":
+        parts = {
+            "vision_config": {"model_type": "vit"} | vision,
+            "text_config": {"model_type": "bert"} | text_sizes(name),
+        }
+        config = config_class(**parts, projection_dim=16, **options)
+    elif "vision_config" in getattr(config_class, "sub_configs", {}):
         config = config_class(
             text_config=text_sizes(name), vision_config=vision, num_labels=NUM_LABELS, projection_dim=16, **options
         )
