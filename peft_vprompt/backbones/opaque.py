@@ -42,7 +42,7 @@ class OpaqueVisionView(VisionView):
     def width(self) -> int:
         """Channels that leave the first convolution, for the first values of pixels."""
         convolution = self.patch_embedding
-        return self.module.config.hidden_size if convolution is None else convolution.out_channels
+        return 1 if convolution is None else convolution.out_channels
 
     @property
     def patch_size(self) -> int:

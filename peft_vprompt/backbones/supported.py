@@ -55,7 +55,7 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "IJepaModel": IJepaView,
     "ViTMSNModel": ViTMSNView,
     "ResNetCLIPVisionModel": ResNetCLIPVisionView,
-    "AlignVisionModel": OpaqueVisionView,
+    **dict.fromkeys(("AlignVisionModel", "OpaqueTower"), OpaqueVisionView),
 }
 
 #: Class name of a model with two towers -> how their features are compared.
@@ -64,7 +64,7 @@ DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),
     **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoderView),
     "VisionTextDualEncoderModel": AnyTwoDualEncoderView,
-    "ResNetCLIPModel": ResNetCLIPDualEncoderView,
+    **dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel"), ResNetCLIPDualEncoderView),
     "AlignModel": AlignDualEncoderView,
 }
 
@@ -115,7 +115,9 @@ ENCODERS: tuple[str, ...] = (
 
 
 #: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
-OPAQUE: dict[str, str] = dict.fromkeys(("ResNetCLIPModel", "AlignModel"), OpaqueVisionView.no_layers)
+OPAQUE: dict[str, str] = dict.fromkeys(
+    ("ResNetCLIPModel", "OpaqueCLIPModel", "AlignModel"), OpaqueVisionView.no_layers
+)
 
 
 #: Models that look like those above and cannot be prompted -> why.

@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from .. import models
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
-from ..models.open_clip import is_open_clip, load_open_clip
+from ..models import ResNetCLIPModel, is_open_clip, load_open_clip
 from ..peft_models.adapter_files import adapter_files
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
@@ -110,7 +109,7 @@ def load_base_model(name_or_path: str) -> nn.Module:
             raise
         return load_open_clip(path, revision=revision)
     name = (config.architectures or ("none",))[0]
-    architecture = getattr(transformers, name, None) or getattr(models, name, None)
+    architecture = ResNetCLIPModel if name == ResNetCLIPModel.__name__ else getattr(transformers, name, None)
     if architecture is None:
         raise ValueError(
             f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "

@@ -37,7 +37,7 @@ def convert_clip(
         TokenizerNotFoundError: there is no tokenizer of that name.
     """
     path, revision = split_revision(os.fspath(checkpoint))
-    model = load_open_clip(path, revision=revision)
+    model = load_open_clip(path, convert_only=True, revision=revision)
     place = str(Path(path).parent) if os.path.isfile(path) else path
     try:
         tokenizer = find_tokenizer(tokenizer_name_or_path, None if tokenizer_name_or_path else place)

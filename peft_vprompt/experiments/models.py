@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..backbones.image_size import set_image_size
-from ..backbones.supported import is_dual_encoder
+from ..backbones.supported import find_backbone, is_dual_encoder
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
 from ..errors import UnsupportedModelError
@@ -97,7 +97,7 @@ def build_model(
     base, new = _load_base(model_name_or_path, class_names, spec.is_baseline)
     content = base_content(base, new)
     processor = _image_processor(base, image_size)
-    dual = is_dual_encoder(base.config) and not spec.is_baseline
+    dual = is_dual_encoder(base) and not spec.is_baseline
     if not dual and spec.classifier_recipe is None:
         possible = [name for name, other in METHODS.items() if other.classifier_recipe]
         raise ValueError(
@@ -279,8 +279,8 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
                 f"Expected no image size for a model in files of open_clip. Received: {image_size}. Make a model of "
                 "transformers of it first, with `vprompt convert-clip`."
             ) from None
-        own_size: Any = base.config
-        return open_clip_image_processor(base.name_or_path, own_size.vision_config.image_size, revision=commit)
+        tower: Any = base.get_submodule(find_backbone(base).vision)
+        return open_clip_image_processor(base.name_or_path, tower.config.image_size, revision=commit)
     if image_size is None:
         return processor
     if takes_any_shape(processor):

@@ -3,11 +3,15 @@
 Importing this registers them with the Auto classes.
 """
 
+from .opaque_clip import OpaqueCLIPConfig, OpaqueCLIPModel, OpaqueTower
 from .open_clip import is_open_clip, load_open_clip
 from .resnet_clip import ResNetCLIPConfig, ResNetCLIPModel, ResNetCLIPVisionConfig, ResNetCLIPVisionModel
 
 
 __all__ = [
+    "OpaqueCLIPConfig",
+    "OpaqueCLIPModel",
+    "OpaqueTower",
     "ResNetCLIPConfig",
     "ResNetCLIPModel",
     "ResNetCLIPVisionConfig",

@@ -117,13 +117,18 @@ class CheckpointState(Mapping[str, Tensor]):
         )
 
 
-def _flat(module: ScriptedModule, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give what a scripted module and those inside hold, by its name in a state dict."""
-    for name, value in module.items():
-        if isinstance(value, ScriptedModule):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _flat(module: ScriptedModule) -> Iterator[tuple[str, Any]]:
+    """Give what a scripted module and those inside hold, by its name in a state dict; no module is looked at twice."""
+    waiting = [("", module)]
+    seen = {id(module)}
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, value in module.items():
+            if not isinstance(value, ScriptedModule):
+                yield f"{prefix}{name}", value
+            elif id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{prefix}{name}.", value))
 
 
 def _is_tensor(value: Any) -> bool:

@@ -175,6 +175,47 @@ def plain_features(base):
     return torch.nn.functional.normalize(base.get_image_features(images()).pooler_output, dim=-1)
 
 
+class TestAnyEncoder:
+    """`OpaqueCLIPModel`: an encoder of no library beside CLIP's text encoder."""
+
+    def test_class_prompts_and_pixels(self, wrap):
+        base = tiny("OpaqueCLIPModel")
+        with torch.no_grad():
+            plain = torch.nn.functional.normalize(base.vision_model.encoder(images()), dim=-1)
+        model = wrap(base=base).eval()
+        torch.testing.assert_close(model.encode_images(images()), plain)
+        text = tiny_tokenizer()(["a photo of a cat."], return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad(), model.disable_adapter():
+            own = model.get_base_model()(**text, pixel_values=images()).logits_per_image
+            torch.testing.assert_close(model(pixel_values=images()).logits[:, :1], own, atol=1e-4, rtol=1e-4)
+        for location in ("pad", "below"):
+            model = wrap(VisualPromptConfig, base=tiny("OpaqueCLIPModel"), num_virtual_tokens=2, location=location)
+            model(pixel_values=images(), labels=labels()).loss.backward()
+            assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+    def test_what_is_refused(self, wrap):
+        model = wrap(base=tiny("OpaqueCLIPModel"))
+        with pytest.raises(TypeError, match="does not take interpolate_pos_encoding"):
+            model(pixel_values=images(), interpolate_pos_encoding=True)
+        with pytest.raises(ValueError, match="Expected to save an adapter"):
+            model.get_base_model().save_pretrained("nowhere")
+        base = tiny("OpaqueCLIPModel")
+        base.vision_model.encoder = torch.nn.Conv2d(3, 16, 3)
+        with pytest.raises(ValueError, match=r"gives one vector for each image.*Received: \[4, 16, 30, 30\]"):
+            wrap(base=base)(pixel_values=images())
+        pixels = wrap(VisualPromptConfig, base=tiny("OpaqueCLIPModel"), num_virtual_tokens=2, location="pad")
+        with pytest.raises(ValueError, match="Expected images of 32 pixels"):
+            pixels(pixel_values=torch.zeros(1, 3, 40, 40))
+
+    def test_an_encoder_that_nothing_is_known_of(self, wrap):
+        base = tiny("VisionTextDualEncoderModel")
+        base.text_model = torch.nn.Linear(1, 1)
+        with pytest.raises(
+            UnsupportedModelError, match="nothing is known of its encoder Linear. Known are: CLIPTextModel"
+        ):
+            wrap(base=base)
+
+
 class TestTheModelItself:
     def test_saving_loading_and_the_auto_classes(self, wrap, tmp_path):
         model = tiny(NAME)

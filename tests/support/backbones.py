@@ -94,6 +94,9 @@ def frame(name: str) -> str:
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     """A tiny model of the class `name`."""
     torch.manual_seed(seed)
+    if name == "OpaqueCLIPModel":
+        config = models.OpaqueCLIPConfig(text_sizes(name), projection_dim=16)
+        return shake(models.OpaqueCLIPModel(config, convolutions(), IMAGE_SIZE).eval())
     model_class: Any = find_class(name)
     config_class = model_class.config_class
     options = OPTIONS.get(name, {}) | options
@@ -119,6 +122,18 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     else:
         config = config_class(**vision, num_labels=NUM_LABELS, projection_dim=16, **options)
     return shake(model_class._from_config(config, attn_implementation=implementation).eval())
+
+
+def convolutions() -> nn.Module:
+    """An image encoder of no library: a vector [b, 16] of images of any size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.GELU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 16),
+    )
 
 
 def text_sizes(name: str) -> dict:
