@@ -233,9 +233,8 @@ def require_known_towers(model: nn.Module, backbone: Backbone) -> None:
         UnsupportedModelError: names the encoder and those that are known.
     """
     for tower, kind in ((backbone.vision, VisionView), (backbone.text, TextView)):
-        if "base_layer" in tower.split("."):
-            continue
-        module = unwrapped(model.get_submodule(tower))
+        module = model.get_submodule(tower)
+        module = unwrapped(getattr(module, "original_module", module))  # that of a copy that PEFT trains
         try:
             known = isinstance(view(module), kind)
         except KeyError:

@@ -43,6 +43,7 @@ def load_open_clip(name_or_path: str | os.PathLike, convert_only: bool = False, 
         if convert_only or not said or find_spec("open_clip") is None:
             raise
         model = load_bridged(said.get("model_cfg", said), state)
+    model.is_open_clip = True  # its class in transformers cannot load these files
     model.config._name_or_path = model.name_or_path = os.fspath(name_or_path)
     return model
 
