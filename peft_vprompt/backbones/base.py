@@ -144,6 +144,11 @@ class VisionView(EncoderView):
         return pair(self.module.config.patch_size)[0]
 
     @property
+    def num_channels(self) -> int:
+        """Channels of an image."""
+        return self.module.config.num_channels
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width the position embeddings are made for."""
         return pair(self.module.config.image_size)
@@ -273,7 +278,7 @@ class VisionView(EncoderView):
                 f"return_tensors='pt'. Received: {received}."
             )
         shape = list(pixel_values.shape)
-        channels = self.module.config.num_channels
+        channels = self.num_channels
         if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):
             raise ValueError(
                 f"Expected pixel_values [batch, channels, height, width] with {channels} channels. Received: "

@@ -74,7 +74,7 @@ class OpaqueVisionView(VisionView):
     @property
     def patch_embedding(self) -> Any:
         """The first convolution, where it is the only one that reads as many channels as an image has."""
-        channels = self.module.config.num_channels
+        channels = self.num_channels
         reading = [m for m in self.module.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels]
         return reading[0] if len(reading) == 1 and reading[0].out_channels != channels else None
 
@@ -114,11 +114,11 @@ class OpaqueVisionView(VisionView):
         options: dict[str, Any] = {"output_hidden_states": True} if states is not None else {}
         if self.resizes_positions:
             options["interpolate_pos_encoding"] = True
-        if hidden.shape[1] == self.module.config.num_channels:
+        if hidden.shape[1] == self.num_channels:
             output = self.module(hidden, **options)
         else:
             # pyrefly: ignore[not-iterable]  # prompts in further channels know the size
-            pixels = hidden.new_zeros(len(hidden), self.module.config.num_channels, *self.image_size)
+            pixels = hidden.new_zeros(len(hidden), self.num_channels, *self.image_size)
             handle = self.patch_embedding.register_forward_hook(lambda *call: hidden)
             try:
                 output = self.module(pixels, **options)
@@ -149,6 +149,21 @@ class OpaqueVisionView(VisionView):
                 f"{type(self.module).__name__} does not take interpolate_pos_encoding. Leave it out, and resize the images with "
                 "the model's image processor."
             )
+
+
+class TimmView(OpaqueVisionView):
+    """`TimmWrapperModel`: a network of timm, which says itself what images it was trained on."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images of timm's configuration."""
+        return self.module.timm_model.pretrained_cfg["input_size"][0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that the network was built for, None where it takes any."""
+        patches = getattr(self.module.timm_model, "patch_embed", None)
+        return getattr(patches, "img_size", None) or pair(self.module.timm_model.pretrained_cfg["input_size"][1:])
 
 
 class ResNetCLIPVisionView(OpaqueVisionView):

@@ -22,7 +22,7 @@ from .dual_encoder import (
     SiglipDualEncoderView,
 )
 from .mae import MAEView
-from .opaque import OpaqueVisionView, ResNetCLIPVisionView
+from .opaque import OpaqueVisionView, ResNetCLIPVisionView, TimmView
 from .siglip import Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
 from .vit import DeiTView, IJepaView, ViTMSNView, ViTView
@@ -56,6 +56,7 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "ViTMSNModel": ViTMSNView,
     "ResNetCLIPVisionModel": ResNetCLIPVisionView,
     **dict.fromkeys(("AlignVisionModel", "OpaqueTower"), OpaqueVisionView),
+    "TimmWrapperModel": TimmView,
 }
 
 #: Class name of a model with two towers -> how their features are compared.
@@ -124,11 +125,9 @@ OPAQUE: dict[str, str] = dict.fromkeys(
 UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
-    **dict.fromkeys(
-        ("TimmWrapperModel", "TimmWrapperForImageClassification"),
-        "timm's layers are not transformers' and have no view here. Use the same network's own class, such as "
-        "ViTForImageClassification, Dinov2Model or BeitModel",
-    ),
+    "TimmWrapperForImageClassification": "timm's network and its head are one module, whose layers are not transformers'. "
+    "Use TimmWrapperModel beside CLIP's text encoder (peft_vprompt.models.OpaqueCLIPModel), or the same network's own class, "
+    "such as ViTForImageClassification, Dinov2Model or BeitModel",
 }
 
 
@@ -259,10 +258,9 @@ def find_backbone(model: nn.Module) -> Backbone:
         UnsupportedModelError: names the class received and the classes supported.
     """
     classes = {name: class_name(m) for name, m in model.named_modules() if "base_layer" not in name.split(".")}
-    for cls in classes.values():
+    for name, cls in classes.items():
         if cls in UNSUPPORTED:
             raise UnsupportedModelError(f"Cannot put prompts into {cls}: {UNSUPPORTED[cls]}.")
-    for name, cls in classes.items():
         if cls in DUAL_ENCODERS:
             dual = DUAL_ENCODERS[cls]
             prefix = f"{name}." if name else ""

@@ -38,7 +38,9 @@ class OpaqueTower(nn.Module):
             ValueError: the encoder gives something else than one vector for each image.
         """
         output: Any = self.encoder(pixel_values)
-        given = next((output[name] for name in ("image_embeds", "pooler_output") if hasattr(output, name)), output)
+        given = output
+        for name in ("pooler_output", "image_embeds"):
+            given = getattr(output, name, None) if getattr(output, name, None) is not None else given
         if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(pixel_values):
             shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(
@@ -104,6 +106,7 @@ class OpaqueCLIPModel(PreTrainedModel):
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.post_init()  # before the image encoder is there, whose weights it would make anew
         self.vision_model = OpaqueTower(image_encoder, image_size)
 
     def save_pretrained(self, *args, **kwargs) -> None:

@@ -28,7 +28,7 @@ class PixelPrompts(PromptModule):
         super().__init__(**options)
         self.factory = placed_like(view)
         self.bound = vpt_bound(view.patch_size, view.width)
-        self.image_channels = view.module.config.num_channels
+        self.image_channels = view.num_channels
 
     def uniform(self, *shape: int, low: float, high: float) -> nn.Parameter:
         """Return a parameter that starts as U(low, high)."""
