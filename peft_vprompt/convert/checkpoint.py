@@ -104,7 +104,7 @@ def load_base_model(name_or_path: str) -> nn.Module:
     pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     try:
         config: Any = AutoConfig.from_pretrained(path, **pinned)
-    except OSError:
+    except (OSError, ValueError):
         if not is_open_clip(path, revision=revision):
             raise
         return load_open_clip(path, revision=revision)

@@ -239,8 +239,10 @@ def _load_base(
     pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     try:
         config: Any = AutoConfig.from_pretrained(path, **pinned)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if not is_open_clip(path, revision=revision):
+            if not isinstance(error, OSError):
+                raise
             raise OSError(f"Cannot load the model {path!r}: {error}") from error
         if classifier:
             raise UnsupportedModelError(
@@ -268,11 +270,12 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
     It comes from the commit of the Hub that the model came from.
     """
     commit = getattr(base.config, "_commit_hash", None)
+    name: Any = base.name_or_path
     options: dict[str, Any] = {"backend": "pil", "trust_remote_code": False, "revision": commit}
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
-    except OSError:
-        if not is_open_clip(base.name_or_path, revision=commit):
+        processor: Any = AutoImageProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError):
+        if not is_open_clip(name, revision=commit):
             raise
         if image_size is not None:
             raise ValueError(
@@ -280,7 +283,7 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
                 "transformers of it first, with `vprompt convert-clip`."
             ) from None
         tower: Any = base.get_submodule(find_backbone(base).vision)
-        return open_clip_image_processor(base.name_or_path, tower.config.image_size, revision=commit)
+        return open_clip_image_processor(name, tower.config.image_size, revision=commit)
     if image_size is None:
         return processor
     if takes_any_shape(processor):

@@ -89,7 +89,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         safe = {"trust_remote_code": False} if library.partition(".")[0] in ("transformers", OWN_PACKAGE) else {}
         try:
             base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
-        except OSError:
+        except (OSError, ValueError):
             if not is_open_clip(name, revision=saved.revision):
                 raise
             base = load_open_clip(name, revision=saved.revision)
