@@ -25,7 +25,7 @@ class OpaqueVisionView(VisionView):
     num_prefix_tokens = 0
     prompts_first = True
     keeps_prompts = True
-    no_layers = "gives one vector for each image, and shows no layers whose tokens a prompt could stand beside"
+    no_layers: str = "gives one vector for each image, and shows no layers whose tokens a prompt could stand beside"
     no_read_only = "it shows no layers whose tokens they could read"
 
     @property

@@ -116,9 +116,7 @@ ENCODERS: tuple[str, ...] = (
 
 
 #: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
-OPAQUE: dict[str, str] = dict.fromkeys(
-    ("ResNetCLIPModel", "OpaqueCLIPModel", "AlignModel"), OpaqueVisionView.no_layers
-)
+OPAQUE = dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel", "AlignModel"), OpaqueVisionView.no_layers)
 
 
 #: Models that look like those above and cannot be prompted -> why.

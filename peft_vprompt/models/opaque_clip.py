@@ -29,7 +29,9 @@ class OpaqueTower(nn.Module):
     def __init__(self, encoder: nn.Module, image_size: int | None = None, num_channels: int = 3):
         super().__init__()
         self.encoder = encoder
-        self.config = PretrainedConfig(image_size=image_size, num_channels=num_channels)
+        self.config: Any = PretrainedConfig()
+        self.config.image_size = image_size
+        self.config.num_channels = num_channels
 
     def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images; `kwargs` are what else a call of the whole model carries, and are not looked at.
@@ -60,7 +62,6 @@ class OpaqueCLIPConfig(PretrainedConfig):
     """
 
     model_type = "opaque_clip"
-    # pyrefly: ignore[bad-override]  # transformers' own configs say it so
     sub_configs = {"text_config": CLIPTextConfig}
 
     def __init__(
@@ -71,7 +72,8 @@ class OpaqueCLIPConfig(PretrainedConfig):
         **kwargs,
     ):
         if not isinstance(text_config, CLIPTextConfig):
-            text_config = CLIPTextConfig(**({"projection_dim": projection_dim} | (text_config or {})))
+            fields: dict[str, Any] = {"projection_dim": projection_dim} | (text_config or {})
+            text_config = CLIPTextConfig(**fields)
         self.text_config = text_config
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value

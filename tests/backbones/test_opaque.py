@@ -141,8 +141,10 @@ class TestPixels:
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(tiny(NAME), str(tmp_path))
         assert torch.equal(loaded.encode_images(images()), model.encode_images(images()))
-        with model.disable_adapter():
-            assert torch.equal(model.encode_images(images()), plain_features(loaded.unload()))
+        with torch.no_grad(), model.disable_adapter():
+            torch.testing.assert_close(
+                model.encode_images(images()), plain_features(loaded.unload()), atol=1e-6, rtol=0
+            )
         assert str(model.unload()) == str(tiny(NAME))
 
     def test_hidden_states(self, wrap):
@@ -171,6 +173,7 @@ class TestPixels:
         assert str(base) == before
 
 
+@torch.no_grad()
 def plain_features(base):
     return torch.nn.functional.normalize(base.get_image_features(images()).pooler_output, dim=-1)
 

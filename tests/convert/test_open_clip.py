@@ -228,7 +228,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_the_image_processor(folder):
     processor = open_clip_image_processor(folder("vit"), 32)
-    assert processor.image_mean == [0.5, 0.4, 0.3] and processor.image_std == [0.2, 0.3, 0.4]
+    assert list(processor.image_mean) == [0.5, 0.4, 0.3] and list(processor.image_std) == [0.2, 0.3, 0.4]
     assert dict(processor.crop_size) == {"height": 32, "width": 32} and processor.do_center_crop
 
 

@@ -28,7 +28,7 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
         UnsupportedModelError: the text encoder is not CLIP's, logits have a bias, or tensors are missing or left.
     """
     try:
-        import open_clip
+        import open_clip  # pyrefly: ignore[missing-import]  # an extra
     except ImportError as error:
         raise ImportError(
             "Expected open_clip to run this model's image encoder. Install open_clip_torch, the extra [open_clip]."

@@ -119,7 +119,7 @@ def open_clip_image_processor(name_or_path: str | os.PathLike, image_size: int, 
     """
     folder = Path(name_or_path).parent if Path(name_or_path).is_file() else name_or_path
     file = find(folder, CONFIG_FILE, hub)
-    said = {} if file is None else json.loads(Path(file).read_text()).get("preprocess_cfg", {})
+    said: dict[str, Any] = {} if file is None else json.loads(Path(file).read_text()).get("preprocess_cfg", {})
     mode = said.get("resize_mode", "shortest")
     kinds = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
     kind = kinds.get(said.get("interpolation", "bicubic"))
@@ -134,8 +134,8 @@ def open_clip_image_processor(name_or_path: str | os.PathLike, image_size: int, 
         crop_size=square,
         do_center_crop=mode == "shortest",
         resample=kind,
-        image_mean=list(said.get("mean", OPENAI_CLIP_MEAN)),
-        image_std=list(said.get("std", OPENAI_CLIP_STD)),
+        image_mean=said.get("mean", OPENAI_CLIP_MEAN),
+        image_std=said.get("std", OPENAI_CLIP_STD),
     )
 
 

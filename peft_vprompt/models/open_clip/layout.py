@@ -97,7 +97,6 @@ def from_state_dict(
         raise UnsupportedModelError(
             f"Expected the tensors of a {type(model).__name__}. Received none, or of another shape: {listed(wrong)}. {REMEDY}."
         )
-    # pyrefly: ignore[bad-argument-type]  # the buffers that are not saved are made here
     model = type(model)(model.config)
     model.load_state_dict(weights, strict=False)
     return model.eval()

@@ -97,7 +97,6 @@ class ResNetCLIPConfig(PretrainedConfig):
     """
 
     model_type = "resnet_clip"
-    # pyrefly: ignore[bad-override]  # transformers' own configs say it so
     sub_configs = {"text_config": CLIPTextConfig, "vision_config": ResNetCLIPVisionConfig}
 
     def __init__(
@@ -110,7 +109,8 @@ class ResNetCLIPConfig(PretrainedConfig):
         if not isinstance(vision_config, ResNetCLIPVisionConfig):
             vision_config = ResNetCLIPVisionConfig(**(vision_config or {}))
         if not isinstance(text_config, CLIPTextConfig):
-            text_config = CLIPTextConfig(**({"projection_dim": vision_config.projection_dim} | (text_config or {})))
+            fields: dict[str, Any] = {"projection_dim": vision_config.projection_dim} | (text_config or {})
+            text_config = CLIPTextConfig(**fields)
         self.text_config = text_config
         self.vision_config = vision_config
         self.logit_scale_init_value = logit_scale_init_value

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class ResNetCLIPPreTrainedModel(PreTrainedModel):
 
     config_class = ResNetCLIPConfig
     base_model_prefix = "clip"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     _no_split_modules = ["Bottleneck", "AttentionPool", "CLIPTextEmbeddings", "CLIPEncoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -129,7 +130,7 @@ class ResNetCLIPVisionModel(ResNetCLIPPreTrainedModel):
 
     config_class = ResNetCLIPVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
 
     def __init__(self, config: ResNetCLIPVisionConfig):
         super().__init__(config)
