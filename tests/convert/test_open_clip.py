@@ -15,7 +15,7 @@ from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel, load_open_clip
 from peft_vprompt.models.open_clip import from_state_dict, open_clip_image_processor
 from tests.support.backbones import RESNET_CLIP, shake
-from tests.support.command_line import train, vprompt
+from tests.support.command_line import QUICK, train, vprompt
 from tests.support.models import CLASS_NAMES, TEXT, VISION, VOCABULARY_SIZE, images, tiny_tokenizer
 
 
@@ -246,11 +246,17 @@ def test_a_model_of_transformers(folder, tmp_path):
 def test_training_by_the_command_line_on_a_folder(kind, folder, colours, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     source = folder(kind, custom)
-    quick = ("--method", "coop", "--epochs", 1, "--shots", 2)
-    train(tmp_path / "run", source, colours, *quick)
+    train(tmp_path / "run", source, colours, "--method", "coop", *QUICK)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["steps"] > 0
     again = vprompt("evaluate", "--adapter", tmp_path / "run", "--data", colours, "--label-column", "colour")
     assert f"{results['accuracy']['all']:.1f}" in again
     model = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "run"))
     assert type(model.get_base_model()).__name__ == ("ResNetCLIPModel" if kind == "resnet" else "CLIPModel")
+    if kind == "resnet":
+        refused = train(tmp_path / "vpt", source, colours, "--method", "vpt", *QUICK, code=2)
+        assert "Set location='pad'" in refused.replace("\n", " ")
+        train(tmp_path / "vpt", source, colours, "--method", "vpt", "--set", "location=pad", *QUICK)
+        assert "Set vision_prompt_depth=0" in train(
+            tmp_path / "maple", source, colours, "--method", "maple", *QUICK, code=2
+        )
