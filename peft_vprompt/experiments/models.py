@@ -256,6 +256,11 @@ def _load_base(
         zero_shot = type(config) in AutoModelForZeroShotImageClassification._model_mapping
         auto: Any = AutoModelForZeroShotImageClassification if zero_shot else AutoModel
         base, loaded = auto.from_pretrained(path, **options)
+    elif type(config) not in AutoModelForImageClassification._model_mapping:
+        raise UnsupportedModelError(
+            f"Expected a model that has a class with a classification head. Received: {path!r}, a {config.model_type}, which has "
+            "none. Use a method on class names, such as classifier-r, which learns one vector for each class."
+        )
     else:
         names = dict(enumerate(class_names)) if class_names else config.id2label
         options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}

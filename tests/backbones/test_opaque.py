@@ -17,6 +17,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.experiments.models import load_base
 from peft_vprompt.models import OpaqueCLIPModel, ResNetCLIPConfig, ResNetCLIPModel
 from tests.support.backbones import find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
@@ -291,6 +292,12 @@ class TestTheModelItself:
     def test_an_unknown_size(self):
         with pytest.raises(ValueError, match="RN50x64"):
             ResNetCLIPConfig.of("RN34")
+
+
+def test_baselines_need_a_head(tmp_path):
+    tiny(NAME).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="a resnet_clip, which has none. Use a method on class names"):
+        load_base(str(tmp_path), CLASS_NAMES, classifier=True)
 
 
 def test_the_pipeline(tmp_path):
