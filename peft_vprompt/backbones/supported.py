@@ -215,7 +215,7 @@ def unknown_reader(model: nn.Module, backbone: Backbone) -> str | None:
     """
     path = backbone.vision.split(".")
     for parent in (model.get_submodule(".".join(path[:length])) for length in range(len(path))):
-        known = class_name(parent) in {*DUAL_ENCODERS, *HEADS, *ENCODERS}
+        known = class_name(parent) in {*DUAL_ENCODERS, *HEADS, *ENCODERS, *ENCODER_VIEWS}
         classes = type(unwrapped(parent)).__mro__
         theirs = [c for c in classes if c.__module__.startswith("transformers.models.") and "forward" in vars(c)]
         if theirs and not known and not any(c.__name__ in READERS for c in classes):

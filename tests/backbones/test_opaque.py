@@ -197,6 +197,14 @@ class TestAnyEncoder:
             model(pixel_values=images(), labels=labels()).loss.backward()
             assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
+    def test_the_card_does_not_promise_to_load_the_base_model(self, wrap, tmp_path):
+        wrap(base=tiny("OpaqueCLIPModel")).save_pretrained(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert "base = ...  # the OpaqueCLIPModel that the adapter was trained on" in card
+        assert "from transformers import OpaqueCLIPModel" not in card
+        wrap().save_pretrained(tmp_path / "resnet")
+        assert "from peft_vprompt.models import ResNetCLIPModel" in (tmp_path / "resnet" / "README.md").read_text()
+
     def test_what_is_refused(self, wrap):
         model = wrap(base=tiny("OpaqueCLIPModel"))
         with pytest.raises(TypeError, match="does not take interpolate_pos_encoding"):
