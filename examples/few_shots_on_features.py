@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, CLIPModel, set_seed
 from peft_vprompt import CLAPConfig, TipAdapterConfig
 from peft_vprompt.data import DataOptions, TrainTransform, few_shot, load_images
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.experiments.run import eval_sets
+from peft_vprompt.experiments.eval_sets import eval_sets
 from peft_vprompt.training.cached_features import cache_features, feature_rows
 from peft_vprompt.training.evaluation import evaluate
 from peft_vprompt.training.trainer import train

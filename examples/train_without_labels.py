@@ -22,7 +22,8 @@ from peft_vprompt import ContextOptConfig
 from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.demo import demo_model_path, demo_task
 from peft_vprompt.experiments.models import ModelBundle
-from peft_vprompt.experiments.pseudo_labels import random_k, zero_shot
+from peft_vprompt.experiments.pseudo_labels import random_k
+from peft_vprompt.experiments.zero_shot_scores import zero_shot
 from peft_vprompt.losses.classification import GeneralizedCrossEntropy
 from peft_vprompt.training.cached_features import cache_features, feature_rows
 from peft_vprompt.training.evaluation import EvalSet, evaluate

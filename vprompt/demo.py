@@ -33,7 +33,8 @@ def demo(
     """
     from peft_vprompt.experiments.models import DEMO_CHANGES
     from peft_vprompt.experiments.reports import explain, plot_results, results_table
-    from peft_vprompt.experiments.run import Settings, run_experiment
+    from peft_vprompt.experiments.run import run_experiment
+    from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.tuners.base.registry import get_method
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
     from peft_vprompt.experiments.models import ModelBundle
     from peft_vprompt.experiments.test_time import TestTimeSettings
+    from peft_vprompt.training.evaluation import EvalSet
 
 
 TUNING = "Test-time tuning"
@@ -94,17 +95,12 @@ def evaluate(
       --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
-    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, known_classes, subsets
-    from peft_vprompt.experiments.diagnostics import diagnose
-    from peft_vprompt.experiments.models import adapter_config
-    from peft_vprompt.experiments.reports import WORSE, is_worse
+    from peft_vprompt.experiments.adapter_classes import known_classes, subsets, warn_trained
+    from peft_vprompt.experiments.eval_sets import eval_sets
+    from peft_vprompt.experiments.models import adapter_config, as_published
     from peft_vprompt.experiments.results import require_local_data
-    from peft_vprompt.experiments.run import as_published, eval_sets
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
-    from peft_vprompt.experiments.test_time import view_sets
-    from peft_vprompt.training.evaluation import among_own_classes, chance, evaluate_beside_zero_shot
-    from peft_vprompt.training.evaluation import evaluate as evaluate_model
-    from peft_vprompt.training.test_time import evaluate_at_test_time
+    from peft_vprompt.training.evaluation import among_own_classes, chance
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -118,17 +114,14 @@ def evaluate(
         require_local_data(saved["data"], Path(adapter) / "results.json")
     if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
         say_named(config)
-    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
-    if data is None and adapter is not None:
-        _require_results(adapter, saved)
-        data = trained_on
-    rows = _read_rows(data, split, trained_on)
-    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
-    rows = classes_to_tell_apart(rows, listed, known_classes(config, saved), new_classes)
+    data, rows = _read(data, split, adapter, saved, known_classes(config, saved), new_classes)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
-    if (diagnosis is not None or tuning is not None) and is_multi_label(rows):
+    if not zero_shot:
+        warn_trained(subset, classes[subset], saved)
+    several = is_multi_label(rows)
+    if several and (diagnosis is not None or tuning is not None):
         raise ValueError(
             "Diagnosis and test-time tuning compare one class with another for each image. Leave --diagnose and "
             "--test-time out with --multi-label."
@@ -138,23 +131,11 @@ def evaluate(
     bundle = as_published(
         _load(adapter, words, model, saved, classes["all"], **place), data.benchmark if data else None
     )
-    sets = eval_sets(rows, {subset: classes[subset]}, bundle.image_processor)
+    asked = {subset: classes[subset]}
+    sets = eval_sets(rows, asked, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    options = {"bf16": bf16, "progress": "Test"}
-    plain = untuned = None
-    if zero_shot:
-        accuracy = evaluate_model(bundle.model, sets, zero_shot=True, **options)
-    elif tuning is not None:
-        views = view_sets(rows, {subset: classes[subset]}, bundle.image_processor, tuning)
-        views = {subset: among_own_classes(bundle.model, views[subset])}
-        accuracy, untuned = evaluate_at_test_time(bundle.model, views, tuning, **options)
-        plain = evaluate_model(bundle.model, sets, zero_shot=True, **options)
-    else:
-        accuracy, plain = evaluate_beside_zero_shot(bundle.model, sets, **options)
-    several = is_multi_label(rows)
-    guessed = (
-        chance_of_several(rows, {subset: classes[subset]}) if several else chance({subset: sets[subset].class_names})
-    )
+    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, bf16)
+    guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
         "subset": subset,
@@ -170,25 +151,73 @@ def evaluate(
         "image_size": size,
         "environment": environment(),
     }
-    beside = [f"without tuning {untuned[subset]:.2f} %"] if untuned else []
-    beside += [f"zero-shot {plain[subset]:.2f} %"] if plain else []
-    beside += [f"chance {guessed[subset]:.2f} %"]
-    worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
-    console.print(
-        f"{MEAN_AVERAGE_PRECISION.capitalize() if several else 'Accuracy'} on {subset} ({len(sets[subset].class_names)} classes, {result['images']} images): "
-        f"[bold]{accuracy[subset]:.2f} %[/]; {', '.join(beside)}.{worse}",
-        soft_wrap=True,
-    )
+    _say(result)
     if output is not None:
         write_json(result, output)
-    same = given("model", *SAME_IMAGES, "split", "subset", "device", "image_size")
+    same = given(
+        "model", *SAME_IMAGES, "split", "subset", "new_classes", "class_descriptions", "device", "bf16", "image_size"
+    )
     if several:
         return
     if diagnosis is None:
         if adapter is not None:
             say_next("evaluate", "--adapter", adapter, *same, "--diagnose", Path(adapter).name + "-diagnosis")
         return
-    report = diagnose(bundle.model, sets[subset], diagnosis, zero_shot)
+    _diagnose(bundle, sets[subset], diagnosis, zero_shot)
+    if not zero_shot and plain is not None:
+        say_next("evaluate", "--adapter", adapter, *same, "--zero-shot", "--diagnose", f"{diagnosis}-zero-shot")
+
+
+def _measure(
+    bundle: "ModelBundle",
+    rows: "Dataset",
+    asked: dict[str, list[str]],
+    sets: "dict[str, EvalSet]",
+    zero_shot: bool,
+    tuning: "TestTimeSettings | None",
+    bf16: bool,
+) -> tuple[dict, dict | None, dict | None]:
+    """Return the accuracy, and beside it those of zero-shot and without tuning, where they are others."""
+    from peft_vprompt.experiments.test_time import view_sets
+    from peft_vprompt.training.evaluation import among_own_classes, evaluate_beside_zero_shot
+    from peft_vprompt.training.evaluation import evaluate as evaluate_model
+    from peft_vprompt.training.test_time import evaluate_at_test_time
+
+    options = {"bf16": bf16, "progress": "Test"}
+    if zero_shot:
+        return evaluate_model(bundle.model, sets, zero_shot=True, **options), None, None
+    if tuning is None:
+        return *evaluate_beside_zero_shot(bundle.model, sets, **options), None
+    views = view_sets(rows, asked, bundle.image_processor, tuning)
+    views = {subset: among_own_classes(bundle.model, each) for subset, each in views.items()}
+    accuracy, untuned = evaluate_at_test_time(bundle.model, views, tuning, **options)
+    plain = evaluate_model(bundle.model, sets, zero_shot=True, **options)
+    return accuracy, plain, untuned
+
+
+def _say(result: dict) -> None:
+    """Print the accuracy beside those that it is to be compared with."""
+    from peft_vprompt.experiments.reports import WORSE, is_worse
+    from peft_vprompt.experiments.several_labels import metric_of
+
+    subset, accuracy, plain = result["subset"], result["accuracy"], result["zero_shot_accuracy"]
+    untuned = result.get("untuned_accuracy")
+    beside = [f"without tuning {untuned[subset]:.2f} %"] if untuned else []
+    beside += [f"zero-shot {plain[subset]:.2f} %"] if plain else []
+    beside += [f"chance {result['chance'][subset]:.2f} %"]
+    worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
+    console.print(
+        f"{metric_of(result).capitalize()} on {subset} ({len(result['classes'])} classes, {result['images']} images): "
+        f"[bold]{accuracy[subset]:.2f} %[/]; {', '.join(beside)}.{worse}",
+        soft_wrap=True,
+    )
+
+
+def _diagnose(bundle: "ModelBundle", test_set: "EvalSet", folder: Path, zero_shot: bool) -> None:
+    """Write the diagnosis and print what stands out in it."""
+    from peft_vprompt.experiments.diagnostics import diagnose
+
+    report = diagnose(bundle.model, test_set, folder, zero_shot)
     noise = report["estimated_noise"]
     console.print(
         f"Calibration error {100 * report['calibration']['ece']:.1f} %, estimated wrong labels "
@@ -200,9 +229,7 @@ def evaluate(
         if images:
             shown = ", ".join(str(each["image"] if isinstance(each, dict) else each) for each in images[:5])
             console.print(f"{title}: {escape(shown)}{', ...' if len(images) > 5 else ''}", soft_wrap=True)
-    console.print(f"All of them are in {escape(str(diagnosis / 'diagnosis.json'))}.", soft_wrap=True)
-    if not zero_shot and plain is not None:
-        say_next("evaluate", "--adapter", adapter, *same, "--zero-shot", "--diagnose", f"{diagnosis}-zero-shot")
+    console.print(f"All of them are in {escape(str(folder / 'diagnosis.json'))}.", soft_wrap=True)
 
 
 def _read_tuning(
@@ -237,6 +264,26 @@ def _load(
     embedded = saved is not None and saved["settings"]["model"] is None
     trained = next(iter(saved["classes"].values())) if saved else names
     return load_adapter(adapter, model, trained, embedded=embedded, **place)
+
+
+def _read(
+    data: "DataOptions | None",
+    split: str | None,
+    adapter: str | None,
+    saved: dict | None,
+    known: list[str] | None,
+    new_classes: bool,
+) -> "tuple[DataOptions | None, Dataset]":
+    """Return where the images to evaluate on are from, and these with the labels of the classes to tell apart."""
+    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart
+
+    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
+    if data is None and adapter is not None:
+        _require_results(adapter, saved)
+        data = trained_on
+    rows = _read_rows(data, split, trained_on)
+    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
+    return data, classes_to_tell_apart(rows, listed, known, new_classes)
 
 
 def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":

@@ -82,7 +82,7 @@ def noise_study(
     from peft_vprompt.experiments.models import DEMO_CHANGES
     from peft_vprompt.experiments.noise_plots import explain_study, plot_study, study_table
     from peft_vprompt.experiments.noise_study import Study, run_study
-    from peft_vprompt.experiments.run import Settings
+    from peft_vprompt.experiments.settings import Settings
 
     require_model(model, data)
     if model is None:
@@ -104,7 +104,7 @@ def noise_study(
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)
     say_saved(output)
-    same = given("model", *SAME_IMAGES, "shots")
+    same = given("model", *SAME_IMAGES, "shots", "device", "image_size")
     say_next("train", *same, *_best(result["summary"]), "--cache-features", "--output", output / "best")
 
 

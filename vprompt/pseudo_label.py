@@ -66,9 +66,8 @@ def pseudo_label(
     - `vprompt train --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
-    from peft_vprompt.experiments.models import build_model
-    from peft_vprompt.experiments.pseudo_labels import zero_shot
-    from peft_vprompt.experiments.run import as_published
+    from peft_vprompt.experiments.models import as_published, build_model
+    from peft_vprompt.experiments.zero_shot_scores import zero_shot
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -102,13 +101,13 @@ def pseudo_label(
         chosen.save(output)
     say_saved(output)
     first = ["--model", model[0]] if model else []
-    same = given(*SAME_IMAGES, "image_size")
+    same = given(*SAME_IMAGES, "device", "image_size")
     trained = output.with_suffix("")
     say_next("train", *first, *same, "--method", "coop", "--pseudo-labels", output, "--output", f"{trained}-coop")
 
 
 def _class_names(images: "DatasetDict", data: "DataOptions | None") -> list[str]:
-    from peft_vprompt.experiments.run import class_names_of
+    from peft_vprompt.experiments.eval_sets import class_names_of
 
     return class_names_of(images, data.listed_names if data else None)
 

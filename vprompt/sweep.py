@@ -68,8 +68,8 @@ def sweep(
       --method vpt-deep --output runs/vtab`
     """
     from peft_vprompt.data import find_tasks
-    from peft_vprompt.experiments.run import Settings
-    from peft_vprompt.experiments.sweep import Grid
+    from peft_vprompt.experiments.grid_search import Grid
+    from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.experiments.sweep import sweep as run_sweep
     from peft_vprompt.experiments.sweep_report import plot_sweep, sweep_table
     from peft_vprompt.tuners.base.registry import get_method

@@ -116,7 +116,8 @@ def train(
       --data path/to/folder --views 4`
     """
     from peft_vprompt.experiments.reports import explain, results_table
-    from peft_vprompt.experiments.run import Settings, run_experiment
+    from peft_vprompt.experiments.run import run_experiment
+    from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.tuners.base.registry import get_method
 
     row = get_method(method)
@@ -166,9 +167,16 @@ def train(
         console.print(f"On the images held out of the training images: {shown}.")
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
-        same = given("model", *SAME_IMAGES, "shots", "base_novel")
+        same = given("model", *SAME_IMAGES, "shots", "base_novel", "class_descriptions", "device", "image_size")
         say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
     else:
         novel = ["--subset", "novel"] if base_novel else []
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
-        say_next("evaluate", "--adapter", output, *novel, *diagnosis)
+        say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
+
+
+def _tested_on(run: dict) -> list[str]:
+    """Return the options that name images to evaluate on, where a run kept none to test on."""
+    if run["test_images"]:
+        return []
+    return ["--split", "validation"] if "validation" in run else ["--data", "path/to/images"]

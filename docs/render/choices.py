@@ -18,10 +18,10 @@ from peft_vprompt.convert import LAYOUTS
 from peft_vprompt.data import DataOptions
 from peft_vprompt.data.label_noise import KINDS
 from peft_vprompt.experiments import noise_study
+from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS
 from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
 from peft_vprompt.experiments.supervision import FALSE_POSITIVE
-from peft_vprompt.experiments.sweep import BASE_RATES, WEIGHT_DECAYS
 from peft_vprompt.losses import LOSSES
 from peft_vprompt.tuners.base.registry import METHODS
 from peft_vprompt.utils.io import atomic_path

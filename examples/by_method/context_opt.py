@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, CLIPModel, set_seed
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.data import DataOptions, TrainTransform, base_novel_split, few_shot, load_images, select_classes
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.experiments.run import eval_sets
+from peft_vprompt.experiments.eval_sets import eval_sets
 from peft_vprompt.training.evaluation import evaluate
 from peft_vprompt.training.trainer import train
 from peft_vprompt.tuners.base.registry import METHODS

@@ -28,8 +28,9 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from peft_vprompt.data import base_novel_split, select_classes
 from peft_vprompt.demo import demo_task
-from peft_vprompt.experiments.run import Settings
-from peft_vprompt.experiments.sweep import Grid, Trial, best_trial, final_runs, search, summary
+from peft_vprompt.experiments.grid_search import Grid, Trial, best_trial, search
+from peft_vprompt.experiments.settings import Settings
+from peft_vprompt.experiments.sweep import final_runs, summary
 from peft_vprompt.tuners.base.registry import get_method
 from peft_vprompt.utils.environment import environment
 from peft_vprompt.utils.io import write_json

@@ -283,7 +283,8 @@ def _resident() -> float:
 def fingerprint_share(settings, data) -> float:
     """Return which share of a run its identity takes."""
     from peft_vprompt.experiments.identity import Contents
-    from peft_vprompt.experiments.run import Run, RunOptions, run_experiment
+    from peft_vprompt.experiments.run import Run, run_experiment
+    from peft_vprompt.experiments.run_state import RunOptions
 
     with TemporaryDirectory() as folder:
         start = time.perf_counter()

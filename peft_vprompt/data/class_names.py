@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datasets import ClassLabel
 from datasets.features.features import register_feature
 
+from ..errors import ClassNamesError
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 
@@ -197,8 +198,13 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     missing = [key for key in keys if key not in found]
     if not missing:
         return
+    if repeated := [key for key in missing if len(_positions(among, _alike).get(_alike(key), [])) > 1]:
+        raise ClassNamesError(
+            f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
+            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0])}."
+        )
     alike = nearest(missing[0], among)
-    raise ValueError(
+    raise ClassNamesError(
         f"Classes of the data that are not among the {called}: {shorten(missing)}. The nearest to {missing[0]!r} is "
         f"{alike!r}. Names are found by what they say, never by their position: write them alike, or "
         f"{_how_to_map(missing[0], 'its name' if called.startswith('folders') else str(alike))}."

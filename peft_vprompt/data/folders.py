@@ -17,6 +17,11 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+#: Endings of pictures of phones, cameras and drawing programs, which are not read.
+_OTHER_PICTURES = (
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
+    *(".exr", ".heic", ".heif", ".jxl", ".psd", ".svg", ".xcf"),
+)
 #: Names of splits by the name that they have here.
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -77,13 +82,36 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         folders = [entry for entry in visible if entry.name not in _NO_CLASSES and entry.is_dir()]
+        if lost := [entry.path for entry in visible if _is_lost_folder(entry)]:
+            warn_caller(f"Links to folders that are not there are left out: {shorten(lost, 5)}.")
         yield from ((parts, entry.path) for entry in visible if not entry.is_dir())
         waiting += [(entry.path, (*parts, entry.name), above | {place}) for entry in reversed(folders)]
+
+
+def _is_lost_folder(entry: os.DirEntry) -> bool:
+    """Tell whether an entry is a link to nothing that is not called like a file; an image of this kind is found later."""
+    return entry.is_symlink() and not os.path.splitext(entry.name)[1] and not os.path.exists(entry.path)
 
 
 def is_image(path: str | Path) -> bool:
     """Tell whether a file is called like an image."""
     return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def warn_other_pictures(root: str | Path, found: Found) -> None:
+    """Say which files in class folders are pictures that are not read: an image is never left out without a word."""
+    left = [path for parts, path in found if parts and _is_other_picture(path)]
+    if left:
+        count = "1 picture is" if len(left) == 1 else f"{len(left)} pictures are"
+        warn_caller(
+            f"{count} left out in {root}, of a kind that is not read or without an ending: {shorten(left, 5)}. Save such as "
+            "JPEG or PNG to have them among the images."
+        )
+
+
+def _is_other_picture(path: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    return ending in _OTHER_PICTURES or (not ending and os.path.isfile(path))
 
 
 def _split(root: Path, found: Found) -> dict[str, Found]:
@@ -124,6 +152,11 @@ def _labelled(root: Path, found: Found, labels_from: str, keep_loose: bool) -> D
         warn_caller(
             f"Folders of {root} lie in each other: the class of an image is its whole path, such as {'/'.join(nested)!r}. "
             f"For {nested[0]!r} give labels_from='first' (`--labels-from first`), for {nested[-1]!r} 'last'."
+        )
+    if within := dict.fromkeys("/".join(parts) for parts, _ in found if any(map(split_name, parts[1:]))):
+        warn_caller(
+            f"Folders of {root} have the names of splits and lie in other folders, where they are read as classes: "
+            f"{shorten(list(within), 5)}. Splits are the folders at the top of what is named as the data."
         )
     labels = [_label(parts, labels_from) if parts else None for parts, _ in found]
     return Dataset.from_dict({"image": [path for _, path in found], "label": labels})

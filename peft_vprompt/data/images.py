@@ -55,7 +55,11 @@ def convert_to_rgb(image: Image.Image, background: str = "white") -> Image.Image
         image.seek(0)
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
+        grey = Image.fromarray(_to_eight_bits(image)).convert("RGB")
+        clear = image.info.get("transparency")  # the one value that is transparent
+        if clear is not None:
+            grey.paste(ImageColor.getrgb(background), mask=Image.fromarray(np.asarray(image) == clear))
+        return grey
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
@@ -103,11 +107,13 @@ class RGBImage(datasets.Image):
             if value["bytes"] is not None:
                 return _read(io.BytesIO(value["bytes"]), self.background)
             if value["path"] is not None and "://" not in value["path"]:
-                return _read(value["path"], self.background)
+                # An open file, not its name: of a name Pillow maps plain TIFFs into memory and scrambles rotated ones.
+                with open(value["path"], "rb") as file:
+                    return _read(file, self.background)
             return convert_to_rgb(super().decode_example(value, token_per_repo_id), self.background)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"Cannot read the image {_name_of(value)}: {error}. Mend or remove it, or read the data with "
+                f"Cannot read the image {_name_of(value)}: {str(error).rstrip('.')}. Mend or remove it, or read the data with "
                 "skip_bad_images=True (--skip-bad-images), which decodes every image before and leaves such out."
             ) from error
 

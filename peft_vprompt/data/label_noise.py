@@ -94,7 +94,7 @@ def confused_labels(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
 
     Args:
         labels: true labels [n].
-        probabilities: zero-shot probabilities [n, c], see `pseudo_labels.zero_shot`.
+        probabilities: zero-shot probabilities [n, c], see `zero_shot_scores.zero_shot`.
 
     Raises:
         ValueError: a table that does not fit the labels.

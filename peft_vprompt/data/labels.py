@@ -112,7 +112,10 @@ def check_column(dataset: Dataset, column: str) -> None:
             f"No column {column!r}: the images lie in no class folders. Put those of each class in a folder of its name, or "
             "write a table of images and labels; images without labels are for --unlabelled with --class-names."
         )
-    raise ValueError(f"No column {column!r}. The data has: {', '.join(dataset.column_names)}.")
+    raise ValueError(
+        f"No column {column!r}. The data has: {', '.join(dataset.column_names)}. Say which is which by image_column and "
+        "label_column (--image-column, --label-column)."
+    )
 
 
 def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:

@@ -12,13 +12,17 @@ from ..utils.validation import shorten
 from .class_names import repeated_names
 
 
-#: Lines of a key and a name: an id of WordNet, or a number.
+#: Lines of a key and a name, and what stands between them: an id of WordNet, or a number.
 _KEYED_LINES = (
-    re.compile(r"(n\d{8})[\s,:;]+(.+)"),
-    re.compile(r"(\d+)(?:\s*[,:;\t]\s*|[.)]?\s+)(.+)"),
+    re.compile(r"(n\d{8})(?:\s*[,:;=]\s*|\s+-\s+|\s+)(.+)"),
+    re.compile(r"(\d+)(?:\s*[,:;=]\s*|\s+-\s+|[.)]?\s+)(.+)"),
 )
+#: Endings of text that would be read as names line by line, and is no list of them.
+_OTHER_FORMS = (".yaml", ".yml", ".toml", ".xml", ".html", ".py")
 #: First cells of the header of a table of names.
 _HEADERS = {"class", "class_id", "folder", "id", "index", "key", "label", "number", "synset", "wnid"}
+#: Header of a column of names alone.
+_NAME_HEADERS = {"name", "names", "class_name", "class_names", "classname", "classnames", "label_name"}
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
@@ -33,10 +37,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, holds something else, or says one key twice.
+        ValueError: the file is empty, no text or of another form, or says one key twice.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8-sig")
+    text = _read_text(path)
     if path.suffix == ".json":
         try:
             names = _from_json(json.loads(text), path)
@@ -49,6 +53,19 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     if not names:
         raise ValueError(f"{path} holds no class name.")
     return names
+
+
+def _read_text(path: Path) -> str:
+    if path.suffix.lower() in _OTHER_FORMS:
+        raise ValueError(
+            f"Expected class names in a text file with one name per line, JSON, or a .csv of two columns. Received: {path}."
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). Save it as such."
+        ) from error
 
 
 def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:
@@ -84,7 +101,8 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
     rows = [row for row in rows if any(row)]
     if all(len(row) == 1 for row in rows):
-        return tuple(row[0] for row in rows)
+        names = tuple(row[0] for row in rows)
+        return names[1:] if names and names[0].lower().replace(" ", "_") in _NAME_HEADERS else names
     if any(len(row) != 2 for row in rows):
         raise ValueError(f"Expected two columns, folder or number and name, in {path}. Received: {rows[0]}.")
     if rows[0][0].lower().replace(" ", "_") in _HEADERS:

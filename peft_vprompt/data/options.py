@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageColor
+
 from .class_names import in_label_order
 from .readers import is_local
 
@@ -90,6 +92,12 @@ class DataOptions:
     split_seed: int = field(default=0, metadata={"help": "Seed of splits we make."})
 
     def __post_init__(self):
+        try:
+            ImageColor.getrgb(self.background)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Expected background as the name of a colour, such as white, or #rrggbb. Received: {self.background!r}."
+            ) from error
         if not self.label_separator.strip() and self.label_separator != " ":
             raise ValueError(f"Expected a label_separator such as ';'. Received: {self.label_separator!r}.")
         if self.multi_label:

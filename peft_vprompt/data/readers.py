@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from ..utils.digests import digest_json
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .class_names import nearest
-from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk
+from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_other_pictures
 from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
 
 
@@ -39,14 +41,14 @@ def _endings() -> tuple[str, ...]:
 
 
 def read_rows(
-    path: str, *, image_column: str, label_column: str, labels_from: str = "path", keep_loose: bool = False
+    path: str, *, image_column: str, label_column: str | None, labels_from: str = "path", keep_loose: bool = False
 ) -> dict[str, Dataset]:
     """Read all splits at a local path or of a data set on the Hub.
 
     Args:
         path: folder, file, pattern with wildcards, or id on the Hub.
         image_column: column of the images.
-        label_column: column of the classes.
+        label_column: column of the classes; None where each class has one.
         labels_from: which folders of an image folder are the class, see `label_files`.
         keep_loose: keep images that lie in no class folder.
 
@@ -61,6 +63,11 @@ def read_rows(
         return _read_directory(local, columns, folder)
     if local.is_file():
         return _read_files([local], columns, folder)
+    if "://" in path:
+        raise FileNotFoundError(
+            f"Expected a file, a folder, or a data set on the Hub by its id (owner/name). Received an address: {path}. "
+            "Download it once, and name the file."
+        )
     if glob.has_magic(path):
         return _read_pattern(local, columns, folder)
     if is_local(path):
@@ -86,7 +93,7 @@ def _beside(missing: Path) -> str:
     return f"Nearest in {parent}: {close!r}. Check the spelling and the current folder."
 
 
-def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
     if any((root / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
@@ -106,6 +113,7 @@ def _read_directory(root: Path, columns: dict[str, str], folder: dict) -> dict[s
             warn_caller(
                 f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
             )
+        warn_other_pictures(root, files)
         return label_files(root, images, **folder)
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
         if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
@@ -121,9 +129,7 @@ def _what_is_there(files: Found) -> str:
     return f"There are files in it: {held}. Images are read from {shorten(IMAGE_SUFFIXES, 30)}."
 
 
-def _read_files(
-    files: Sequence[Path], columns: dict[str, str], folder: dict, root: Path | None = None
-) -> dict[str, Dataset]:
+def _read_files(files: Sequence[Path], columns: dict, folder: dict, root: Path | None = None) -> dict[str, Dataset]:
     """Read files of one kind, by split if `root` is the folder they are in."""
     kinds = {next((ending for ending in _endings() if path.name.lower().endswith(ending)), "") for path in files}
     if len(kinds) > 1:
@@ -131,17 +137,17 @@ def _read_files(
     (kind,) = kinds
     if kind in TABLE_SUFFIXES:
         return read_tables(files, columns["image_column"], root)
+    if len(files) == 1 and (kind in _ARCHIVES or (kind in TAR_SUFFIXES and _holds_a_folder(files[0]))):
+        return _read_directory(_unpacked(files[0], kind), columns, folder)
     if kind in TAR_SUFFIXES:
         return read_tars(files, **columns, root=root)
-    if kind in _ARCHIVES and len(files) == 1:
-        return _read_directory(_unpacked(files[0]), columns, folder)
     what = "an image" if is_image(files[0]) else "a file of another kind"
     raise ValueError(
         f"Expected a folder of images, or a data file that ends in {', '.join(_endings())}. Received {what}: {files[0]}."
     )
 
 
-def _read_pattern(pattern: Path, columns: dict[str, str], folder: dict) -> dict[str, Dataset]:
+def _read_pattern(pattern: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
     """Read what fits a pattern: data files of one kind, images, or folders of them."""
     found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
     if not found:
@@ -165,9 +171,7 @@ def _metadata_files(root: Path) -> list[Path]:
     ]
 
 
-def _read_metadata(
-    root: Path, files: Sequence[Path], count: int, columns: dict[str, str], folder: dict
-) -> dict[str, Dataset]:
+def _read_metadata(root: Path, files: Sequence[Path], count: int, columns: dict, folder: dict) -> dict[str, Dataset]:
     """Read images with what `metadata.csv` says of them; their folders say their split, and the class if it does not."""
     image, label = columns["image_column"], columns["label_column"]
     parts = [next(iter(read_tables([path], image).values())) for path in files]
@@ -180,7 +184,13 @@ def _read_metadata(
             f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them."
         )
     split = rows["split"][:] if "split" in rows.column_names else [_folder_split(root, path) for path in paths]
-    if label not in rows.column_names:
+    if label is not None and label not in rows.column_names:
+        if not folder["keep_loose"] and all(Path(path).parent in (root, *{f.parent for f in files}) for path in paths):
+            names = ", ".join(name for name in rows.column_names if name != image)
+            raise ValueError(
+                f"No column {label!r} in {files[0]}, and no class folders. It has: {names}. Name the column of the classes by "
+                "label_column (--label-column)."
+            )
         found = [(Path(os.path.relpath(path, root)).parts[:-1], path) for path in paths]
         return label_files(root, found, **folder)
     chosen = {name: [i for i, s in enumerate(split) if s == name] for name in dict.fromkeys(split)}
@@ -191,8 +201,28 @@ def _folder_split(root: Path, path: str) -> str:
     return split_name(Path(os.path.relpath(path, root)).parts[0]) or "train"
 
 
-def _unpacked(archive: Path) -> Path:
-    """Unpack a zip file into the cache, once, and return the folder that holds the classes or splits."""
+def _holds_a_folder(archive: Path) -> bool:
+    """Tell whether a tar file is a packed folder of class folders: images with nothing beside each of the same name."""
+    seen: dict[tuple[str, str], str] = {}
+    images = False
+    try:
+        with tarfile.open(archive) as file:
+            for member in file:
+                name = Path(member.name)
+                if not member.isfile() or any(part.startswith(".") for part in name.parts):
+                    continue
+                if is_image(name) and len(name.parts) == 1:
+                    return False
+                images |= is_image(name)
+                if seen.setdefault((str(name.parent), name.name.partition(".")[0]), name.name) != name.name:
+                    return False  # a sample of several entries, as the WebDataset form has it
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        return False  # said where it is read
+    return images
+
+
+def _unpacked(archive: Path, kind: str) -> Path:
+    """Unpack a zip or tar file into the cache, once, and return the folder that holds the classes or splits."""
     status = os.stat(archive)
     place = Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-zip"
     folder = place / digest_json([str(archive), status.st_size, status.st_mtime_ns])
@@ -200,14 +230,21 @@ def _unpacked(archive: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         partial = mkdtemp(dir=place)
         try:
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(partial)
+            if kind in TAR_SUFFIXES:
+                with tarfile.open(archive) as file:
+                    # Nothing outside of the folder, and files alone; Python before 3.11.4 has no filter.
+                    file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+                    inside = [m for m in file if m.isfile() and not {"..", "/"} & set(Path(m.name).parts)]
+                    file.extractall(partial, inside)
+            else:
+                with zipfile.ZipFile(archive) as file:
+                    file.extractall(partial)
             os.replace(partial, folder)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"Cannot read {archive} as a zip file: {error}.") from error
+        except (zipfile.BadZipFile, tarfile.TarError) as error:
+            raise ValueError(f"Cannot unpack {archive}: {error}.") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return _inner(folder, archive.stem)
+    return _inner(folder, archive.name.removesuffix(kind))
 
 
 def _inner(folder: Path, stem: str) -> Path:

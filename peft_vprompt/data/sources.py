@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from ..errors import ClassNamesError
 from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
@@ -46,7 +47,9 @@ def load_images(options: DataOptions, validation: bool = False) -> DatasetDict:
     names = splits["train"].features["label"].names
     counts = np.sum([class_counts(split) for split in splits.values()], axis=0)
     if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        raise ValueError(f"Classes without an image: {shorten(empty)}. Set `min_images=1` to leave them out.")
+        raise ValueError(
+            f"Classes without an image: {shorten(empty)}. Leave them out by `min_images=1` (--min-images 1)."
+        )
     trained = class_counts(splits["train"])
     if missing := [name for name, count in zip(names, trained, strict=True) if not count]:
         raise ValueError(
@@ -54,11 +57,25 @@ def load_images(options: DataOptions, validation: bool = False) -> DatasetDict:
             "`where=('label!=...',)` (--where)."
         )
     if len(names) == 1:
-        raise ValueError(
-            f"Expected images of several classes. Received one class, {names[0]!r}: in a folder of images, all lie in the "
-            "one folder of that name. Put each class in a folder of its own, beside each other."
-        )
+        raise ValueError(f"Expected images of several classes. Received one class, {names[0]!r}: {_why_one(options)}")
     return DatasetDict(splits)
+
+
+def _why_one(options: DataOptions) -> str:
+    """Say what made one class of the data, and what to do."""
+    if options.labels_from != "path":
+        return f"all have the same folder where labels_from={options.labels_from!r} looks. Take another (--labels-from path)."
+    left_out = {
+        f"min_images={options.min_images}": options.min_images > 1,
+        f"where={options.where}": bool(options.where),
+        "skip_bad_images=True": options.skip_bad_images,
+    }
+    if by := [what for what, asked in left_out.items() if asked]:
+        return f"the others are left out by {' or '.join(by)}, or there are none. Add images of other classes."
+    return (
+        "in a folder of images, all lie in the one folder of that name. Put each class in a folder of its own, beside each "
+        "other."
+    )
 
 
 def _labelled_splits(options: DataOptions, validation: bool = False) -> dict[str, Dataset]:
@@ -215,7 +232,12 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
             "training images are not read here. Leave it out, and name the classes by `class_names`."
         )
     if "test" not in splits and options.test_fraction != 0 and _is_labelled(train, options):
-        return _without_labels(load_images(options))
+        try:
+            return _without_labels(load_images(options))
+        except ClassNamesError as error:
+            raise ClassNamesError(
+                f"{error} Labels serve to cut test images off here; test_fraction=0 (--test-fraction 0) reads none of them."
+            ) from error
     tests = label_splits({"test": splits["test"]}, options) if "test" in splits else {}
     check_column(train, options.image_column)
     train = image_column(train.select(np.flatnonzero(where_mask(train, options.where))), options)
@@ -249,7 +271,7 @@ def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
     splits = read_rows(
         options.path,
         image_column=options.image_column,
-        label_column=options.label_column,
+        label_column=None if options.label_columns else options.label_column,
         labels_from=options.labels_from,
         keep_loose=keep_loose,
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import tarfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .folders import split_name
 
@@ -68,7 +71,7 @@ def _read_file(path: Path) -> Dataset:
         if path.suffix.lower() in (".csv", ".tsv"):
             return _typed(_read_separated(path))
         return Dataset.from_list(_read_json(path))
-    except (ValueError, TypeError) as error:  # of pandas, json and pyarrow alike
+    except (ValueError, TypeError, pd.errors.ParserWarning) as error:  # of pandas, json and pyarrow alike
         raise ValueError(f"Cannot read the table {path}: {error}") from error
 
 
@@ -78,14 +81,27 @@ def _read_separated(path: Path) -> pd.DataFrame:
         header = file.readline()
     if separator not in header:
         separator = next((other for other in (";", "\t") if other in header), separator)
-    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
+        table = pd.read_csv(
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            index_col=False,
+            skipinitialspace=True,
+        )
+    if not len(table):
+        raise ValueError("Expected a row for each image below the header. Received none.")
+    return table.rename(columns=str.strip)
 
 
 def _typed(table: pd.DataFrame) -> Dataset:
     """Return a table of text with its whole numbers as numbers and empty cells as missing."""
     columns = {}
     for name in table.columns:
-        values = [value if value != "" else None for value in table[name].astype(object)]
+        values = [str(value).strip() or None for value in table[name].astype(object)]
         numbers = all(value is None or _WHOLE.fullmatch(value) for value in values) and any(values)
         columns[name] = [int(v) if numbers and v is not None else v for v in values]
     return Dataset.from_dict(columns)
@@ -124,14 +140,19 @@ def located(rows: Dataset, column: str, folder: Path) -> Dataset:
 
 
 def _locate(path: str, folder: Path) -> str:
-    return path if "://" in path else os.path.join(folder, os.path.expanduser(path))
+    if "://" in path:
+        return path
+    place = os.path.join(folder, os.path.expanduser(path))
+    if "\\" in path and not os.path.exists(place):  # of a table from Windows
+        return os.path.join(folder, path.replace("\\", "/"))
+    return place
 
 
 # ---- tar files ----------------------------------------------------------------------------------------------------
 
 
 def read_tars(
-    files: Sequence[Path], image_column: str, label_column: str, root: Path | None = None
+    files: Sequence[Path], image_column: str, label_column: str | None, root: Path | None = None
 ) -> dict[str, Dataset]:
     """Read tar files of the WebDataset form, by split as `read_tables`.
 
@@ -142,10 +163,18 @@ def read_tars(
         ValueError: a file that is no such tar.
     """
     splits = {name: list(map(str, some)) for name, some in group_by_split(files, root).items()}
-    tables = dict(load_dataset("webdataset", data_files=splits))
+    try:
+        tables = dict(load_dataset("webdataset", data_files=splits))
+    except (ValueError, TypeError, tarfile.TarError, DatasetsError) as error:
+        cause = error.__cause__ or error
+        hint = (
+            " The entry `cls` holds whole numbers. Write names to `txt`, and name it as the column of classes (--label-column "
+            "txt)."
+        ) * str(cause).startswith("invalid literal for int")
+        raise ValueError(f"Cannot read {files[0]} as a tar of the WebDataset form: {cause}.{hint}") from error
     for name, rows in tables.items():
         rows = _image_named(rows, image_column).flatten()
-        if label_column not in rows.column_names and "cls" in rows.column_names:
+        if label_column is not None and label_column not in rows.column_names and "cls" in rows.column_names:
             rows = rows.rename_column("cls", label_column)
         tables[name] = rows
     return tables

@@ -7,7 +7,8 @@ from peft import PeftConfig
 
 from ..data import with_class_names
 from ..data.class_names import find_classes
-from .run import split_classes
+from ..utils.warning import warn_caller
+from .eval_sets import split_classes
 
 
 def known_classes(config: PeftConfig | None, saved: dict | None) -> list[str] | None:
@@ -55,3 +56,14 @@ def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:
     if "base" in trained and set(trained["base"]) <= set(names) and len(names) == sum(map(len, trained.values())):
         return classes | trained
     return classes | (split_classes(list(names), True) if len(names) > 1 else {})
+
+
+def warn_trained(subset: str, names: Sequence[str], saved: dict | None) -> None:
+    """Say so where classes that are called novel, or a half that is called base, were all trained on."""
+    trained = saved["classes"].get("all") if saved is not None else None
+    if subset != "all" and trained is not None and set(names) <= set(trained):
+        half = {"base": "first", "novel": "second"}[subset]
+        warn_caller(
+            f"This adapter was trained on all of its classes: {subset!r} is the {half} half of them, and none of them is new "
+            "to it. Train with --base-novel to keep some back."
+        )

@@ -136,6 +136,20 @@ def finished_report(folder: Path, name: str = RESULTS) -> dict | None:
     return report if isinstance(report, dict) else None
 
 
+def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict | None:
+    """Return the report in a folder if it is of this run, else None.
+
+    Args:
+        folder: where the run was saved.
+        identity: what the run is, see `Contents.identity`.
+        gradients: whether the gradients must have been measured.
+    """
+    report = finished_report(folder)
+    if report is None or report.get(IDENTITY) != identity:
+        return None
+    return report if report.get("gradients") or not gradients else None
+
+
 def tell_changes(folder: Path, identity: dict) -> None:
     """Warn where a folder holds the result of another run, or one that is on the way there: this one starts afresh."""
     earlier = (finished_report(folder) or {}).get(IDENTITY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 
 from ..backbones.image_size import set_image_size
 from ..backbones.supported import find_backbone, is_dual_encoder
+from ..data import find_task, image_size
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
 from ..errors import UnsupportedModelError
@@ -154,6 +155,20 @@ def load_adapter(
             )
         model.describe_classes(class_descriptions)
     return ModelBundle(model.to(device), processor, None)
+
+
+def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
+    """Return the model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one.
+
+    Raises:
+        ValueError: an unknown task, or an image processor without a fixed size.
+    """
+    if benchmark is None:
+        return bundle
+    task = find_task(benchmark)
+    processor = task.image_processor(image_size(bundle.image_processor)[0])
+    recipe = None if bundle.recipe is None else replace(bundle.recipe, crop=task.crop)
+    return replace(bundle, image_processor=processor, recipe=recipe)
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:

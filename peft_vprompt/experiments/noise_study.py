@@ -32,9 +32,10 @@ from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
-from .identity import IDENTITY, RESULTS, Contents, keep_previous
-from .models import ModelBundle, build_model
-from .run import as_published, class_names_of, finished_run, require_test_images, run_experiment
+from .eval_sets import class_names_of, require_test_images
+from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous
+from .models import ModelBundle, as_published, build_model
+from .run import run_experiment
 from .settings import SEED, Settings
 from .supervision import Supervision, training_images
 

@@ -22,6 +22,12 @@ MEANINGS = {
     "hm": "hm: harmonic mean of both",
     "all": "all: every class, all trained on",
 }
+#: Likewise where nothing was trained.
+UNTRAINED = {
+    "base": "base: the first half of the classes",
+    "novel": "novel: the other half",
+    "all": "all: every class",
+}
 
 
 def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
@@ -74,9 +80,10 @@ def is_worse(accuracy: float | None, zero_shot: float | None) -> bool:
 def explain(runs: Sequence[dict]) -> str:
     """Return what the columns and marks of a table mean, in one line."""
     columns = _accuracy_columns(runs)
+    meanings = MEANINGS | ({} if any(run.get("adapter_bytes") for run in runs) else UNTRAINED)
     said = [
         f"{metric_of(runs[0]).capitalize()} in percent",
-        *(MEANINGS[column] for column in columns if column in MEANINGS),
+        *(meanings[column] for column in columns if column in meanings),
     ]
     if any(WORSE in show_accuracy(run, column) for run in runs for column in columns):
         said.append(f"{WORSE}: worse than zero-shot")

@@ -1,10 +1,8 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
 import shutil
-import statistics
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +11,34 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..data import (
-    EvalTransform,
     TrainTransform,
-    base_novel_split,
     cache_pixels,
     find_task,
-    image_size,
-    select_classes,
 )
-from ..data.multi_hot import is_multi_label
-from ..data.options import portable
 from ..errors import TrainingDivergedError
-from ..losses.classification import LOSSES, ClassificationLoss, make_loss
 from ..losses.label_checks import MULTI_LABEL
-from ..losses.multi_label import BinaryCrossEntropy
-from ..training.cached_features import FEATURES, RandomViews, cache_features, feature_rows
+from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
-from ..training.evaluation import EvalSet, batches, chance, evaluate, evaluate_beside_zero_shot, set_class_names
+from ..training.evaluation import EvalSet, batches, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
-from ..training.trainer import TrainResult, train
+from ..training.trainer import train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
-from ..tuners.base.spec import MethodSpec
-from ..tuners.coop import ContextOptConfig
-from ..tuners.tip_adapter.search import Found
 from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
-from ..utils.environment import environment
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
-from ..utils.validation import require_int
 from .ensemble import context_tokens, set_contexts
-from .identity import IDENTITY, RESULTS, Contents, finished_report, keep_previous, tell_changes
-from .models import ModelBundle, build_model
-from .settings import Settings
-from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several, check_labels
+from .eval_sets import class_names_of, eval_sets
+from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, tell_changes
+from .models import as_published, build_model
+from .run_report import report_of
+from .run_state import RunOptions, RunState
+from .settings import Settings, changed_recipe
+from .settings_checks import check_settings
 from .supervision import LabelledImages, training_images
-from .teacher import Teacher, check_teacher, load_teacher
+from .teacher import Teacher, load_teacher
 
 
 #: Folder, beside the adapter, of the last finite values of a run that diverged.
@@ -62,19 +50,9 @@ def run_experiment(
     data: DatasetDict,
     output: str | Path,
     *,
-    data_description: dict | None = None,
-    cached: bool = False,
-    watch: bool = False,
-    checkpoints: bool = True,
-    workers: int = 0,
-    gradients: bool = False,
-    quiet: bool = False,
-    class_names: Sequence[str] | None = None,
-    device: str | None = None,
-    report_to: Sequence[str] = (),
-    compare: bool = True,
     contents: Contents | None = None,
     wait: bool = False,
+    **options,
 ) -> dict:
     """Train and evaluate one method.
 
@@ -88,19 +66,9 @@ def run_experiment(
         data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
             `data.load_images`; also `validation`, where images were held out by `val_fraction`.
         output: folder for the adapter and `results.json`.
-        data_description: where the images are from, for `results.json`; a `benchmark` decides the preprocessing.
-        cached: augment every training image once and keep the pixels, which saves time and costs variety.
-        watch: measure the test accuracy after every epoch.
-        checkpoints: save one after every epoch, so that a killed run goes on where it was.
-        workers: processes that load images.
-        gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
-        quiet: show no progress bar.
-        class_names: names of the classes, where no image has a label.
-        device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
-        report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
-        compare: also measure zero-shot, where the model has a text tower.
         contents: digests of the data that are known already, for several runs on the same data.
         wait: wait while another process writes to the folder; else refuse.
+        **options: how the run goes: `cached=True`, `quiet=True` and the further fields of `RunOptions`.
 
     Returns:
         What `results.json` holds: settings, recipe, sizes, times, accuracies beside those of zero-shot and of guessing,
@@ -116,24 +84,12 @@ def run_experiment(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     check_settings(settings)
-    check_trackers(report_to)
-    options = RunOptions(
-        data_description=data_description,
-        cached=cached,
-        watch=watch,
-        checkpoints=checkpoints,
-        workers=workers,
-        gradients=gradients,
-        quiet=quiet,
-        class_names=class_names,
-        device=device,
-        report_to=tuple(report_to),
-        compare=compare,
-    )
-    run = Run(settings, data, Path(output), options)
+    run_options = RunOptions(**options)
+    check_trackers(run_options.report_to)
+    run = Run(settings, data, Path(output), run_options)
     with only_writer(output, wait) as writer:
         run.build()
-        run.identify(contents or Contents(data, data_description, cached))
+        run.identify(contents or Contents(data, run_options.data_description, run_options.cached))
         run.prepare_tests()
         if run.spec.trains:
             run.label()
@@ -145,103 +101,18 @@ def run_experiment(
         return run.save(writer)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run goes, beside its settings: the arguments of `run_experiment` of these names."""
+def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
+    """Return the report of a run, which is made unless the folder has the same one by content.
 
-    data_description: dict | None = None
-    cached: bool = False
-    watch: bool = False
-    checkpoints: bool = True
-    workers: int = 0
-    gradients: bool = False
-    quiet: bool = False
-    class_names: Sequence[str] | None = None
-    device: str | None = None
-    report_to: Sequence[str] = ()
-    compare: bool = True
-
-
-@dataclass
-class Run:
-    """One run of one method, as steps that are taken in the order they stand in, and what each of them makes.
-
-    Attributes:
-        settings: what to run.
-        data: `train`, and maybe `test` and `validation`.
-        output: folder for the adapter and `results.json`.
-        options: how the run goes.
-        classes: class names by the name of the split they are evaluated in; the first split is the one to train on.
-        teacher: whose predictions are distilled, None without one; from `build`.
-        bundle: the model, its image processor and its recipe; from `build`.
-        recipe: how to train, with the settings' changes, or None where nothing is trained; from `build`.
-        identity: what the run is by content; from `identify`.
-        test_sets: test images of every split, as the model takes them; from `prepare_tests`, none without test images.
-        validation_sets: likewise of images that were held out of the training images.
-        labelled: images and labels to train on; from `label`.
-        features: their features, where a method is trained on these; from `take_support`.
-        probes: measures of gradients along the way, one or none; from `train`.
-        results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
-        found: what a search on validation images found; from `search`.
-        accuracy: in percent, by split; from `evaluate`, empty without test images.
-        validation: likewise on the images that were held out; None where none were.
-        zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
-            asked.
-        teacher_accuracy: accuracy of the teacher on the test images; None without one.
+    Raises:
+        ValueError, TrainingDivergedError: as `run_experiment`.
     """
+    report = finished_run(folder, contents.identity(settings, class_names_of(data)))
+    return run_experiment(settings, data, folder, contents=contents, **options) if report is None else report
 
-    settings: Settings
-    data: DatasetDict
-    output: Path
-    options: RunOptions
-    classes: dict[str, list[str]] = field(init=False)
-    teacher: Teacher | None = field(default=None, init=False)
-    bundle: ModelBundle = field(init=False)
-    recipe: Recipe | None = field(init=False)
-    identity: dict = field(init=False)
-    test_sets: dict[str, EvalSet] = field(init=False)
-    validation_sets: dict[str, EvalSet] = field(init=False)
-    labelled: LabelledImages | None = field(default=None, init=False)
-    features: Dataset | RandomViews | None = field(default=None, init=False)
-    probes: list[GradientProbe] = field(default_factory=list, init=False)
-    results: list[TrainResult] = field(default_factory=list, init=False)
-    found: Found | None = field(default=None, init=False)
-    accuracy: dict[str, float] = field(init=False)
-    validation: dict[str, float] | None = field(default=None, init=False)
-    zero_shot: dict[str, float] | None = field(default=None, init=False)
-    teacher_accuracy: dict[str, float] | None = field(default=None, init=False)
 
-    def __post_init__(self):
-        check_labels(self.settings, self.multi_label)
-        self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
-
-    @property
-    def spec(self) -> MethodSpec:
-        """The method's row of the table."""
-        return get_method(self.settings.method)
-
-    @property
-    def _to_train(self) -> tuple[Recipe, LabelledImages]:
-        """Recipe and images of a run that trains, after `label`."""
-        return self.recipe, self.labelled  # pyrefly: ignore[bad-return]  # `run_experiment` trains with both alone
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether the images are of several classes or none."""
-        return any(is_multi_label(rows) for rows in self.data.values())
-
-    @property
-    def _loss(self) -> ClassificationLoss | BinaryCrossEntropy | None:
-        """What to minimise in the place of the model's own loss; None for that."""
-        asks = get_method(self.settings.method).config_class.__dataclass_fields__
-        if self.multi_label and "problem_type" not in asks:
-            return BinaryCrossEntropy()
-        return _loss(self.settings)
-
-    @property
-    def trained_classes(self) -> list[str]:
-        """Names of the classes to train on, in label order."""
-        return next(iter(self.classes.values()))
+class Run(RunState):
+    """One run of one method, as steps that are taken in the order they stand in; see `RunState` for what each makes."""
 
     def build(self) -> None:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
@@ -271,7 +142,7 @@ class Run:
         if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
             bundle = replace(bundle, recipe=replace(bundle.recipe, crop="none"))
         self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
-        self.recipe = None if self.bundle.recipe is None else _changed(self.bundle.recipe, settings)
+        self.recipe = None if self.bundle.recipe is None else changed_recipe(self.bundle.recipe, settings)
         if self.recipe is not None:
             self._stages(self.recipe)  # too short a length is refused here
         for names in [*self.classes.values(), self.trained_classes]:
@@ -428,58 +299,10 @@ class Run:
                     shutil.copy2(card, staging)
                 self.bundle.model.save_pretrained(str(staging))
                 adapter_bytes = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
-            report = self._report(adapter_bytes)
+            report = report_of(self, adapter_bytes)
             write_json(report, staging / RESULTS)
             writer.check()
         return report
-
-    def _report(self, adapter_bytes: int | None) -> dict:
-        return {
-            "title": get_method(self.settings.method).title,
-            "settings": asdict(self.settings),
-            "model_commit": getattr(self.bundle.model.get_base_model().config, "_commit_hash", None),
-            "recipe": self._recipe_report() if self.recipe else None,
-            "trainable_parameters": self.bundle.trainable_parameters if self.results else 0,
-            "adapter_bytes": adapter_bytes,
-            **_training_report(self.results),
-            "data": self._data,
-            "cached": self.options.cached,
-            "classes": self.classes,
-            "test_images": {name: len(test_set.rows) for name, test_set in self.test_sets.items()},
-            **({"metric": MEAN_AVERAGE_PRECISION} if self.multi_label else {}),
-            "accuracy": self.accuracy,
-            **({"validation": self.validation} if self.validation else {}),
-            **({"search": self.found._asdict()} if self.found else {}),
-            **({"teacher": self.teacher_accuracy} if self.teacher_accuracy else {}),
-            "zero_shot": self.zero_shot,
-            "chance": self._chance,
-            **(self.labelled.report if self.labelled else {}),
-            **({"gradients": self.probes[0].history} if self.probes else {}),
-            IDENTITY: self.identity,
-            "environment": environment(),
-        }
-
-    @property
-    def _chance(self) -> dict[str, float]:
-        if not self.multi_label:
-            return chance(self.classes)
-        return chance_of_several(self.data["test"], self.classes) if "test" in self.data else {}
-
-    def _recipe_report(self) -> dict:
-        """Return the recipe as it was followed: with the length that the number of shots means."""
-        recipe, _ = self._to_train
-        length = {"epochs": self._epochs, "steps": recipe.steps_for(self.settings.shots)}
-        return asdict(recipe) | length
-
-    @property
-    def _data(self) -> dict | None:
-        """Where the images are, seen from the folder of the results."""
-        return portable(self.options.data_description, self.output)
-
-    @property
-    def _epochs(self) -> int | None:
-        recipe, _ = self._to_train
-        return recipe.epochs_for(self.settings.shots)
 
     def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
         """Return the epochs or the steps of each stage of the training."""
@@ -542,173 +365,3 @@ class Run:
         with nullcontext() if self.spec.trains else model.disable_adapter():
             features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
         return feature_rows(features, views)
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse settings that contradict each other, before anything is read or built.
-
-    Raises:
-        ValueError: an unknown method or loss, or a method that cannot do what the settings ask for.
-    """
-    method = get_method(settings.method)
-    if settings.base_novel and not method.new_classes:
-        raise ValueError(
-            f"{method.title} learns its classes one by one and has nothing for novel ones: use all classes."
-        )
-    needs_clip = {
-        "cached features": settings.cache_features,
-        "training without labels": not settings.supervision.uses_labels,
-        "confusion noise": settings.supervision.noise == "confusion",
-    }
-    if method.is_baseline and (asked := [what for what, wanted in needs_clip.items() if wanted]):
-        raise ValueError(
-            f"{method.title} trains an image classifier, and {' and '.join(asked)} take a CLIP. Use a method that "
-            "learns prompts or a head of class features on one, such as coop or classifier-c."
-        )
-    if settings.base_novel and not settings.supervision.uses_labels:
-        raise ValueError("Without labels nobody knows which images are of the base classes: use all classes.")
-    if settings.loss_options and settings.loss is None:
-        raise ValueError(
-            f"Parameters of a loss need a loss. Received: {settings.loss_options} and no loss. Name one of: "
-            f"{', '.join(LOSSES)}."
-        )
-    _loss(settings)
-    require_int("ensemble", settings.ensemble, 1)
-    if settings.ensemble > 1 and method.config_class is not ContextOptConfig:
-        raise ValueError(
-            f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
-        )
-    _check_training(settings, method)
-    if settings.views != 1 and not settings.cache_features and method.support is None and settings.teacher is None:
-        raise ValueError(
-            f"Several views are kept with `cache_features` or for a teacher only. Received: views={settings.views}."
-        )
-    check_teacher(settings)
-
-
-def _check_training(settings: Settings, method: MethodSpec) -> None:
-    """Refuse to train what is not trained: for a cache, the method says whether its keys are.
-
-    Raises:
-        ValueError: names the settings.
-    """
-    if method.support is None:
-        return
-    if "train_keys" in settings.config:
-        raise ValueError(
-            f"Expected the method to say whether keys are trained. Received: {method.name} with "
-            f"train_keys={settings.config['train_keys']}. Leave it out, and use tip-adapter-f, or tip-adapter for no training."
-        )
-    names = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss")
-    given = [name for name in names if getattr(settings, name) is not None]
-    if method.recipe is None and given:
-        raise ValueError(
-            f"{method.title} trains nothing. Received: {', '.join(given)}. Leave them out, or use tip-adapter-f, which trains."
-        )
-
-
-def _changed(recipe: Recipe, settings: Settings) -> Recipe:
-    return recipe.override(
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def _loss(settings: Settings) -> ClassificationLoss | None:
-    return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
-
-
-def _training_report(results: list[TrainResult]) -> dict:
-    """Return what `results.json` says of the trainings: steps, times and the log."""
-    return {
-        "steps": sum(result.steps for result in results),
-        "seconds_per_step": statistics.median(result.seconds_per_step for result in results) if results else None,
-        "train_seconds": sum(result.train_seconds for result in results) if results else None,
-        "resumed_step": sum(result.resumed_step for result in results),
-        "history": [entry for result in results for entry in result.history],
-    }
-
-
-def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict | None:
-    """Return the report in a folder if it is of this run, else None.
-
-    Args:
-        folder: where the run was saved.
-        identity: what the run is, see `Contents.identity`.
-        gradients: whether the gradients must have been measured.
-    """
-    report = finished_report(folder)
-    if report is None or report.get(IDENTITY) != identity:
-        return None
-    return report if report.get("gradients") or not gradients else None
-
-
-def class_names_of(data: DatasetDict, given: Sequence[str] | None = None) -> list[str]:
-    """Return the class names of the data; unlabelled training images have those of the test images.
-
-    Args:
-        data: images by split.
-        given: names of the classes, where no image has a label.
-
-    Raises:
-        ValueError: no image has a label, and no names are given.
-    """
-    for rows in data.values():
-        if "label" in rows.column_names:
-            return rows.features["label"].names
-    if not given:
-        raise ValueError("Expected class names for images without labels. Give --class-names (class_names).")
-    return list(given)
-
-
-def require_test_images(data: DatasetDict, what: str) -> None:
-    """Refuse data without test images where these decide.
-
-    Raises:
-        ValueError: there are none; names what needs them.
-    """
-    if "test" not in data:
-        raise ValueError(f"{what} compares accuracies on test images. Received none: use a test_fraction above 0.")
-
-
-def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
-    """Return the model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one.
-
-    Raises:
-        ValueError: an unknown task, or an image processor without a fixed size.
-    """
-    if benchmark is None:
-        return bundle
-    task = find_task(benchmark)
-    processor = task.image_processor(image_size(bundle.image_processor)[0])
-    recipe = None if bundle.recipe is None else replace(bundle.recipe, crop=task.crop)
-    return replace(bundle, image_processor=processor, recipe=recipe)
-
-
-def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
-    """Return class names by the name of the split they are evaluated in; the first split is the one to train on.
-
-    Raises:
-        ValueError: fewer than two classes to make base and novel of.
-    """
-    return dict(zip(("base", "novel"), base_novel_split(names), strict=True)) if base_novel else {"all": names}
-
-
-def eval_sets(
-    test: Dataset, classes: dict[str, list[str]], image_processor, keep: Callable = Dataset.with_transform
-) -> dict[str, EvalSet]:
-    """Return the test images of every split, preprocessed as the model wants them.
-
-    Args:
-        test: labelled images.
-        classes: class names by the name of the split.
-        image_processor: the model's.
-        keep: applies the transform to images of one split.
-
-    Raises:
-        ValueError: a name is not a class of the images, or a split has no image.
-    """
-    transform = EvalTransform(image_processor)
-    return {name: EvalSet(keep(select_classes(test, names), transform), names) for name, names in classes.items()}

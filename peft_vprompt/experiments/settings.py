@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from ..core.class_descriptions import read_descriptions
+from ..losses.classification import ClassificationLoss, make_loss
+from ..tuners.base.recipe import Recipe
 from ..utils.fields import check_fields
 from .supervision import Supervision
 
@@ -74,6 +76,21 @@ class Settings:
     def reads_labels(self) -> bool:
         """Whether labels of the training images are read."""
         return self.supervision.uses_labels and self.teacher is None
+
+
+def changed_recipe(recipe: Recipe, settings: Settings) -> Recipe:
+    """Return a recipe with the changes of the settings."""
+    return recipe.override(
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def loss_of(settings: Settings) -> ClassificationLoss | None:
+    """Return the loss that the settings name; None for the model's own."""
+    return make_loss(settings.loss, **settings.loss_options) if settings.loss else None
 
 
 def changed_settings(settings: dict) -> dict:

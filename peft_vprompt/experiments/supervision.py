@@ -18,7 +18,8 @@ from ..training.cached_features import cache_features
 from ..utils.digests import digest_arrays
 from ..utils.fields import check_fields
 from ..utils.warning import warn_caller
-from .pseudo_labels import SELECTORS, PseudoLabels, zero_shot
+from .pseudo_labels import SELECTORS, PseudoLabels
+from .zero_shot_scores import zero_shot
 
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ..data import AugmentedRows, ViewTransform
 from ..training.evaluation import EvalSet
 from ..training.test_time import TestTimeTuning
 from ..utils.fields import check_fields
-from .run import eval_sets
+from .eval_sets import eval_sets
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,25 @@
-"""The files of a saved adapter: written together, with a digest by which damaged weights are known."""
+"""The files of a saved adapter: written together, and read with checks that they are intact and belong together."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterMismatchError
+from ..tuners.base.class_name_checks import digest_names
 from ..utils.digests import digest_tensors
 from ..utils.io import atomic_files, finish_saving
 
@@ -77,6 +81,37 @@ def check_digest(weights: Mapping[str, Tensor], model_id: str | os.PathLike, hub
         raise AdapterMismatchError(
             f"Cannot read the adapter weights in {str(model_id)!r}: the file is damaged, its tensors are not those that "
             "were saved. Save or download it again."
+        )
+
+
+def check_classes(config: Any, model_id: str | os.PathLike, hub_options: dict) -> None:
+    """Refuse an adapter that learned something for each class, where its classes are not those of the file.
+
+    An adapter that was saved before this was recorded passes.
+
+    Args:
+        config: the adapter's.
+        model_id: folder or Hub id of the adapter.
+        hub_options: `subfolder`, `revision`, `cache_dir` of the adapter.
+
+    Raises:
+        AdapterMismatchError: they differ.
+    """
+    classes = getattr(config, "learned_classes", None)
+    if classes is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the adapter was made
+        try:
+            saved: Any = PeftConfig.from_pretrained(str(model_id), **hub_options)
+        except ValueError:  # weights alone, for an adapter that is there already
+            return
+    if saved.class_names_digest not in (None, digest_names(classes)):
+        names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise AdapterMismatchError(
+            f"The adapter in {str(model_id)!r} learned something for each of its classes, and these are not the "
+            f"names it learned them for. Received: {len(classes)} names ({names}). Put back the names, "
+            f"in their order, that {CONFIG_NAME} was saved with, or train an adapter for these."
         )
 
 

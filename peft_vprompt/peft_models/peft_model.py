@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
 
 from peft import PeftConfig
-from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..core.batch_norm import hold_statistics
 from ..core.tokenization import resolve_local_path
-from ..errors import AdapterMismatchError
 from ..losses.multi_label import BinaryCrossEntropy
 from ..tuners.base import registry
 from ..tuners.base.classifier import ClassificationOutput, ClassNameClassifier
-from ..tuners.base.config import TASK_TYPE, PromptConfig, digest_names
+from ..tuners.base.config import TASK_TYPE, PromptConfig
 from ..tuners.base.input_checks import as_labels, drop_idle
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.tuner import PromptTuner
+from .adapter_files import check_classes
 from .mixed_batches import call_with_adapters
 from .support import check_cache
 from .without_gradients import LearnsWithoutGradients
@@ -48,7 +45,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
         for other in self.peft_config:
-            self.class_name_classifier.take_classes(other)
+            self.class_name_classifier.in_use.take(other)
         try:
             self.class_name_classifier.add_adapter(adapter_name)
         except Exception:
@@ -175,7 +172,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         with self._changing():
             if template is not None:
                 self.class_name_classifier.adapted.set_template(template)
-            self.class_name_classifier.set_class_names(names, tokenizer)
+            self.class_name_classifier.in_use.set(names, tokenizer)
             self._show_labels()
 
     def start_class_head(self) -> None:
@@ -253,7 +250,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             ValueError: images of another shape than the encoder takes, or none.
             TypeError: keyword arguments that it does not take.
         """
-        return self.class_name_classifier.encode_images(pixel_values, **options)
+        return self.class_name_classifier.images.encode(pixel_values, **options)
 
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
@@ -313,10 +310,9 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
     def add_weighted_adapter(self, adapters, weights=None, adapter_name="weighted", *args, **kwargs) -> None:
         """See `AdapterModel.add_weighted_adapter`; the new adapter has the first one's classes."""
         super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
-        if (
-            adapter_name not in self.class_name_classifier.memory.class_lists
-        ):  # PEFT's own tuners pass `add_adapter` by
-            self.class_name_classifier.take_classes(adapter_name)
+        classes = self.class_name_classifier.in_use
+        if adapter_name not in classes.memory.class_lists:  # PEFT's own tuners pass `add_adapter` by
+            classes.take(adapter_name)
 
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
@@ -388,31 +384,8 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
         super()._check_fit(adapter_name, weights, model_id, hub_options)
-        self._check_classes(adapter_name, model_id, hub_options)
+        check_classes(self.peft_config[adapter_name], model_id, hub_options)
         check_cache(self.class_name_classifier, adapter_name, model_id)
-
-    def _check_classes(self, adapter_name: str, model_id, hub_options: dict) -> None:
-        """Refuse an adapter that learned something for each class, where its classes are not those of the file.
-
-        An adapter that was saved before this was recorded passes.
-        """
-        config: Any = self.peft_config[adapter_name]
-        classes = getattr(config, "learned_classes", None)
-        if classes is None:
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said when the adapter was made
-            try:
-                saved: Any = PeftConfig.from_pretrained(str(model_id), **hub_options)
-            except ValueError:  # weights alone, for an adapter that is there already
-                return
-        if saved.class_names_digest not in (None, digest_names(classes)):
-            names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise AdapterMismatchError(
-                f"The adapter in {str(model_id)!r} learned something for each of its classes, and these are not the "
-                f"names it learned them for. Received: {len(classes)} names ({names}). Put back the names, "
-                f"in their order, that {CONFIG_NAME} was saved with, or train an adapter for these."
-            )
 
     def _complete_config(self, config: PeftConfig | None) -> None:
         super()._complete_config(config)

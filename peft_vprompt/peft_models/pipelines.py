@@ -4,20 +4,25 @@
   report an error for classes that are not in their table. Goes when a PEFT model may say for itself what it can do.
 * In zero-shot classification a learned context decides the text around the names, as in training. Reason: the pipeline
   fills a template of its own, whose words would come on top of the context. Goes when a model may name its template.
+* Both read files and images in memory as a training does: 16 bits scaled, transparent parts on white. Reason:
+  transformers cuts 16-bit values off at 255 and shows what lies under transparent parts. Goes when `load_image` does so.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..utils.late_imports import patch_methods
 from .peft_model import PeftModelForImageClassification
+from .safe_saving import SavedPeftModel
 
 
 #: Our PEFT models by the pipelines that take them.
@@ -36,7 +41,36 @@ def tell_tasks(module: ModuleType) -> None:
 
 def patch_zero_shot(module: ModuleType) -> None:
     """Patch the pipeline of `transformers.pipelines.zero_shot_image_classification`."""
-    patch_methods(module.ZeroShotImageClassificationPipeline, {"preprocess": own_template, "_forward": own_classes})
+    patches = {"preprocess": lambda preprocess: as_seen(own_template(preprocess)), "_forward": own_classes}
+    patch_methods(module.ZeroShotImageClassificationPipeline, patches)
+
+
+def patch_classification(module: ModuleType) -> None:
+    """Patch the pipeline of `transformers.pipelines.image_classification`."""
+    patch_methods(module.ImageClassificationPipeline, {"preprocess": as_seen})
+
+
+def as_seen(preprocess: Callable) -> Callable:
+    """Read an image of a file or in memory as `data.images.to_rgb` does."""
+
+    def run(self, image, *args, **kwargs):
+        if isinstance(self.model, SavedPeftModel):
+            image = _in_rgb(image)
+        return preprocess(self, image, *args, **kwargs)
+
+    return run
+
+
+def _in_rgb(image: Any) -> Any:
+    """Return an image in RGB; what is neither an image nor the path of a file stays."""
+    from ..data.images import to_rgb  # with it comes datasets, which the models do not need
+
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if not (isinstance(image, str) and os.path.isfile(image)):
+        return image
+    with open(image, "rb") as file, Image.open(file) as opened:
+        return to_rgb(opened)
 
 
 def own_template(preprocess: Callable) -> Callable:

@@ -114,7 +114,7 @@ def encode(
         ValueError: no image, other images in another pass, labels that are no classes.
         UnsupportedModelError: the image features depend on what is trained.
     """
-    classifier.require_fixed_images()
+    classifier.images.require_fixed()
     if isinstance(images, Tensor):
         if labels is None or views != 1:
             raise ValueError(
@@ -163,7 +163,7 @@ def encode_pass(classifier: ClassNameClassifier, batches: Iterable[Mapping[str, 
             given = inputs.get("image_features")
             if given is None:
                 inputs = {name: value.to(device) for name, value in inputs.items()}
-                given = classifier.project_images(**inputs)
+                given = classifier.images.project(**inputs)
             features.append(given.to(device))
     if not features:
         raise ValueError("Expected labelled images. Received none.")

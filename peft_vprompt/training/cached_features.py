@@ -82,7 +82,7 @@ def cache_features(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     require_int("views", views, 1)
-    model.class_name_classifier.require_fixed_images()
+    model.class_name_classifier.images.require_fixed()
     digests = image_digests(images)
     key = {
         "model": model_fingerprint(model),
@@ -173,7 +173,7 @@ def encode_frozen(model, batch: dict[str, torch.Tensor], normalized: bool = True
     They are L2-normalised, or as the model projects them. `batch` is what the image processor gives: `pixel_values`, and what else the model takes with them.
     """
     device = device_of(model)
-    encode = model.encode_images if normalized else model.class_name_classifier.project_images
+    encode = model.encode_images if normalized else model.class_name_classifier.images.project
     with eval_mode(model), torch.autocast(device.type, enabled=False):
         features = encode(**{name: tensor.to(device) for name, tensor in batch.items()})
     return features.float().cpu()

@@ -220,7 +220,7 @@ def _leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
     try:
-        classifier.require_fixed_images()
+        classifier.images.require_fixed()
     except UnsupportedModelError:
         return False
     return not classifier.changes_images()

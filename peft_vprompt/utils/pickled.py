@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -337,7 +338,7 @@ class _Machine:
 
 def _stand_in(function: Any, arguments: Any) -> Any:
     """Return what stands for the result of a call: a dict, the place of a tensor, or nothing but the name."""
-    name = str(function).replace("__builtin__", "builtins") if isinstance(function, Global) else "object"
+    name = str(_of_python_3(function)) if isinstance(function, Global) else "object"
     if name in _ATTACKS or name.partition(".")[0] in _ATTACKING_MODULES:
         raise PickleError(f"it asks to call {name[:60]}, and a pickle can run code: nothing in this one was run")
     if isinstance(function, Global) and function.module.partition(".")[0] == "__torch__":
@@ -358,6 +359,13 @@ def _stand_in(function: Any, arguments: Any) -> Any:
             raise PickleError("it has a tensor without numbers")
         return Stored(storage, _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, stride)), dtype)
     return Opaque(name)
+
+
+def _of_python_3(name: Global) -> Global:
+    """Return the name that Python 3 has for what pickles up to protocol 2 (torch's) call as Python 2 did."""
+    if tuple(name) in NAME_MAPPING:
+        return Global(*NAME_MAPPING[tuple(name)])
+    return Global(IMPORT_MAPPING.get(name.module, name.module), name.name)
 
 
 def _whole(value: Any) -> int:

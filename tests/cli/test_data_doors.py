@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.command_line import vprompt
+from tests.support.command_line import next_command, vprompt
 from tests.support.saved_models import COLOURS
 
 
@@ -101,13 +101,23 @@ def test_a_name_that_is_nearly_right(adapters, tmp_path):
     assert "The nearest to 'greem' is 'green'" in shown and "--new-classes" in shown
 
 
-def test_new_classes(adapters, tmp_path):
-    some = write_colours(tmp_path, {"white": 5, "green": 4}, {"white": "fox", "green": "owl"})
+def test_new_classes(adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    some = write_colours(tmp_path / "some", {"white": 5, "green": 4}, {"white": "fox", "green": "owl"})
     result = evaluated(adapters["any"], "--data", some, "--new-classes")
     assert result["classes"] == ["fox", "owl"]
+    again = vprompt(*next_command(vprompt("evaluate", "--adapter", adapters["any"], "--data", some, "--new-classes")))
+    assert f"Accuracy on all (2 classes, 9 images): {result['accuracy']['all']:.2f} %" in again
     assert "mean nothing" in vprompt(
         "evaluate", "--adapter", adapters["specific"], "--data", some, "--new-classes", code=2
     )
+
+
+@pytest.mark.parametrize(("subset", "half"), [("base", "first"), ("novel", "second")])
+def test_classes_that_were_all_trained_on_are_not_passed_off_as_novel(subset, half, adapters):
+    shown = vprompt("evaluate", "--adapter", adapters["any"], "--subset", subset)
+    assert f"{subset!r} is the {half} half of them, and none of them is new" in shown
+    assert "none of them is new" not in vprompt("evaluate", "--adapter", adapters["any"])
 
 
 def test_base_and_novel_are_those_of_the_training(clip_path, photos, tmp_path):
@@ -126,6 +136,7 @@ class TestWithoutTestImages:
         assert "no test images" in shown
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["accuracy"] == results["test_images"] == {}
+        assert "--data path/to/images" in shown
         assert "--split train" in vprompt("evaluate", "--adapter", tmp_path, code=2)
         assert evaluated(tmp_path, "--split", "train")["images"] == 32
 
@@ -135,6 +146,7 @@ class TestWithoutTestImages:
         held_out = json.loads((tmp_path / "results.json").read_text())["validation"]
         assert f"held out of the training images: all {held_out['all']:.2f} %" in shown
         assert evaluated(tmp_path, "--split", "validation")["accuracy"] == held_out
+        assert f"Accuracy on all (4 classes, 8 images): {held_out['all']:.2f} %" in vprompt(*next_command(shown))
 
     def test_nothing_to_watch(self, clip_path, photos, tmp_path):
         more = ("--method", "coop", "--test-fraction", 0, "--watch", *SHORT)
@@ -147,9 +159,11 @@ class TestWithoutTestImages:
         for number, path in enumerate(sorted(photos.glob("*/*.png"))):
             (flat / f"{number}.png").write_bytes(path.read_bytes())
         names = tmp_path / "names.txt"
-        names.write_text("\n".join(COLOURS))
         base = ("--output", tmp_path / "a", "--model", clip_path, "--data", flat, "--method", "coop", *SHORT)
         assert "--class-names" in vprompt("train", *base, "--unlabelled", code=2)
+        names.write_text(", ".join(COLOURS))
+        assert "one name per line" in vprompt("train", *base, "--unlabelled", "--class-names", names, code=2)
+        names.write_text("\n".join(COLOURS))
         vprompt("train", *base, "--unlabelled", "--class-names", names)
         results = json.loads((tmp_path / "a" / "results.json").read_text())
         assert results["classes"] == {"all": list(COLOURS)} and results["accuracy"] == {}

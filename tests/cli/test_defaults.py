@@ -1,19 +1,10 @@
 """What commands do when little is said: all classes, a model for images of one's own, and what comes next."""
 
 import json
-import shlex
 
 import pytest
 
-from tests.support.command_line import QUICK, train, vprompt
-
-
-def next_command(shown: str) -> list[str]:
-    """The command that a command says comes next."""
-    line = next(line for line in shown.splitlines() if line.startswith("Next: "))
-    name, *arguments = shlex.split(line.removeprefix("Next: "))
-    assert name == "vprompt"
-    return arguments
+from tests.support.command_line import QUICK, next_command, train, vprompt
 
 
 @pytest.mark.parametrize(

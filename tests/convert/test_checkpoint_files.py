@@ -5,6 +5,9 @@ import functools
 import io
 import os
 import pathlib
+import pickle
+import subprocess
+import urllib.request
 import zipfile
 from contextlib import suppress
 
@@ -125,9 +128,20 @@ def test_nothing_in_a_file_is_called(hostile, where, zipped, tmp_path, monkeypat
     assert not list(tmp_path.glob("ran*"))
 
 
-def test_a_call_that_only_an_attack_makes_is_named(tmp_path):
-    torch.save({"state_dict": {"ctx": torch.zeros(4, 8)}, "x": Called(eval, "1")}, tmp_path / "model.pth")
-    with pytest.raises(AdapterMismatchError, match="asks to call builtins.eval.*nothing in this one was run"):
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    ("hostile", "name"),
+    [
+        (Called(eval, "1"), "builtins.eval"),
+        (Called(subprocess.Popen, ["touch", "ran"]), "subprocess.Popen"),  # `commands.Popen` up to protocol 2
+        (Called(urllib.request.urlopen, "http://example.org"), "urllib.request.urlopen"),
+        (Called(pickle.loads, b"N."), "_?pickle.loads"),
+    ],
+)
+def test_a_call_that_only_an_attack_makes_is_named(hostile, name, protocol, tmp_path):
+    content = {"state_dict": {"ctx": torch.zeros(4, 8)}, "x": hostile}
+    torch.save(content, tmp_path / "model.pth", pickle_protocol=protocol)
+    with pytest.raises(AdapterMismatchError, match=f"asks to call {name}.*nothing in this one was run"):
         converted(tmp_path / "model.pth", tmp_path / "adapter")
 
 

@@ -25,10 +25,13 @@ WNIDS = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
         ("n.csv", "folder,name\na,sea lion\nb,owl\n", {"a": "sea lion", "b": "owl"}),
         ("n.csv", 'a,"sea lion, grey"\n', {"a": "sea lion, grey"}),
         ("n.csv", "a;owl\n", {"a": "owl"}),
+        ("n.csv", "class name\nsea lion\nowl\n", ("sea lion", "owl")),
         ("n.tsv", "a\tsea lion\n", {"a": "sea lion"}),
         ("n.txt", "a\tsea lion\nb\towl\n", {"a": "sea lion", "b": "owl"}),
         ("n.txt", "0 tench\n10: goldfish\n2, shark\n", {"0": "tench", "10": "goldfish", "2": "shark"}),
         ("n.txt", WNIDS, {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish"}),
+        ("n.txt", "n01440764: tench\nn01443537 - fox-red\n", {"n01440764": "tench", "n01443537": "fox-red"}),
+        ("n.txt", "0 - tench\n1=shark\n", {"0": "tench", "1": "shark"}),
         ("n.txt", "737-800\n747-400\n", ("737-800", "747-400")),
         ("n.txt", "magpie, Pica pica\nowl\n", ("magpie, Pica pica", "owl")),
     ],
@@ -47,10 +50,12 @@ def test_files_of_names(tmp_path, name, text, expected):
         ("n.json", "cat\ndog", "n.json is not JSON"),
         ("n.csv", "a,x\na,y\n", "twice: a"),
         ("n.csv", "a,x,1\n", "two columns"),
+        ("n.yaml", "names:\n  0: cat\n", "one name per line, JSON.*n.yaml"),
+        ("n.txt", b"caf\xe9\nth\xe9\n", "n.txt is no text in UTF-8 .*at byte 3.*Save it"),
     ],
 )
 def test_bad_files_of_names(tmp_path, name, text, match):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=match):
         read_class_names(tmp_path / name)
 
@@ -112,6 +117,12 @@ def test_the_remedy_works(tmp_path):
     assert mapping == {"kitti": "kitty"}
     rows = load_images(DataOptions(path, class_names=mapping | {"dog": "dog"}))["train"]
     assert paths_and_names(rows) == {("kitti", "kitty"), ("dog", "dog")}
+
+
+def test_folders_of_a_name_that_is_given_several_times(tmp_path):
+    path = write_folder(tmp_path, {"crane": 3, "owl": 3})
+    with pytest.raises(ValueError, match=r"several times.*: crane\. Write each once"):
+        load_images(DataOptions(path, class_names=("crane", "owl", "crane")))
 
 
 def test_lines_of_numbers_that_are_names(tmp_path):

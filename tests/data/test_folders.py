@@ -28,6 +28,12 @@ class TestLabels:
         with pytest.warns(UserWarning, match="lie in each other"):
             assert names(path) == ["cat", "cat/day", "dog/old/day"]
 
+    def test_what_makes_one_class_of_several(self, tmp_path):
+        with pytest.raises(ValueError, match="one class, 'day'.*labels_from='last'"):
+            names(write_folder(tmp_path / "nested", {"cat/day": 3, "dog/day": 5}), labels_from="last")
+        with pytest.raises(ValueError, match="one class, 'dog'.*min_images=4"):
+            names(write_folder(tmp_path / "flat", {"cat": 3, "dog": 5}), min_images=4)
+
     def test_an_unknown_choice(self, tmp_path):
         with pytest.raises(ValueError, match=r"labels_from.*\['path', 'first', 'last'\].*'middle'"):
             names(write_folder(tmp_path, NESTED), labels_from="middle")
@@ -58,11 +64,26 @@ class TestLabels:
             assert class_counts(load_images(DataOptions(str(tmp_path / "links")))["train"]).tolist()[:1] == [2]
         assert any("a link to a folder that it lies in" in str(warning.message) for warning in told)
 
+    def test_a_link_to_a_folder_that_is_gone(self, tmp_path):
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        (tmp_path / "c").symlink_to(tmp_path / "gone")
+        with pytest.warns(UserWarning, match="Links to folders that are not there.*/c"):
+            assert names(path) == ["a", "b"]
+
     def test_what_programs_leave_behind(self, tmp_path):
         path = write_folder(tmp_path, {"a": 3, "b": 3, "__MACOSX/a": 1, ".cache/a": 1})
         (tmp_path / "a" / "._0.png").write_bytes(b"no image")
         (tmp_path / "a" / "Thumbs.db").write_bytes(b"no image")
         assert names(path) == ["a", "b"]
+
+    def test_pictures_that_are_not_read_are_told(self, tmp_path):
+        """Of phones and cameras, or without an ending; but not what is beside the class folders."""
+        path = write_folder(tmp_path, {"a": 3, "b": 3})
+        for name in ("a/IMG_1.HEIC", "b/1.cr2", "b/photo", "LICENSE"):
+            (tmp_path / name).write_bytes(b"of another kind")
+        with pytest.warns(UserWarning, match="3 pictures are left out.*IMG_1.HEIC.*1.cr2.*photo.*JPEG or PNG") as told:
+            assert names(path) == ["a", "b"]
+        assert not any("LICENSE" in str(warning.message) for warning in told)
 
 
 class TestSplits:
@@ -95,6 +116,13 @@ class TestSplits:
         with pytest.warns(UserWarning, match="names of splits"), pytest.raises(ValueError, match="no class folders"):
             names(path)
 
+    @pytest.mark.parametrize("below", ["images/{split}/{animal}", "{animal}/{split}"])
+    def test_splits_that_are_not_at_the_top(self, below, tmp_path):
+        folders = {below.format(split=s, animal=a): 3 for s in ("train", "test") for a in ("cat", "dog")}
+        with pytest.warns(UserWarning) as told:
+            assert len(names(write_folder(tmp_path, folders))) == 4
+        assert any("names of splits and lie in other folders" in str(warning.message) for warning in told)
+
     def test_folders_without_images_are_neither(self, tmp_path):
         path = write_folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
         (tmp_path / "notes").mkdir()
@@ -118,6 +146,13 @@ class TestUnlabelled:
 
 
 class TestMadeSplits:
+    def test_labels_that_are_none_of_the_names(self, tmp_path):
+        """What comes next works: folders may be days, or cameras."""
+        path = write_folder(tmp_path, {"monday": 3, "friday": 3})
+        with pytest.raises(ValueError, match="--test-fraction 0"):
+            load_unlabelled(DataOptions(path, class_names=("cat", "dog")))
+        assert len(load_unlabelled(DataOptions(path, class_names=("cat", "dog"), test_fraction=0))["train"]) == 6
+
     def test_no_test_images(self, tmp_path):
         options = DataOptions(write_folder(tmp_path, {"a": 3, "b": 1}), test_fraction=0)
         assert {name: len(rows) for name, rows in load_images(options).items()} == {"train": 4}

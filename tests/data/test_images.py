@@ -117,6 +117,31 @@ def test_the_rotation_of_the_camera_is_applied():
     assert to_rgb(Image.open(buffer)).size == (2, 4)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_rotated_tiff_in_a_folder_is_not_scrambled(dtype, tmp_path):
+    """Pillow maps plain TIFFs of one channel into memory by their name, with the sides swapped before."""
+    image = Image.fromarray((np.arange(200).reshape(10, 20) * (257 if dtype is np.uint16 else 1)).astype(dtype))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            image.save(tmp_path / name / f"{number}.tif", exif=exif)
+    shown = np.asarray(load_images(DataOptions(str(tmp_path)))["train"][0]["image"])
+    assert np.array_equal(shown[..., 0], np.rot90(np.arange(200).reshape(10, 20), -1))
+
+
+def test_a_deep_grey_that_stands_for_transparent():
+    image = grey([[20000, 65535], [0, 20000]], np.uint16)
+    image.info["transparency"] = 20000
+    assert pixels(image, background="red").tolist() == [[[255, 0, 0], [255] * 3], [[0] * 3, [255, 0, 0]]]
+
+
+def test_a_colour_that_there_is_not(tmp_path):
+    with pytest.raises(ValueError, match="name of a colour.*'whit'"):
+        DataOptions(str(tmp_path), background="whit")
+
+
 def test_an_animation_is_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

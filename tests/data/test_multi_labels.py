@@ -1,6 +1,7 @@
 """Several labels for an image: lists, separators and a column for each class give the same data; splits and shots."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_every_form_gives_the_same(name, folder):
     assert rows.features["label"].names == NAMES
     assert np.array_equal(label_matrix(rows), HOT)
     assert rows[3]["image"].size == (4, 4) and rows[3]["label"] == [1, 1, 1]
+
+
+def test_columns_of_metadata(folder, tmp_path):
+    for path in folder.glob("*.png"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "metadata.csv").write_text((folder / "columns.csv").read_text().replace("image,", "file_name,", 1))
+    options = DataOptions(str(tmp_path), multi_label=True, test_fraction=0, **FORMS["columns.csv"])
+    assert np.array_equal(label_matrix(load_images(options)["train"]), HOT)
 
 
 def test_empty_cells_of_columns_are_not_known(folder):

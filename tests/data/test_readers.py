@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -55,10 +56,12 @@ class TestTables:
             ("t.csv", separated(("image", "label"))),
             ("t.csv", "\ufeff" + separated(("file_name", "label"), ";")),
             ("t.tsv", separated(("path", "label"), "\t")),
+            ("t.csv", separated(("image", "label"), ", ").replace("png", "png ")),
+            ("t.csv", separated(("image", "label")).replace("/", "\\")),
             ("t.jsonl", "\n".join(map(json.dumps, as_json(rows())))),
             ("t.json", json.dumps(as_json(rows()))),
         ],
-        ids=["csv", "semicolons", "tsv", "jsonl", "json"],
+        ids=["csv", "semicolons", "tsv", "blanks", "Windows", "jsonl", "json"],
     )
     def test_paths_are_relative_to_the_table(self, images, name, text, monkeypatch):
         (images / name).write_text(text, encoding="utf-8")
@@ -129,7 +132,10 @@ class TestTables:
             ("t.csv", separated(("image", "kind")), "No column 'label'. The data has: image, kind"),
             ("t.xlsx", "x", r"Expected a folder of images, or a data file that ends in \.csv.*t.xlsx"),
             ("0.png", "x", "Received an image: .*0.png"),
-            ("t.zip", "x", "Cannot read .*t.zip as a zip file"),
+            ("t.zip", "x", "Cannot unpack .*t.zip: File is not a zip file"),
+            ("t.tar", "x", "Cannot read .*t.tar as a tar of the WebDataset form"),
+            ("t.csv", "image,label\n", "Cannot read the table .*t.csv.*a row for each image"),
+            ("t.csv", "image,label\npictures/0.png,owl,x\npictures/1.png,owl,x\n", "Cannot read the table .*t.csv"),
         ],
     )
     def test_files_that_are_something_else(self, images, name, text, match):
@@ -153,6 +159,14 @@ class TestMetadata:
         with pytest.warns(UserWarning, match="2 images in .* are left out: metadata.csv does not name them"):
             data = read(path, test_fraction=0)["train"]
         assert paths_and_names(data) == {("cat", "cat"), ("dog", "dog")} and len(data) == 4
+
+    def test_a_column_of_another_name(self, images):
+        folder = images / "pictures" / "all"
+        table = [(Path(path).name, kind) for path, kind in rows("all")]
+        (folder / "metadata.csv").write_text(separated(("file_name", "kind"), table=table))
+        with pytest.raises(ValueError, match="No column 'label' in .*metadata.csv.*It has: kind.*--label-column"):
+            read(folder)
+        assert checked(read(folder, label_column="kind"))
 
     def test_in_the_folders_of_splits(self, tmp_path):
         path = write_folder(tmp_path, {"train": 4, "test": 2})
@@ -179,6 +193,35 @@ class TestArchives:
         write_folder(tmp_path / "in", {"train/a": 3, "train/b": 3})
         archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in")
         assert read(archive)["train"].features["label"].names == ["a", "b"]
+
+    @pytest.mark.parametrize("kind", ("tar", "gztar"))
+    @pytest.mark.parametrize("base", (None, "photos"))
+    def test_a_tar_of_a_folder(self, tmp_path, base, kind):
+        write_folder(tmp_path / "in" / (base or ""), {"sea_lion": 4, "owl": 4})
+        (tmp_path / "in" / (base or "") / "owl" / "notes.txt").write_text("not an image")
+        assert checked(read(shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "in", base)))
+
+    def test_a_tar_that_reaches_outside(self, tmp_path):
+        write_folder(tmp_path / "in", {"a": 3, "b": 3})
+        with tarfile.open(tmp_path / "t.tar", "w") as file:
+            for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+                file.add(tmp_path / "in" / name, name)
+            file.add(tmp_path / "in" / "a" / "2.png", "../../../outside/2.png")
+        assert len(read(tmp_path / "t.tar", test_fraction=0)["train"]) == 4
+        assert not list(tmp_path.rglob("outside"))
+
+    def test_names_where_tar_files_have_numbers(self, images, tmp_path):
+        """The remedy that the error names works."""
+        for entry in ("cls", "txt"):
+            with tarfile.open(tmp_path / f"{entry}.tar", "w") as file:
+                for index, (path, kind) in enumerate(rows()):
+                    file.add(images / path, f"{index}.png")
+                    member = tarfile.TarInfo(f"{index}.{entry}")
+                    member.size = len(kind)
+                    file.addfile(member, io.BytesIO(kind.encode()))
+        with pytest.raises(ValueError, match="cls.tar.*--label-column txt"):
+            read(tmp_path / "cls.tar")
+        assert checked(read(tmp_path / "txt.tar", label_column="txt"))
 
     @pytest.mark.parametrize("ending", ("tar", "tar.gz"))
     def test_tar_files(self, images, ending):

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessorPil, CLIPModel
 
 from peft_vprompt.data import base_novel_split
 from peft_vprompt.demo import demo_model_path, demo_task
-from peft_vprompt.experiments.run import eval_sets
+from peft_vprompt.experiments.eval_sets import eval_sets
 from peft_vprompt.training.evaluation import evaluate
 from tests.support.labelled_images import save_image
 from tests.support.models import IMAGE_SIZE, often, tiny_clip, tiny_tokenizer

@@ -16,13 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import identity as module
-from peft_vprompt.experiments.identity import IDENTITY, PREVIOUS, RESULTS, Contents, differences
+from peft_vprompt.experiments.eval_sets import class_names_of
+from peft_vprompt.experiments.grid_search import Grid
+from peft_vprompt.experiments.identity import IDENTITY, PREVIOUS, RESULTS, Contents, differences, finished_run
 from peft_vprompt.experiments.noise_study import Study, run_study
 from peft_vprompt.experiments.pseudo_labels import top_k
-from peft_vprompt.experiments.run import class_names_of, finished_run, run_experiment
+from peft_vprompt.experiments.run import run_experiment
 from peft_vprompt.experiments.settings import Settings, changed_settings
 from peft_vprompt.experiments.supervision import Supervision
-from peft_vprompt.experiments.sweep import Grid, sweep
+from peft_vprompt.experiments.sweep import sweep
 from peft_vprompt.utils.io import write_json
 from tests.support.saved_models import COLOURS
 

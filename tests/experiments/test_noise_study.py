@@ -11,11 +11,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.experiments import noise_study, pseudo_labels
+from peft_vprompt.experiments import noise_study, zero_shot_scores
 from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.noise_plots import show, with_clean
 from peft_vprompt.experiments.noise_study import METHODS, Study, parse_method, summarise
-from peft_vprompt.experiments.run import Settings
+from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.losses.classification import GeneralizedCrossEntropy
 from peft_vprompt.training.gradient_probe import GradientProbe
 from peft_vprompt.training.recipes import Recipe
@@ -153,9 +153,9 @@ class TestPublishedTask:
         assert [list(t.image_processor.image_mean) for t in transforms] == [list(IMAGENET_DEFAULT_MEAN)] * 2
 
     def test_pseudo_labels(self, clip_path, tmp_path, monkeypatch):
-        options, batches, encode = self.options(tmp_path), [], pseudo_labels.encode_frozen
+        options, batches, encode = self.options(tmp_path), [], zero_shot_scores.encode_frozen
         monkeypatch.setattr(
-            pseudo_labels, "encode_frozen", lambda model, batch: batches.append(batch) or encode(model, batch)
+            zero_shot_scores, "encode_frozen", lambda model, batch: batches.append(batch) or encode(model, batch)
         )
         (tmp_path / "names.txt").write_text("no\nyes")
         data = ("--data", options.path, "--benchmark", options.benchmark, "--class-names", tmp_path / "names.txt")

@@ -13,13 +13,12 @@ from peft_vprompt.experiments.models import build_model
 from peft_vprompt.experiments.pseudo_labels import (
     SELECTORS,
     PseudoLabels,
-    combine_logits,
     quota,
     random_k,
     threshold,
     top_k,
-    zero_shot,
 )
+from peft_vprompt.experiments.zero_shot_scores import combine_logits, zero_shot
 from peft_vprompt.training.cached_features import cache_features
 from tests.support.labelled_images import SecretRows, pictures
 from tests.support.models import CLASS_NAMES, NEW_NAMES

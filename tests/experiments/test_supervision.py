@@ -9,9 +9,11 @@ from datasets import ClassLabel, DatasetDict, Value, load_dataset
 
 from peft_vprompt.data import DataOptions, load_images, load_unlabelled
 from peft_vprompt.experiments.models import build_model
-from peft_vprompt.experiments.pseudo_labels import PseudoLabels, threshold, top_k, zero_shot
-from peft_vprompt.experiments.run import Settings, run_experiment
+from peft_vprompt.experiments.pseudo_labels import PseudoLabels, threshold, top_k
+from peft_vprompt.experiments.run import run_experiment
+from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.supervision import Supervision, training_images
+from peft_vprompt.experiments.zero_shot_scores import zero_shot
 from peft_vprompt.tuners.base.registry import METHODS
 from peft_vprompt.tuners.base.shared_recipes import PTNL
 from tests.support.command_line import QUICK, train, vprompt

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from peft_vprompt.data import DataOptions, load_images
-from peft_vprompt.experiments import sweep as module
-from peft_vprompt.experiments.run import Settings
-from peft_vprompt.experiments.sweep import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial, sweep
+from peft_vprompt.experiments import run as module
+from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial
+from peft_vprompt.experiments.settings import Settings
+from peft_vprompt.experiments.sweep import sweep
 from tests.support.command_line import vprompt
 from tests.support.labelled_images import write_vtab
 from tests.support.models import often

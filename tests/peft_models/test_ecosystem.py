@@ -20,6 +20,7 @@ from peft_vprompt import (
     MaPLeConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.data.images import to_rgb
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import CLASS_NAMES, CONFIGS, images, logits, often, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -209,6 +210,25 @@ def test_the_image_classification_pipeline_names_the_classes(maple, caplog):
     plain = tiny_clip().config
     unloaded = maple.unload()
     assert unloaded is base and unloaded.config.id2label == plain.id2label
+
+
+@pytest.mark.parametrize("task", ["image-classification", "zero-shot-image-classification"])
+def test_pipelines_read_images_as_a_training_does(task, maple, tmp_path):
+    """From a file and from memory: 16 bits, and transparent parts; models without our adapters as ever."""
+    parts = {"image_processor": image_processor(), "tokenizer": tiny_tokenizer(), "device": "cpu"}
+    names = {"candidate_labels": CLASS_NAMES} if task.startswith("zero") else {}
+    run = pipeline(task, model=maple, **parts)
+    plain = pipeline("zero-shot-image-classification", model=tiny_clip(), **parts)
+    grey = np.arange(32 * 32).reshape(32, 32)
+    deep = Image.fromarray((grey * 63).astype(np.uint16))
+    clear = Image.merge("RGBA", [*picture().split(), Image.fromarray((grey % 256).astype(np.uint8))])
+    for number, image in enumerate((deep, clear)):
+        expected = run(to_rgb(image), **names)
+        assert expected != run(image.convert("RGB"), **names)
+        image.save(path := str(tmp_path / f"{number}.png"))
+        assert run(image, **names) == run(path, **names) == expected
+        cut = plain(image.convert("RGB"), candidate_labels=CLASS_NAMES)
+        assert plain(image, candidate_labels=CLASS_NAMES) == cut
 
 
 def test_labels_follow_the_adapter_and_leave_other_models_alone(make):

@@ -1,5 +1,7 @@
 """The command line, called in this process."""
 
+import shlex
+
 from typer.testing import CliRunner
 
 from vprompt import app
@@ -18,3 +20,11 @@ def vprompt(*arguments, code=0):
 def train(output, model, data, *more, code=0):
     options = ("--output", output, "--model", model, "--data", data, "--label-column", "colour")
     return vprompt("train", *options, *more, code=code)
+
+
+def next_command(shown: str) -> list[str]:
+    """The command that a command says comes next."""
+    line = next(line for line in shown.splitlines() if line.startswith("Next: "))
+    name, *arguments = shlex.split(line.removeprefix("Next: "))
+    assert name == "vprompt"
+    return arguments

@@ -319,7 +319,7 @@ def test_errors(coop, tmp_path, tokenizer_path):
     with pytest.raises(UnsupportedModelError, match="be it its projection"):
         cache_features(projected, pictures(), EVAL, cache_dir=tmp_path)
     with projected.disable_adapter():
-        projected.class_name_classifier.require_fixed_images()
+        projected.class_name_classifier.images.require_fixed()
     coop.base_model.vision_encoder.base_layer.requires_grad_(True)
     with pytest.raises(UnsupportedModelError, match="image encoder that is trained"):
         coop(image_features=torch.eye(2, 16))

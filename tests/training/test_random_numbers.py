@@ -11,7 +11,8 @@ from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
 from peft_vprompt.data import AugmentedRows, DataOptions, EvalTransform, TrainTransform, load_images
-from peft_vprompt.experiments.run import Settings, run_experiment
+from peft_vprompt.experiments.run import run_experiment
+from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.supervision import Supervision
 from peft_vprompt.training.evaluation import EvalSet, evaluate_beside_zero_shot
 from peft_vprompt.training.recipes import Recipe

@@ -283,6 +283,9 @@ def test_new_class_names(config):
     if getattr(config, "belongs_to_classes", False):
         with pytest.raises(ValueError, match="for each of its 5 classes.*mean nothing for other names"):
             model.set_class_names(NEW_NAMES)
+        if not config.knows_subsets:
+            with pytest.raises(ValueError, match="for each of its 5 classes.*or another order.*take the columns"):
+                model.set_class_names(CLASS_NAMES[::-1])
         return
     before = logits(model)
     model.set_class_names(NEW_NAMES)

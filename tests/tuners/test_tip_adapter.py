@@ -80,7 +80,7 @@ def test_features_are_as_good_as_images(tip):
     model, other = tip(), tip()
     batch = support()[0]
     with torch.no_grad():
-        features = model.class_name_classifier.project_images(batch["pixel_values"])
+        features = model.class_name_classifier.images.project(batch["pixel_values"])
     model.train()
     model.set_support(support())
     assert model.training and all(module.training for module in model.modules())

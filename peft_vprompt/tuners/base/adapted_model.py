@@ -18,7 +18,8 @@ from ...core.class_descriptions import read_descriptions
 from ...errors import UnsupportedModelError
 from ...losses.label_checks import MULTI_LABEL
 from ...readouts import CosineReadout
-from .config import PromptConfig, check_templates
+from .class_name_checks import check_templates
+from .config import PromptConfig
 from .hf_patches import restore_class, take_labels
 from .method import PromptMethod
 from .prompted_encoder import READOUT, PromptedEncoder

@@ -9,34 +9,28 @@ Shapes: b = images, c = classes, e = size of the joint space, k = read-only prom
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...backbones.supported import class_name
-from ...core.tokenization import check_lengths, warn_alike
-from ...errors import ClassNamesError, UnsupportedModelError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from .adapted_model import AdaptedModel
 from .class_encoder import ClassEncoder, FrozenClasses
 from .class_list import ClassList
-from .config import check_class_names
-from .feature_cache import FeatureCache
+from .classes_in_use import ClassesInUse, ClassMemory
 from .frozen import LazyFrozenFeatures
-from .input_checks import check_inputs, check_options, check_unit_length
+from .image_encoder import ImageEncoder
+from .input_checks import check_inputs, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
-from .switching import adapter_layers, adapter_parameters, answering_for
+from .switching import answering_for
 
 
 if TYPE_CHECKING:
@@ -61,23 +55,6 @@ class ClassificationOutput(ImageClassifierOutput):
     aux_losses: dict[str, Tensor] | None = None
 
 
-@dataclass
-class ClassMemory:
-    """What a classifier keeps between calls; replicas of a data-parallel model share it.
-
-    Attributes:
-        class_lists: the classes in use by adapter; None for an adapter without any.
-        compared: other classes that images were compared with last, by adapter.
-        features: class features of the adapters.
-        frozen: class features of the frozen model.
-    """
-
-    class_lists: dict[str, ClassList | None] = field(default_factory=dict)
-    compared: dict[str, ClassList] = field(default_factory=dict)
-    features: FeatureCache = field(default_factory=FeatureCache)
-    frozen: FeatureCache = field(default_factory=FeatureCache)
-
-
 class ClassNameClassifier:
     """Classifies images by class names with the active adapter of a PEFT model.
 
@@ -90,6 +67,8 @@ class ClassNameClassifier:
         self.model = model
         self.memory = memory or ClassMemory()
         self.adapted = AdaptedModel(model)
+        self.in_use = ClassesInUse(self.adapted, self.memory)
+        self.images = ImageEncoder(self.adapted)
         self.texts = ClassEncoder(self.adapted, self.memory.features, self.memory.frozen)
 
     # ---- classes ----------------------------------------------------------------------------------------------
@@ -97,7 +76,7 @@ class ClassNameClassifier:
     def add_adapter(self, adapter_name: str) -> None:
         """Take up a new adapter: its class names, and first values that take the model to compute."""
         config = self.adapted.config_of(adapter_name)
-        self.take_classes(adapter_name)
+        self.in_use.take(adapter_name)
         if self.adapted.text is None or config.inference_mode:
             return
         readout = self.adapted.text.module_of(adapter_name, READOUT)
@@ -111,38 +90,10 @@ class ClassNameClassifier:
         classes: Any = self.memory.class_lists[adapter_name]
         return FrozenClasses(self.texts, classes, adapter_name)
 
-    def take_classes(self, adapter_name: str) -> ClassList | None:
-        """Take up the class names of an adapter; None where it has none yet."""
-        names = self.adapted.config_of(adapter_name).class_names
-        classes = ClassList(list(names)) if names else None
-        self.memory.class_lists[adapter_name] = classes
-        return classes
-
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
-        self.memory.class_lists.pop(adapter_name, None)
-        self.memory.compared.pop(adapter_name, None)
+        self.in_use.forget(adapter_name)
         self.adapted.forget(adapter_name)
-
-    def set_class_names(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """See `PeftModelForImageClassification.set_class_names`."""
-        names = check_class_names(names)
-        self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        self._check_new_classes(names)
-        if tokenizer is not None:
-            self.adapted.tokenizers.given = tokenizer
-        classes = ClassList(names)
-        self._tokenize(classes)
-        self.memory.class_lists[self.adapted.adapter_name] = classes
-        self.adapted.config.class_names = self.adapted.config.class_names or names
-        self.memory.features.clear()
-        self.memory.compared.clear()
-
-    def _check_new_classes(self, names: Sequence[str]) -> None:
-        """Refuse classes that the active adapter cannot tell apart, or that have no description where there are some."""
-        config = self.adapted.config
-        self.adapted.method.check_new_classes(config, names)
-        config.descriptions_of(names)
 
     def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
         """Classify images by other names than the adapter's classes, which stay what they are.
@@ -151,18 +102,8 @@ class ClassNameClassifier:
             names: one name for each class.
             inputs: keyword arguments of `classify`.
         """
-        adapter = self.adapted.adapter_name
-        before = self.memory.class_lists.get(adapter)
-        if before is None or before.names != list(names):
-            compared = self.memory.compared.get(adapter)
-            if compared is None or compared.names != list(names):
-                self._check_new_classes(check_class_names(names))
-                compared = self.memory.compared[adapter] = ClassList(list(names))
-            self.memory.class_lists[adapter] = compared
-        try:
+        with self.in_use.replaced_by(names):
             return self.classify(**inputs)
-        finally:
-            self.memory.class_lists[adapter] = before
 
     def start_class_head(self) -> None:
         """See `PeftModelForImageClassification.start_class_head`."""
@@ -186,23 +127,12 @@ class ClassNameClassifier:
             readout.get_parameter("weight").copy_(features)
         tuner: Any = adapted.tuner
         tuner.put_readout(adapted.adapter_name, readout)
-        self.keep_class_names()
+        self.in_use.save_names()
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes in use by the active adapter."""
-        classes = self.memory.class_lists.get(self.adapted.adapter_name)
-        return list(classes.names) if classes else None
-
-    @property
-    def _known_classes(self) -> ClassList:
-        classes = self.memory.class_lists.get(self.adapted.adapter_name)
-        if classes is None:
-            raise ClassNamesError(
-                f"Adapter {self.adapted.adapter_name!r} has no class names. Pass class_names=[...] to its config or "
-                "call set_class_names([...]). For the base model's own call, pass input_ids too."
-            )
-        return classes
+        return self.in_use.names
 
     @property
     def classes(self) -> ClassList:
@@ -211,32 +141,7 @@ class ClassNameClassifier:
         Raises:
             ClassNamesError: there are none yet.
         """
-        classes = self._known_classes
-        self._prepare(classes)
-        return classes
-
-    @torch.compiler.assume_constant_result  # a compiler finds the classes tokenised
-    def _prepare(self, classes: ClassList) -> bool:
-        """Tokenise the classes, if that has not been done yet with what there is to read them."""
-        if classes.sequences is None or classes.read_by != self._readers:
-            self._tokenize(classes)
-        return True
-
-    @property
-    def _readers(self) -> tuple:
-        """What class names are read by."""
-        config = self.adapted.config
-        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates
-
-    def _tokenize(self, classes: ClassList) -> None:
-        config = self.adapted.config
-        tokenizer = self.adapted.tokenizers.find(config.tokenizer_name_or_path)
-        templates = self.adapted.method.class_sequences(config, classes.names, tokenizer)
-        for sequences in templates:
-            check_lengths(sequences, classes.names, self.texts.text.view.max_positions)
-        if not config.belongs_to_classes:
-            warn_alike(templates[0], classes.names)
-        classes.take(templates, self.texts.text.layout(tokenizer, templates[0][0]), self._readers)
+        return self.in_use.tokenised
 
     # ---- the call ---------------------------------------------------------------------------------------------
 
@@ -269,7 +174,7 @@ class ClassNameClassifier:
         classes = self.classes
         of_labels: dict = {"num_classes": len(classes.names), "multi_label": self.adapted.multi_label}
         if image_features is None:
-            self._check_images(pixel_values, options)
+            self.images.check(pixel_values, options)
             # pyrefly: ignore[bad-argument-type]  # images, or they were refused
             check_inputs(pixel_values, labels, **of_labels)
             inputs = {"pixel_values": pixel_values, **options}
@@ -277,12 +182,12 @@ class ClassNameClassifier:
             vision = self.adapted.vision
             if vision.has_second_feature:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self._two_features(pixel_values, options, details)
+                image = self.images.two_features(pixel_values, options, details)
             else:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self._image_feature(pixel_values, options)
+                image = self.images.feature(pixel_values, options)
         else:
-            self.require_fixed_images()
+            self.images.require_fixed()
             if options:
                 raise TypeError(
                     f"A call with image_features got unexpected keyword arguments: {', '.join(options)}. They are for the "
@@ -321,7 +226,7 @@ class ClassNameClassifier:
         logits = features.logits
         training = self.model.training
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
-            self.keep_class_names()
+            self.in_use.save_names()
         if training and logits.requires_grad:
             trained = (p for p in self.model.parameters() if p.requires_grad)
             logits = self._method.guide(self.adapted.config, features, trained)
@@ -349,88 +254,7 @@ class ClassNameClassifier:
             total = loss if share == 1 else total + share * loss
         return total
 
-    @torch.compiler.disable
-    def keep_class_names(self) -> None:
-        """Save the active adapter with the class names in use from now on.
-
-        Called for the names that an adapter is trained with: by every call in training mode that gradients flow
-        through. Evaluation on other classes leaves the saved names alone.
-        """
-        if not self.adapted.config.belongs_to_classes:  # else what it learned is of the names it has
-            self.adapted.config.class_names = self.class_names
-
-    # ---- images -----------------------------------------------------------------------------------------------
-
-    def encode_images(self, pixel_values: Tensor, **options) -> Tensor:
-        """See `PeftModelForImageClassification.encode_images`."""
-        with self.adapted.lock.call():
-            self._check_images(pixel_values, options)
-            vision = self.adapted.vision
-            if vision.has_second_feature:
-                return self._two_features(pixel_values, options)
-            if self.adapted.backbone.dual is not None:
-                return self._image_feature(pixel_values, options)
-            output = vision(pixel_values, **options)
-            pooled = getattr(output, "pooler_output", None)
-            return F.normalize(vision.view.summarize(output.last_hidden_state) if pooled is None else pooled, dim=-1)
-
-    def project_images(self, pixel_values: Tensor, **options) -> Tensor:
-        """Return image features [b, e] in the joint space, not L2-normalised, with an adapter that leaves them alone."""
-        with self.adapted.lock.call():
-            self._check_images(pixel_values, options)
-            return self.adapted.dual.project_image(
-                self.adapted.vision.pooled(pixel_values, **options), normalize=False
-            )
-
-    def _check_images(self, pixel_values: Tensor | None, options: dict) -> None:
-        view = self.adapted.vision.view
-        check_options(options, ("interpolate_pos_encoding", *view.embed_options))
-        view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
-
-    def _image_feature(self, pixel_values: Tensor, options: dict) -> Tensor:
-        """Return the L2-normalised features of images that were checked."""
-        pooled = self.adapted.vision.pooled(pixel_values, **options)
-        prompts = self.adapted.vision.active_prompts
-        project = self.adapted.dual.project_image
-        return project(pooled) if prompts is None else prompts.image_feature(pooled, project)
-
-    def _two_features(self, pixel_values: Tensor, options: dict, details: dict | None = None) -> Tensor:
-        """Return the L2-normalised features [b, 2, e] of the image tower itself and of its prompts.
-
-        `details` gets what else `Features` may say of them.
-        """
-        vision = self.adapted.vision
-        states: list[Tensor] | None = [] if self.model.training and details is not None else None
-        pooled, rows = vision.pooled_and_prompts(pixel_values, states, **options)
-        project = functools.partial(self.adapted.dual.project_image, normalize=False)
-        prompts: Any = vision.active_prompts
-        projected = torch.stack([project(pooled), prompts.project(rows, project)], dim=1)
-        if details is not None:
-            details.update(projected=projected, states=states)
-        return F.normalize(projected, dim=-1)
-
-    def require_fixed_images(self) -> None:
-        """Make sure that nothing that is trained changes the image features.
-
-        Raises:
-            UnsupportedModelError: the active adapter has visual prompts, or the image encoder or its projection is
-                trained.
-        """
-        own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
-        vision = self.adapted.vision
-        off = set(
-            map(
-                id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
-            )
-        )
-        trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
-        if vision.active_prompts is not None or trained or own_copy:
-            peft_type: Any = self.model.peft_config[self.adapted.adapter_name].peft_type
-            raise UnsupportedModelError(
-                "Expected image features that do not change in training. Received an adapter "
-                f"({peft_type.value}) that learns visual prompts, or an image "
-                "encoder that is trained, be it its projection alone. Pass pixel_values, and do not cache features."
-            )
+    # ---- many adapters ----------------------------------------------------------------------------------------
 
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
@@ -438,7 +262,7 @@ class ClassNameClassifier:
         """See `PeftModelForImageClassification.classify_with_adapters`."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(adapter_names))
         self._check_read_only(names)
-        self._check_images(pixel_values, options)
+        self.images.check(pixel_values, options)
         check_inputs(pixel_values)
         results = {}
         with self.adapted.lock.change(), answering_for(self.adapted.tuner) as answer_for:
@@ -479,18 +303,17 @@ class ClassNameClassifier:
                 raise ValueError(
                     "This adapter's class features depend on the image. Pass encode_classes(pixel_values)."
                 )
-            return self.texts.encode(self.classes, self.encode_images(pixel_values))
+            return self.texts.encode(self.classes, self.images.encode(pixel_values))
 
     # ---- the frozen model -------------------------------------------------------------------------------------
 
     def frozen_text(self) -> Tensor:
         """Return the frozen model's features [c, e] of the active adapter's classes, without gradients."""
-        return self.texts.encode_frozen(self._known_classes, self.adapted.adapter_name)
+        return self.texts.encode_frozen(self.in_use.known, self.adapted.adapter_name)
 
     def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
         """Return what the frozen model makes of the images, L2-normalised [b, e], without gradients."""
-        with torch.no_grad(), self.adapted.without_adapters():
-            return self.adapted.dual.project_image(self.adapted.vision.pooled(pixel_values, **options))
+        return self.images.frozen(pixel_values, **options)
 
     def changes_images(self) -> bool:
         """Return whether the adapters change the image features."""

@@ -18,7 +18,7 @@ from ...errors import ClassNamesError, PromptTooLongError
 from ...losses.classification import mean_cross_entropy
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
-from .config import digest_names
+from .class_name_checks import digest_names
 
 
 if TYPE_CHECKING:
@@ -217,11 +217,20 @@ def refuse_other_classes(config: PromptConfig, names: Sequence[str], learned: st
     Raises:
         ClassNamesError: names what was learned, the adapter's own classes and the remedy.
     """
-    if digest_names(names) != digest_names(config.own_classes):
+    own = list(config.own_classes)
+    if digest_names(names) == digest_names(own):
+        return
+    if set(names) <= set(own):
         raise ClassNamesError(
-            f"This adapter learned {learned} for each of its {len(config.own_classes)} classes "
-            f"({', '.join(config.own_classes[:3])}, ...); they mean nothing for other names. {remedy}"
+            f"This adapter learned {learned} for each of its {len(own)} classes, and compares images among all of them in their "
+            f"order. Received: {len(names)} of them, or another order. Leave its classes as they are, and take the columns of "
+            "its logits: logits[:, [model.class_names.index(name) for name in names]]. `vprompt evaluate` and "
+            "training.evaluation find them by name."
         )
+    raise ClassNamesError(
+        f"This adapter learned {learned} for each of its {len(own)} classes "
+        f"({', '.join(own[:3])}, ...); they mean nothing for other names. {remedy}"
+    )
 
 
 def average_features(features: Sequence[Tensor], normalized: bool = True) -> Tensor:

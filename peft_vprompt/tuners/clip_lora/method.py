@@ -20,9 +20,9 @@ from torch import nn
 from ...backbones.supported import find_backbone
 from ...core.offloading import computing_device
 from ...errors import UnsupportedModelError
+from ..base.base_model import check_model, trainable
 from ..base.bounded import bounded
 from ..base.method import PromptMethod
-from ..base.tuner import check_model, trainable
 from .config import CLIPLoraConfig
 
 

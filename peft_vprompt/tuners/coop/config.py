@@ -9,7 +9,8 @@ from typing import Literal
 from peft.utils import PeftType
 
 from ...errors import ClassNamesError
-from ..base.config import ContextConfig, check_prompts
+from ..base.class_name_checks import check_prompts
+from ..base.config import ContextConfig
 
 
 #: Context length of the paper's main results.

@@ -22,7 +22,7 @@ from ...losses.classification import mean_cross_entropy
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.projected import ProjectedPrompts
 from ...readouts import GivenClasses
-from ..base.config import digest_names
+from ..base.class_name_checks import digest_names
 from ..base.method import PromptMethod, check_depth
 from ..base.tuner import PromptTuner
 from .config import PromptKDConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
-from ..base.config import check_class_names
+from ..base.class_name_checks import check_class_names
 from ..ln_tuning.config import NormTuningConfig
 
 
