@@ -16,6 +16,7 @@ from peft_vprompt import (
     NormTuningConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.backbones.image_size import set_image_size
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
 from peft_vprompt.models import OpaqueCLIPModel, ResNetCLIPConfig, ResNetCLIPModel
@@ -279,6 +280,10 @@ class TestTheModelItself:
         assert model.get_image_features(
             torch.zeros(1, 3, 64, 96), interpolate_pos_encoding=True
         ).pooler_output.shape == (1, 16)
+
+    def test_no_image_size_is_set_in_it(self):
+        with pytest.raises(UnsupportedModelError, match="Expected no image size for ResNetCLIPVisionModel"):
+            set_image_size(tiny(NAME), 64)
 
     @pytest.mark.parametrize(
         ("name", "image_encoder", "text_width"),
