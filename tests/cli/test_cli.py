@@ -119,6 +119,7 @@ def test_classifier(vit_path, colours, tmp_path):
         ("SiglipModel", "coop"),
         ("SiglipModel", "vpt"),
         ("MetaClip2Model", "maple"),
+        ("VisionTextDualEncoderModel", "coop"),
         ("Siglip2Model", "maple"),
         ("Siglip2ForImageClassification", "vpt"),
         ("CLIPForImageClassification", "vpt"),
