@@ -118,7 +118,7 @@ class OpaqueVisionView(VisionView):
             output = self.module(hidden, **options)
         else:
             # pyrefly: ignore[not-iterable]  # prompts in further channels know the size
-            pixels = hidden.new_zeros(len(hidden), self.num_channels, *self.image_size)
+            pixels = hidden.new_zeros(hidden.shape[0], self.num_channels, *self.image_size)
             handle = self.patch_embedding.register_forward_hook(lambda *call: hidden)
             try:
                 output = self.module(pixels, **options)

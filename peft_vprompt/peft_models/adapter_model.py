@@ -64,6 +64,14 @@ class AdapterModel(PeftModel):
         several = MULTI_LABEL if self._is_multi_label else None
         show_labels(self.get_base_model(), self._shown_labels(), several)
 
+    def name_labels(self, adapter_name: str, id2label: Mapping[int, str]) -> None:
+        """Call the classes of an adapter's head otherwise than it was saved with."""
+        config: Any = self.peft_config[adapter_name]
+        if getattr(config, "id2label", None) is not None:
+            config.id2label = dict(id2label)
+            config.label2id = {name: index for index, name in id2label.items()}
+            self._show_labels()
+
     @property
     def _is_multi_label(self) -> bool:
         """Whether the active adapter is for images of several classes or none."""
@@ -91,6 +99,8 @@ class AdapterModel(PeftModel):
             ValueError: names that this model does not have or has already, adapters that differ in method, classes or
                 shape, another number of weights.
         """
+        if not adapters:
+            raise ValueError("Expected the names of the adapters to sum up. Received: none.")
         if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
@@ -118,7 +128,7 @@ class AdapterModel(PeftModel):
 
     def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: list[float]) -> None:
         """Refuse adapters whose values cannot be added."""
-        if not states or len(weights) != len(states):
+        if len(weights) != len(states):
             raise ValueError(f"Expected one weight for each adapter. Received: {len(states)} adapters, {weights=}.")
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
         configs: list[Any] = [self.peft_config[name] for name in adapters]

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..models.open_clip import is_open_clip, load_open_clip
 from ..utils.fields import shown
+from .adapter_model import AdapterModel
 
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "and use PeftModel.from_pretrained(model, adapter)."
             )
         logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
+        asked = kwargs
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
@@ -96,7 +98,10 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
-        return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+        model = peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+        if asked.get("id2label") and isinstance(model, AdapterModel):
+            model.name_labels(adapter_name, asked["id2label"])
+        return model
 
 
 def split_head(saved: PeftConfig, kwargs: dict) -> tuple[dict, dict]:
