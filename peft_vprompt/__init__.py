@@ -7,7 +7,7 @@ Shape legend used throughout: b = batch, c = classes, s = rows (tokens) of a seq
 j = prompted layers, d = width of a tower.
 """
 
-from . import tuners  # noqa: F401 - fills the method table
+from . import models, tuners  # noqa: F401 - registers our models, and fills the method table
 from .peft_models import late_patches  # noqa: F401 - what the Trainer and pipelines do with our models
 from .peft_models.auto import AutoPeftModelForImageClassification
 from .peft_models.peft_model import PeftModelForImageClassification

@@ -5,8 +5,19 @@ command runs: a help text appears at once. What help texts say about the package
 messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
 """
 
-from . import convert, demo, evaluate, methods, noise_study, pseudo_label, sweep, train
+from . import convert, convert_clip, demo, evaluate, methods, noise_study, pseudo_label, sweep, train
 from .app import app
 
 
-__all__ = ["app", "convert", "demo", "evaluate", "methods", "noise_study", "pseudo_label", "sweep", "train"]
+__all__ = [
+    "app",
+    "convert",
+    "convert_clip",
+    "demo",
+    "evaluate",
+    "methods",
+    "noise_study",
+    "pseudo_label",
+    "sweep",
+    "train",
+]

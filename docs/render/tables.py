@@ -42,12 +42,20 @@ from peft_vprompt import (
     TwoStageConfig,
     VisualPromptConfig,
 )
-from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODER_VIEWS, ENCODERS, UNSUPPORTED, SwinView, view
+from peft_vprompt.backbones.supported import (
+    DUAL_ENCODERS,
+    ENCODER_VIEWS,
+    ENCODERS,
+    OPAQUE,
+    UNSUPPORTED,
+    SwinView,
+    view,
+)
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
 from peft_vprompt.tuners.base.spec import Paper
 from tests.support import peft_behaviours
-from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, tiny
+from tests.support.backbones import DUAL_MODELS, OPAQUE_MODELS, VISION_MODELS, frame, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
 
@@ -140,12 +148,43 @@ def accuracy_table() -> str:
     return "\n".join(rows)
 
 
+#: Well-known weights on the Hub by class; none for a class whose weights are another row's.
+CHECKPOINTS: dict[str, tuple[str, ...]] = {
+    "CLIPModel": ("openai/clip-vit-base-patch16", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    "MetaClip2Model": ("facebook/metaclip-2-worldwide-huge-quickgelu",),
+    "SiglipModel": ("google/siglip-base-patch16-224", "google/siglip2-base-patch16-224"),
+    "Siglip2Model": ("google/siglip2-base-patch16-naflex",),
+    "ChineseCLIPModel": ("OFA-Sys/chinese-clip-vit-base-patch16",),
+    "AltCLIPModel": ("BAAI/AltCLIP",),
+    "VisionTextDualEncoderModel": ("clip-italian/clip-italian",),
+    "ResNetCLIPModel": ("timm/resnet50_clip.openai",),
+    "AlignModel": ("kakaobrain/align-base",),
+    "ViTModel": ("google/vit-base-patch16-224",),
+    "SwinModel": ("microsoft/swin-tiny-patch4-window7-224",),
+    "Swinv2Model": ("microsoft/swinv2-tiny-patch4-window8-256",),
+    "DeiTModel": ("facebook/deit-base-distilled-patch16-224",),
+    "ViTMAEModel": ("facebook/vit-mae-base",),
+    "Dinov2Model": ("facebook/dinov2-base",),
+    "Dinov2WithRegistersModel": ("facebook/dinov2-with-registers-base",),
+    "DINOv3ViTModel": ("facebook/dinov3-vitb16-pretrain-lvd1689m",),
+    "BeitModel": ("microsoft/beit-base-patch16-224",),
+    "Data2VecVisionModel": ("facebook/data2vec-vision-base",),
+    "IJepaModel": ("facebook/ijepa_vith14_1k",),
+    "ViTMSNModel": ("facebook/vit-msn-small",),
+}
+
+
+def checkpoints(model: str) -> str:
+    """The names of a class's weights, as they are written in a table."""
+    return ", ".join(f"`{name}`" for name in CHECKPOINTS.get(model, ()))
+
+
 class Support:
     """The support tables. Every cell is found out by putting an adapter on a tiny model of the class."""
 
     def __init__(self, folder: str):
         self.folder = folder
-        for name in DUAL_MODELS:
+        for name in DUAL_ENCODERS:
             tiny_tokenizer(frame(name)).save_pretrained(f"{folder}/{frame(name)}")
 
     def reason(self, build, model: str) -> str | None:
@@ -160,23 +199,27 @@ class Support:
     def dual_encoders(self) -> list[str]:
         """Methods against the models with two towers."""
         titles = [method.title for method in PROMPT_METHODS.values()]
-        rows = ["| Base model | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+        rows = ["| Base model | " + " | ".join([*titles, "For example"]) + " |", "|---" * (len(titles) + 2) + "|"]
         notes: list[str] = []
-        for model in DUAL_MODELS:
+        for model in (*DUAL_MODELS, *OPAQUE_MODELS):
             cells = []
-            for method in PROMPT_METHODS:
-                refused = self.reason(next(iter(CONFIGS[method].values())), model)
-                if refused and (note := DUAL_ENCODERS[model].no_read_only) not in notes:
-                    notes.append(note)
-                cells.append(f"– ({notes.index(DUAL_ENCODERS[model].no_read_only) + 1})" if refused else "✓")
-            rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
+            for method, spec in PROMPT_METHODS.items():
+                if self.reason(next(iter(CONFIGS[method].values())), model) is None:
+                    cells.append("✓")
+                    continue
+                note = f"its image encoder {OPAQUE[model]}" if model in OPAQUE else DUAL_ENCODERS[model].no_read_only
+                if (other := spec.tuner_class.method.without_image_layers) and model in OPAQUE:
+                    note = f"with {other}"
+                notes += [] if note in notes else [note]
+                cells.append(f"{'in part' if note.startswith('with ') else '–'} ({notes.index(note) + 1})")
+            rows.append(f"| `{model}` | " + " | ".join(cells) + f" | {checkpoints(model)} |")
         return [*rows, "", *(f"({number}) {note[0].upper()}{note[1:]}.\n" for number, note in enumerate(notes, 1))]
 
     def image_encoders(self) -> list[str]:
         """What VPT can do on each image encoder, bare and with a head."""
         rows = [
-            "| Image encoder | With a head | Prompts stand | One per token | Pixels | Read-only |",
-            "|---|---|---|---|---|---|",
+            "| Image encoder | With a head | Prompts stand | One per token | Pixels | Read-only | For example |",
+            "|---|---|---|---|---|---|---|",
         ]
         for model in (name for name in ENCODERS if name in VISION_MODELS):
             names = [f"{model.removesuffix(end)}ForImageClassification" for end in ("Model", "VisionModel")]
@@ -189,7 +232,8 @@ class Support:
             if cells[0] == "–":
                 raise ValueError(f"{model} is listed as supported and refuses prompts.")
             shown = f"`{head}`" if head else ""
-            rows.append(f"| `{model}` | {shown} | {place(model)} | " + " | ".join(cells[1:]) + " |")
+            examples = checkpoints(model)
+            rows.append(f"| `{model}` | {shown} | {place(model)} | " + " | ".join(cells[1:]) + f" | {examples} |")
         return rows
 
 
@@ -210,7 +254,7 @@ def place(model: str) -> str:
     if not tower.prompts_first:
         return "after the patches"
     count = tower.num_prefix_tokens
-    return "after the class token" if count == 1 else "after the special tokens"
+    return {0: "in front of the patches", 1: "after the class token"}.get(count, "after the special tokens")
 
 
 def support_table() -> str:

@@ -122,6 +122,7 @@ class VisionView(EncoderView):
         gives_attentions: whether attention weights can be had from the layers when there are prompts.
         pixel_mean, pixel_std: how the encoder's images are normalised, for prompts that are pixels from 0 to 1.
         no_read_only: why prompts cannot read this encoder without being read; None where they can.
+        no_layers: why neither prompts nor anything else can be put into its layers; None where they can.
     """
 
     num_prefix_tokens: int = 1
@@ -135,11 +136,17 @@ class VisionView(EncoderView):
     pixel_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
     pixel_std: Sequence[float] = IMAGENET_DEFAULT_STD
     no_read_only: str | None = None
+    no_layers: str | None = None
 
     @property
     def patch_size(self) -> int:
         """Edge of a patch in pixels."""
         return pair(self.module.config.patch_size)[0]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image."""
+        return self.module.config.num_channels
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -167,6 +174,21 @@ class VisionView(EncoderView):
 
         None where `embed_grid` has no meaning; such prompts are refused there.
         """
+
+    @property
+    def patch_stride(self) -> tuple[int, int]:
+        """Distances in pixels between the patches that `patch_embedding` reads."""
+        return self.patch_size, self.patch_size
+
+    @property
+    def patch_padding(self) -> tuple[int, int]:
+        """Pixels that it adds around the image."""
+        return 0, 0
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Make what `embed_grid` does of images [b, c, h, w] that prompts made larger."""
+        convolution: Any = self.patch_embedding
+        return self.embed_grid(convolution(pixels.to(convolution.weight.dtype)))
 
     @abstractmethod
     def embed_grid(self, grid: Tensor) -> Tensor:
@@ -234,6 +256,10 @@ class VisionView(EncoderView):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Normalise tokens [..., d] that are read out at the end."""
 
+    def summarize(self, tokens: Tensor) -> Tensor:
+        """Return the feature [b, d] of the normalised tokens [b, s, d], in a model that pools none: the class token."""
+        return tokens[:, 0]
+
     def pooled_output(self, feature: Tensor) -> Tensor:
         """Return the pooled output [b, d] for a feature [b, d] that is read out in the place of the class token."""
         return feature
@@ -258,7 +284,7 @@ class VisionView(EncoderView):
         if pixel_values.is_meta and not next(self.module.parameters()).is_meta:
             raise TypeError("Expected pixel_values with values. Received: a tensor on the device meta.")
         shape = list(pixel_values.shape)
-        channels = self.module.config.num_channels
+        channels = self.num_channels
         if self.num_tokens is not None and (len(shape) != 4 or shape[1] != channels):
             raise ValueError(
                 f"Expected pixel_values [batch, channels, height, width] with {channels} channels. Received: "

@@ -1,4 +1,4 @@
-"""The text encoders of Chinese-CLIP and AltCLIP: a BERT and an XLM-RoBERTa, which read texts in both directions."""
+"""BERT and RoBERTa, by themselves and as the text encoders of Chinese-CLIP, ALIGN and AltCLIP; they read in both directions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import BidirectionalTextView
 
 
 class ChineseCLIPTextView(BidirectionalTextView):
-    """`ChineseCLIPTextModel`: the text's feature is the last state of the class token in front."""
+    """`ChineseCLIPTextModel`, `AlignTextModel`: the text's feature is the last state of the class token in front."""
 
     parts = ("word_embeddings", "position_embeddings", "token_type_embeddings", "embeddings.LayerNorm", "encoder")
 
@@ -33,6 +33,30 @@ class ChineseCLIPTextView(BidirectionalTextView):
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the class token's state [c, d] for ids and mask [c, l]."""
         return self.module(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state[:, 0]
+
+
+class BertTextView(ChineseCLIPTextView):
+    """`BertModel`: the class token's last state goes through the model's pooler."""
+
+    parts = (*ChineseCLIPTextView.parts, "pooler")
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Run the pooler on [c, l, d]: [c, d]."""
+        return self.module.pooler(hidden)
+
+    def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the pooled output [c, d] for ids and mask [c, l]."""
+        return self.module(input_ids=token_ids, attention_mask=mask.long()).pooler_output
+
+
+class RobertaTextView(BertTextView):
+    """`RobertaModel`, `XLMRobertaModel`: as BERT, with positions that are counted from behind the padding's."""
+
+    @property
+    def max_positions(self) -> int:
+        """Positions left of the padding's."""
+        config = self.module.config
+        return config.max_position_embeddings - config.pad_token_id - 1
 
 
 class AltCLIPTextView(BidirectionalTextView):

@@ -34,14 +34,19 @@ class DualEncoderView:
         return self.module.text_projection
 
     @property
+    def scale_parameter(self) -> Tensor:
+        """What the model learned of its scale."""
+        return self.module.logit_scale
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the joint space: that of the scale, which stays a float where weights are quantised."""
-        return self.module.logit_scale.dtype
+        return self.scale_parameter.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the joint space is: with the scale."""
-        return computing_device(self.module, self.module.logit_scale)
+        return computing_device(self.module, self.scale_parameter)
 
     @property
     def feature_dim(self) -> int:
@@ -90,6 +95,35 @@ class BertDualEncoderView(DualEncoderView):
         "whole text"
     )
     no_class_token = "its text encoder reads both ways and padded, and does not take more tokens in a late layer"
+
+
+class AnyTwoDualEncoderView(DualEncoderView):
+    """`VisionTextDualEncoderModel`: an image encoder and a text encoder of any kind, each with a projection."""
+
+    no_read_only = "it joins encoders of any kind, and read-only prompts are for those of CLIP. Use a CLIPModel"
+    no_class_token = "it joins encoders of any kind, and tokens of late layers are for those of CLIP. Use a CLIPModel"
+
+
+class ResNetCLIPDualEncoderView(DualEncoderView):
+    """CLIP with a ResNet, whose attention pool ends in the joint space."""
+
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Return image features [..., e], which are in the joint space already, L2-normalised or not."""
+        return F.normalize(pooled, dim=-1) if normalize else pooled
+
+
+class AlignDualEncoderView(ResNetCLIPDualEncoderView):
+    """ALIGN: an EfficientNet that ends in the joint space, beside a BERT; it learned the temperature itself."""
+
+    @property
+    def scale_parameter(self) -> Tensor:
+        """The temperature."""
+        return self.module.temperature
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """One over the temperature."""
+        return 1 / tensor_of(self.module, "temperature")
 
 
 class SiglipDualEncoderView(DualEncoderView):

@@ -42,6 +42,11 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes images of any shape, in patches, so there is no image size to set. Leave it out."
         )
+    if tower.no_layers:
+        raise UnsupportedModelError(
+            f"Expected no image size for {type(tower.module).__name__}, whose inside is not looked at. Received: {size}. Leave it "
+            "out, or resize the positions in the model itself, if it has some."
+        )
     require_int("image_size", size, 1, MAX_IMAGE_SIZE)
     patch = tower.patch_size
     if size < patch or size % patch:

@@ -10,14 +10,22 @@ from transformers import PretrainedConfig
 from ..errors import UnsupportedModelError
 from .base import BidirectionalTextView, CausalTextView, EncoderView, TextView, VisionView
 from .beit import BeitView, Data2VecVisionView
-from .bert import AltCLIPTextView, ChineseCLIPTextView
+from .bert import AltCLIPTextView, BertTextView, ChineseCLIPTextView, RobertaTextView
 from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView
 from .dino import DINOv3View, DINOView
-from .dual_encoder import BertDualEncoderView, DualEncoderView, SiglipDualEncoderView
+from .dual_encoder import (
+    AlignDualEncoderView,
+    AnyTwoDualEncoderView,
+    BertDualEncoderView,
+    DualEncoderView,
+    ResNetCLIPDualEncoderView,
+    SiglipDualEncoderView,
+)
 from .mae import MAEView
+from .opaque import OpaqueVisionView, ResNetCLIPVisionView, TimmView
 from .siglip import Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
-from .vit import DeiTView, ViTView
+from .vit import DeiTView, IJepaView, ViTMSNView, ViTView
 
 
 #: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used. A
@@ -26,7 +34,9 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "CLIPTextModel": CLIPTextView,
     "MetaClip2TextModel": MetaClip2TextView,
     **dict.fromkeys(("SiglipTextModel", "Siglip2TextModel"), SiglipTextView),
-    "ChineseCLIPTextModel": ChineseCLIPTextView,
+    **dict.fromkeys(("ChineseCLIPTextModel", "AlignTextModel"), ChineseCLIPTextView),
+    "BertModel": BertTextView,
+    **dict.fromkeys(("RobertaModel", "XLMRobertaModel"), RobertaTextView),
     "AltCLIPTextModel": AltCLIPTextView,
     **dict.fromkeys(
         ("CLIPVisionModel", "MetaClip2VisionModel", "AltCLIPVisionModel", "ChineseCLIPVisionModel"), CLIPVisionView
@@ -42,6 +52,11 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "DINOv3ViTModel": DINOv3View,
     "BeitModel": BeitView,
     "Data2VecVisionModel": Data2VecVisionView,
+    "IJepaModel": IJepaView,
+    "ViTMSNModel": ViTMSNView,
+    "ResNetCLIPVisionModel": ResNetCLIPVisionView,
+    **dict.fromkeys(("AlignVisionModel", "OpaqueTower"), OpaqueVisionView),
+    "TimmWrapperModel": TimmView,
 }
 
 #: Class name of a model with two towers -> how their features are compared.
@@ -49,6 +64,9 @@ DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoderView),
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),
     **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoderView),
+    "VisionTextDualEncoderModel": AnyTwoDualEncoderView,
+    **dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel"), ResNetCLIPDualEncoderView),
+    "AlignModel": AlignDualEncoderView,
 }
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
@@ -62,6 +80,8 @@ HEADS: dict[str, str] = dict.fromkeys(
         "Dinov2WithRegistersForImageClassification",
         "BeitForImageClassification",
         "Data2VecVisionForImageClassification",
+        "IJepaForImageClassification",
+        "ViTMSNForImageClassification",
         "CLIPForImageClassification",
         "SiglipForImageClassification",
         "Siglip2ForImageClassification",
@@ -82,6 +102,8 @@ ENCODERS: tuple[str, ...] = (
     "DINOv3ViTModel",
     "BeitModel",
     "Data2VecVisionModel",
+    "IJepaModel",
+    "ViTMSNModel",
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
     "SiglipVisionModel",
@@ -93,15 +115,17 @@ ENCODERS: tuple[str, ...] = (
 )
 
 
+#: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
+OPAQUE = dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel", "AlignModel"), OpaqueVisionView.no_layers)
+
+
 #: Models that look like those above and cannot be prompted -> why.
 UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
-    **dict.fromkeys(
-        ("TimmWrapperModel", "TimmWrapperForImageClassification"),
-        "timm's layers are not transformers' and have no view here. Use the same network's own class, such as "
-        "ViTForImageClassification, Dinov2Model or BeitModel",
-    ),
+    "TimmWrapperForImageClassification": "timm's network and its head are one module, whose layers are not transformers'. "
+    "Use TimmWrapperModel beside CLIP's text encoder (peft_vprompt.models.OpaqueCLIPModel), or the same network's own class, "
+    "such as ViTForImageClassification, Dinov2Model or BeitModel",
 }
 
 
@@ -113,7 +137,6 @@ READERS: tuple[str, ...] = (
     "PaliGemmaForConditionalGeneration",
     "PaliGemmaModel",
     "VisionEncoderDecoderModel",
-    "VisionTextDualEncoderModel",
 )
 
 
@@ -152,14 +175,17 @@ def class_name(module: nn.Module) -> str:
 
 
 def view(module: nn.Module) -> EncoderView:
-    """Return the view of an encoder module.
+    """Return the view of an encoder module; an image encoder of transformers that no table knows is opaque.
 
     Raises:
         KeyError: there is none for its class.
     """
     module = unwrapped(module)
     name = type(module).__name__  # the common case, which a compiler follows
-    return ENCODER_VIEWS[name if name in ENCODER_VIEWS else class_name(module)](module)
+    name = name if name in ENCODER_VIEWS else class_name(module)
+    if name not in ENCODER_VIEWS and getattr(module, "main_input_name", None) == "pixel_values":
+        return OpaqueVisionView(module)
+    return ENCODER_VIEWS[name](module)
 
 
 def dual_encoder_view(model: nn.Module) -> DualEncoderView | None:
@@ -189,12 +215,33 @@ def unknown_reader(model: nn.Module, backbone: Backbone) -> str | None:
     """
     path = backbone.vision.split(".")
     for parent in (model.get_submodule(".".join(path[:length])) for length in range(len(path))):
-        known = class_name(parent) in {*DUAL_ENCODERS, *HEADS, *ENCODERS}
+        known = class_name(parent) in {*DUAL_ENCODERS, *HEADS, *ENCODERS, *ENCODER_VIEWS}
         classes = type(unwrapped(parent)).__mro__
         theirs = [c for c in classes if c.__module__.startswith("transformers.models.") and "forward" in vars(c)]
         if theirs and not known and not any(c.__name__ in READERS for c in classes):
             return theirs[0].__name__
     return None
+
+
+def require_known_towers(model: nn.Module, backbone: Backbone) -> None:
+    """Refuse a model that joins an encoder that nothing is known of.
+
+    Raises:
+        UnsupportedModelError: names the encoder and those that are known.
+    """
+    for tower, kind in ((backbone.vision, VisionView), (backbone.text, TextView)):
+        module = model.get_submodule(tower)
+        module = unwrapped(getattr(module, "original_module", module))  # that of a copy that PEFT trains
+        try:
+            known = isinstance(view(module), kind)
+        except KeyError:
+            known = False
+        if not known:
+            able = [name for name, of in ENCODER_VIEWS.items() if of is not None and issubclass(of, kind)]
+            raise UnsupportedModelError(
+                f"Cannot put prompts into {type(model).__name__}: nothing is known of its encoder {type(module).__name__}. "
+                f"Known are: {', '.join(able)}."
+            )
 
 
 def supported_models() -> list[str]:
@@ -209,15 +256,19 @@ def find_backbone(model: nn.Module) -> Backbone:
         UnsupportedModelError: names the class received and the classes supported.
     """
     classes = {name: class_name(m) for name, m in model.named_modules() if "base_layer" not in name.split(".")}
-    for cls in classes.values():
+    for name, cls in classes.items():
         if cls in UNSUPPORTED:
             raise UnsupportedModelError(f"Cannot put prompts into {cls}: {UNSUPPORTED[cls]}.")
-    for name, cls in classes.items():
         if cls in DUAL_ENCODERS:
             dual = DUAL_ENCODERS[cls]
             prefix = f"{name}." if name else ""
-            return Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
-    towers = [name for name, cls in classes.items() if cls in ENCODER_VIEWS]
+            backbone = Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
+            require_known_towers(model, backbone)
+            return backbone
+    # A BERT beside an image encoder is another model's decoder, say, and takes no part.
+    towers = [
+        n for n, cls in classes.items() if cls in ENCODER_VIEWS and not issubclass(ENCODER_VIEWS[cls], BertTextView)
+    ]
     if len(towers) != 1 or not issubclass(ENCODER_VIEWS[classes[towers[0]]], VisionView):
         raise UnsupportedModelError(
             f"Cannot put prompts into {type(model).__name__}. Supported models: {', '.join(supported_models())}."

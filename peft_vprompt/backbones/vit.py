@@ -101,6 +101,24 @@ class ViTView(ViTLikeView):
         return slice(0, self.num_prefix_tokens)
 
 
+class IJepaView(ViTLikeView):
+    """`IJepaModel`: patches and no class token; the head reads their mean."""
+
+    layer_parts = VIT_PARTS
+    num_prefix_tokens = 0
+    positioned = ()
+
+    def summarize(self, tokens: Tensor) -> Tensor:
+        """Return the mean of the patches, as the head reads it."""
+        return tokens.mean(dim=1)
+
+
+class ViTMSNView(ViTView):
+    """`ViTMSNModel`: as ViT; its head reads CLS."""
+
+    keeps_prompts = False
+
+
 class DeiTView(ViTView):
     """`DeiTModel`: `[CLS, distillation token, prompts, patches]`; its heads read the two special tokens."""
 

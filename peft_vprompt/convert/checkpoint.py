@@ -17,14 +17,15 @@ from transformers import AutoConfig
 
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
+from ..models import ResNetCLIPModel, is_open_clip, load_open_clip
 from ..peft_models.adapter_files import adapter_files
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER, READOUT
 from ..tuners.base.registry import METHODS, find_method
+from ..utils.checkpoint_state import CheckpointState
 from ..utils.hub import split_revision
 from ..utils.validation import require_choice
-from .state import CheckpointState
 
 
 #: What reads each method's checkpoints, by the name `convert_checkpoint` takes.
@@ -101,8 +102,14 @@ def load_base_model(name_or_path: str) -> nn.Module:
     """
     path, revision = split_revision(name_or_path)
     pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
-    config: Any = AutoConfig.from_pretrained(path, **pinned)
-    architecture = getattr(transformers, (config.architectures or ("none",))[0], None)
+    try:
+        config: Any = AutoConfig.from_pretrained(path, **pinned)
+    except (OSError, ValueError):
+        if not is_open_clip(path, revision=revision):
+            raise
+        return load_open_clip(path, revision=revision)
+    name = (config.architectures or ("none",))[0]
+    architecture = ResNetCLIPModel if name == ResNetCLIPModel.__name__ else getattr(transformers, name, None)
     if architecture is None:
         raise ValueError(
             f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "

@@ -14,6 +14,7 @@ from peft.utils import CONFIG_NAME
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForZeroShotImageClassification,
     PreTrainedModel,
@@ -21,10 +22,12 @@ from transformers import (
 )
 
 from ..backbones.image_size import set_image_size
-from ..backbones.supported import is_dual_encoder
+from ..backbones.supported import find_backbone, is_dual_encoder
 from ..data import find_task, image_size
 from ..data.transforms import takes_any_shape
 from ..demo import demo_model_path
+from ..errors import UnsupportedModelError
+from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.auto import check_head
 from ..peft_models.peft_model import PeftModelForImageClassification
 from ..tuners.base.recipe import Recipe
@@ -96,7 +99,7 @@ def build_model(
     base, new = _load_base(model_name_or_path, class_names, spec.is_baseline)
     content = base_content(base, new)
     processor = _image_processor(base, image_size)
-    dual = is_dual_encoder(base.config) and not spec.is_baseline
+    dual = is_dual_encoder(base) and not spec.is_baseline
     if not dual and spec.classifier_recipe is None:
         possible = [name for name, other in METHODS.items() if other.classifier_recipe]
         raise ValueError(
@@ -254,11 +257,28 @@ def _load_base(
     pinned: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     try:
         config: Any = AutoConfig.from_pretrained(path, **pinned)
-    except OSError as error:
-        raise OSError(f"Cannot load the model {path!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        if not is_open_clip(path, revision=revision):
+            if not isinstance(error, OSError):
+                raise
+            raise OSError(f"Cannot load the model {path!r}: {error}") from error
+        if classifier:
+            raise UnsupportedModelError(
+                f"Expected a model of transformers to make an image classifier of. Received files of open_clip in {path!r}. "
+                "Make one with `vprompt convert-clip`."
+            ) from error
+        return load_open_clip(path, revision=revision), set()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
     if is_dual_encoder(config) and not classifier:
-        base, loaded = AutoModelForZeroShotImageClassification.from_pretrained(path, **options)
+        # Not every dual encoder is known to transformers as one for zero-shot classification.
+        zero_shot = type(config) in AutoModelForZeroShotImageClassification._model_mapping
+        auto: Any = AutoModelForZeroShotImageClassification if zero_shot else AutoModel
+        base, loaded = auto.from_pretrained(path, **options)
+    elif type(config) not in AutoModelForImageClassification._model_mapping:
+        raise UnsupportedModelError(
+            f"Expected a model that has a class with a classification head. Received: {path!r}, a {config.model_type}, which has "
+            "none. Use a method on class names, such as classifier-r, which learns one vector for each class."
+        )
     else:
         names = dict(enumerate(class_names)) if class_names else config.id2label
         options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
@@ -273,8 +293,20 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
     It comes from the commit of the Hub that the model came from.
     """
     commit = getattr(base.config, "_commit_hash", None)
+    name: Any = base.name_or_path
     options: dict[str, Any] = {"backend": "pil", "trust_remote_code": False, "revision": commit}
-    processor: Any = AutoImageProcessor.from_pretrained(base.name_or_path, **options)
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError):
+        if not is_open_clip(name, revision=commit):
+            raise
+        if image_size is not None:
+            raise ValueError(
+                f"Expected no image size for a model in files of open_clip. Received: {image_size}. Make a model of "
+                "transformers of it first, with `vprompt convert-clip`."
+            ) from None
+        tower: Any = base.get_submodule(find_backbone(base).vision)
+        return open_clip_image_processor(name, tower.config.image_size, revision=commit)
     if image_size is None:
         return processor
     if takes_any_shape(processor):

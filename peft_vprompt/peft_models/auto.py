@@ -13,12 +13,16 @@ from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, _BaseAutoPeftModel
 from torch import nn
 
 from ..errors import AdapterMismatchError
+from ..models.open_clip import is_open_clip, load_open_clip
 from ..tuners.base.bounded import saved_numbers
 from ..utils.fields import shown
 from .adapter_model import AdapterModel
 
 
 logger = logging.getLogger(__name__)
+
+#: The name of this package, whose `models` are base models too.
+OWN_PACKAGE = __name__.partition(".")[0]
 
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
@@ -62,7 +66,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "model yourself and use PeftModel.from_pretrained(model, adapter)."
             )
         library = recorded["parent_library"]
-        if library.partition(".")[0] not in {"transformers", *(import_allowlist or ())}:
+        if library.partition(".")[0] not in {"transformers", OWN_PACKAGE, *(import_allowlist or ())}:
             raise ValueError(
                 f"The adapter's config asks to import {library!r}, which is not allowed. If it is safe, pass "
                 f"import_allowlist=[{library.partition('.')[0]!r}]."
@@ -87,8 +91,13 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
-        safe = {"trust_remote_code": False} if library.partition(".")[0] == "transformers" else {}
-        base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
+        safe = {"trust_remote_code": False} if library.partition(".")[0] in ("transformers", OWN_PACKAGE) else {}
+        try:
+            base = target.from_pretrained(name, revision=saved.revision, **head, **safe | of_base)
+        except (OSError, ValueError):
+            if not is_open_clip(name, revision=saved.revision):
+                raise
+            base = load_open_clip(name, revision=saved.revision)
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}

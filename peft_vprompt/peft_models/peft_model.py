@@ -16,6 +16,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from ..core.batch_norm import hold_statistics
 from ..core.tokenization import resolve_local_path
 from ..losses.multi_label import BinaryCrossEntropy
 from ..tuners.base import registry
@@ -53,6 +54,14 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
                 parameter.requires_grad = True
             raise
         self._show_labels()
+        hold_statistics(self.class_name_classifier.adapted.vision.base_layer)
+
+    def train(self, mode: bool = True) -> PeftModelForImageClassification:
+        """Switch between training and evaluation; norms of a frozen image encoder keep their running statistics."""
+        super().train(mode)
+        if "class_name_classifier" in vars(self):  # not while it is made
+            hold_statistics(self.class_name_classifier.adapted.vision.base_layer)
+        return self
 
     def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:
         replica = super()._replicate_for_data_parallel()

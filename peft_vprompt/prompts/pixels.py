@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
 from ..backbones.base import VisionView
 from ..core.offloading import tensor_of
@@ -21,16 +20,15 @@ class PixelPrompts(PromptModule):
     """What the prompts made of pixels share.
 
     Args:
-        view: the view of the image encoder; it must have a `patch_embedding`.
+        view: the view of the image encoder.
         **options: as for `PromptModule`.
     """
 
     def __init__(self, view: VisionView, **options):
         super().__init__(**options)
-        weight = convolution_of(view).weight
         self.factory = placed_like(view)
         self.bound = vpt_bound(view.patch_size, view.width)
-        self.image_channels = weight.shape[1]
+        self.image_channels = view.num_channels
 
     def uniform(self, *shape: int, low: float, high: float) -> nn.Parameter:
         """Return a parameter that starts as U(low, high)."""
@@ -80,12 +78,13 @@ class PixelBorder(PixelPrompts):
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the tokens of the larger image."""
         refuse_options(options)
+        refuse_size(pixel_values, self.left_right.shape[-2])
         sides = normalize(self.left_right, view).to(pixel_values.dtype).expand(pixel_values.shape[0], -1, -1, -1)
         ends = normalize(self.top_bottom, view).to(pixel_values.dtype).expand(pixel_values.shape[0], -1, -1, -1)
         p = self.width
         framed = torch.cat([sides[..., :p], pixel_values, sides[..., p:]], dim=-1)
         framed = torch.cat([ends[..., :p, :], framed, ends[..., p:, :]], dim=-2)
-        return view.embed_grid(embed_patches(view, framed))
+        return view.embed_pixels(framed)
 
 
 class PixelChannels(PixelPrompts):
@@ -112,11 +111,12 @@ class PixelChannels(PixelPrompts):
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the tokens of the image with all channels."""
         refuse_options(options)
+        refuse_size(pixel_values, self.pixels.shape[-2])
         dtype = convolution_of(view).weight.dtype  # prompts are kept in float32, also where the encoder is not
         pixels = self.pixels.expand(pixel_values.shape[0], -1, -1, -1)
         image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
         bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
-        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(view.patch_size))
+        grid = F.conv2d(image, self.patch_weight.to(dtype), bias, view.patch_stride, view.patch_padding)
         return view.embed_grid(grid)
 
 
@@ -135,6 +135,19 @@ def normalize(pixels: Tensor, view: VisionView) -> Tensor:
     """Return pixels from 0 to 1, normalised like the images of `view`."""
     mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (view.pixel_mean, view.pixel_std))
     return (pixels - mean) / std
+
+
+def refuse_size(pixel_values: Tensor, height: int) -> None:
+    """Refuse images of another size than the pixels were made for, where the encoder itself takes any.
+
+    Raises:
+        ValueError: names both sizes.
+    """
+    if pixel_values.shape[-2] != height:
+        raise ValueError(
+            f"Expected images of {height} pixels, which these prompts were made for. Received: pixel_values of shape "
+            f"{list(pixel_values.shape)}. Resize them with the model's image processor."
+        )
 
 
 def refuse_options(options: dict) -> None:

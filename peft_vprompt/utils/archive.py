@@ -1,4 +1,4 @@
-"""Files of `torch.save`, today's zip archives and the form before torch 1.6: their data, and tensors when they are asked for.
+"""Files of `torch.save` and `torch.jit.save`, zip archives and the form before torch 1.6: their data, and tensors on demand.
 
 Nothing is allocated for what a file claims to hold: a tensor is read when it is asked for, and only as many bytes as are
 there.
@@ -86,8 +86,9 @@ class Archive:
                 name = next((name for name in records if name.rpartition("/")[2] == "data.pkl"), None)
                 if name is None:
                     raise PickleError("it is a zip file without tensors")
-                self._require_plain(records.values())
                 root = name.removesuffix("data.pkl")
+                read = (f"{root}data/", f"{root}byteorder", name)  # else the code of scripted modules, which is not
+                self._require_plain(record for record in records.values() if record.filename.startswith(read))
                 if f"{root}byteorder" in records and archive.read(f"{root}byteorder").strip() != b"little":
                     raise PickleError("its numbers are in the byte order of another machine")
                 self.content = read_pickle(archive.read(name))

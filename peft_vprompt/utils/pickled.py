@@ -49,6 +49,10 @@ class Storage(NamedTuple):
     count: int
 
 
+class ScriptedModule(dict):
+    """Stands for a module of `torch.jit.save`: what it holds, by name. Its code is in another part of the file."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor that was not built: where its numbers are, and how they are laid out."""
@@ -316,7 +320,9 @@ class _Machine:
         self.stack.append(_stand_in(Global(module, name), tuple(self.pop_to_mark())))
 
     def do_build(self, _) -> None:
-        self.pop(1)  # the state of an object that was not built
+        (state,) = self.pop(1)  # of an object that was not built, or of a scripted module
+        if isinstance(self.stack[-1], ScriptedModule) and isinstance(state, dict):
+            self.stack[-1].update(state)
 
     def do_binpersid(self, _) -> None:
         (identity,) = self.pop(1)
@@ -335,6 +341,8 @@ def _stand_in(function: Any, arguments: Any) -> Any:
     name = str(_of_python_3(function)) if isinstance(function, Global) else "object"
     if name in _ATTACKS or name.partition(".")[0] in _ATTACKING_MODULES:
         raise PickleError(f"it asks to call {name[:60]}, and a pickle can run code: nothing in this one was run")
+    if isinstance(function, Global) and function.module.partition(".")[0] == "__torch__":
+        return ScriptedModule()
     if name in ("collections.OrderedDict", "collections.defaultdict"):
         pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
         return {key: value for key, value in pairs if isinstance(key, (str, int, float))}

@@ -335,7 +335,7 @@ def test_the_documented_example_of_a_new_tower(monkeypatch):
     page = (Path(__file__).parents[2] / "docs/backbones.md").read_text()
     monkeypatch.setitem(ENCODER_VIEWS, "IJepaModel", None)
     monkeypatch.setitem(HEADS, "IJepaForImageClassification", None)
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class IJepaView" in code), {})
     model = get_peft_model(tiny("IJepaForImageClassification"), VisualPromptConfig(**DEEP)).eval()
     model(**inputs("IJepa"), labels=labels()).loss.backward()
     assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()) == 3

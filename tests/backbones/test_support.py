@@ -6,36 +6,40 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from peft_vprompt import VisualPromptConfig
-from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, UNSUPPORTED
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, OPAQUE, UNSUPPORTED
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import BASELINES, PROMPT_METHODS, unsupported
-from tests.support.backbones import DUAL_MODELS, VISION_MODELS, frame, inputs, tiny
+from tests.support.backbones import DUAL_MODELS, OPAQUE_MODELS, VISION_MODELS, find_class, frame, inputs, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, labels, often, tiny_tokenizer
 from tests.support.training_cases import TRAINS_AS
 
 
-MODELS = [*DUAL_MODELS, *VISION_MODELS]
+MODELS = [*DUAL_MODELS, *OPAQUE_MODELS, *VISION_MODELS]
 #: Methods that learn nothing on a text tower, so that a model may lack one.
 IMAGE_ONLY = {"visual_prompt"}
 #: Methods that read a text at its end token, and the models whose text towers let every token read every other.
 #: Methods that read a class token, or texts from left to right.
 IN_ORDER = {"read_only_prompt", "mrpo", "mmrl"}
-BIDIRECTIONAL = {"SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel"}
+#: Methods that put something into the layers of the image tower, unless their configs say otherwise.
+IN_LAYERS = {"visual_prompt", "maple", "promptsrc", "promptkd", "norm_tuning", "two_stage", "clip_lora", *IN_ORDER}
+BIDIRECTIONAL = {"SiglipModel", "Siglip2Model", "ChineseCLIPModel", "AltCLIPModel", "VisionTextDualEncoderModel"}
 
 
 def refusal(method, model) -> str | None:
     """Why a method cannot work on a model, as a pattern; None where it must work."""
     if model in VISION_MODELS and method not in IMAGE_ONLY:
         return f"learns text prompts, and {model} has no text tower"
+    if model in OPAQUE and method in IN_LAYERS:
+        return f"does not work on {model}: its image encoder gives one vector for each image.*(Set|Use) "
     if model in BIDIRECTIONAL and method in IN_ORDER:
-        return f"does not work on {model}: its"
+        return f"does not work on {model}: it"
     return None
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    for kind in {frame(name) for name in DUAL_MODELS}:
+    for kind in {frame(name) for name in DUAL_ENCODERS}:
         tiny_tokenizer(kind).save_pretrained(folder / kind)
     return folder
 
@@ -43,9 +47,7 @@ def tokenizers(tmp_path_factory):
 def test_nothing_is_left_out():
     assert set(CONFIGS) == set(PROMPT_METHODS)
     # A class that this release of transformers lacks is the only one that may be missing.
-    import transformers
-
-    assert {name for name in (*DUAL_ENCODERS, *ENCODERS, *HEADS) if hasattr(transformers, name)} == set(MODELS)
+    assert {name for name in (*DUAL_ENCODERS, *ENCODERS, *HEADS) if find_class(name)} == set(MODELS)
     assert not set(MODELS) & set(UNSUPPORTED)
 
 
@@ -57,7 +59,7 @@ USUAL = [(method, model) for method, model in CELLS if method not in TRAINS_AS o
 def test_cell(method, model, tokenizers, tmp_path):
     build = next(iter(CONFIGS[method].values()))
     options = {}
-    if model in DUAL_MODELS or method not in IMAGE_ONLY:
+    if model in DUAL_ENCODERS or method not in IMAGE_ONLY:
         options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tokenizers / frame(model))}
     base, reason = tiny(model), refusal(method, model)
     if reason is not None:
@@ -70,7 +72,7 @@ def test_cell(method, model, tokenizers, tmp_path):
         return
     assert unsupported(method, model) is None
     prompted = get_peft_model(base, build(**options))
-    if model in DUAL_MODELS or model in HEADS:
+    if model in DUAL_ENCODERS or model in HEADS:
         prompted(**inputs(model), labels=labels()).loss.backward()
     else:
         prompted.encode_images(**inputs(model)).sum().backward()

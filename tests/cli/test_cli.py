@@ -119,6 +119,7 @@ def test_classifier(vit_path, colours, tmp_path):
         ("SiglipModel", "coop"),
         ("SiglipModel", "vpt"),
         ("MetaClip2Model", "maple"),
+        ("VisionTextDualEncoderModel", "coop"),
         ("Siglip2Model", "maple"),
         ("Siglip2ForImageClassification", "vpt"),
         ("CLIPForImageClassification", "vpt"),
@@ -312,6 +313,7 @@ def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp
         "evaluate": ("--adapter", "x"),
         "demo": (),
         "convert": ("x", "--output", "x", "--method", "coop"),
+        "convert-clip": ("x", "--output", "x"),
     }.items(),
 )
 def test_commands_of_one_process_refuse_several(command, arguments, monkeypatch):

@@ -463,7 +463,7 @@ def test_names_that_stand_in_keys_are_loaded_as_they_were_saved(name, tokenizer_
             assert torch.equal(loaded(pixel_values=images(2)).logits, model(pixel_values=images(2)).logits)
 
 
-@pytest.mark.parametrize("tokenizer", [5, "openai/clip", {}, object()], ids=repr)
+@pytest.mark.parametrize("tokenizer", [5, "openai/clip", {}, object()], ids=["number", "name", "dict", "object"])
 def test_what_is_no_tokenizer_changes_nothing(tokenizer, tokenizer_path):
     model = coop(tokenizer_path)
     with pytest.raises(TypeError, match="Expected tokenizer to be one of transformers.*Received: tokenizer="):

@@ -5,11 +5,14 @@ Two layers, every parameter moved away from its start (many biases, positions an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
 
-from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS
+from peft_vprompt import models
+from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, OPAQUE
 from tests.support.models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, tiny_tokenizer
 
 
@@ -42,18 +45,47 @@ SWIN = {
     "patch_size": 8,
 }
 
+
+def find_class(name: str) -> type | None:
+    """The class of models of a name, of transformers or ours; None where this release of transformers lacks it."""
+    return getattr(transformers, name, None) or getattr(models, name, None)
+
+
 #: Supported models without a text tower. A class that this release of transformers lacks is left out.
 VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, name)]
 #: Those whose layers are all alike; `test_swin` has what differs in the others.
 FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 
-#: Models with both towers.
-DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name)]
+#: In the place of the common sizes: four stages of one block each, and heads of 16 numbers.
+RESNET_CLIP = {"depths": [1, 1, 1, 1], "embedding_size": 4, "image_size": IMAGE_SIZE, "attention_head_size": 16}
+
+#: Likewise: an EfficientNet of two blocks.
+ALIGN = {
+    "image_size": IMAGE_SIZE,
+    "in_channels": [32, 16],
+    "out_channels": [16, 64],
+    "kernel_sizes": [3, 3],
+    "strides": [1, 2],
+    "num_block_repeats": [1, 1],
+    "expand_ratios": [1, 2],
+    "depthwise_padding": [],
+    "width_coefficient": 0.25,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "hidden_dim": 16,
+    "drop_connect_rate": 0.0,
+}
+
+#: Models with both towers, whose image towers take prompts.
+DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name) and name not in OPAQUE]
+#: Those whose image towers take none.
+OPAQUE_MODELS = [name for name in OPAQUE if find_class(name)]
 
 
 def frame(name: str) -> str:
     """The kind of tokenizer that a model has, see `models.FRAMES`."""
-    for start, kind in (("Siglip", "siglip"), ("Chinese", "bert"), ("Alt", "roberta"), ("MetaClip2", "roberta")):
+    starts = {"Siglip": "siglip", "Chinese": "bert", "Alt": "roberta", "MetaClip2": "roberta"}
+    for start, kind in (starts | {"VisionText": "bert", "Align": "bert"}).items():
         if name.startswith(start):
             return kind
     return "clip"
@@ -62,21 +94,46 @@ def frame(name: str) -> str:
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     """A tiny model of the class `name`."""
     torch.manual_seed(seed)
-    model_class = getattr(transformers, name)
+    if name == "OpaqueCLIPModel":
+        config = models.OpaqueCLIPConfig(text_sizes(name), projection_dim=16)
+        return shake(models.OpaqueCLIPModel(config, convolutions(), IMAGE_SIZE).eval())
+    model_class: Any = find_class(name)
     config_class = model_class.config_class
     options = OPTIONS.get(name, {}) | options
     implementation = options.pop("attn_implementation", None)
     vision = dict(SWIN if name.startswith("Swin") else VISION)
+    if name == "ResNetCLIPModel":
+        vision = RESNET_CLIP | {"projection_dim": 16}
     if name.startswith("Siglip2"):
         del vision["image_size"]
         vision["num_patches"] = 16
-    if "vision_config" in getattr(config_class, "sub_configs", {}):
+    if name == "AlignModel":
+        vision = ALIGN
+    if name == "VisionTextDualEncoderModel":
+        parts = {
+            "vision_config": {"model_type": "vit"} | vision,
+            "text_config": {"model_type": "bert"} | text_sizes(name),
+        }
+        config = config_class(**parts, projection_dim=16, **options)
+    elif "vision_config" in getattr(config_class, "sub_configs", {}):
         config = config_class(
             text_config=text_sizes(name), vision_config=vision, num_labels=NUM_LABELS, projection_dim=16, **options
         )
     else:
         config = config_class(**vision, num_labels=NUM_LABELS, projection_dim=16, **options)
     return shake(model_class._from_config(config, attn_implementation=implementation).eval())
+
+
+def convolutions() -> nn.Module:
+    """An image encoder of no library: a vector [b, 16] of images of any size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.GELU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 16),
+    )
 
 
 def text_sizes(name: str) -> dict:

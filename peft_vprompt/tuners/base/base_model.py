@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ...backbones.supported import (
@@ -12,6 +14,7 @@ from ...backbones.supported import (
     find_backbone,
     supported_models,
     unknown_reader,
+    view,
 )
 from ...errors import UnsupportedModelError
 from . import in_place, registry
@@ -29,7 +32,9 @@ def check_model(config: PromptConfig, model: nn.Module, backbone: Backbone) -> N
         ValueError: modules to save that are not there or cannot be.
     """
     base = class_name(model if backbone.dual is None else model.get_submodule(backbone.dual))
-    if (reason := registry.unsupported(config.peft_type, base)) is not None:
+    bare = backbone.vision == in_place.LAYER and not isinstance(model, in_place.CarriesPrompts)
+    tower: Any = view(model if bare else model.get_submodule(backbone.vision))
+    if (reason := registry.unsupported(config.peft_type, base, config, tower.no_layers)) is not None:
         raise UnsupportedModelError(reason)
     if (reader := unknown_reader(model, backbone)) is not None:
         raise UnsupportedModelError(

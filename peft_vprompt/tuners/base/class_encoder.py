@@ -139,7 +139,7 @@ class ClassEncoder:
         pairs = [] if read_only is None else [read_only().shape[1]]
         shape = [len(classes.names), *pairs, dual.feature_dim]
         who = (number_of(self), method, number_of(classes), adapter_name)
-        return kept(dual.module.logit_scale.detach(), *who, shape, dual.dtype, autocast_dtype(dual.device))
+        return kept(dual.scale_parameter.detach(), *who, shape, dual.dtype, autocast_dtype(dual.device))
 
     @torch.compiler.assume_constant_result
     def _constant_features(self, classes: ClassList) -> Tensor | None:

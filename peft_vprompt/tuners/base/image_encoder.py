@@ -63,7 +63,7 @@ class ImageEncoder:
                 return self.feature(pixel_values, options)
             output = vision(pixel_values, **options)
             pooled = getattr(output, "pooler_output", None)
-            return F.normalize(output.last_hidden_state[:, 0] if pooled is None else pooled, dim=-1)
+            return F.normalize(vision.view.summarize(output.last_hidden_state) if pooled is None else pooled, dim=-1)
 
     def project(self, pixel_values: Tensor, **options) -> Tensor:
         """Return image features [b, e] in the joint space, not L2-normalised, with an adapter that leaves them alone."""

@@ -68,6 +68,7 @@ class PromptMethod:
         has_second_stage: rows for the classes are learned after what the encoders learn.
         conditional: class features depend on the image.
         normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
+        without_image_layers: the fields by which it leaves the layers of the image tower alone; None where it cannot.
     """
 
     needs_text: bool = True
@@ -77,6 +78,7 @@ class PromptMethod:
     has_second_stage: bool = False
     conditional: bool = False
     normalizes_frozen_templates: bool = True
+    without_image_layers: str | None = None
 
     def check(self, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse a config that does not fit the towers.
@@ -84,6 +86,10 @@ class PromptMethod:
         Raises:
             ValueError: names the field, the value and what is allowed.
         """
+
+    def needs_image_layers(self, config: PromptConfig | None) -> bool:
+        """Return whether something is put into the layers of the image tower; `config` is None for the method's usual one."""
+        return False
 
     def needs_tokenizer(self, config: PromptConfig) -> bool:
         """Return whether making the prompts takes a tokenizer; not where weights follow and words set no size."""

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ...backbones.base import VisionView
 from ...backbones.supported import view as view_of
 from ...core.attention import ReadAll
+from ...core.batch_norm import hold_statistics
 from ...core.insertion import InsertionRule, remove
 from ...core.layer_loop import OutputRows, attention_weights, fill_kv_cache, run_read_only
 from ...core.plain_modules import in_place_of, is_plain
@@ -82,6 +83,12 @@ class PromptedVisionEncoder(PromptedEncoder):
         out of this module's own children.
         """
         self._text_encoder = (text_encoder,)
+
+    def train(self, mode: bool = True) -> PromptedVisionEncoder:
+        """Switch between training and evaluation; norms of a frozen encoder keep their running statistics."""
+        super().train(mode)
+        hold_statistics(self.base_layer)
+        return self
 
     def patch_layers(self, wanted: bool) -> None:
         """Also let the layers take more rows than the model itself has."""

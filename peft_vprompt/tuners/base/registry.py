@@ -15,7 +15,7 @@ from peft import PeftConfig, auto, mapping
 from peft.utils import PeftType, register_peft_method
 from peft.utils.peft_types import TaskType
 
-from ...backbones.supported import DUAL_ENCODERS, UNSUPPORTED
+from ...backbones.supported import DUAL_ENCODERS, OPAQUE, UNSUPPORTED
 from .config import BASELINE_TASK_TYPE, TASK_TYPE
 from .spec import MethodSpec
 
@@ -124,7 +124,9 @@ def is_known(peft_type: PeftType | str) -> bool:
     return name in PROMPT_METHODS or name in BASELINES
 
 
-def unsupported(peft_type: PeftType | str, model: str) -> str | None:
+def unsupported(
+    peft_type: PeftType | str, model: str, config: PeftConfig | None = None, no_layers: str | None = None
+) -> str | None:
     """Return why a prompt-learning method does not work on a class of base models; None where it does.
 
     Read by the tuners before anything is changed, by the support table and by the tests that run each of its cells.
@@ -133,6 +135,8 @@ def unsupported(peft_type: PeftType | str, model: str) -> str | None:
         peft_type: PEFT type of the method, or its name in lower case.
         model: class name of the base model. A class that is not known here but has a known image encoder inside is
             prompted like one without a text tower.
+        config: the adapter's; None for the method's usual one.
+        no_layers: why nothing can be put into the layers of the image encoder at hand; None where `model` tells.
     """
     spec = PROMPT_METHODS[getattr(peft_type, "value", peft_type).lower()]
     title = spec.title
@@ -141,6 +145,12 @@ def unsupported(peft_type: PeftType | str, model: str) -> str | None:
         return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
     if method.needs_text and model not in DUAL_ENCODERS:
         return f"{title} learns text prompts, and {model} has no text tower. Supported models: {', '.join(DUAL_ENCODERS)}."
+    no_layers = no_layers or OPAQUE.get(model)
+    if no_layers and method.needs_image_layers(config):
+        remedy = "Use a method on the side of the texts or on features, such as CoOp, Tip-Adapter or CLAP"
+        if method.without_image_layers:
+            remedy = f"Set {method.without_image_layers}"
+        return f"{title} does not work on {model}: its image encoder {no_layers}. {remedy}."
     for needed, lack in ((method.needs_class_token, "no_class_token"), (method.needs_read_only, "no_read_only")):
         if needed and (reason := getattr(DUAL_ENCODERS[model], lack)):
             able = [name for name, dual in DUAL_ENCODERS.items() if getattr(dual, lack) is None]

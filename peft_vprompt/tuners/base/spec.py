@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Depth(NamedTuple):
-    """Number of layers of the two towers; `text` is 0 for a classifier without a text tower."""
+    """Number of layers of the two towers; `text` is 0 for a classifier without a text tower, `vision` for an opaque encoder."""
 
     text: int
     vision: int
@@ -28,13 +28,13 @@ class Depth(NamedTuple):
     @classmethod
     def of(cls, config: PretrainedConfig, is_classifier: bool) -> Depth:
         """Return the depth of a model by its config; that of an image classifier has no text tower."""
-        vision = getattr(config, "vision_config", config).num_hidden_layers
+        vision = getattr(getattr(config, "vision_config", config), "num_hidden_layers", 0)
         return cls(0 if is_classifier else config.text_config.num_hidden_layers, vision)
 
     @property
     def both(self) -> int:
-        """Layers that both towers have."""
-        return min(self.text, self.vision)
+        """Layers that both towers have; those of the text tower beside an opaque encoder, which refuses by itself."""
+        return min(self.text, self.vision or self.text)
 
 
 @dataclass(frozen=True)

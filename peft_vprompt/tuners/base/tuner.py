@@ -18,9 +18,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
-from ...backbones.supported import (
-    Backbone,
-)
+from ...backbones.supported import Backbone
+from ...core.batch_norm import hold_statistics
 from . import in_place, registry
 from .adapter_names import check_adapter_name
 from .base_model import backbone_of, check_model, feature_dim, prompted_encoders, trainable, wrap_encoders
@@ -134,6 +133,7 @@ class PromptTuner(BaseTuner):
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
         self._freeze_finished()
+        hold_statistics(vision.base_layer)
 
     def _new_modules(
         self,

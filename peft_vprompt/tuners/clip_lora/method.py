@@ -33,6 +33,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value")
 class CLIPLora(PromptMethod):
     """No prompts: the layers of the towers are PEFT's."""
 
+    without_image_layers = "towers='text'"
+
+    def needs_image_layers(self, config: CLIPLoraConfig | None) -> bool:
+        """Return whether projections of the image tower are adapted; those that `target_modules` names are the caller's."""
+        return config is None or (config.target_modules is None and config.towers != "text")
+
     def scale(self, config: CLIPLoraConfig) -> float | None:
         """Return 100, as the authors have it, or what the config says."""
         return config.logit_scale

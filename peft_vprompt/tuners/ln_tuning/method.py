@@ -21,13 +21,22 @@ from .config import NormTuningConfig
 class NormTuning(PromptMethod):
     """No prompts: copies of the norms are trained."""
 
+    without_image_layers = "towers='text'"
+
+    def needs_image_layers(self, config: NormTuningConfig | None) -> bool:
+        """Return whether norms of the image tower are trained."""
+        return config is None or config.towers != "text"
+
     def check(self, config: NormTuningConfig, vision: VisionView, text: TextView) -> None:
         """Refuse a first layer that is not there, and a tower that another adapter trains whole.
 
         Raises:
             ValueError: names the field, or the remedy.
         """
-        for field, view in (("text_first_layer", text), ("vision_first_layer", vision)):
+        for tower, view in (("text", text), ("vision", vision)):
+            if config.towers not in ("both", tower):
+                continue
+            field = f"{tower}_first_layer"
             modules = own_modules(view.module).values()
             if not any(layer is module for layer in view.layers for module in modules):
                 raise ValueError(

@@ -26,6 +26,12 @@ from .config import MaPLeConfig
 class MaPLe(PromptMethod):
     """Deep prompts on both towers."""
 
+    without_image_layers = "vision_prompt_depth=0 and coupling='none'"
+
+    def needs_image_layers(self, config: MaPLeConfig | None) -> bool:
+        """Return whether the image tower has prompts."""
+        return config is None or config.vision_depth > 0
+
     def check(self, config: MaPLeConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than a tower has, and more prompts than a text has room for."""
         if config.text_depth:

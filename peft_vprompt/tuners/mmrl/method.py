@@ -33,6 +33,10 @@ class MMRL(PromptMethod):
 
     needs_class_token = True
 
+    def needs_image_layers(self, config: MMRLConfig | None) -> bool:
+        """Return True: both towers have prompts."""
+        return True
+
     def check(self, config: MMRLConfig, vision: VisionView, text: TextView) -> None:
         """Refuse layers that a tower does not have."""
         check_depth("representation_layers", config.representation_layers[-1], text, "text tower")

@@ -26,6 +26,10 @@ class MRPO(PromptMethod):
 
     needs_read_only = True
 
+    def needs_image_layers(self, config: MRPOConfig | None) -> bool:
+        """Return True: both towers have prompts."""
+        return True
+
     def check(self, config: MRPOConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than a tower has."""
         check_depth(

@@ -21,7 +21,7 @@ register(
         learns="deep visual prompts and a projector, from a larger model's predictions",
         config_class=PromptKDConfig,
         tuner_class=PromptKDModel,
-        defaults=lambda depth: {"prompt_depth": min(9, depth.vision)},
+        defaults=lambda depth: {"prompt_depth": min(9, depth.vision or 9)},
         recipe=Recipe(
             learning_rate=0.005,
             batch_size=8,

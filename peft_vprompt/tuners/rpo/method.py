@@ -34,6 +34,10 @@ class RPO(PromptMethod):
 
     needs_read_only = True
 
+    def needs_image_layers(self, config: ReadOnlyPromptConfig | None) -> bool:
+        """Return True: both towers have prompts."""
+        return True
+
     def text_prompts(
         self,
         config: ReadOnlyPromptConfig,

@@ -21,7 +21,10 @@ register(
         learns="tokens or pixels at the image encoder (and the head)",
         config_class=VisualPromptConfig,
         tuner_class=VisualPromptModel,
-        defaults=lambda depth: {"num_virtual_tokens": 8, "deep": True, "num_deep_layers": min(12, depth.vision)},
+        defaults=lambda depth: (
+            {"num_virtual_tokens": 8}
+            | ({"deep": True, "num_deep_layers": min(12, depth.vision)} if depth.vision else {})
+        ),
         recipe=Recipe(
             learning_rate=0.0025,
             batch_size=4,

@@ -14,10 +14,12 @@ from ..base.config import PromptConfig
 TOKEN_LOCATIONS = ("prepend", "add", "add-1")
 #: Locations whose prompts are patches of learned pixels.
 STRIP_LOCATIONS = ("prepend-pixel", "prepend-pixel-gaussian", "prepend-pixel-imgnettransform")
+#: Locations whose prompts change the image itself.
+IMAGE_LOCATIONS = ("pad", "below")
 #: Locations whose prompts are pixels, in front of the first layer.
-PIXEL_LOCATIONS = (*STRIP_LOCATIONS, "pad", "below")
+PIXEL_LOCATIONS = (*STRIP_LOCATIONS, *IMAGE_LOCATIONS)
 #: Locations that leave no row to the prompts.
-ROWLESS_LOCATIONS = ("add", "add-1", "pad", "below")
+ROWLESS_LOCATIONS = ("add", "add-1", *IMAGE_LOCATIONS)
 
 
 @dataclass

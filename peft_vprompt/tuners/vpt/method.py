@@ -20,7 +20,7 @@ from ...prompts.tokens import TokenPrompts
 from ...prompts.visual import StagedPrompts, VisualPrompts
 from ..base.method import PromptMethod, refuse_text_fields
 from ..base.tuner import PromptTuner
-from .config import PIXEL_LOCATIONS, VisualPromptConfig
+from .config import IMAGE_LOCATIONS, PIXEL_LOCATIONS, VisualPromptConfig
 from .support import check_tower
 
 
@@ -28,6 +28,11 @@ class VPT(PromptMethod):
     """Prompts on the vision tower only."""
 
     needs_text = False
+    without_image_layers = "location='pad' or location='below', prompts that are pixels"
+
+    def needs_image_layers(self, config: VisualPromptConfig | None) -> bool:
+        """Return whether prompts are tokens: those in a border or in further channels are not."""
+        return config is None or config.location not in IMAGE_LOCATIONS
 
     def check(self, config: VisualPromptConfig, vision: VisionView, text: TextView | None) -> None:
         """Refuse prompts that this tower has no layers, tokens or windows for, and terms that need class names."""

@@ -14,8 +14,11 @@ def check_tower(config: VisualPromptConfig, view: VisionView) -> None:
         ValueError: layers that are not there.
         UnsupportedModelError: a location, a pooling or read-only prompts that this encoder has no place for.
     """
-    check_layers(config, view.num_layers)
     model_name = type(view.module).__name__
+    if view.no_layers:
+        check_opaque(config, view, model_name)
+        return
+    check_layers(config, view.num_layers)
     if config.location in PIXEL_LOCATIONS and view.patch_embedding is None:
         raise UnsupportedModelError(
             f"Prompts at location={config.location!r} are pixels, and {model_name} does not embed its patches by one "
@@ -29,6 +32,29 @@ def check_tower(config: VisualPromptConfig, view: VisionView) -> None:
         check_ragged(config, model_name)
     if len(view.stages) > 1:
         check_stages(config, model_name)
+
+
+def check_opaque(config: VisualPromptConfig, view: VisionView, model_name: str) -> None:
+    """Refuse what an encoder without known layers has no place for; tokens were refused before.
+
+    Raises:
+        UnsupportedModelError: a pooling of rows, or pixels where the encoder does not say what images it takes.
+    """
+    if config.pooling != "original":
+        raise UnsupportedModelError(
+            f"{model_name} shows no rows to pool: it {view.no_layers}. Received: pooling={config.pooling!r}. Use "
+            "pooling='original'."
+        )
+    if view.image_size is None:
+        raise UnsupportedModelError(
+            f"Prompts at location={config.location!r} fit images of one size, and the config of {model_name} names none. Set "
+            "image_size, in pixels, in the config of the image encoder."
+        )
+    if config.location == "below" and view.patch_embedding is None:
+        raise UnsupportedModelError(
+            f"Prompts at location='below' enter by the one convolution that reads the image, and {model_name} has none. Use "
+            "location='pad'."
+        )
 
 
 def check_layers(config: VisualPromptConfig, num_layers: int) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AdapterMismatchError
-from ..utils.archive import Archive, dtype_named
-from ..utils.fields import shown
-from ..utils.pickled import Opaque, PickleError, Stored
+from .archive import Archive, dtype_named
+from .fields import shown
+from .pickled import Opaque, PickleError, ScriptedModule, Stored
 
 
 #: What trainers wrap a state dict in.
@@ -35,7 +37,7 @@ class CheckpointState(Mapping[str, Tensor]):
     """Tensors by name, in float32, without the wrapping that trainers add. What is not asked for is never read.
 
     Args:
-        checkpoint: path of a file of `torch.save`, or the state dict itself.
+        checkpoint: path of a file of `torch.save`, of `torch.jit.save` or of safetensors, or the state dict itself.
 
     Raises:
         AdapterMismatchError: the file is damaged, or there is no state dict in it.
@@ -48,6 +50,8 @@ class CheckpointState(Mapping[str, Tensor]):
         if isinstance(checkpoint, (str, os.PathLike)):
             self.source = repr(os.fspath(checkpoint))
             content = self._open(checkpoint)
+        if isinstance(content, ScriptedModule):
+            content = dict(_flat(content))
         for wrapper in WRAPPERS:
             if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
                 content = content[wrapper]
@@ -62,6 +66,13 @@ class CheckpointState(Mapping[str, Tensor]):
     def _open(self, path: str | os.PathLike) -> Any:
         if os.path.isdir(path):
             raise AdapterMismatchError(f"Expected the file of a checkpoint. Received a folder: {self.source}.")
+        if os.fspath(path).endswith(".safetensors"):
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise AdapterMismatchError(
+                    f"Cannot read {self.source} as a file of safetensors: {error}. Copy or download it again."
+                ) from error
         try:
             self._archive = Archive(path)
         except PickleError as error:
@@ -104,6 +115,20 @@ class CheckpointState(Mapping[str, Tensor]):
             f"Expected {shown(name)} in {self.source} to be a plain tensor of finite floating-point numbers. Received "
             f"{reason}. Save it again as tensor.detach().float().to_dense().contiguous()."
         )
+
+
+def _flat(module: ScriptedModule) -> Iterator[tuple[str, Any]]:
+    """Give what a scripted module and those inside hold, by its name in a state dict; no module is looked at twice."""
+    waiting = [("", module)]
+    seen = {id(module)}
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, value in module.items():
+            if not isinstance(value, ScriptedModule):
+                yield f"{prefix}{name}", value
+            elif id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{prefix}{name}.", value))
 
 
 def _is_tensor(value: Any) -> bool:

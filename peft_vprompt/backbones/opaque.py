@@ -1,0 +1,172 @@
+"""Image encoders whose inside is not looked at: they give one vector for each image, and take no tokens.
+
+Methods on the side of the texts, readouts and cached features need no more. Prompts that are pixels work, too: a border
+makes the image larger, and further channels enter by the first convolution.
+
+Shapes: b = images, c = channels, h, w = height and width, e = size of the feature.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .base import VisionView, pair
+
+
+class OpaqueVisionView(VisionView):
+    """Any image encoder whose output has a `pooler_output` [b, e]; its "tokens" are the pixels."""
+
+    num_prefix_tokens = 0
+    prompts_first = True
+    keeps_prompts = True
+    no_layers: str = "gives one vector for each image, and shows no layers whose tokens a prompt could stand beside"
+    no_read_only = "it shows no layers whose tokens they could read"
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """None that are known."""
+        return ()
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The first weight of floating-point numbers."""
+        return next(parameter for parameter in self.module.parameters() if parameter.is_floating_point())
+
+    @property
+    def width(self) -> int:
+        """Channels that leave the first convolution, for the first values of pixels."""
+        convolution = self.patch_embedding
+        return 1 if convolution is None else convolution.out_channels
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the first convolution's kernel."""
+        convolution = self.patch_embedding
+        return 1 if convolution is None else pair(convolution.kernel_size)[0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that the config names, None where it names none."""
+        size = getattr(self.module.config, "image_size", None)
+        return None if size is None else pair(size)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether images of another size need `interpolate_pos_encoding`: where the encoder takes it."""
+        return self.resizes_positions and self.image_size is not None
+
+    @property
+    def resizes_positions(self) -> bool:
+        """Whether the encoder has positions, which it can resize."""
+        return "interpolate_pos_encoding" in inspect.signature(self.module.forward).parameters
+
+    @property
+    def num_tokens(self) -> int:
+        """No token is known; the number says that images are [b, c, h, w]."""
+        return 0
+
+    @property
+    def patch_embedding(self) -> Any:
+        """The first convolution, where it is the only one that reads as many channels as an image has."""
+        channels = self.num_channels
+        reading = [m for m in self.module.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels]
+        return reading[0] if len(reading) == 1 and reading[0].out_channels != channels else None
+
+    @property
+    def patch_stride(self) -> tuple[int, int]:
+        """The first convolution's stride."""
+        return self.patch_embedding.stride
+
+    @property
+    def patch_padding(self) -> tuple[int, int]:
+        """The first convolution's padding."""
+        return self.patch_embedding.padding
+
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Return the images as they are."""
+        return pixel_values
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Return the images [b, c, h, w] as they are."""
+        return pixels
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Return what has left the first convolution [b, c', h', w'] as it is."""
+        return grid
+
+    def encode(
+        self,
+        hidden: Tensor,
+        prompts: Any = None,
+        rule: Any = None,
+        first_layer: int = 0,
+        states: list[Tensor] | None = None,
+        output_rows: Any = None,
+        **layer_options,
+    ) -> Any:
+        """Run the encoder on images of any size, or on what its first convolution would make of one: its own output."""
+        options: dict[str, Any] = {"output_hidden_states": True} if states is not None else {}
+        if self.resizes_positions:
+            options["interpolate_pos_encoding"] = True
+        if hidden.shape[1] == self.num_channels:
+            output = self.module(hidden, **options)
+        else:
+            # pyrefly: ignore[not-iterable]  # prompts in further channels know the size
+            pixels = hidden.new_zeros(hidden.shape[0], self.num_channels, *self.image_size)
+            handle = self.patch_embedding.register_forward_hook(lambda *call: hidden)
+            try:
+                output = self.module(pixels, **options)
+            finally:
+                handle.remove()
+        if states is not None:
+            states.extend(output.hidden_states)
+        return output
+
+    def finish(self, hidden: Any, **kwargs) -> BaseModelOutputWithPooling:
+        """Return the encoder's own output."""
+        return hidden
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Return what is read out as it is: nothing is normalised."""
+        return hidden
+
+    def check_images(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> None:
+        """Refuse what is no batch of images, of another size where there are positions, or options that are not taken.
+
+        Raises:
+            TypeError: as for other encoders, or an `interpolate_pos_encoding` that the encoder does not take.
+            ValueError: as for other encoders.
+        """
+        super().check_images(pixel_values, interpolate_pos_encoding)
+        if interpolate_pos_encoding and not self.resizes_positions:
+            raise TypeError(
+                f"{type(self.module).__name__} does not take interpolate_pos_encoding. Leave it out, and resize the images with "
+                "the model's image processor."
+            )
+
+
+class TimmView(OpaqueVisionView):
+    """`TimmWrapperModel`: a network of timm, which says itself what images it was trained on."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images of timm's configuration."""
+        return self.module.timm_model.pretrained_cfg["input_size"][0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that the network was built for, None where it takes any."""
+        patches = getattr(self.module.timm_model, "patch_embed", None)
+        return getattr(patches, "img_size", None) or pair(self.module.timm_model.pretrained_cfg["input_size"][1:])
+
+
+class ResNetCLIPVisionView(OpaqueVisionView):
+    """`ResNetCLIPVisionModel`: CLIP's ResNet, whose attention pool has positions."""
+
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
