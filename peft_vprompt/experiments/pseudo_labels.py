@@ -276,8 +276,8 @@ def _check_table(probabilities: np.ndarray, class_names: Sequence[str]) -> np.nd
         raise ValueError(f"Expected a list of class names. Received: class_names={shown(class_names)}.")
     try:
         table = np.ascontiguousarray(probabilities, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):  # of what is no table of numbers
-        table = np.empty(0, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Expected finite probabilities. Received: {shown(probabilities)}.") from error
     if table.ndim != 2 or table.shape[1] != len(class_names) or not np.isfinite(table).all():
         raise ValueError(
             f"Expected finite probabilities [images, {len(class_names)}], one column per class name. "
