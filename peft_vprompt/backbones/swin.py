@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,7 @@ from ..core.checkpointing import recompute
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
 from ..core.offloading import tensor_of
-from ..core.plain_modules import in_place_of
+from ..core.plain_modules import in_place_of, modeling_file
 from .base import VisionView, resize_positions
 from .layer_parts import split_heads
 
@@ -133,17 +132,30 @@ class SwinView(VisionView):
         if states is not None:
             states.append(hidden)
         for stage in self.module.encoder.layers:
-            for block in stage.blocks:
-                hidden = insert_prompts(hidden, prompts, rule, step)
-                run = functools.partial(self.run_block, block, grid=grid)
-                hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
-                step += 1
+            run = functools.partial(self.run_stage, stage, prompts=prompts, rule=rule, step=step, grid=grid)
+            hidden = in_place_of(stage, run, hidden)
+            step += len(stage.blocks)
             if stage.downsample is not None:
-                hidden = merge(stage.downsample, hidden, grid)
                 grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
             if states is not None:
                 states.append(hidden)
         return hidden
+
+    def run_stage(
+        self,
+        stage: nn.Module,
+        hidden: Tensor,
+        prompts: Tensor | Sequence[Tensor] | None,
+        rule: InsertionRule | None,
+        step: int,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Run one stage, `SwinStage`: its first block is the one that prompts are inserted into at `step`."""
+        for number, block in enumerate(stage.blocks, step):
+            hidden = insert_prompts(hidden, prompts, rule, number)
+            run = functools.partial(self.run_block, block, grid=grid)
+            hidden = recompute(stage, functools.partial(in_place_of, block, run), hidden)
+        return hidden if stage.downsample is None else merge(stage.downsample, hidden, grid)
 
     def run_block(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Run one block on prompts and tokens [b, s, d]: `SwinLayer`, its submodules in its order."""
@@ -154,7 +166,7 @@ class SwinView(VisionView):
 
     def attend_windows(self, block: nn.Module, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attend in the (shifted) windows, prompts in each of them: [b, s, d] to [b, s, d]."""
-        modeling = sys.modules[type(block).__module__]
+        modeling = modeling_file(block)
         batch = hidden.shape[0]
         count = hidden.shape[1] - grid[0] * grid[1]
         size = block.window_size

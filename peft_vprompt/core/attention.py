@@ -7,7 +7,6 @@ attention by that pattern; without it the function does exactly what the user's 
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +15,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .plain_modules import modeling_file
 
 
 #: Name under which the attention function is registered with transformers.
@@ -264,7 +265,7 @@ def plain_implementation(module: nn.Module):
     """Return the attention function that `module` would use without prompts; sdpa when nothing else was chosen."""
     name = getattr(getattr(module.config, "plain_config", None), "_attn_implementation", None) or "sdpa"
     if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
+        return modeling_file(module).eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]
 
 

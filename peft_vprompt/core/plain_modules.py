@@ -7,6 +7,7 @@ code) do things in a module's call that nobody sees who calls its parts one by o
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,12 @@ def is_known(module_class: type, forward: Callable) -> bool:
 
 
 _is_known = functools.cache(is_known)
+
+
+def modeling_file(module: nn.Module) -> Any:
+    """Return the file of transformers that a module's class is from; FSDP and users make classes of it elsewhere."""
+    names = [base.__module__ for base in type(module).__mro__]
+    return sys.modules[next((name for name in names if name.startswith("transformers.models.")), names[0])]
 
 
 def parts(module: nn.Module) -> list[nn.Module]:

@@ -86,6 +86,14 @@ class AdapterModel(PeftModel):
         several = MULTI_LABEL if self._is_multi_label else None
         show_labels(self.get_base_model(), self._shown_labels(), several)
 
+    def name_labels(self, adapter_name: str, id2label: Mapping[int, str]) -> None:
+        """Call the classes of an adapter's head otherwise than it was saved with."""
+        config: Any = self.peft_config[adapter_name]
+        if getattr(config, "id2label", None) is not None:
+            config.id2label = dict(id2label)
+            config.label2id = {name: index for index, name in id2label.items()}
+            self._show_labels()
+
     @property
     def _is_multi_label(self) -> bool:
         """Whether the active adapter is for images of several classes or none."""
@@ -113,6 +121,8 @@ class AdapterModel(PeftModel):
             ValueError: names that this model does not have or has already, adapters that differ in method, classes or
                 shape, another number of weights.
         """
+        if not adapters:
+            raise ValueError("Expected the names of the adapters to sum up. Received: none.")
         if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)
@@ -123,7 +133,7 @@ class AdapterModel(PeftModel):
                 f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
             )
         states = [self._state_of(name) for name in check_names(adapters)]
-        weights = [1 / max(len(states), 1)] * len(states) if weights is None else weights
+        weights = [1 / len(states)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
         config = copy.deepcopy(self.peft_config[adapters[0]])
         trained = config.inference_mode
@@ -143,9 +153,9 @@ class AdapterModel(PeftModel):
         are_numbers = isinstance(weights, (list, tuple)) and all(
             is_number(w) and abs(w) <= MAX_INTEGER for w in weights
         )
-        if not states or not are_numbers or len(weights) != len(states):
+        if not are_numbers or len(weights) != len(states):
             raise ValueError(
-                f"Expected one finite weight for each adapter, at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
+                f"Expected one weight for each adapter, finite and at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
                 f"weights={shown(weights)}."
             )
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]

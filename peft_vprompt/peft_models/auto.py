@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import AdapterMismatchError
 from ..tuners.base.bounded import saved_numbers
 from ..utils.fields import shown
+from .adapter_model import AdapterModel
 
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
             )
         logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
         check_head(saved, pretrained_model_name_or_path, {"revision": revision, **kwargs})
+        asked = kwargs
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
@@ -91,7 +93,10 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         # pyrefly: ignore[no-matching-overload]  # a task type of None finds none
         peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(saved.task_type, PeftModel)
         options = {"adapter_name": adapter_name, "is_trainable": is_trainable, "config": config, "revision": revision}
-        return peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+        model = peft_class.from_pretrained(base, pretrained_model_name_or_path, **options, **kwargs)
+        if asked.get("id2label") and isinstance(model, AdapterModel):
+            model.name_labels(adapter_name, asked["id2label"])
+        return model
 
 
 def check_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict, num_classes: int = 0) -> None:

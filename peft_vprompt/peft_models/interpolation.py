@@ -16,6 +16,7 @@ from ..backbones.supported import class_name
 from ..tuners.base import registry
 from ..tuners.base.classifier import ClassNameClassifier
 from ..tuners.base.prompted_encoder import READOUT
+from ..tuners.base.switching import require_unmerged
 from .safe_saving import SavedPeftModel
 
 
@@ -42,6 +43,7 @@ def interpolate(
             "model has."
         )
     active = classifier.adapted.adapter_name
+    require_unmerged(model, active)
     learned = model._adapter_state(active)
     frozen = frozen_state(classifier, active, learned)
     between = {

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..tuners.base.adapter_names import check_names
-from ..tuners.base.switching import BASE, answering_for
+from ..tuners.base.switching import BASE, answering_for, merged_adapters
 
 
 def call_with_adapters(
@@ -69,10 +68,9 @@ def check_batch(model: PeftModel, names: list[str], values: list) -> None:
     if sizes != {len(names)}:
         raise ValueError(
             f"Expected one adapter name for each image. Received: {len(names)} adapter_names and inputs with "
-            f"{sorted(sizes)} rows. A call with texts (input_ids) has no adapter for each text; use set_adapter there."
+            f"{sorted(sizes)} rows. Give each image a name."
         )
-    merged = {name for m in model.modules() if isinstance(m, BaseTunerLayer) for name in m.merged_adapters}
-    if merged:
+    if merged := merged_adapters(model):
         raise ValueError(
             f"Expected no merged adapters with adapter_names. Merged: {sorted(merged)}. Unmerge them first."
         )

@@ -38,7 +38,8 @@ def is_untouched(card: str) -> bool:
 def is_generated(card: str) -> bool:
     """Return whether a card that is not ours was written by transformers (the Trainer, say) and has no snippet."""
     return (
-        "peft_vprompt" not in card and re.search("generated automatically|automatically generated", card) is not None
+        "import peft_vprompt" not in card
+        and re.search("generated automatically|automatically generated", card) is not None
     )
 
 

@@ -84,7 +84,13 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         Raises:
             ValueError: inputs that do not go together.
         """
+        is_dual = self.class_name_classifier.adapted.backbone.dual is not None
         if (adapter_names := kwargs.pop("adapter_names", None)) is not None:
+            if is_dual and (kwargs.get("input_ids") is not None or len(args) > (pixel_values is None)):
+                raise ValueError(
+                    "Expected images alone with adapter_names. Received texts too, of which each is compared with every "
+                    "image, whatever its adapter. Call set_adapter for each adapter in turn."
+                )
             inputs = {"pixel_values": pixel_values, "labels": labels, "image_features": image_features, **kwargs}
             with self._changing():
                 return call_with_adapters(self, self.forward, adapter_names, args, inputs)
@@ -92,7 +98,6 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             self.base_model.vision_encoder.link(self.base_model.text_encoder)
         given = image_features if pixel_values is None else pixel_values
         labels = as_labels(labels, getattr(given, "device", None))
-        is_dual = self.class_name_classifier.adapted.backbone.dual is not None
         own_call = args or kwargs.get("input_ids") is not None or not is_dual
         if image_features is not None and (own_call and is_dual or pixel_values is not None):
             raise ValueError("Expected image_features alone, or pixel_values and input_ids. Received both.")

@@ -18,7 +18,9 @@ from typing import Any
 
 from PIL import Image
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from ..core.tokenization import text_tokens
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..utils.late_imports import patch_methods
 from .peft_model import PeftModelForImageClassification
@@ -77,7 +79,7 @@ def own_template(preprocess: Callable) -> Callable:
     """Fill the names into the text that the learned context was trained with."""
 
     def run(self, image, *args, **kwargs):
-        template = learned_template(self.model)
+        template = learned_template(self.model, self.tokenizer)
         if template is not None:
             given = kwargs.get("hypothesis_template", template)
             if given != template:
@@ -96,7 +98,7 @@ def own_classes(forward: Callable) -> Callable:
 
     def run(self, model_inputs):
         model = self.model
-        if not isinstance(model, PeftModelForImageClassification) or learned_template(model) is None:
+        if not isinstance(model, PeftModelForImageClassification) or learned_template(model, self.tokenizer) is None:
             return forward(self, model_inputs)
         labels = model_inputs.pop("candidate_labels")
         model_inputs.pop("text_inputs")
@@ -107,7 +109,27 @@ def own_classes(forward: Callable) -> Callable:
     return run
 
 
-def learned_template(model: nn.Module) -> str | None:
+def words_left(tokenizer: PreTrainedTokenizerBase, words: str, num_context: int) -> str:
+    """Return the end of a text whose first tokens a context takes.
+
+    Raises:
+        ValueError: it is read otherwise than within the text.
+    """
+    left = text_tokens(tokenizer, words)[num_context:]
+    if not left:
+        return ""
+    places = tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    end = words[places[num_context][0] :]
+    if text_tokens(tokenizer, end) != left:
+        raise ValueError(
+            f"Expected initial words that can be parted after {num_context} tokens. Received: {words!r}, of which the "
+            f"tokenizer reads {end!r} otherwise alone. Give the pipeline the PEFT model: "
+            "AutoPeftModelForImageClassification.from_pretrained(adapter)."
+        )
+    return end
+
+
+def learned_template(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the text around the names by which a model's own call does what the adapter was trained for.
 
     None where the text side learns nothing, so that any template may be filled.
@@ -116,8 +138,12 @@ def learned_template(model: nn.Module) -> str | None:
     if text is None or text.reads_elsewhere or text.active_prompts is None:
         return "{}." if text is not None and text.reads_elsewhere else None
     prompts: Any = text.active_prompts
-    if prompts.text_placement != "replace":
-        return "{}."
     config: Any = text.configs[text.active_adapters[0]]
+    if prompts.text_placement != "replace":
+        words = getattr(config, "text_around", None) or getattr(config, "words", None)
+        asked_by_names = isinstance(model, PeftModelForImageClassification)  # see `own_classes`
+        if asked_by_names or not words:
+            return "{}."
+        return f"{words_left(tokenizer, words, config.length)} {{}}.".lstrip()
     words = config.words or " ".join(["X"] * prompts().shape[1])
     return f"{words} {{}}."

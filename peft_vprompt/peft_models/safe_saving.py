@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..backbones.supported import HEADS, class_name
+from ..core.offloading import is_sharded
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
 from ..tuners.base.hf_patches import plain_class
-from ..tuners.base.switching import adapter_layers, adapter_parameters
+from ..tuners.base.switching import adapter_layers, adapter_parameters, require_unmerged
 from ..utils.archive import Archive
 from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
@@ -63,7 +64,9 @@ class SavedPeftModel(AdapterModel):
         Raises:
             AdapterMismatchError: the file cannot be read, is not a plain tensor file, or its tensors are not exactly
                 the ones this model needs. The model is left as it was.
+            ValueError: the adapter is there and merged.
         """
+        require_unmerged(self, adapter_name)
         is_new = adapter_name not in self.peft_config
         made_to_load = not (is_new or self._has_loaded) and kwargs.keys() >= FROM_PRETRAINED
         before = None if is_new else self._adapter_state(adapter_name)
@@ -189,7 +192,7 @@ class SavedPeftModel(AdapterModel):
             raise ValueError("Expected an adapter to save. Received a model whose last adapter was deleted.")
         self._check_nothing_left_out()
         for name in kwargs.get("selected_adapters") or self.peft_config:
-            self._check_finite(name)
+            self._check_values(name, kwargs.get("state_dict"))
             self._complete_config(self.peft_config.get(name))
         with adapter_files(target) as staging:
             super().save_pretrained(str(staging), *args, **kwargs)
@@ -250,11 +253,17 @@ class SavedPeftModel(AdapterModel):
                 revision=revision,
             )
 
-    def _check_finite(self, adapter_name: str) -> None:
-        """Refuse to save what could not be loaded again."""
+    def _check_values(self, adapter_name: str, given: dict[str, Tensor] | None) -> None:
+        """Refuse to save what could not be loaded again: of this process, or of a `given` state of the whole model."""
         if adapter_name not in self.peft_config:
             return
-        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        state = get_peft_model_state_dict(self, given, adapter_name=adapter_name, save_embedding_layers=False)
+        if sharded := [key for key, value in state.items() if is_sharded(value)]:
+            raise ValueError(
+                f"Expected whole tensors to save. Received shards of {sharded[0]} (FSDP). Gather them in every process with "
+                "state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), of "
+                "torch.distributed.checkpoint.state_dict, and call save_pretrained(folder, state_dict=state)."
+            )
         bad = [key for key, value in state.items() if not (value.is_meta or bool(value.isfinite().all()))]
         if bad:
             raise ValueError(

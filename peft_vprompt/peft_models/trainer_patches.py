@@ -57,7 +57,7 @@ def best_of_named_adapter(load_best_model: Callable) -> Callable:
         checkpoint = self.state.best_model_checkpoint
         if isinstance(self.model, SavedPeftModel) and checkpoint is not None and self.model.active_adapters:
             name = self.model.active_adapters[0]
-            if not has_weights(Path(checkpoint)) and has_weights(Path(checkpoint, name)):
+            if has_weights(Path(checkpoint, name)):  # beside the one called "default", perhaps
                 self.model.load_adapter(str(Path(checkpoint, name)), name, is_trainable=True)
                 self.model.eval()
                 return None

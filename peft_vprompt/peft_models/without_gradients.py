@@ -97,7 +97,7 @@ class LearnsWithoutGradients(SavedPeftModel):
 
         Raises:
             ValueError: a share out of 0 to 1, an adapter of that name, or one without a counterpart in the frozen model, such
-                as prompts; nothing is changed.
+                as prompts, or that is merged; nothing is changed.
         """
         with self._changing():
             interpolate(self, self.class_name_classifier, share, adapter_name)

@@ -80,8 +80,8 @@ class PixelBorder(PixelPrompts):
     def embed(self, view: VisionView, pixel_values: Tensor, **options) -> Tensor:
         """Return the tokens of the larger image."""
         refuse_options(options)
-        sides = normalize(self.left_right, view).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
-        ends = normalize(self.top_bottom, view).to(pixel_values.dtype).expand(len(pixel_values), -1, -1, -1)
+        sides = normalize(self.left_right, view).to(pixel_values.dtype).expand(pixel_values.shape[0], -1, -1, -1)
+        ends = normalize(self.top_bottom, view).to(pixel_values.dtype).expand(pixel_values.shape[0], -1, -1, -1)
         p = self.width
         framed = torch.cat([sides[..., :p], pixel_values, sides[..., p:]], dim=-1)
         framed = torch.cat([ends[..., :p, :], framed, ends[..., p:, :]], dim=-2)
@@ -113,7 +113,7 @@ class PixelChannels(PixelPrompts):
         """Return the tokens of the image with all channels."""
         refuse_options(options)
         dtype = convolution_of(view).weight.dtype  # prompts are kept in float32, also where the encoder is not
-        pixels = self.pixels.expand(len(pixel_values), -1, -1, -1)
+        pixels = self.pixels.expand(pixel_values.shape[0], -1, -1, -1)
         image = torch.cat([pixel_values.to(dtype), pixels.to(dtype)], dim=1)
         bias = None if self.patch_bias is None else self.patch_bias.to(dtype)
         grid = F.conv2d(image, self.patch_weight.to(dtype), bias, stride=_pair(view.patch_size))

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
-from tests.support.models import CLASS_NAMES, disturb, images, logits, often
+from tests.support.models import CLASS_NAMES, CONFIGS, disturb, images, logits, often, tiny_vit
 from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases
 
 
@@ -58,6 +59,11 @@ def test_export(case, tokenizer_path):
         ]
         constants = [value for value in program.constants.values() if isinstance(value, torch.Tensor)]
         assert any(value.shape[:1] == (len(CLASS_NAMES),) for value in constants)
+
+
+@pytest.mark.parametrize("variant", ["border", "channels"])
+def test_export_of_pixels(variant):
+    check(get_peft_model(tiny_vit(), CONFIGS["visual_prompt"][variant]()))
 
 
 @pytest.mark.nightly

@@ -1,24 +1,38 @@
 """Layers with hooks, sharded, offloaded or replaced weights run as they are called; all others run in parts."""
 
 import copy
+import datetime
 import os
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from peft_vprompt import BottleneckAdapterConfig, VisualPromptConfig
+from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import view
+from peft_vprompt.core.offloading import bring
 from peft_vprompt.core.plain_modules import all_plain, in_place_of
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.bottleneck_adapter.method import Bottleneck
 from tests.support.backbones import FLAT_MODELS, inputs, tiny
-from tests.support.models import BACKBONES, disturb, images, labels, logits, tiny_clip, tiny_vit, towers
+from tests.support.models import (
+    BACKBONES,
+    CONFIGS,
+    disturb,
+    images,
+    labels,
+    logits,
+    often,
+    tiny_clip,
+    tiny_vit,
+    towers,
+)
 from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases, gradients
 from tests.support.watching import InputsOf
 
@@ -93,13 +107,14 @@ def test_hooks_on_the_towers_fire(make):
     assert len(fired) == 2
 
 
-def test_a_swin_block_is_called_with_its_hooks():
+def test_blocks_and_stages_of_swin_are_called_with_their_hooks():
     model = disturb(get_peft_model(tiny("SwinModel"), VisualPromptConfig(num_virtual_tokens=2, deep=True)))
     fired = []
-    for block in model.base_model.vision_encoder.view.layers:
-        block.register_forward_hook(lambda module, args, output: fired.append(output.shape[1]))
+    stages = model.base_model.vision_encoder.view.module.encoder.layers
+    for module in [*model.base_model.vision_encoder.view.layers, *stages]:
+        module.register_forward_hook(lambda module, args, output: fired.append(output.shape[1]))
     model(pixel_values=images())
-    assert fired == [18, 6]
+    assert fired == [18, 6, 6, 6]
 
 
 def test_a_hook_may_change_what_a_module_gives():
@@ -217,6 +232,44 @@ def test_a_sharded_model_gives_the_same_logits_and_gradients(case, whole_towers,
         )
 
 
+@pytest.mark.parametrize("sharded", ["blocks", "stages"])
+def test_sharded_parts_of_swin_are_known(sharded, mesh):
+    """FSDP makes a class of its own of each."""
+
+    def build():
+        return disturb(get_peft_model(tiny("SwinModel"), VisualPromptConfig(num_virtual_tokens=2, deep=True)))
+
+    expected = build()(images()).last_hidden_state
+    model = build()
+    tower = model.base_model.vision_encoder.view
+    for module in tower.layers if sharded == "blocks" else tower.module.encoder.layers:
+        fully_shard(module, mesh=mesh)
+    torch.testing.assert_close(model(images()).last_hidden_state, expected, **CLOSE)
+
+
+def test_a_sharded_attention_attends_as_its_user_chose(make, mesh):
+    def build():
+        return disturb(get_peft_model(tiny_clip(attn_implementation="eager"), make("read_only_prompt", "rpo")))
+
+    model = build()
+    for layer in towers(model)[0].view.layers:
+        fully_shard(layer.self_attn, mesh=mesh)
+    torch.testing.assert_close(logits(model), logits(build()), **CLOSE)
+
+
+@pytest.mark.parametrize("apart", ["sharded", "offloaded"])
+def test_a_trained_bias_is_not_lost_where_weights_come_with_a_call(apart, mesh):
+    def build(base):
+        return disturb(get_peft_model(base, BiasTuningConfig()))
+
+    expected = answers(build(tiny_vit()))
+    model = build(tiny_vit() if apart == "sharded" else in_memory(tiny_vit(), None))
+    if apart == "sharded":
+        for module in [m for name, m in model.named_modules() if name.endswith("_proj.base_layer")]:
+            fully_shard(module, mesh=mesh)
+    torch.testing.assert_close(answers(model), expected, **CLOSE)
+
+
 def two_processes(rank, path, tokenizer_path):
     """Compare each method, sharded over two processes that see the same images, with the model in one."""
     torch.set_num_threads(1)
@@ -239,13 +292,40 @@ def test_a_model_sharded_over_two_processes(tokenizer_path, tmp_path):
 
 
 def test_a_sharded_model_is_saved(make, mesh, tmp_path):
-    model = shard(get_peft_model(tiny_clip(), make("maple", "maple")), mesh, False)
-    state = {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in model.state_dict().items()
-    }
+    model = disturb(get_peft_model(tiny_clip(), make("maple", "maple")))
+    expected = logits(model)
+    model = shard(model, mesh, False)
+    with pytest.raises(ValueError, match="shards of .*StateDictOptions.*state_dict=state"):
+        model.save_pretrained(tmp_path)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     model.save_pretrained(tmp_path, state_dict=state)
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size > 1000
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
+
+
+def a_process_that_saves(rank, path, tokenizer_path):
+    """Save in one process alone, which has nobody to ask for shards."""
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/store", rank=rank, world_size=2, timeout=timeout
+    )
+    case = next(case for case in FIRST_CASES if case.method == "maple")
+    model = shard(case.build(tokenizer_path), init_device_mesh("cpu", (2,)), False)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if rank == 0:
+        model.save_pretrained(path, state_dict=state)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.nightly
+def test_the_first_process_saves_what_was_gathered(tokenizer_path, tmp_path):
+    torch.multiprocessing.spawn(a_process_that_saves, (str(tmp_path), tokenizer_path), nprocs=2)
+    case = next(case for case in FIRST_CASES if case.method == "maple")
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), logits(case.build(tokenizer_path).eval()), rtol=0, atol=0)
 
 
 # ---- offloaded weights ------------------------------------------------------------------------------------------------
@@ -273,10 +353,59 @@ def test_an_offloaded_base_model_gives_the_same(case, offload, tokenizer_path, t
     torch.testing.assert_close(logits(model), logits(expected), **CLOSE)
 
 
+def test_a_copy_that_is_brought_has_no_more_than_the_original():
+    linear = in_memory(nn.Linear(2, 2, bias=False), None)
+    copied = bring(copy.deepcopy(linear))
+    assert copied.bias is None and copied.weight.requires_grad and not copied.weight.is_meta
+    with torch.no_grad():
+        copied.weight += 1
+        torch.testing.assert_close(copied(torch.ones(1, 2)), linear(torch.ones(1, 2)) + 2)
+
+
 def test_bottlenecks_beside_an_offloaded_model(tmp_path):
     expected = logits(get_peft_model(tiny_vit(), BottleneckAdapterConfig()).eval())
     model = get_peft_model(on_disk(tiny_vit(), tmp_path), BottleneckAdapterConfig()).eval()
     assert torch.equal(logits(model), expected)
+
+
+TRAINS_COPIES = {
+    "norms": (tiny_clip, lambda make: make("norm_tuning", "both")),
+    "text": (tiny_clip, lambda make: make("text_encoder", "whole")),
+    "prompts-and-head": (tiny_vit, lambda make: VisualPromptConfig(num_virtual_tokens=2)),
+    "bottlenecks-and-head": (tiny_vit, lambda make: BottleneckAdapterConfig()),
+    "last-layer": (tiny_vit, lambda make: FineTuningConfig(num_layers=1)),
+}
+
+
+@pytest.mark.parametrize("case", TRAINS_COPIES)
+@pytest.mark.parametrize("offload", often([on_disk, in_memory], [in_memory]))
+def test_copies_of_offloaded_modules_learn(case, offload, make, tmp_path):
+    build, config = TRAINS_COPIES[case]
+
+    def trained(base):
+        torch.manual_seed(1)
+        model = disturb(get_peft_model(base, config(make)))
+        first = answers(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter -= 0.1 * parameter.grad
+        with model.disable_adapter():
+            plain = logits(model)
+        return first, logits(model), plain
+
+    torch.testing.assert_close(trained(offload(build(), tmp_path)), trained(build()), **CLOSE)
+
+
+@pytest.mark.parametrize("case", ["text", "last-layer"])
+def test_copies_of_quantised_modules_are_refused(case, make):
+    build, config = TRAINS_COPIES[case]
+    base = build()
+    layer = base.text_model if case == "text" else base.vit
+    linear = next(module for module in reversed(list(layer.modules())) if isinstance(module, nn.Linear))
+    linear.weight = nn.Parameter(torch.ones(linear.weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="of a quantised model. Load the model without"):
+        get_peft_model(base, config(make))
 
 
 def test_bottlenecks_beside_integers_are_floats():
@@ -298,11 +427,10 @@ class Logits(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of sizes, in transformers' layers as in ours
+@pytest.mark.parametrize("case", ["deep", "border", "channels"])
 @pytest.mark.parametrize("build", [tiny_vit, tiny_clip])
-def test_jit_trace_of_vpt(build, make):
-    config = (
-        make("visual_prompt", "deep") if build is tiny_clip else VisualPromptConfig(num_virtual_tokens=2, deep=True)
-    )
+def test_jit_trace_of_vpt(build, case, make):
+    config = make("visual_prompt", case) if build is tiny_clip else CONFIGS["visual_prompt"][case]()
     model = disturb(get_peft_model(build(), config))
     traced = torch.jit.trace(Logits(model), (images(2),), check_trace=False)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 
 from tests.support.models import CLASS_NAMES, NUM_LABELS, disturb, images, labels, tiny_tokenizer
-from tests.support.peft_behaviours import BEHAVIOURS, COPIES, EMPTY, LORA, ROWS, base_of, config_of, refusal
+from tests.support.peft_behaviours import BEHAVIOURS, COPIES, EMPTY, LORA, PROMPTED, ROWS, base_of, config_of, refusal
 from tests.support.rows import every_row
 
 
@@ -200,6 +200,12 @@ class TestBehaviours:
         torch.testing.assert_close(answer(model), expected["default"], rtol=0, atol=0)
         with pytest.raises(ValueError, match=r"adapter.*names|adapter_names|Adapter"):
             model(pixel_values=images(), adapter_names=names[:3])
+        if ROWS[row] == "CLIPModel":
+            with pytest.raises(ValueError, match="texts too, of which each is compared with every image"):
+                model(input_ids=TEXTS[[0, 1, 0, 1]], pixel_values=images(), adapter_names=names)
+        if row in PROMPTED:
+            with pytest.raises(ValueError, match="PEFT model's call alone"):
+                model.get_base_model()(pixel_values=images(), input_ids=TEXTS, adapter_names=names)
         with pytest.raises(ValueError, match="training"):
             model.train()(pixel_values=images(), adapter_names=names)
 
@@ -223,8 +229,9 @@ class TestBehaviours:
             if value.is_floating_point():
                 expected = 0.25 * states["default"][key] + 0.75 * states["other"][key]
                 torch.testing.assert_close(value, expected)
-        with pytest.raises(ValueError, match="weight"):
-            model.add_weighted_adapter(["default", "other"], [1.0], "more")
+        for names in (["default", "other"], []):
+            with pytest.raises(ValueError, match="weight|Received: none"):
+                model.add_weighted_adapter(names, [1.0], "more")
         assert "more" not in model.peft_config
 
     def test_two_at_once(self, row, model, tokenizer_path):
@@ -300,6 +307,7 @@ class TestBehaviours:
         calls = (
             lambda: base.get_image_features(pixel_values=images()).pooler_output,
             lambda: base.vision_model(pixel_values=images()).pooler_output,
+            lambda: base.vision_model(images())["pooler_output"],
         )
         prompts = model.class_name_classifier.adapted.changes_images
         for call in calls:

@@ -22,7 +22,17 @@ from peft_vprompt import (
 )
 from peft_vprompt.data.images import to_rgb
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
-from tests.support.models import CLASS_NAMES, CONFIGS, images, logits, often, tiny_clip, tiny_tokenizer, tiny_vit
+from tests.support.models import (
+    CLASS_NAMES,
+    CONFIGS,
+    disturb,
+    images,
+    logits,
+    often,
+    tiny_clip,
+    tiny_tokenizer,
+    tiny_vit,
+)
 
 
 @pytest.fixture
@@ -191,6 +201,19 @@ def test_a_learned_context_decides_the_text(case, make):
     assert run(picture(), candidate_labels=names) == scores and model.class_names == CLASS_NAMES
 
 
+@pytest.mark.parametrize("method", ["kgcoop", "prograd"])
+def test_words_that_the_context_did_not_take_stand_before_the_name(method, make):
+    """Of words that are several tokens each, a context takes as many tokens as there are words."""
+    model = disturb(get_peft_model(tiny_clip(), make(method, "words")))
+    base, pixel_values = zero_shot(model.get_base_model())
+    with pytest.warns(UserWarning, match="is ignored"):
+        scores = base(picture(), candidate_labels=CLASS_NAMES, hypothesis_template="a photo of a {}.")
+    with torch.no_grad():
+        expected = model(pixel_values=pixel_values).logits.softmax(-1)[0].tolist()
+    found = {score["label"]: score["score"] for score in scores}
+    assert found == pytest.approx(dict(zip(CLASS_NAMES, expected, strict=True)), abs=1e-5)
+
+
 def test_a_template_is_the_users_where_the_text_side_learns_nothing(make):
     model = get_peft_model(tiny_clip(), make("visual_prompt", "deep")).eval()
     run, _ = zero_shot(model)
@@ -253,6 +276,10 @@ def test_a_heads_classes_come_back(config, tmp_path):
     assert loaded.config.id2label == names and loaded.config.label2id == {name: i for i, name in names.items()}
     assert torch.equal(logits(loaded), logits(model))
     assert "class 3" in (tmp_path / "adapter/README.md").read_text()
+    others = {index: f"kind {index}" for index in range(7)}
+    named = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter"), id2label=others)
+    assert named.config.id2label == others and named.config.label2id["kind 3"] == 3
+    assert torch.equal(logits(named), logits(model))
     unnamed = ViTForImageClassification.from_pretrained(tmp_path / "base", **options)
     again = PeftModel.from_pretrained(unnamed, str(tmp_path / "adapter"))
     assert again.config.id2label == names

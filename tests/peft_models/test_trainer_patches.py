@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -43,6 +44,20 @@ def test_contrastive_training_has_a_best_model(case, make, tmp_path):
     assert "eval_loss" in Trainer(lora, arguments(tmp_path), collate, rows, rows).evaluate()
 
 
+def test_a_card_with_tags_of_the_users_keeps_the_snippet(tmp_path):
+    """The Trainer then writes our tags into its own card, which is not ours for that."""
+    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2))
+    rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
+    trainer = Trainer(model, arguments(tmp_path, max_steps=1), train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    for _ in range(2):
+        trainer.create_model_card(tags=["mine"], license="mit")
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.text.count("import peft_vprompt") == 1 and "Training hyperparameters" in card.text
+        assert {"mine", "peft_vprompt", "generated_from_trainer"} <= set(card.data.tags)
+
+
 def test_classification_has_labels_still(make, tmp_path):
     model = get_peft_model(tiny_clip(), make("maple", "maple"))
     rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
@@ -54,8 +69,14 @@ def test_classification_has_labels_still(make, tmp_path):
     assert seen[0].tolist() == labels().tolist()
 
 
-def test_the_best_of_a_named_adapter_is_loaded(tmp_path):
-    model = get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2), adapter_name="mine")
+@pytest.mark.parametrize("is_second", [False, True])
+def test_the_best_of_a_named_adapter_is_loaded(is_second, tmp_path):
+    """Also where an adapter of PEFT's default name lies beside it."""
+    config = VisualPromptConfig(num_virtual_tokens=2)
+    model = get_peft_model(tiny_vit(), config, adapter_name="default" if is_second else "mine")
+    if is_second:
+        model.add_adapter("mine", config)
+        model.set_adapter("mine")
     rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
     options = {"max_steps": 3, "eval_steps": 1, "save_steps": 1, "eval_strategy": "steps", "learning_rate": 5.0}
     trainer = Trainer(

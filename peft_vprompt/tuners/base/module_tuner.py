@@ -101,6 +101,19 @@ class ModuleTuner(BaseTuner):
             # PEFT's `_replace_module` would move what is trained to the meta device where the base model is offloaded.
             setattr(parent, target_name, layer)
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge the active adapter: the head that answers is not merged, and is the active one's.
+
+        Raises:
+            ValueError: another adapter; or one that cannot be merged.
+        """
+        if others := [name for name in adapter_names or () if name not in self.active_adapters]:
+            raise ValueError(
+                f"Expected the active adapter, whose head answers, to be merged. Received: {others}, while "
+                f"{self.active_adapters} is active. Call set_adapter({others[0]!r}) first."
+            )
+        super().merge_adapter(adapter_names, safe_merge)
+
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Return the base model: as it was, or with the adapter's values. PEFT's own would keep the trained head in both."""
         active = (adapter_names or self.active_adapters)[0]

@@ -100,6 +100,19 @@ class PromptedEncoder(WrapperLayer):
         """Whether a part of the wrapped tower is to learn, which the user has to ask for."""
         return any(parameter.requires_grad for parameter in self.base_layer.parameters())
 
+    @staticmethod
+    def refuse_names(kwargs: dict) -> None:
+        """Refuse `adapter_names`, which transformers' models hand on to their towers and nobody there would honour.
+
+        Raises:
+            ValueError: they are among the keyword arguments.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise ValueError(
+                "Expected adapter_names in the PEFT model's call alone. Received them in a call of the base model, which "
+                "answers with the active adapter. Call model(pixel_values=..., adapter_names=[...]) on the PEFT model."
+            )
+
     def restore(self) -> nn.Module:
         """Return the wrapped tower as it was."""
         self.patch_layers(False)

@@ -178,9 +178,11 @@ class PromptedTextEncoder(PromptedEncoder):
         right is honoured and costs nothing. Attention weights are not available from a prompted text tower.
 
         Raises:
-            ValueError: the adapter's prompts need to know where the class name is; padding on the left; no end token.
+            ValueError: the adapter's prompts need to know where the class name is; padding on the left; no end token;
+                `adapter_names`.
             PromptTooLongError: the text does not fit beside the prompts.
         """
+        self.refuse_names(kwargs)
         prompts = self.active_prompts
         if input_ids is not None and self.reads_elsewhere:
             raise ValueError(

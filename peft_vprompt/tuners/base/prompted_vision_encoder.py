@@ -55,6 +55,10 @@ class UnpooledOutput(BaseModelOutputWithPooling):
             "the PEFT model; or disable the adapter for the features of the frozen model."
         )
 
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """Refuse the pooled output by its name, too."""
+        return self.pooler_output if key == "pooler_output" else super().__getitem__(key)
+
     def to_tuple(self) -> tuple:
         """Refuse, as a tuple has the pooled output.
 
@@ -125,8 +129,10 @@ class PromptedVisionEncoder(PromptedEncoder):
         what they have read is asked for with `encode_read_only`.
 
         Raises:
-            ValueError: an `attention_mask`, or images of another size than the position embeddings are made for.
+            ValueError: an `attention_mask`, images of another size than the position embeddings are made for, or
+                `adapter_names`.
         """
+        self.refuse_names(kwargs)
         prompts = self.active_prompts
         flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         flags |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
@@ -304,7 +310,8 @@ class PromptedVisionEncoder(PromptedEncoder):
         if pixel_values is None or prompts is None:
             return self.base_layer(pixel_values, **flags, **kwargs)
         if prompts.pooling == "original":
-            output = self.base_layer(pixel_values, **flags | {"return_dict": True}, **kwargs)
+            whole = self.base_layer(pixel_values, **flags | {"return_dict": True}, **kwargs)
+            output = type(whole)(**{name: value for name, value in whole.items() if name != "pooler_output"})
             output.__class__ = UnpooledOutput
             return output if flags.get("return_dict", True) else output.to_tuple()
         as_tuple = flags.pop("return_dict", True) is False

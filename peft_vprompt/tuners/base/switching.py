@@ -10,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from ...core.offloading import bring
+
 
 #: PEFT's name for the base model without any adapter, where names of adapters are asked for.
 BASE = "__base__"
@@ -31,6 +33,26 @@ def adapter_parameters(layers: Iterable[BaseTunerLayer | AuxiliaryTrainingWrappe
             yield from getattr(layer, name).parameters()
 
 
+def merged_adapters(model: nn.Module) -> set[str]:
+    """Return the names of the adapters that are merged into the weights of a model."""
+    return {
+        name for module in model.modules() if isinstance(module, BaseTunerLayer) for name in module.merged_adapters
+    }
+
+
+def require_unmerged(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to change the values of an adapter that is merged: those that are in the weights could not be taken out again.
+
+    Raises:
+        ValueError: names the adapter.
+    """
+    if adapter_name in merged_adapters(model):
+        raise ValueError(
+            f"Expected an adapter that is not merged, to give it other values. Received {adapter_name!r}, which is. Call "
+            "unmerge_adapter() first."
+        )
+
+
 def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> None:
     """Take an adapter out of PEFT's wrappers around trained copies of whole modules; `active` are active from now on."""
     for layer in adapter_layers(tuner):
@@ -41,11 +63,14 @@ def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> Non
 def switch_copies(tuner: BaseTuner, adapter_name: str) -> None:
     """Let the copies of a new adapter answer if it is active, and switch all copies together with the tuner's layers.
 
-    PEFT leaves a wrapper that has lost its last copy without an active one.
+    PEFT leaves a wrapper that has lost its last copy without an active one, and the copy of an offloaded module without
+    weights of its own.
     """
     layers: list[Any] = adapter_layers(tuner)
     copies = tuple(layer for layer in layers if isinstance(layer, AuxiliaryTrainingWrapper))
     for wrapper in copies:
+        if adapter_name in wrapper._adapters:
+            bring(wrapper.modules_to_save[adapter_name])
         if adapter_name in wrapper._adapters and adapter_name in tuner.active_adapters:
             wrapper.set_adapter(adapter_name, inference_mode=tuner.peft_config[adapter_name].inference_mode)
     for layer in layers:

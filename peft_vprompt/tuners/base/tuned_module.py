@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...core.offloading import computing_device
+from ...errors import UnsupportedModelError
 
 
 class TunedModule(nn.Module):
@@ -30,6 +31,21 @@ class TunedModule(nn.Module):
 def full_precision(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, in which batch normalisation would keep its running statistics too."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def require_floats(module: nn.Module) -> None:
+    """Refuse a module of which no copy can learn.
+
+    Raises:
+        UnsupportedModelError: its weights are whole numbers.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            raise UnsupportedModelError(
+                f"Expected weights in floating point, of which a copy is trained. Received {name} in {parameter.dtype}, of a "
+                "quantised model. Load the model without quantization_config, or learn beside its weights: prompts, "
+                "bottlenecks, a LoRA."
+            )
 
 
 def placed_beside(linear: nn.Linear) -> dict:

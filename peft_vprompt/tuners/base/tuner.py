@@ -34,6 +34,7 @@ from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
+from .tuned_module import require_floats
 
 
 class PromptTuner(BaseTuner):
@@ -98,6 +99,11 @@ class PromptTuner(BaseTuner):
         self.tokenizers.token = config.token or self.tokenizers.token
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
+        for encoder in (vision,) if text is None else (vision, text):
+            copied = tuple(tuner_class.method.trained_modules(config, encoder.view))  # the ends of their names
+            for name, module in encoder.base_layer.named_modules():
+                if copied and name.endswith(copied):
+                    require_floats(module)
         with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:

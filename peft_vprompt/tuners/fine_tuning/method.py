@@ -6,9 +6,10 @@ from copy import deepcopy
 
 from torch import nn
 
+from ...core.offloading import bring
 from ..base.classifier_parts import ClassifierParts
 from ..base.module_tuner import ModuleTuner
-from ..base.tuned_module import TunedModule
+from ..base.tuned_module import TunedModule, require_floats
 from .config import FineTuningConfig
 
 
@@ -17,7 +18,8 @@ class Copy(TunedModule):
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
-        self.module = deepcopy(base_layer)
+        require_floats(base_layer)
+        self.module = bring(deepcopy(base_layer))
 
     def forward(self, base_layer: nn.Module, *args, **kwargs):
         """Return the copy's answer."""

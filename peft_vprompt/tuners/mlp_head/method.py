@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 
 from ..base.classifier_parts import ClassifierParts
@@ -34,8 +36,9 @@ class MLPHead(TunedModule):
         return self.layers(features.to(self.layers[-1].weight.dtype)).to(features.dtype)
 
     def merged(self, base_layer: nn.Module) -> nn.Module:
-        """Return the perceptron itself."""
-        return self.layers.to(base_layer.weight.dtype)
+        """Return a copy of the perceptron, in the base model's precision: the trained one keeps its own."""
+        merged = copy.deepcopy(self.layers).to(base_layer.weight.dtype)
+        return merged.requires_grad_(base_layer.weight.requires_grad)
 
 
 class MLPHeadModel(ModuleTuner):
