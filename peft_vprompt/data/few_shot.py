@@ -196,7 +196,7 @@ def _class_names(dataset: Dataset, label_column: str) -> list[str]:
 
 
 def _check_list(class_names: Sequence[str]) -> None:
-    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+    if not isinstance(class_names, Sequence):
         raise ValueError(f"Expected a list of class names. Received: class_names={shown(class_names)}.")
 
 

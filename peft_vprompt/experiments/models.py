@@ -144,11 +144,11 @@ def load_adapter(
     if model_name_or_path is None and not embedded:
         model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
+    place, revision = split_revision(str(adapter))
     if classifier:
-        check_head(config, len(class_names or ()))
+        check_head(config, place, {"revision": revision}, len(class_names or ()))
     base = load_base(model_name_or_path, class_names, classifier)
     processor = _image_processor(base, image_size)
-    place, revision = split_revision(str(adapter))
     model = PeftModel.from_pretrained(base, place, revision=revision).eval()
     if class_descriptions is not None:
         if not isinstance(model, PeftModelForImageClassification):

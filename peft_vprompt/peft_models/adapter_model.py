@@ -133,7 +133,7 @@ class AdapterModel(PeftModel):
                 f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
             )
         states = [self._state_of(name) for name in check_names(adapters)]
-        weights = [1 / max(len(states), 1)] * len(states) if weights is None else weights
+        weights = [1 / len(states)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
         config = copy.deepcopy(self.peft_config[adapters[0]])
         trained = config.inference_mode
@@ -153,9 +153,9 @@ class AdapterModel(PeftModel):
         are_numbers = isinstance(weights, (list, tuple)) and all(
             is_number(w) and abs(w) <= MAX_INTEGER for w in weights
         )
-        if not states or not are_numbers or len(weights) != len(states):
+        if not are_numbers or len(weights) != len(states):
             raise ValueError(
-                f"Expected one finite weight for each adapter, at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
+                f"Expected one weight for each adapter, finite and at most {MAX_INTEGER:,}. Received: {len(states)} adapters, "
                 f"weights={shown(weights)}."
             )
         shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "and use PeftModel.from_pretrained(model, adapter)."
             )
         logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
-        check_head(saved)
+        check_head(saved, pretrained_model_name_or_path, {"revision": revision, **kwargs})
         asked = kwargs
         head, kwargs = split_head(saved, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
@@ -107,22 +108,23 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
         return model
 
 
-def check_head(saved: PeftConfig, num_classes: int = 0) -> None:
+def check_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict, num_classes: int = 0) -> None:
     """Refuse a saved adapter that asks for a head of more classes than its file of weights has numbers.
 
     Args:
         saved: its config.
+        adapter: its folder or Hub id.
+        options: how it is found, see `saved_numbers`.
         num_classes: how many classes what lies beside it asks for.
 
     Raises:
         AdapterMismatchError: names both.
     """
     asked = max(getattr(saved, "num_labels", None) or 0, len(getattr(saved, "id2label", None) or ()), num_classes)
-    place: Any = getattr(saved, "saved_in", None)
-    held = saved_numbers(*place) if asked and place is not None else None
+    held = saved_numbers(adapter, options) if asked else None
     if held is not None and asked > held:
         raise AdapterMismatchError(
-            f"The config of the adapter in {str(place[0])!r} asks for a head of more classes than the {held:,} numbers of its "
+            f"The config of the adapter in {str(adapter)!r} asks for a head of more classes than the {held:,} numbers of its "
             f"file of weights. Received: {asked:,} classes. Save or download it again, whole."
         )
 
@@ -137,7 +139,8 @@ def split_head(saved: PeftConfig, kwargs: dict) -> tuple[dict, dict]:
     others = {name: value for name, value in kwargs.items() if name not in names}
     if not given.keys() & {"num_labels", "id2label"} and getattr(saved, "num_labels", None):
         config: Any = saved
-        given = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id, **given}
+        recorded = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id}
+        given = {name: value for name, value in recorded.items() if value is not None} | given
     if given:
         given.setdefault("ignore_mismatched_sizes", True)
     return given, others

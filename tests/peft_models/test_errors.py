@@ -495,11 +495,15 @@ def test_a_tokenizer_that_fails_is_not_kept(tokenizer_path):
         (lambda m: m(pixel_values=images(2), adapter_names=5), TypeError, "Received: adapter_names=5"),
         (lambda m: m.classify_with_adapters(images(2), [None]), TypeError, r"Received: adapter_names=\[None\]"),
         (lambda m: m.set_adapter(["default"]), ValueError, "not found. This model has"),
-        (lambda m: m.add_weighted_adapter([], None, "w"), ValueError, "one finite weight for each.* 0 adapters"),
+        (lambda m: m.add_weighted_adapter([], None, "w"), ValueError, "names of the adapters to sum up"),
         (lambda m: m.add_weighted_adapter("default", None, "w"), TypeError, "Received: adapter_names='default'"),
         (lambda m: m.add_weighted_adapter(["default"], [float("nan")], "w"), ValueError, r"weights=\[nan\]"),
         (lambda m: m.add_weighted_adapter(["default"], ["1"], "w"), ValueError, r"weights=\['1'\]"),
-        (lambda m: m.add_weighted_adapter(["default"], [10**400], "w"), ValueError, "one finite weight"),
+        (
+            lambda m: m.add_weighted_adapter(["default"], [10**400], "w"),
+            ValueError,
+            "one weight for each adapter, finite",
+        ),
         (lambda m: m.add_weighted_adapter(["default"], 1.0, "w"), ValueError, "weights=1.0"),
     ],
 )
