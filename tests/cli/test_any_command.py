@@ -60,6 +60,7 @@ def places(tmp_path_factory, clip_path, colours):
         "evaluate": data | {"--adapter": folder / "adapter", "--model": clip_path},
         "demo": {"--methods": "coop", "--shots": 1},
         "convert": {"--method": "coop"},
+        "convert-clip": {},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
@@ -69,7 +70,7 @@ def places(tmp_path_factory, clip_path, colours):
 
 def run(command, values, flags, folder):
     arguments = [text for name, value in values.items() for text in (name, str(value))]
-    arguments += [str(folder / "model.pth")] if command == "convert" else []
+    arguments += [str(folder / "model.pth")] if command.startswith("convert") else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CliRunner().invoke(app, [command, *arguments, *flags], env={"COLUMNS": "200"})

@@ -452,7 +452,7 @@ def test_base_that_is_a_peft_model(make):
 
 
 @pytest.mark.parametrize("backbone", VISION_BACKBONES)
-@pytest.mark.parametrize("case", CONFIGS["visual_prompt"])
+@pytest.mark.parametrize("case", often(CONFIGS["visual_prompt"], ["deep", "border"]))
 def test_vision_backbones(backbone, case, tmp_path):
     config = CONFIGS["visual_prompt"][case]()
     base = BACKBONES[backbone]()
