@@ -156,6 +156,7 @@ def test_drop_path_and_dropout_are_drawn_for_images():
             assert torch.equal(model.eval()(pixel_values=images()).logits, model(pixel_values=images()).logits)
 
 
+@pytest.mark.nightly
 def test_compiled_copied_and_in_half_precision():
     model = get_peft_model(swin(2), VisualPromptConfig(num_virtual_tokens=2, deep=True)).eval()
     expected = model(pixel_values=images()).logits
