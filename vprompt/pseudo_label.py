@@ -66,7 +66,7 @@ def pseudo_label(
     - `vprompt train --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
-    from peft_vprompt.experiments.models import as_published, build_model
+    from peft_vprompt.experiments.models import as_published, build_model, published_fields
     from peft_vprompt.experiments.pseudo_labels import PseudoLabels
     from peft_vprompt.experiments.results import require_own
     from peft_vprompt.experiments.zero_shot_scores import zero_shot
@@ -79,8 +79,8 @@ def pseudo_label(
     require_model(model, data)
     images = read_data(data, unlabelled=True)
     names = _class_names(images, data)
-    fields: dict[str, Any] = {} if not template else {"template": template}
     benchmark = data.benchmark if data else None
+    fields: dict[str, Any] = {"template": template} if template else published_fields(benchmark, "zero-shot")
     fields |= {"image_size": image_size, "device": find_device(device)}
     with only_writer(output, wait, is_file=True):
         clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]

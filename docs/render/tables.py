@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md, docs/backbones.md and docs/peft.md: `python docs/render/tables.py` (`--check` only compares).
+"""Write the generated tables of README.md and of pages of docs/: `python docs/render/tables.py` (`--check` only compares).
 
 Every cell is computed: parameter counts on ViT-B/16 shapes without weights, support by wrapping a tiny model of each
 class, accuracies from docs/results/real_data.json.
@@ -51,6 +51,7 @@ from peft_vprompt.backbones.supported import (
     SwinView,
     view,
 )
+from peft_vprompt.data import TASKS, PromptingTask
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
 from peft_vprompt.tuners.base.spec import Paper
@@ -271,10 +272,24 @@ def support_table() -> str:
     return "\n".join(lines)
 
 
+def task_table() -> str:
+    """Tasks of prompt learning against what is read of them."""
+    rows = ["| `--benchmark` | Data set | Folder | Read | Template | Copy on the Hub |", "|---|---|---|---|---|---|"]
+    for task in TASKS.values():
+        if isinstance(task, PromptingTask):
+            images = f"{task.folder}/{task.image_folder}".rstrip("/")
+            copy = f"`{task.hub_id}`" if task.hub_id else "–"
+            rows.append(
+                f"| `{task.full_name}` | {task.title} | `{images}` | `{task.source}` | {task.template} | {copy} |"
+            )
+    return "\n".join(rows)
+
+
 #: The generated tables of each page.
 PAGES = {
     "README.md": {"accuracy": accuracy_table, "methods": method_table},
     "docs/backbones.md": {"support": support_table},
+    "docs/your_data.md": {"tasks": task_table},
     "docs/peft.md": {"behaviours": peft_behaviours.table},
 }
 

@@ -4,6 +4,7 @@ Everything here works on the label column alone, so no image is decoded.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,6 +44,46 @@ def few_shot(
         ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
+    names = _check_draw(dataset, shots, seed, label_column, class_names)
+    wanted = _label_numbers(names, names if class_names is None else class_names)
+    of_class = _members(dataset, label_column)
+    chosen = [
+        np.random.default_rng([seed, label]).permutation(np.flatnonzero(of_class(label)))[:shots]
+        for label in sorted(wanted)
+    ]
+    # An image of several classes may be drawn for each of them.
+    return dataset.select(list(dict.fromkeys(np.concatenate(chosen).tolist())))
+
+
+def published_few_shot(
+    dataset: Dataset,
+    shots: int,
+    seed: int,
+    label_column: str = "label",
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Draw `shots` images of every class as the published lists of CoOp's data sets were drawn.
+
+    One generator goes through all classes, in the order in which they first appear in the training images; the classes
+    asked for are chosen afterwards. Source: KaiyangZhou/Dassl.pytorch `generate_fewshot_dataset`.
+
+    Args, returns and raises: as `few_shot`; the rows are in the order in which they were drawn.
+    """
+    names = _check_draw(dataset, shots, seed, label_column, class_names)
+    wanted = set(_label_numbers(names, names if class_names is None else class_names))
+    rows_of: dict[int, list[int]] = {}
+    for row, label in enumerate(dataset[label_column][:]):
+        rows_of.setdefault(label, []).append(row)
+    generator = random.Random(seed)
+    chosen = []
+    for label, rows in rows_of.items():
+        drawn = generator.sample(rows, shots) if len(rows) >= shots else rows
+        chosen += drawn if label in wanted else []
+    return dataset.select(chosen)
+
+
+def _check_draw(dataset: Dataset, shots: int, seed: int, label_column: str, class_names) -> list[str]:
+    """Return the names of a data set's classes; check what a draw is asked for, and warn of small classes."""
     require_int("shots", shots, 1)
     require_seed(seed)
     names = _class_names(dataset, label_column)
@@ -53,13 +94,7 @@ def few_shot(
             f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images, and all of theirs are taken: "
             f"{shorten(small)}. `min_images` leaves small classes out."
         )
-    of_class = _members(dataset, label_column)
-    chosen = [
-        np.random.default_rng([seed, label]).permutation(np.flatnonzero(of_class(label)))[:shots]
-        for label in sorted(wanted)
-    ]
-    # An image of several classes may be drawn for each of them.
-    return dataset.select(list(dict.fromkeys(np.concatenate(chosen).tolist())))
+    return names
 
 
 def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -37,8 +37,9 @@ class DataOptions:
     benchmark: str | None = field(
         default=None,
         metadata={
-            "help": "Task of FGVC or VTAB-1k, such as vtab-1k/caltech101, with the published split files in the folder "
-            "`--data`, read and preprocessed as published. `--train-split trainval` trains on the validation images too."
+            "help": "Task of coop-11, imagenet-shifts, fgvc or vtab-1k, such as coop-11/caltech101, with the published files "
+            "in the folder `--data`, read and preprocessed as published. `--train-split trainval` trains on the validation "
+            "images too."
         },
     )
     image_column: str = field(default="image", metadata={"help": "Column of the images (Image, bytes or paths)."})

@@ -255,7 +255,8 @@ def _load_benchmark(options: DataOptions) -> DatasetDict:
     # pyrefly: ignore[bad-argument-type]  # called where there is a benchmark
     splits = with_trainval(load_task(options.benchmark, options.path, _listed(options)))
     chosen = _choose_splits(splits, options)
-    left = {"validation": splits["validation"]} if options.train_split != TRAINVAL else {}
+    _require_training(chosen, options)
+    left = {"validation": splits["validation"]} if options.train_split != TRAINVAL and "validation" in splits else {}
     return DatasetDict({name: checked(rows, name, options) for name, rows in (chosen | left).items()})
 
 

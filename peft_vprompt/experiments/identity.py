@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from ..data import few_shot
+from ..data import draw_of
 from ..data.image_digests import image_fingerprint
 from ..peft_models.adapter_files import ADAPTER, keep_files
 from ..tuners.base.registry import METHODS
@@ -97,7 +97,8 @@ class Contents:
         if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":
             return self._split("train", labelled)
         names = class_names[: (len(class_names) + 1) // 2] if settings.base_novel else class_names
-        return _digests("train", few_shot(self.data["train"], settings.shots, settings.seed, class_names=names), True)
+        draw = draw_of(self.benchmark)
+        return _digests("train", draw(self.data["train"], settings.shots, settings.seed, class_names=names), True)
 
     def _split(self, name: str, labels: bool) -> dict[str, str | None]:
         if name not in self._splits:

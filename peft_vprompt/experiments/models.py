@@ -161,7 +161,7 @@ def load_adapter(
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
-    """Return the model with the preprocessing and the augmentation of a task of FGVC or VTAB-1k, if the data are one.
+    """Return the model with the preprocessing and the augmentation that a benchmark's task has, if the data are one.
 
     Raises:
         ValueError: an unknown task, or an image processor without a fixed size.
@@ -169,9 +169,20 @@ def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
     if benchmark is None:
         return bundle
     task = find_task(benchmark)
-    processor = task.image_processor(image_size(bundle.image_processor)[0])
-    recipe = None if bundle.recipe is None else replace(bundle.recipe, crop=task.crop)
+    processor = task.image_processor(image_size(bundle.image_processor)[0]) or bundle.image_processor
+    recipe = bundle.recipe if bundle.recipe is None or task.crop is None else replace(bundle.recipe, crop=task.crop)
     return replace(bundle, image_processor=processor, recipe=recipe)
+
+
+def published_fields(benchmark: str | None, method: str) -> dict[str, Any]:
+    """Return the fields of a method's config that a task of a benchmark decides: the text around class names.
+
+    Raises:
+        ValueError: an unknown task or method.
+    """
+    template = find_task(benchmark).template if benchmark else None
+    has_text = "template" in {each.name for each in fields(get_method(method).config_class)}
+    return {"template": template} if template and has_text else {}
 
 
 def adapter_config(adapter: str | Path) -> PeftConfig:

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-from ..data import EvalTransform
+from ..data import EvalTransform, draw_of
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
@@ -34,7 +34,7 @@ from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
 from .eval_sets import class_names_of, require_test_images
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous
-from .models import ModelBundle, as_published, build_model
+from .models import ModelBundle, as_published, build_model, published_fields
 from .run import run_experiment
 from .settings import SEED, Settings
 from .supervision import Supervision, training_images
@@ -231,9 +231,10 @@ def _plain_clip(
     settings: Settings, names: list[str], data_description: dict | None, device: str | None
 ) -> ModelBundle:
     """Return the base model as it is, with the preprocessing of the data's benchmark."""
-    place = find_device(device)
-    bundle = build_model(settings.model, "zero-shot", names, image_size=settings.image_size, device=place)
-    return as_published(bundle, (data_description or {}).get("benchmark"))
+    benchmark = (data_description or {}).get("benchmark")
+    place = {"image_size": settings.image_size, "device": find_device(device)}
+    bundle = build_model(settings.model, "zero-shot", names, **place, **published_fields(benchmark, "zero-shot"))
+    return as_published(bundle, benchmark)
 
 
 def _run(
@@ -302,7 +303,10 @@ def linear_probe(
     """
     names = class_names_of(data)
     clip = _plain_clip(settings, names, data_description, device)
-    labelled = training_images(settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True)
+    draw = draw_of((data_description or {}).get("benchmark"))
+    labelled = training_images(
+        settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True, draw
+    )
     x, y = _features(clip, labelled.rows)
     x_test, y_test = _features(clip, data["test"])
     strengths = {"C": np.logspace(-2, 4, 7)}

@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from ..data import (
     TrainTransform,
     cache_pixels,
+    draw_of,
     find_task,
 )
 from ..errors import TrainingDivergedError
@@ -33,7 +34,7 @@ from ..utils.validation import MAX_WORKERS, require_int
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, tell_changes
-from .models import as_published, build_model
+from .models import as_published, build_model, published_fields
 from .run_report import report_of
 from .run_state import RunOptions, RunState
 from .settings import Settings, changed_recipe
@@ -133,7 +134,7 @@ class Run(RunState):
             settings.seed,
             image_size=settings.image_size,
             device=device,
-            **config,
+            **published_fields(self.benchmark, settings.method) | config,
         )
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
@@ -143,7 +144,7 @@ class Run(RunState):
             bundle = replace(bundle, recipe=noisy_recipe)
         if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
             bundle = replace(bundle, recipe=replace(bundle.recipe, crop="none"))
-        self.bundle = as_published(bundle, (self.options.data_description or {}).get("benchmark"))
+        self.bundle = as_published(bundle, self.benchmark)
         self.recipe = None if self.bundle.recipe is None else changed_recipe(self.bundle.recipe, settings)
         if self.recipe is not None:
             self._stages(self.recipe)  # too short a length is refused here
@@ -194,6 +195,7 @@ class Run(RunState):
             self.settings.seed,
             self.bundle,
             self.settings.cache_features,
+            draw_of(self.benchmark),
         )
 
     def take_support(self) -> None:
@@ -205,8 +207,7 @@ class Run(RunState):
         if support is None or labelled is None:
             return
         model = self.bundle.model
-        benchmark = (self.options.data_description or {}).get("benchmark")
-        crop = find_task(benchmark).crop if benchmark else "random_resized_crop"
+        crop = (find_task(self.benchmark).crop if self.benchmark else None) or "random_resized_crop"
         transform = TrainTransform(self.bundle.image_processor, crop, support.crop_scale)
         views = support.views if self.settings.views == 1 else self.settings.views
         options = {"views": views, "seed": self.settings.seed, "normalized": support.trained_on}

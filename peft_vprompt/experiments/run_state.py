@@ -105,6 +105,11 @@ class RunState:
     zero_shot: dict[str, float] | None = field(default=None, init=False)
     teacher_accuracy: dict[str, float] | None = field(default=None, init=False)
 
+    @property
+    def benchmark(self) -> str | None:
+        """Full name of the benchmark's task that the images are of."""
+        return (self.options.data_description or {}).get("benchmark")
+
     def __post_init__(self):
         check_labels(self.settings, self.multi_label)
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
@@ -111,6 +112,7 @@ def training_images(
     seed: int,
     clip: ModelBundle,
     cached: bool = False,
+    draw: Callable[..., Dataset] = few_shot,
 ) -> LabelledImages:
     """Return the images to train on, with the labels to train with.
 
@@ -122,6 +124,7 @@ def training_images(
         seed: seed of the shots and of the noise.
         clip: the model, which labels images without its adapter.
         cached: keep the image features that zero-shot needs on the disk.
+        draw: how the shots are drawn of labelled images.
 
     Returns:
         Rows with `image` and `label`, and what is worth reporting about the labels.
@@ -138,7 +141,7 @@ def training_images(
     if supervision.noise == FALSE_POSITIVE:
         return _false_positives(supervision, images, class_names, shots, seed)
     if shots is not None:
-        images = few_shot(images, shots, seed, class_names=class_names)
+        images = draw(images, shots, seed, class_names=class_names)
     images = select_classes(images, class_names)
     if supervision.noise is None:
         return LabelledImages(images, {})

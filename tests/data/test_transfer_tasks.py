@@ -49,7 +49,7 @@ CLASSES = {
         "smallnorb_ele": 9,
     },
 }
-fewer_classes = pytest.mark.filterwarnings("ignore:.*classes; the split files name")
+fewer_classes = pytest.mark.filterwarnings("ignore:.*classes; the published files name")
 
 
 def pixels_tell_the_label(rows, value_of):
@@ -199,5 +199,5 @@ def test_broken_fgvc_folders(tmp_path):
 
 
 def test_fewer_classes_than_published_warn(tmp_path):
-    with pytest.warns(UserWarning, match="CUB-200-2011 has 200 classes; the split files name 2"):
+    with pytest.warns(UserWarning, match="CUB-200-2011 has 200 classes; the published files name 2"):
         load_task("fgvc/cub", write_fgvc(tmp_path))
