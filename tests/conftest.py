@@ -28,6 +28,8 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+os.environ["VPROMPT_PRECISION"] = "float32"  # the same numbers on every machine
+
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
 
 

@@ -7,16 +7,17 @@ from rich.markup import escape
 
 from .app import command, console, say_next
 from .choices import DEMO_METHODS
-from .options import Device, Seed, Wait, option, read_data, split_list
+from .options import Machine, Seed, Wait, option, read_data, split_list, takes_machine
 
 
 @command
+@takes_machine
 def demo(
+    machine: Machine,
     output: Annotated[Path, option("Folder for adapters, results.json and results.png.")] = Path("runs/demo"),
     methods: Annotated[str, option("Methods, separated by commas.")] = ",".join(DEMO_METHODS),
     shots: Annotated[int, option("Training images per class.")] = 16,
     seed: Seed = 1,
-    device: Device = "auto",
     wait: Wait = False,
 ):
     """Train the prompt methods on an embedded tiny CLIP and compare base, novel and their harmonic mean.
@@ -48,8 +49,10 @@ def demo(
     runs = []
     with only_writer(output, wait):
         for name in chosen:
-            settings = Settings(method=name, shots=shots, seed=seed, **DEMO_CHANGES.get(name, {}))
-            runs.append(run_experiment(settings, data, output / name, cached=True, device=device))
+            settings = Settings(
+                method=name, shots=shots, seed=seed, precision=machine.precision, **DEMO_CHANGES.get(name, {})
+            )
+            runs.append(run_experiment(settings, data, output / name, cached=True, device=machine.device))
         identity = {"runs": [run[IDENTITY] for run in runs]}
         keep_previous(output, identity)
         write_json({"runs": runs, IDENTITY: identity, "environment": environment()}, output / "results.json")

@@ -11,14 +11,14 @@ from .choices import DATA
 from .options import (
     SAME_IMAGES,
     ClassDescriptions,
-    Device,
-    EvalBf16,
     ImageSize,
+    Machine,
     option,
     require_model,
     saved_data_options,
     saved_run,
     takes_data,
+    takes_machine,
 )
 
 
@@ -38,7 +38,9 @@ WORDS = "a photo of a"
 
 @command
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
+@takes_machine
 def evaluate(
+    machine: Machine,
     data: "DataOptions | None",
     adapter: Annotated[
         str | None, option("Folder or Hub id (id@revision) of a trained adapter. Needed, but for --words.")
@@ -74,8 +76,6 @@ def evaluate(
     diagnosis: Annotated[
         Path | None, option("Folder for calibration, confusion and an estimate of wrong labels.", "--diagnose")
     ] = None,
-    device: Device = "auto",
-    bf16: EvalBf16 = False,
     image_size: ImageSize = None,
 ):
     """Evaluate a trained adapter on any images and any classes.
@@ -129,14 +129,19 @@ def evaluate(
             "--test-time out with --multi-label."
         )
     size = image_size or (saved["settings"].get("image_size") if saved else None)
-    place = {"image_size": size, "device": find_device(device), "class_descriptions": class_descriptions}
+    place = {
+        "image_size": size,
+        "device": find_device(machine.device),
+        "precision": machine.precision,
+        "class_descriptions": class_descriptions,
+    }
     bundle = as_published(
         _load(adapter, words, model, saved, classes["all"], **place), data.benchmark if data else None
     )
     asked = {subset: classes[subset]}
     sets = eval_sets(rows, asked, bundle.image_processor)
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, bf16)
+    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
@@ -157,7 +162,15 @@ def evaluate(
     if output is not None:
         write_json(result, output)
     same = given(
-        "model", *SAME_IMAGES, "split", "subset", "new_classes", "class_descriptions", "device", "bf16", "image_size"
+        "model",
+        *SAME_IMAGES,
+        "split",
+        "subset",
+        "new_classes",
+        "class_descriptions",
+        "device",
+        "precision",
+        "image_size",
     )
     if several:
         return
@@ -177,7 +190,6 @@ def _measure(
     sets: "dict[str, EvalSet]",
     zero_shot: bool,
     tuning: "TestTimeSettings | None",
-    bf16: bool,
 ) -> tuple[dict, dict | None, dict | None]:
     """Return the accuracy, and beside it those of zero-shot and without tuning, where they are others."""
     from peft_vprompt.experiments.test_time import view_sets
@@ -185,7 +197,7 @@ def _measure(
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
     from peft_vprompt.training.test_time import evaluate_at_test_time
 
-    options = {"bf16": bf16, "progress": "Test"}
+    options = {"progress": "Test"}
     if zero_shot:
         return evaluate_model(bundle.model, sets, zero_shot=True, **options), None, None
     if tuning is None:

@@ -8,7 +8,7 @@ from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
 from .options import (
     SAME_IMAGES,
     SEVERAL_LABELS,
-    Device,
+    Machine,
     Model,
     Q,
     Shots,
@@ -21,6 +21,7 @@ from .options import (
     split_list,
     split_numbers,
     takes_data,
+    takes_machine,
     takes_recipe,
 )
 
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 @command
 @takes_data(without=SEVERAL_LABELS)
-@takes_recipe(without=("bf16", "config", "class_descriptions"))
+@takes_recipe(without=("config", "class_descriptions"))
+@takes_machine
 def noise_study(
+    machine: Machine,
     output: Annotated[Path, option("Folder for the runs, study.json and the plots.")],
     data: "DataOptions | None",
     recipe: dict,
@@ -62,7 +65,6 @@ def noise_study(
     model: Model = None,
     shots: Shots = 16,
     views: Views = 1,
-    device: Device = "auto",
     wait: Wait = False,
 ):
     """Find out which method and loss stand wrong labels best on your data.
@@ -87,7 +89,15 @@ def noise_study(
     require_model(model, data)
     if model is None:
         recipe |= {name: value for name, value in DEMO_CHANGES["coop"].items() if recipe[name] is None}
-    base = Settings("coop", model=model, shots=shots or None, cache_features=True, views=views, **recipe)
+    base = Settings(
+        "coop",
+        model=model,
+        shots=shots or None,
+        cache_features=True,
+        views=views,
+        precision=machine.precision,
+        **recipe,
+    )
     study = Study(
         base,
         methods=tuple(split_list("--methods", methods)),
@@ -99,12 +109,12 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, describe_data(data), device, wait)
+    result = run_study(study, read_data(data), output, describe_data(data), machine.device, wait)
     plot_study(result, output)
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)
     say_saved(output)
-    same = given("model", *SAME_IMAGES, "shots", "device", "image_size")
+    same = given("model", *SAME_IMAGES, "shots", "device", "precision", "image_size")
     say_next("train", *same, *_best(result["summary"]), "--cache-features", "--output", output / "best")
 
 

@@ -5,10 +5,11 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from .app import console
 from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS
 
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from peft_vprompt.data import DataOptions
     from peft_vprompt.experiments.supervision import Supervision
+    from peft_vprompt.utils.precision import Precision
 
 
 def option(help_text: str, *names: str, panel: str | None = None):
@@ -117,13 +119,19 @@ ReportTo = Annotated[
     list[str] | None,
     option("Log to tensorboard, wandb, trackio or another tracker of the Trainer. May be repeated.", panel="Machine"),
 ]
-EvalBf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Machine")]
+PrecisionName = Annotated[
+    str,
+    option(
+        "What the frozen weights are held in: auto (bf16 where the machine computes in it), float32, bf16 or fp16. What is "
+        "trained stays in float32.",
+        panel="Machine",
+    ),
+]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]
 LearningRate = Annotated[float | None, option("Learning rate of the optimizer.", panel="Recipe")]
 BatchSize = Annotated[int | None, option("Images per step.", panel="Recipe")]
-Bf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Recipe")]
 Config = Annotated[
     list[str] | None,
     option("Field of the method's config, as NAME=VALUE. May be repeated.", "--set", panel="Recipe"),
@@ -141,7 +149,6 @@ RECIPE_OPTIONS = {
     "epochs": (Epochs, None),
     "lr": (LearningRate, None),
     "batch_size": (BatchSize, None),
-    "bf16": (Bf16, False),
     "config": (Config, None),
     "class_descriptions": (ClassDescriptions, None),
 }
@@ -220,6 +227,31 @@ def _read_recipe(
 
     described = {} if class_descriptions is None else {"class_descriptions": str(class_descriptions)}
     return values | {"learning_rate": lr, "config": parse_fields(config, "--set") | described}
+
+
+class Machine(NamedTuple):
+    """Where to compute, and in what the frozen weights are held."""
+
+    device: str
+    precision: "Precision"
+
+
+def takes_machine(command: Callable) -> Callable:
+    """Give a command `--device` and `--precision`, as `machine`."""
+    return bundle("machine", {"device": (Device, "auto"), "precision": (PrecisionName, "auto")}, _read_machine)(
+        command
+    )
+
+
+def _read_machine(device: str, precision: str) -> Machine:
+    from peft_vprompt.utils.devices import find_device
+    from peft_vprompt.utils.precision import find_precision
+
+    place = find_device(device)
+    found = find_precision(precision, place)
+    if precision == "auto" and found != "float32":
+        console.print(f"Frozen weights are held in {found}, in which the {place.type} computes (--precision float32).")
+    return Machine(device, found)
 
 
 def takes_loss(command: Callable) -> Callable:

@@ -11,13 +11,14 @@ from .options import (
     SELECTOR_HELP,
     SEVERAL_LABELS,
     UNLABELLED,
-    Device,
     ImageSize,
+    Machine,
     Wait,
     option,
     read_data,
     require_model,
     takes_data,
+    takes_machine,
 )
 
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 @command
 @takes_data(without=SEVERAL_LABELS)
+@takes_machine
 def pseudo_label(
+    machine: Machine,
     output: Annotated[Path, option("File for the labels and their scores (.safetensors).")],
     data: "DataOptions | None",
     model: Annotated[
@@ -50,7 +53,6 @@ def pseudo_label(
     check: Annotated[
         bool, option("Compare with the true labels afterwards; writes a report and a plot beside.", "--check")
     ] = False,
-    device: Device = "auto",
     image_size: ImageSize = None,
     wait: Wait = False,
 ):
@@ -81,7 +83,7 @@ def pseudo_label(
     names = _class_names(images, data)
     benchmark = data.benchmark if data else None
     fields: dict[str, Any] = {"template": template} if template else published_fields(benchmark, "zero-shot")
-    fields |= {"image_size": image_size, "device": find_device(device)}
+    fields |= {"image_size": image_size, "device": find_device(machine.device), "precision": machine.precision}
     with only_writer(output, wait, is_file=True):
         clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
         table = zero_shot(clips, images["train"], names, combine=combine)
@@ -104,7 +106,7 @@ def pseudo_label(
         chosen.save(output)
     say_saved(output)
     first = ["--model", model[0]] if model else []
-    same = given(*SAME_IMAGES, "device", "image_size")
+    same = given(*SAME_IMAGES, "device", "precision", "image_size")
     trained = output.with_suffix("")
     say_next("train", *first, *same, "--method", "coop", "--pseudo-labels", output, "--output", f"{trained}-coop")
 

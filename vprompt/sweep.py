@@ -9,8 +9,8 @@ from .choices import BASE_RATES, WEIGHT_DECAYS
 from .options import (
     SEVERAL_LABELS,
     Cached,
-    Device,
     ImageSize,
+    Machine,
     MethodName,
     Model,
     Wait,
@@ -21,6 +21,7 @@ from .options import (
     require_model,
     split_numbers,
     takes_data,
+    takes_machine,
     takes_recipe,
 )
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 @command
 @takes_data(without=SEVERAL_LABELS)
 @takes_recipe(without=("lr",))
+@takes_machine
 def sweep(
+    machine: Machine,
     output: Annotated[Path, option("Folder for the journal, the runs, sweep.json and sweep.png.")],
     data: "DataOptions | None",
     recipe: dict,
@@ -48,7 +51,6 @@ def sweep(
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
     cached: Cached = False,
     workers: Workers = 0,
-    device: Device = "auto",
     image_size: ImageSize = None,
     wait: Wait = False,
 ):
@@ -77,7 +79,13 @@ def sweep(
     get_method(method)
     require_model(model, data, method)
     settings = Settings(
-        method=method, model=model, shots=shots or None, base_novel=False, image_size=image_size, **recipe
+        method=method,
+        model=model,
+        shots=shots or None,
+        base_novel=False,
+        image_size=image_size,
+        precision=machine.precision,
+        **recipe,
     )
     grid = Grid(split_numbers("--rates", rates), split_numbers("--weight-decays", weight_decays))
     chosen_seeds = split_numbers("--seeds", seeds, int)
@@ -96,7 +104,7 @@ def sweep(
             data_description=describe_data(options),
             cached=cached,
             workers=workers,
-            device=device,
+            device=machine.device,
             wait=wait,
         )
         plot_sweep(report, place / "sweep.png")

@@ -8,8 +8,8 @@ from .options import (
     SAME_IMAGES,
     UNLABELLED,
     Cached,
-    Device,
     ImageSize,
+    Machine,
     MethodName,
     Model,
     ReportTo,
@@ -24,6 +24,7 @@ from .options import (
     require_model,
     takes_data,
     takes_loss,
+    takes_machine,
     takes_recipe,
     takes_supervision,
 )
@@ -56,7 +57,9 @@ CacheFeatures = Annotated[
 @takes_recipe()
 @takes_loss
 @takes_supervision
+@takes_machine
 def train(
+    machine: Machine,
     output: Annotated[Path, option("Folder for the adapter and results.json.")],
     data: "DataOptions | None",
     recipe: dict,
@@ -73,7 +76,6 @@ def train(
     cache_features: CacheFeatures = False,
     views: Views = 1,
     workers: Workers = 0,
-    device: Device = "auto",
     image_size: ImageSize = None,
     report_to: ReportTo = None,
     teacher: Annotated[
@@ -138,6 +140,7 @@ def train(
         image_size=image_size,
         teacher=teacher,
         teacher_model=teacher_model,
+        precision=machine.precision,
         **recipe,
         **loss,
     )
@@ -151,7 +154,7 @@ def train(
         watch=watch,
         workers=workers,
         class_names=data.listed_names if data else None,
-        device=device,
+        device=machine.device,
         report_to=report_to or (),
         wait=wait,
     )
@@ -167,7 +170,9 @@ def train(
         console.print(f"On the images held out of the training images: {shown}.")
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
-        same = given("model", *SAME_IMAGES, "shots", "base_novel", "class_descriptions", "device", "image_size")
+        same = given(
+            "model", *SAME_IMAGES, "shots", "base_novel", "class_descriptions", "device", "precision", "image_size"
+        )
         say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
     else:
         novel = ["--subset", "novel"] if base_novel else []

@@ -34,6 +34,11 @@ class DualEncoderView:
         return self.module.text_projection
 
     @property
+    def image_projection(self) -> nn.Module:
+        """What maps an image's feature into the joint space."""
+        return self.module.visual_projection
+
+    @property
     def scale_parameter(self) -> Tensor:
         """What the model learned of its scale."""
         return self.module.logit_scale
@@ -65,13 +70,16 @@ class DualEncoderView:
 
     def project_text(self, pooled: Tensor, normalize: bool = True) -> Tensor:
         """Project text features [..., d] to the joint space, L2-normalised or not: [..., e]."""
-        # A text encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
-        projected = self.text_projection(pooled.to(self.dtype))
-        return F.normalize(projected, dim=-1) if normalize else projected
+        return self._project(self.text_projection, pooled, normalize)
 
     def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
         """Project image features [..., d] to the joint space, L2-normalised or not: [..., e]."""
-        projected = self.module.visual_projection(pooled)
+        return self._project(self.image_projection, pooled, normalize)
+
+    def _project(self, projection: nn.Module, pooled: Tensor, normalize: bool) -> Tensor:
+        # An encoder that is trained is kept in float32, its frozen projection in the precision it was loaded in.
+        weight = next((each for each in projection.parameters() if each.is_floating_point()), None)
+        projected = projection(pooled if weight is None else pooled.to(weight.dtype)).to(self.dtype)
         return F.normalize(projected, dim=-1) if normalize else projected
 
     def scaled(self, similarity: Tensor, scale: float | None = None, bias: float | None = None) -> Tensor:
@@ -107,9 +115,10 @@ class AnyTwoDualEncoderView(DualEncoderView):
 class ResNetCLIPDualEncoderView(DualEncoderView):
     """CLIP with a ResNet, whose attention pool ends in the joint space."""
 
-    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
-        """Return image features [..., e], which are in the joint space already, L2-normalised or not."""
-        return F.normalize(pooled, dim=-1) if normalize else pooled
+    @property
+    def image_projection(self) -> nn.Module:
+        """None of its own: the image tower ends in the joint space."""
+        return nn.Identity()
 
 
 class AlignDualEncoderView(ResNetCLIPDualEncoderView):
@@ -153,6 +162,7 @@ class SiglipDualEncoderView(DualEncoderView):
         """SigLIP's learned bias, a scalar."""
         return tensor_of(self.module, "logit_bias")
 
-    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
-        """Return image features [..., e], which are in the joint space already, L2-normalised or not."""
-        return F.normalize(pooled, dim=-1) if normalize else pooled
+    @property
+    def image_projection(self) -> nn.Module:
+        """None of its own: the image tower ends in the joint space."""
+        return nn.Identity()

@@ -36,6 +36,7 @@ from ..tuners.base.spec import MethodSpec
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.hub import split_revision
 from ..utils.io import finish_saving
+from ..utils.precision import Precision, autocast, hold
 
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
@@ -75,6 +76,7 @@ def build_model(
     *,
     image_size: int | None = None,
     device: str | torch.device | None = None,
+    precision: Precision = "float32",
     **options,
 ) -> ModelBundle:
     """Load a base model and put an untrained adapter on it.
@@ -87,6 +89,8 @@ def build_model(
         seed: seed of the prompts' and of a new head's first values.
         image_size: edge in pixels of the images to take; None for the model's own. Positions are interpolated.
         device: where to put the model; None leaves it on the CPU.
+        precision: what the weights of a dual encoder are held in, and an image classifier computes in: a name in
+            `utils.precision.PRECISIONS`.
         **options: fields of the method's config that replace its defaults.
 
     Raises:
@@ -110,7 +114,7 @@ def build_model(
         options |= {"class_names": list(class_names)}
     config = spec.configure(base, is_classifier=not dual, **options)
     config.revision = split_revision(model_name_or_path)[1] if model_name_or_path else None
-    model = get_peft_model(base, config)
+    model = get_peft_model(_compute_in(precision, base, dual, device), config)
     content |= {"image processor": digest_json(processor.to_dict()), "tokenizer": _tokenizer_content(model)}
     return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe, content)
 
@@ -123,6 +127,7 @@ def load_adapter(
     *,
     image_size: int | None = None,
     device: str | torch.device | None = None,
+    precision: Precision = "float32",
     class_descriptions: str | Path | None = None,
 ) -> ModelBundle:
     """Load a trained adapter on its base model, for evaluation.
@@ -134,6 +139,8 @@ def load_adapter(
         embedded: the adapter was trained on the embedded model, wherever that is installed now.
         image_size: edge in pixels of the images to take; None for the model's own.
         device: where to put the model; None leaves it on the CPU.
+        precision: what the weights of a dual encoder are held in, and an image classifier computes in: a name in
+            `utils.precision.PRECISIONS`.
         class_descriptions: JSON file of sentences by class, beside those that the adapter was saved with.
 
     Raises:
@@ -149,7 +156,9 @@ def load_adapter(
         check_head(config, place, {"revision": revision}, len(class_names or ()))
     base = load_base(model_name_or_path, class_names, classifier)
     processor = _image_processor(base, image_size)
-    model = PeftModel.from_pretrained(base, place, revision=revision).eval()
+    model = PeftModel.from_pretrained(
+        _compute_in(precision, base, is_dual_encoder(base), device), place, revision=revision
+    ).eval()
     if class_descriptions is not None:
         if not isinstance(model, PeftModelForImageClassification):
             raise ValueError(
@@ -158,6 +167,13 @@ def load_adapter(
             )
         model.describe_classes(class_descriptions)
     return ModelBundle(model.to(device), processor, None)
+
+
+def _compute_in(
+    precision: Precision, base: PreTrainedModel, dual: bool, device: str | torch.device | None
+) -> PreTrainedModel:
+    """Hold a dual encoder, which stays frozen, in a precision; an image classifier's head or layers are trained."""
+    return hold(base, precision) if dual else autocast(base, precision, torch.device(device or "cpu"))
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:

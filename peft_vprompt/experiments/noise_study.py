@@ -232,7 +232,11 @@ def _plain_clip(
 ) -> ModelBundle:
     """Return the base model as it is, with the preprocessing of the data's benchmark."""
     benchmark = (data_description or {}).get("benchmark")
-    place = {"image_size": settings.image_size, "device": find_device(device)}
+    place = {
+        "image_size": settings.image_size,
+        "device": find_device(device),
+        "precision": settings.precision,
+    }
     bundle = build_model(settings.model, "zero-shot", names, **place, **published_fields(benchmark, "zero-shot"))
     return as_published(bundle, benchmark)
 

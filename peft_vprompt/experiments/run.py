@@ -134,6 +134,7 @@ class Run(RunState):
             settings.seed,
             image_size=settings.image_size,
             device=device,
+            precision=settings.precision,
             **published_fields(self.benchmark, settings.method) | config,
         )
         if self.teacher is not None:
@@ -331,7 +332,7 @@ class Run(RunState):
                 settings=self._depends_on() | ({"stage": stage} if stage else {}),
                 checkpoints=options.checkpoints,
                 progress=None if options.quiet else get_method(self.settings.method).title,
-                bf16=self.settings.bf16,
+                scale_loss=self.settings.precision == "fp16",
                 workers=options.workers,
                 callbacks=self.probes,
                 device=options.device,

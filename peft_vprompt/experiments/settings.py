@@ -9,6 +9,7 @@ from ..losses.classification import ClassificationLoss, make_loss
 from ..training.cached_features import MAX_VIEWS
 from ..tuners.base.recipe import Recipe
 from ..utils.fields import check_fields
+from ..utils.precision import Precision
 from ..utils.validation import MAX_SEED
 from .supervision import Supervision
 
@@ -31,7 +32,7 @@ class Settings:
             where labels are noisy or not read.
         config: changes to the method's default config, by field. A file of class descriptions is read, so that a run is
             known by what it says.
-        bf16: autocast to bfloat16 while training.
+        precision: what the frozen weights are held in: float32, bf16 or fp16; what is trained stays in float32.
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
             without visual prompts can. The augmentation is then fixed.
         views: cached augmentations of every training image, one of which is drawn in each epoch; of images to distil
@@ -59,7 +60,7 @@ class Settings:
     batch_size: int | None = None
     weight_decay: float | None = None
     config: dict = field(default_factory=dict)
-    bf16: bool = False
+    precision: Precision = "float32"
     cache_features: bool = False
     views: int = field(default=1, metadata={"min": 1, "max": MAX_VIEWS})
     loss: str | None = None

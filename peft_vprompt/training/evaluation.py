@@ -69,7 +69,6 @@ def predict_logits(
     rows: Sequence[dict],
     batch_size: int = 100,
     *,
-    bf16: bool = False,
     progress: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
@@ -78,7 +77,6 @@ def predict_logits(
         model: the model, on the device to compute on.
         rows: labelled rows.
         batch_size: images per batch.
-        bf16: autocast to bfloat16.
         progress: label of a progress bar; None for no bar.
 
     Returns:
@@ -91,16 +89,16 @@ def predict_logits(
             labels.append(batch.pop("labels").numpy())
             yield batch
 
-    logits = logits_of(model, unlabelled(), bf16)
+    logits = logits_of(model, unlabelled())
     return logits.numpy(), np.concatenate(labels)
 
 
 @torch.no_grad()
-def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]], bf16: bool = False) -> torch.Tensor:
+def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above."""
     device = device_of(model)
     logits = []
-    with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with eval_mode(model):
         for batch in inputs:
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
@@ -166,7 +164,7 @@ def evaluate(
         test_sets: by name; `base` and `novel` together also give `hm`.
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
-        **options: `bf16` and `progress` of `predict_logits`.
+        **options: `progress` of `predict_logits`.
 
     Returns:
         Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
@@ -200,7 +198,7 @@ def evaluate_beside_zero_shot(
     """
     if not compares_with_text(model):
         return evaluate(model, test_sets, batch_size, **options), None
-    if _leaves_images(model) and not options.get("bf16"):
+    if _leaves_images(model):
         label = options.get("progress")
         test_sets = {
             name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()

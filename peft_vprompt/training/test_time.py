@@ -267,7 +267,6 @@ def evaluate_at_test_time(
     tuning: TestTimeTuning | None = None,
     batch_size: int = 8,
     *,
-    bf16: bool = False,
     progress: str | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Measure the accuracy with test-time tuning, and that of the same context without it.
@@ -277,7 +276,6 @@ def evaluate_at_test_time(
         test_sets: by name, with the views of each image as `pixel_values`; `base` and `novel` together also give `hm`.
         tuning: how; default: as the authors.
         batch_size: images per batch; the result does not depend on it.
-        bf16: autocast to bfloat16.
         progress: label of a progress bar; None for no bar.
 
     Returns:
@@ -294,10 +292,9 @@ def evaluate_at_test_time(
             raise ValueError("No image to evaluate on.")
         set_class_names(model, test_set.class_names)
         right = []
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            for batch in with_progress(batches(test_set.rows, batch_size), progress):
-                output = tune_on_views(model, batch["pixel_values"].to(device), tuning)
-                both = torch.stack([output.logits, output.view_logits[:, 0]]).argmax(-1).cpu()
-                right.append((both == batch["labels"]).numpy())
+        for batch in with_progress(batches(test_set.rows, batch_size), progress):
+            output = tune_on_views(model, batch["pixel_values"].to(device), tuning)
+            both = torch.stack([output.logits, output.view_logits[:, 0]]).argmax(-1).cpu()
+            right.append((both == batch["labels"]).numpy())
         tuned[name], untuned[name] = (100 * float(share) for share in np.concatenate(right, axis=1).mean(axis=1))
     return with_harmonic_mean(tuned), with_harmonic_mean(untuned)

@@ -69,7 +69,7 @@ def train(
     settings: dict | None = None,
     checkpoints: bool = True,
     progress: str | None = None,
-    bf16: bool = False,
+    scale_loss: bool = False,
     workers: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
     device: str | None = None,
@@ -99,7 +99,7 @@ def train(
             settings goes on from its last complete checkpoint; any other starts afresh beside it.
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
-        bf16: autocast to bfloat16.
+        scale_loss: scale the loss, without which small gradients vanish in float16; computes in it.
         workers: processes that load images; 0 loads them in this one.
         callbacks: further callbacks of the Trainer.
         device: where to train, see `utils.devices.find_device`; None for the device that the Trainer takes.
@@ -120,10 +120,10 @@ def train(
     train_set = with_own_random_numbers(train_set, seed)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     folder = checkpoint_folder(
-        output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "bf16": bf16, "run": settings}
+        output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
     )
     arguments = _arguments(
-        recipe, folder, epochs or 1, seed, checkpoints, bf16, workers, eval_set is not None, report_to, device
+        recipe, folder, epochs or 1, seed, checkpoints, scale_loss, workers, eval_set is not None, report_to
     )
     if device not in (None, "auto"):
         _compute_on(arguments, find_device(device))
@@ -219,11 +219,10 @@ def _arguments(
     epochs: int,
     seed: int,
     checkpoints: bool,
-    bf16: bool,
+    scale_loss: bool,
     workers: int,
     watch: bool,
     report_to: Sequence[str],
-    device: str | None,
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -233,9 +232,7 @@ def _arguments(
         max_grad_norm=0.0,  # the authors do not clip; the Trainer would
         seed=seed,
         data_seed=seed,
-        bf16=bf16,
-        use_cpu=bf16
-        and find_device(device).type == "cpu",  # else the Trainer takes bfloat16 for that of a graphics card
+        fp16=scale_loss,
         save_strategy="epoch" if checkpoints else "no",
         eval_strategy="epoch" if watch else "no",
         logging_strategy="epoch",

@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from peft_vprompt import ContextOptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS
+from peft_vprompt.experiments import models
 from peft_vprompt.experiments.models import DEMO_CHANGES, METHODS
+from peft_vprompt.utils.precision import AUTO, hold
 from peft_vprompt.version import __version__
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.models import often
@@ -150,9 +152,20 @@ def test_started_again_it_resumes(clip_path, colours, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["resumed_step"] == 8
 
 
-def test_bfloat16_on_a_cpu(clip_path, colours, tmp_path):
-    train(tmp_path, clip_path, colours, "--method", "coop", "--bf16", "--device", "cpu", *QUICK)
-    assert json.loads((tmp_path / "results.json").read_text())["settings"]["bf16"] is True
+def test_precision(clip_path, colours, tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(models, "hold", lambda model, precision: held.append(precision) or hold(model, precision))
+    monkeypatch.delenv(AUTO)
+    monkeypatch.setattr("peft_vprompt.utils.precision.computes_bf16", lambda device: True)
+    shown = train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
+    assert "Frozen weights are held in bf16, in which the cpu computes (--precision float32)." in shown
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["settings"]["precision"] == "bf16"
+    vprompt("evaluate", "--adapter", tmp_path, "--precision", "bf16", "--output", tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["accuracy"] == {"all": results["accuracy"]["all"]}
+    vprompt("evaluate", "--adapter", tmp_path, "--precision", "float32")
+    assert held == ["bf16", "bf16", "float32"]
+    assert "fp16 is for graphics cards" in vprompt("evaluate", "--adapter", tmp_path, "--precision", "fp16", code=2)
 
 
 def test_config_fields_can_be_set(clip_path, colours, tmp_path):

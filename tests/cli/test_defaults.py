@@ -100,7 +100,7 @@ def test_another_image_size_is_remembered(clip_path, colours, tmp_path):
     train(tmp_path, clip_path, colours, "--method", "vpt", "--image-size", 48, *QUICK)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["settings"]["image_size"] == 48
-    vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "e.json", "--bf16", "--device", "cpu")
+    vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "e.json", "--device", "cpu")
     again = json.loads((tmp_path / "e.json").read_text())
     assert again["image_size"] == 48
     vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "e.json")

@@ -178,11 +178,13 @@ def _read_folders(images: Path, numbers: dict[str, int]) -> Rows:
 
 
 def _task(name: str, title: str, num_classes: int, **fields: Any) -> PromptingTask:
-    return PromptingTask("coop-11", name, title, num_classes, **{"reader": _read_split_file, "place": name} | fields)
+    usual: dict[str, Any] = {"reader": _read_split_file, "place": name}
+    return PromptingTask("coop-11", name, title, num_classes, **usual | fields)
 
 
 def _shift(name: str, title: str, num_classes: int, place: str, **fields: Any) -> PromptingTask:
-    return PromptingTask("imagenet-shifts", name, title, num_classes, place=place, **{"reader": _read_shift} | fields)
+    usual: dict[str, Any] = {"reader": _read_shift, "place": place}
+    return PromptingTask("imagenet-shifts", name, title, num_classes, **usual | fields)
 
 
 TASKS = (

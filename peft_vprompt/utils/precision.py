@@ -1,0 +1,78 @@
+"""What number type the weights of a frozen model are held in, and its products are computed in."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+Precision = Literal["float32", "bf16", "fp16"]
+#: Names on the command line and their number types.
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Environment variable that says what "auto" means, so that every machine of a cluster computes alike.
+AUTO = "VPROMPT_PRECISION"
+#: What `torch.cpu.get_capabilities` calls instructions that multiply in bfloat16.
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies in bfloat16 by itself, without taking the way through float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+        return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
+    return False
+
+
+def find_precision(name: str, device: torch.device) -> Precision:
+    """Return the precision of a name; of "auto" bf16 where the device computes in it, else float32.
+
+    The environment variable `VPROMPT_PRECISION` says what "auto" means instead.
+
+    Raises:
+        ValueError: an unknown name, or fp16 on a CPU, where it is slow and small gradients vanish.
+    """
+    name = os.environ.get(AUTO, name) if name == "auto" else name
+    if name == "auto":
+        return "bf16" if computes_bf16(device) else "float32"
+    if name not in PRECISIONS:
+        raise ValueError(f"Expected a precision: auto, {', '.join(PRECISIONS)}. Received: {name!r}.")
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("fp16 is for graphics cards. Received: precision='fp16' on a CPU. Take bf16 or float32.")
+    return cast(Precision, name)
+
+
+def autocast(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Let a model whose own weights may be trained compute in a precision, in place: its weights stay in float32.
+
+    Args:
+        model: the model, before it gets an adapter.
+        precision: a name in `PRECISIONS`.
+        device: where it will compute.
+    """
+    if precision != "float32":
+        model.forward = torch.autocast(device.type, PRECISIONS[precision])(model.forward)
+    return model
+
+
+def hold(model: nn.Module, precision: Precision) -> nn.Module:
+    """Hold the weights of a frozen model in a precision, in place.
+
+    Numbers of their own, such as the scale of the logits, and batch norms stay in float32: rounding moves all logits by
+    them, and they take no memory.
+
+    Args:
+        model: the model, in float32, before it gets an adapter; the adapter's weights stay in float32.
+        precision: a name in `PRECISIONS`.
+    """
+    for module in model.modules():
+        if not isinstance(module, _BatchNorm):
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point() and parameter.numel() > 1:
+                    parameter.data = parameter.data.to(PRECISIONS[precision])
+    return model
