@@ -16,6 +16,7 @@ from datasets import ClassLabel
 from datasets.features.features import register_feature
 
 from ..errors import ClassNamesError
+from ..utils.name_keys import places_of, rows_of
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 
@@ -71,7 +72,8 @@ def given_names(
     """
     if isinstance(given, Mapping):
         lines = _as_list(given, keys)
-        given = _sorted_numbers(given)
+        of_data = [*keys, *(numbers or ())]
+        given = _sorted_numbers(max(_by_one_key(given), key=lambda part: len(_find_keys(of_data, list(part)))))
         found = _find_keys(keys, list(given))
         if not found and numbers is not None:
             by_number = _find_keys(numbers, list(given))
@@ -93,7 +95,16 @@ def given_names(
 
 def in_label_order(given: GivenNames) -> list[str]:
     """Return names as a list: by key in their order, by whole numbers in the numbers'."""
-    return list(_sorted_numbers(given).values() if isinstance(given, Mapping) else given)
+    return list(_sorted_numbers(_by_one_key(given)[0]).values() if isinstance(given, Mapping) else given)
+
+
+def _by_one_key(given: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """Return a mapping in which every class has a number and another key, in this order, as one by each; else as it is."""
+    half = len(given) // 2
+    pairs = list(given.items())
+    parts = dict(pairs[:half]), dict(pairs[half:])
+    in_two = all(map(is_number, parts[0])) and not any(map(is_number, parts[1]))
+    return list(parts) if half and in_two and list(parts[0].values()) == list(parts[1].values()) else [given]
 
 
 def _sorted_numbers(given: Mapping[str, str]) -> Mapping[str, str]:
@@ -119,7 +130,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
 def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
     """Return the position of every key that is found: as it is, else written alike, else as the same number."""
     found = {}
-    lookups: list[tuple[Callable, dict]] = [(form, _positions(among, form)) for form in (str, _alike, _number)]
+    lookups: list[tuple[Callable, dict]] = [(form, places_of(among, form)) for form in (str, _alike, _number)]
     for key in keys:
         for form, positions in lookups:
             places = positions.get(form(key), [])
@@ -127,14 +138,6 @@ def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
                 found[key] = places[0]
                 break
     return found
-
-
-def _positions(among: Sequence[str], form: Callable) -> dict:
-    places: dict = {}
-    for position, item in enumerate(among):
-        if (written := form(item)) is not None:
-            places.setdefault(written, []).append(position)
-    return places
 
 
 def _alike(name: str) -> str:
@@ -198,7 +201,7 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     missing = [key for key in keys if key not in found]
     if not missing:
         return
-    if repeated := [key for key in missing if len(_positions(among, _alike).get(_alike(key), [])) > 1]:
+    if repeated := [key for key in missing if len(places_of(among, _alike).get(_alike(key), [])) > 1]:
         raise ClassNamesError(
             f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
             f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0])}."
@@ -233,29 +236,16 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
     Raises:
         ValueError: a name is none of them; says the nearest, and how to write a mapping.
     """
-    if list(names) == list(among):
-        return {position: position for position in range(len(names))}
-    exact = _positions(among, str)
-    alike = _positions(among, _alike)
-    places = [exact.get(name) or alike.get(_alike(name), []) for name in names]
-    if missing := [name for name, found in zip(names, places, strict=True) if not found]:
+    rows = rows_of(names, among, _alike)
+    if missing := [name for name, row in zip(names, rows, strict=True) if row is None]:
         close = nearest(missing[0], among)
         raise ValueError(
             f"Classes of the data that are none of the adapter's {len(among)}: {shorten(missing)}. The nearest to "
             f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close))}. To tell "
             "the classes of the data apart, in the place of the adapter's, use --new-classes."
         )
-    seen: Counter = Counter()
-    result = {}
-    for position, found in enumerate(places):
-        taken = seen[tuple(found)]
-        seen[tuple(found)] += 1
-        if len(found) > 1 and taken == 0 and sum(found == other for other in places) != len(found):
-            warn_caller(
-                f"{names[position]!r} is the name of {len(found)} classes of the adapter; images are counted as of the first."
-            )
-        result[position] = found[min(taken, len(found) - 1)]
-    return result
+    # pyrefly: ignore[bad-return]  # none of them is None
+    return dict(enumerate(rows))
 
 
 # ---- labels -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from peft import PeftConfig
 
 from ..data import with_class_names
 from ..data.class_names import find_classes
+from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .eval_sets import split_classes
 
@@ -47,6 +48,24 @@ def classes_to_tell_apart(
             return rows
         find_classes(given, known)
     return with_class_names(rows, known)
+
+
+def require_moves(head: Sequence[str] | None, names: Sequence[str]) -> None:
+    """Refuse to tell the data's classes apart, in the place of its own, for a model with a classification head.
+
+    Args:
+        head: classes of the head, None for a model that compares with class names.
+        names: classes of the data.
+
+    Raises:
+        ValueError: they are others, or some of them.
+    """
+    if head is not None and set(names) != set(head):
+        raise ValueError(
+            f"A classification head tells the {len(head)} classes of its training apart ({shorten(head)}), and no others in "
+            f"their place. Received: --new-classes for {shorten(names)}. Leave --new-classes out to find the data's classes "
+            "among them, or train a method on class names, such as coop, with a model with a text tower."
+        )
 
 
 def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:

@@ -158,8 +158,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure the accuracy, or the mean average precision, on every test set among that set's own class names.
 
-    A model that learned something for each of its classes tells apart all of these, of which the set may have some, in any
-    order.
+    A model with a classification head tells apart all classes of the head, of which the set may have some, in any order.
 
     Args:
         model: a PEFT model of this package. Its class names are those of the last test set afterwards.
@@ -239,16 +238,12 @@ def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None)
 
 
 def own_classes(model) -> list[str] | None:
-    """Return the classes that a model tells apart all together, in their order; None where it can do others or some."""
-    if not compares_with_text(model):
-        return list(model.get_base_model().config.id2label.values())
-    config = model.peft_config[model.active_adapter]
-    alone = getattr(config, "belongs_to_classes", False) and not config.knows_subsets
-    return list(config.own_classes) if alone else None
+    """Return the classes of a model's classification head, in their order; None where it compares with class names."""
+    return None if compares_with_text(model) else list(model.get_base_model().config.id2label.values())
 
 
 def among_own_classes(model, test_set: EvalSet) -> EvalSet:
-    """Return a test set with all classes of a model that has its own, if those of the set are among them."""
+    """Return a test set with all classes of a model with a classification head, if those of the set are among them."""
     own = own_classes(model)
     names = list(test_set.class_names)
     if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
