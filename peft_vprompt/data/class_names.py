@@ -26,9 +26,11 @@ GivenNames = Sequence[str] | Mapping[str, str]
 
 #: How a mapping is written, for messages.
 HOW_TO_MAP = (
-    "give `class_names` (`--class-names`) as a mapping: JSON such as {{{key}: {name}}}, or a .csv file with lines such "
+    "give `class_names` (`--class-names`) as a mapping of all of them: JSON such as {json}, or a .csv file with lines such "
     "as {line}"
 )
+#: Classes of the data in such an example.
+_SHOWN = 5
 
 
 def clean_name(name: str) -> str:
@@ -122,7 +124,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
     if bad := [key for key in keys if not 0 <= int(key) < len(given)]:
         raise ValueError(
             f"Labels out of range for {len(given)} class names: {shorten(bad)}. A list counts from 0; for other "
-            f"numbers {_how_to_map(bad[0], 'its name')}."
+            f"numbers {_how_to_map(bad[0], 'its name', {})}."
         )
     return ClassTable(list(given), {key: int(key) for key in keys})
 
@@ -176,7 +178,7 @@ def _by_position(keys: Sequence[str], names: Sequence[str]) -> dict[str, int]:
         raise ValueError(
             f"Expected one name for each of the {len(keys)} numbered classes ({shorten(ordered)}). Received: {len(names)} "
             f"names, and which of them belong to these numbers is not known. For part of the names "
-            f"{_how_to_map(ordered[0], names[0])}."
+            f"{_how_to_map(ordered[0], names[0], {})}."
         )
     return {key: value - first for key, value in zip(ordered, values, strict=True)}
 
@@ -204,20 +206,25 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     if repeated := [key for key in missing if len(places_of(among, _alike).get(_alike(key), [])) > 1]:
         raise ClassNamesError(
             f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
-            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0])}."
+            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0], {k: k for k in keys})}."
         )
+    by_key = called.startswith("folders")
     alike = nearest(missing[0], among)
+    others = {} if by_key else {key: among[label] for key, label in found.items()}
     raise ClassNamesError(
         f"Classes of the data that are not among the {called}: {shorten(missing)}. The nearest to {missing[0]!r} is "
         f"{alike!r}. Names are found by what they say, never by their position: write them alike, or "
-        f"{_how_to_map(missing[0], 'its name' if called.startswith('folders') else str(alike))}."
+        f"{_how_to_map(missing[0], 'its name' if by_key else str(alike), others)}."
     )
 
 
-def _how_to_map(key: str, name: str) -> str:
-    pair = {"key": json.dumps(key, ensure_ascii=False), "name": json.dumps(name, ensure_ascii=False)}
+def _how_to_map(key: str, name: str, others: Mapping[str, str]) -> str:
+    """Say how to write that a class is called something, and others of the data what they are called."""
+    pairs = {key: name} | {other: its for other, its in others.items() if other != key}
+    shown = [f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v, ensure_ascii=False)}" for k, v in pairs.items()]
+    more = ", ..." if len(shown) > _SHOWN else ""
     line = f"{key},{name}" if "," not in key + name else f'"{key}","{name}"'
-    return HOW_TO_MAP.format(**pair, line=line)
+    return HOW_TO_MAP.format(json=f"{{{', '.join(shown[:_SHOWN])}{more}}}", line=line)
 
 
 def nearest(name: str, among: Sequence[str]) -> str | None:
@@ -225,6 +232,11 @@ def nearest(name: str, among: Sequence[str]) -> str | None:
     forms = {_alike(other): other for other in reversed(among)}
     close = difflib.get_close_matches(_alike(name), list(forms), n=1, cutoff=0.0)
     return forms[close[0]] if close else None
+
+
+def unknown_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
+    """Return the names that are none of others, however those are written."""
+    return [name for name, row in zip(names, rows_of(names, among, _alike), strict=True) if row is None]
 
 
 def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
@@ -239,9 +251,10 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
     rows = rows_of(names, among, _alike)
     if missing := [name for name, row in zip(names, rows, strict=True) if row is None]:
         close = nearest(missing[0], among)
+        others = {name: among[row] for name, row in zip(names, rows, strict=True) if row is not None}
         raise ValueError(
             f"Classes of the data that are none of the adapter's {len(among)}: {shorten(missing)}. The nearest to "
-            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close))}. To tell "
+            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close), others)}. To tell "
             "the classes of the data apart, in the place of the adapter's, use --new-classes."
         )
     # pyrefly: ignore[bad-return]  # none of them is None

@@ -43,3 +43,11 @@ def rows_of(names: Sequence[str], known: Sequence[str], alike: Callable[[str], s
         if len(places) > 1 and taken == 0 and asked[places] != len(places):
             warn_caller(f"{name!r} is the name of {len(places)} classes of the adapter, of which the first is taken.")
     return rows
+
+
+def all_known(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Return whether all names are among those that are known, as they are read; a compiler can follow it."""
+    if list(names) == list(known):
+        return True
+    as_read = dict.fromkeys([readable(name) for name in known])
+    return all([readable(name) in as_read for name in names])  # noqa: C419 - a compiler follows no generator

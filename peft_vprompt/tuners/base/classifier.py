@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ...backbones.supported import class_name
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
-from ...utils.name_keys import rows_of
+from ...utils.name_keys import all_known
 from .adapted_model import AdaptedModel
 from .adapter_names import check_names
 from .class_encoder import ClassEncoder, FrozenClasses
@@ -219,7 +219,7 @@ class ClassNameClassifier:
 
     def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         config = self.adapted.config
-        trained = lambda: None not in rows_of(self.in_use.known.names, config.class_names or [])  # noqa: E731 - few ask
+        trained = lambda: all_known(self.in_use.known.names, config.class_names or [])  # noqa: E731 - few methods ask
         return self._method.similarities(config, self.adapted.readout, image, text, trained)
 
     def scaled_by_method(self, similarities: Tensor) -> Tensor:
