@@ -288,7 +288,8 @@ def _read(
         _require_results(adapter, saved)
         data = trained_on
     rows = _read_rows(data, split, trained_on)
-    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
+    given = data is not None and data is not trained_on and isinstance(data.class_names, tuple)
+    listed = data.listed_names if data is not None and given else None
     return data, classes_to_tell_apart(rows, listed, known, new_classes)
 
 

@@ -188,6 +188,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         new optimizer afterwards. Classes without a vector are told by their texts, as before.
 
         Raises:
+            OutputNotFiniteError: the first stage diverged.
             ValueError: the active adapter does not learn in two stages, is in the second one, or is disabled.
 
         Example:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.multi_hot import NOT_KNOWN
-from ..errors import UnsupportedModelError
+from ..errors import OutputNotFiniteError, UnsupportedModelError
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.progress import with_progress
@@ -97,14 +97,25 @@ def predict_logits(
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]], bf16: bool = False) -> torch.Tensor:
-    """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above."""
+    """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above.
+
+    Raises:
+        OutputNotFiniteError: some are NaN or infinite, of which no class is the largest.
+    """
     device = device_of(model)
     logits = []
     with eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for batch in inputs:
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
-    return torch.cat(logits)
+    table = torch.cat(logits)
+    if bad := int((~table.isfinite()).any(-1).sum()):
+        raise OutputNotFiniteError(
+            f"Expected finite logits. Received NaN or infinity for {bad} of {len(table)} images: the training of the adapter "
+            "diverged, or values are too large for the precision. Train with a lower learning rate"
+            + (", or leave bf16=True (--bf16) out." if bf16 else ".")
+        )
+    return table
 
 
 def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:

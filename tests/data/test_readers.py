@@ -137,6 +137,7 @@ class TestTables:
             ("0.png", "x", "Received an image: .*0.png"),
             ("t.zip", "x", "Cannot unpack .*t.zip: File is not a zip file"),
             ("t.tar", "x", "Cannot read .*t.tar as a tar of the WebDataset form"),
+            ("t.csv", "a/0.png,owl\na/1.png,owl\n", "first line, such as image,label. Received an image, 'a/0.png'"),
             ("t.csv", "image,label\n", "Cannot read the table .*t.csv.*a row for each image"),
             ("t.csv", "image,label\npictures/0.png,owl,x\npictures/1.png,owl,x\n", "Cannot read the table .*t.csv"),
         ],

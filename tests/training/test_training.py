@@ -10,7 +10,7 @@ import rich
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from peft_vprompt.errors import FolderInUseError, TrainingDivergedError
+from peft_vprompt.errors import FolderInUseError, OutputNotFiniteError, TrainingDivergedError
 from peft_vprompt.experiments import reports
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
 from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
@@ -354,6 +354,13 @@ class TestEvaluate:
             assert result == pytest.approx(100 * sum(right) / len(right))
         with pytest.raises(ValueError, match="means nothing for other names. Received: owl"):
             evaluate(model, {"all": EvalSet(rows[:1], [*CLASS_NAMES[1:], "owl"])})
+
+    def test_logits_that_are_not_finite(self, clip_path, rows):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.requires_grad).fill_(torch.finfo(torch.float32).max)
+        with pytest.raises(OutputNotFiniteError, match=f"NaN or infinity for {len(rows)} of {len(rows)} images"):
+            accuracy(model, rows)
 
     def test_no_images(self, clip_path):
         with pytest.raises(ValueError, match="No image"):

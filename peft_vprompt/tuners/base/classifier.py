@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...backbones.supported import class_name
+from ...errors import OutputNotFiniteError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
 from ...utils.name_keys import all_known
@@ -126,6 +127,11 @@ class ClassNameClassifier:
         classes = self.classes
         with torch.no_grad():
             features = self.texts.encode(classes, None)
+            if not bool(features.isfinite().all()):
+                raise OutputNotFiniteError(
+                    "Expected finite class features to start the head from. Received NaN or infinity: the first stage diverged. "
+                    "Train it with a lower learning rate."
+                )
             config.head_classes = list(classes.names)
             readout = adapted.method.readout(config, self.texts.text.view, features.shape[-1])
             readout.get_parameter("weight").copy_(features)
