@@ -36,6 +36,10 @@ class TrainingDivergedError(ValueError):
         self.epoch = epoch
 
 
+class OutputNotFiniteError(ValueError):
+    """A model's output is not finite: its training diverged, or its values are too large for its precision."""
+
+
 class CannotWriteError(OSError):
     """A file or a folder cannot be written: the disk is full, say, or the place is read-only."""
 

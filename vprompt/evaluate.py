@@ -95,12 +95,13 @@ def evaluate(
       --data path/to/folder`
     """
     from peft_vprompt.data.multi_hot import is_multi_label
-    from peft_vprompt.experiments.adapter_classes import known_classes, subsets, warn_trained
+    from peft_vprompt.data.options import require_outside
+    from peft_vprompt.experiments.adapter_classes import known_classes, require_moves, subsets, warn_trained
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import adapter_config, as_published
     from peft_vprompt.experiments.results import is_evaluation, require_local_data, require_own
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
-    from peft_vprompt.training.evaluation import among_own_classes, chance
+    from peft_vprompt.training.evaluation import among_own_classes, chance, own_classes
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -117,6 +118,7 @@ def evaluate(
     if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
         say_named(config)
     data, rows = _read(data, split, adapter, saved, known_classes(config, saved), new_classes)
+    require_outside(data, output, diagnosis)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
@@ -140,6 +142,8 @@ def evaluate(
     )
     asked = {subset: classes[subset]}
     sets = eval_sets(rows, asked, bundle.image_processor)
+    if new_classes:
+        require_moves(own_classes(bundle.model), classes["all"])
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
     accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
@@ -296,7 +300,8 @@ def _read(
         _require_results(adapter, saved)
         data = trained_on
     rows = _read_rows(data, split, trained_on)
-    listed = data.listed_names if data and isinstance(data.class_names, tuple) else None
+    given = data is not None and data is not trained_on and isinstance(data.class_names, tuple)
+    listed = data.listed_names if data is not None and given else None
     return data, classes_to_tell_apart(rows, listed, known, new_classes)
 
 

@@ -109,7 +109,7 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data), output, describe_data(data), machine.device, wait)
+    result = run_study(study, read_data(data, output), output, describe_data(data), machine.device, wait)
     plot_study(result, output)
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)

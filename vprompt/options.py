@@ -302,19 +302,24 @@ def read_data_options(
     return None if data is None else DataOptions(data, **values)
 
 
-def read_data(options: "DataOptions | None", unlabelled: bool = False, validation: bool = False) -> "DatasetDict":
+def read_data(
+    options: "DataOptions | None", output: Path | None = None, unlabelled: bool = False, validation: bool = False
+) -> "DatasetDict":
     """Read the images that the options name, or draw the embedded task.
 
     Args:
         options: None for the embedded task.
+        output: where the command writes, which is no part of the data.
         unlabelled: leave out the labels of the training images.
         validation: read the split `validation`, too, where the data have one.
     """
     from datasets import DatasetDict
 
     from peft_vprompt.data import load_images, load_unlabelled
+    from peft_vprompt.data.options import require_outside
     from peft_vprompt.demo import demo_task
 
+    require_outside(options, output)
     if options is not None:
         return load_unlabelled(options) if unlabelled else load_images(options, validation)
     train = demo_task("train")

@@ -79,7 +79,7 @@ def pseudo_label(
 
     require_own(output, "pseudo-labels", lambda path: PseudoLabels.load(path) is not None)
     require_model(model, data)
-    images = read_data(data, unlabelled=True)
+    images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)
     benchmark = data.benchmark if data else None
     fields: dict[str, Any] = {"template": template} if template else published_fields(benchmark, "zero-shot")

@@ -97,7 +97,7 @@ def sweep(
         options = replace(data, benchmark=task.full_name) if data and task else data
         report = run_sweep(
             settings,
-            read_data(options) if task else read_data(options, validation=True),  # a benchmark comes with its own
+            read_data(options, output, validation=task is None),  # a benchmark comes with its own
             place,
             grid=grid,
             seeds=chosen_seeds,

@@ -144,7 +144,7 @@ def train(
         **recipe,
         **loss,
     )
-    images = read_data(data, unlabelled=distils or not supervision.uses_labels)
+    images = read_data(data, output, unlabelled=distils or not supervision.uses_labels)
     run = run_experiment(
         settings,
         images,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from ..errors import PromptTooLongError, TokenizerNotFoundError
+from ..utils.name_keys import readable
 from ..utils.validation import first_line
 
 
@@ -99,11 +100,6 @@ def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
     """Tokenise a text alone, without start and end token."""
     ids = encode_text(tokenizer, text)
     return ids[num_start_tokens(tokenizer, ids) : -1]
-
-
-def readable(name: str) -> str:
-    """Make a class name readable: underscores are spaces (the CoOp authors' rule)."""
-    return name.replace("_", " ")
 
 
 def fill(template: str, name: str, verbatim: bool = False) -> str:

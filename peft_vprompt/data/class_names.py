@@ -16,6 +16,7 @@ from datasets import ClassLabel
 from datasets.features.features import register_feature
 
 from ..errors import ClassNamesError
+from ..utils.name_keys import places_of, rows_of
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 
@@ -25,9 +26,11 @@ GivenNames = Sequence[str] | Mapping[str, str]
 
 #: How a mapping is written, for messages.
 HOW_TO_MAP = (
-    "give `class_names` (`--class-names`) as a mapping: JSON such as {{{key}: {name}}}, or a .csv file with lines such "
+    "give `class_names` (`--class-names`) as a mapping of all of them: JSON such as {json}, or a .csv file with lines such "
     "as {line}"
 )
+#: Classes of the data in such an example.
+_SHOWN = 5
 
 
 def clean_name(name: str) -> str:
@@ -71,7 +74,8 @@ def given_names(
     """
     if isinstance(given, Mapping):
         lines = _as_list(given, keys)
-        given = _sorted_numbers(given)
+        of_data = [*keys, *(numbers or ())]
+        given = _sorted_numbers(max(_by_one_key(given), key=lambda part: len(_find_keys(of_data, list(part)))))
         found = _find_keys(keys, list(given))
         if not found and numbers is not None:
             by_number = _find_keys(numbers, list(given))
@@ -93,7 +97,16 @@ def given_names(
 
 def in_label_order(given: GivenNames) -> list[str]:
     """Return names as a list: by key in their order, by whole numbers in the numbers'."""
-    return list(_sorted_numbers(given).values() if isinstance(given, Mapping) else given)
+    return list(_sorted_numbers(_by_one_key(given)[0]).values() if isinstance(given, Mapping) else given)
+
+
+def _by_one_key(given: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """Return a mapping in which every class has a number and another key, in this order, as one by each; else as it is."""
+    half = len(given) // 2
+    pairs = list(given.items())
+    parts = dict(pairs[:half]), dict(pairs[half:])
+    in_two = all(map(is_number, parts[0])) and not any(map(is_number, parts[1]))
+    return list(parts) if half and in_two and list(parts[0].values()) == list(parts[1].values()) else [given]
 
 
 def _sorted_numbers(given: Mapping[str, str]) -> Mapping[str, str]:
@@ -111,7 +124,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
     if bad := [key for key in keys if not 0 <= int(key) < len(given)]:
         raise ValueError(
             f"Labels out of range for {len(given)} class names: {shorten(bad)}. A list counts from 0; for other "
-            f"numbers {_how_to_map(bad[0], 'its name')}."
+            f"numbers {_how_to_map(bad[0], 'its name', {})}."
         )
     return ClassTable(list(given), {key: int(key) for key in keys})
 
@@ -119,7 +132,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
 def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
     """Return the position of every key that is found: as it is, else written alike, else as the same number."""
     found = {}
-    lookups: list[tuple[Callable, dict]] = [(form, _positions(among, form)) for form in (str, _alike, _number)]
+    lookups: list[tuple[Callable, dict]] = [(form, places_of(among, form)) for form in (str, _alike, _number)]
     for key in keys:
         for form, positions in lookups:
             places = positions.get(form(key), [])
@@ -127,14 +140,6 @@ def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
                 found[key] = places[0]
                 break
     return found
-
-
-def _positions(among: Sequence[str], form: Callable) -> dict:
-    places: dict = {}
-    for position, item in enumerate(among):
-        if (written := form(item)) is not None:
-            places.setdefault(written, []).append(position)
-    return places
 
 
 def _alike(name: str) -> str:
@@ -173,7 +178,7 @@ def _by_position(keys: Sequence[str], names: Sequence[str]) -> dict[str, int]:
         raise ValueError(
             f"Expected one name for each of the {len(keys)} numbered classes ({shorten(ordered)}). Received: {len(names)} "
             f"names, and which of them belong to these numbers is not known. For part of the names "
-            f"{_how_to_map(ordered[0], names[0])}."
+            f"{_how_to_map(ordered[0], names[0], {})}."
         )
     return {key: value - first for key, value in zip(ordered, values, strict=True)}
 
@@ -198,23 +203,28 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     missing = [key for key in keys if key not in found]
     if not missing:
         return
-    if repeated := [key for key in missing if len(_positions(among, _alike).get(_alike(key), [])) > 1]:
+    if repeated := [key for key in missing if len(places_of(among, _alike).get(_alike(key), [])) > 1]:
         raise ClassNamesError(
             f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
-            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0])}."
+            f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0], {k: k for k in keys})}."
         )
+    by_key = called.startswith("folders")
     alike = nearest(missing[0], among)
+    others = {} if by_key else {key: among[label] for key, label in found.items()}
     raise ClassNamesError(
         f"Classes of the data that are not among the {called}: {shorten(missing)}. The nearest to {missing[0]!r} is "
         f"{alike!r}. Names are found by what they say, never by their position: write them alike, or "
-        f"{_how_to_map(missing[0], 'its name' if called.startswith('folders') else str(alike))}."
+        f"{_how_to_map(missing[0], 'its name' if by_key else str(alike), others)}."
     )
 
 
-def _how_to_map(key: str, name: str) -> str:
-    pair = {"key": json.dumps(key, ensure_ascii=False), "name": json.dumps(name, ensure_ascii=False)}
+def _how_to_map(key: str, name: str, others: Mapping[str, str]) -> str:
+    """Say how to write that a class is called something, and others of the data what they are called."""
+    pairs = {key: name} | {other: its for other, its in others.items() if other != key}
+    shown = [f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v, ensure_ascii=False)}" for k, v in pairs.items()]
+    more = ", ..." if len(shown) > _SHOWN else ""
     line = f"{key},{name}" if "," not in key + name else f'"{key}","{name}"'
-    return HOW_TO_MAP.format(**pair, line=line)
+    return HOW_TO_MAP.format(json=f"{{{', '.join(shown[:_SHOWN])}{more}}}", line=line)
 
 
 def nearest(name: str, among: Sequence[str]) -> str | None:
@@ -222,6 +232,11 @@ def nearest(name: str, among: Sequence[str]) -> str | None:
     forms = {_alike(other): other for other in reversed(among)}
     close = difflib.get_close_matches(_alike(name), list(forms), n=1, cutoff=0.0)
     return forms[close[0]] if close else None
+
+
+def unknown_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
+    """Return the names that are none of others, however those are written."""
+    return [name for name, row in zip(names, rows_of(names, among, _alike), strict=True) if row is None]
 
 
 def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
@@ -233,29 +248,17 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
     Raises:
         ValueError: a name is none of them; says the nearest, and how to write a mapping.
     """
-    if list(names) == list(among):
-        return {position: position for position in range(len(names))}
-    exact = _positions(among, str)
-    alike = _positions(among, _alike)
-    places = [exact.get(name) or alike.get(_alike(name), []) for name in names]
-    if missing := [name for name, found in zip(names, places, strict=True) if not found]:
+    rows = rows_of(names, among, _alike)
+    if missing := [name for name, row in zip(names, rows, strict=True) if row is None]:
         close = nearest(missing[0], among)
+        others = {name: among[row] for name, row in zip(names, rows, strict=True) if row is not None}
         raise ValueError(
             f"Classes of the data that are none of the adapter's {len(among)}: {shorten(missing)}. The nearest to "
-            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close))}. To tell "
+            f"{missing[0]!r} is {close!r}. If they are the same, {_how_to_map(missing[0], str(close), others)}. To tell "
             "the classes of the data apart, in the place of the adapter's, use --new-classes."
         )
-    seen: Counter = Counter()
-    result = {}
-    for position, found in enumerate(places):
-        taken = seen[tuple(found)]
-        seen[tuple(found)] += 1
-        if len(found) > 1 and taken == 0 and sum(found == other for other in places) != len(found):
-            warn_caller(
-                f"{names[position]!r} is the name of {len(found)} classes of the adapter; images are counted as of the first."
-            )
-        result[position] = found[min(taken, len(found) - 1)]
-    return result
+    # pyrefly: ignore[bad-return]  # none of them is None
+    return dict(enumerate(rows))
 
 
 # ---- labels -------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-        folders = [entry for entry in visible if entry.name not in _NO_CLASSES and entry.is_dir()]
+        folders = [entry for entry in visible if _is_seen(entry.name) and entry.is_dir()]
         if lost := [entry.path for entry in visible if _is_lost_folder(entry)]:
             warn_caller(f"Links to folders that are not there are left out: {shorten(lost, 5)}.")
         yield from ((parts, entry.path) for entry in visible if not entry.is_dir())
@@ -96,6 +96,22 @@ def _is_lost_folder(entry: os.DirEntry) -> bool:
 def is_image(path: str | Path) -> bool:
     """Tell whether a file is called like an image."""
     return str(path).lower().endswith(IMAGE_SUFFIXES)
+
+
+def warn_empty(root: str | Path, found: Found) -> None:
+    """Say which folders at the top, or in splits there, hold no image, and so are no class."""
+    tops = [Path(root)]
+    with_splits = {parts[0] for parts, _ in found if parts}
+    if with_splits and all(map(split_name, with_splits)):
+        tops += [Path(root, name) for name in with_splits]
+    held = {Path(root, *parts[:depth]) for parts, _ in found for depth in (1, 2)}
+    folders = [entry for top in tops for entry in sorted(top.iterdir()) if entry.is_dir() and _is_seen(entry.name)]
+    if empty := [str(folder) for folder in folders if folder not in held]:
+        warn_caller(f"Folders without an image are no classes: {shorten(empty, 5)}.")
+
+
+def _is_seen(name: str) -> bool:
+    return not name.startswith(".") and name not in _NO_CLASSES
 
 
 def warn_other_pictures(root: str | Path, found: Found) -> None:

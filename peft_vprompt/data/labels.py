@@ -231,10 +231,12 @@ def _keys(dataset: Dataset, mask: np.ndarray, options: DataOptions) -> np.ndarra
     values = np.asarray(dataset[options.label_column][:], dtype=object)
     names = feature.names if isinstance(feature, ClassLabel) else None
     _require_names_or_numbers(feature, options)
-    if missing := sum(1 for value in values[mask] if value is None or (names is not None and value < 0)):
+    if missing := [value for value in values[mask] if value is None or (names is not None and value < 0)]:
+        unequal = f"{options.label_column}!={missing[0]}"
         raise ValueError(
-            f"Rows without a label in the column {options.label_column!r}: {missing} of {mask.sum()}. Leave them out, or, "
-            "where images are of several classes or none, pass multi_label=True (--multi-label)."
+            f"Rows without a label in the column {options.label_column!r}: {len(missing)} of {mask.sum()}. Leave them out by "
+            f"where=({unequal!r},) (--where {unequal!r}), or, where images are of several classes or none, pass "
+            "multi_label=True (--multi-label)."
         )
     if names is not None and len(set(names)) == len(names):
         return np.asarray([names[v] if v is not None and v >= 0 else None for v in values], dtype=object)

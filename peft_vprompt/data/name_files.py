@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
-from .class_names import repeated_names
+from .class_names import is_number, repeated_names
 
 
 #: Lines of a key and a name, and what stands between them: an id of WordNet, or a number.
@@ -17,6 +18,8 @@ _KEYED_LINES = (
     re.compile(r"(n\d{8})(?:\s*[,:;=]\s*|\s+-\s+|\s+)(.+)"),
     re.compile(r"(\d+)(?:\s*[,:;=]\s*|\s+-\s+|[.)]?\s+)(.+)"),
 )
+#: An id of WordNet, a number and a name (`n02119789 1 kit_fox`).
+_TWO_KEYS = re.compile(r"(n\d{8})\s+(\d+)\s+(\S+)")
 #: Endings of text that would be read as names line by line, and is no list of them.
 _OTHER_FORMS = (".yaml", ".yml", ".toml", ".xml", ".html", ".py")
 #: First cells of the header of a table of names.
@@ -29,11 +32,12 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     """Read class names from a file.
 
     A list, in label order: a text file with one name per line, a JSON list, or a JSON object {name: number}. A mapping
-    from folder or number to name: a JSON object, or two columns separated by a tab, in a `.csv` by commas, or after a
-    number or an id of WordNet by blanks (`n01440764 tench, Tinca tinca`).
+    from folder or number to name: a JSON object, a dict as Python prints it, or two columns separated by a tab, in a
+    `.csv` by commas, or after a number or an id of WordNet by blanks (`n01440764 tench, Tinca tinca`). A mapping by both:
+    JSON {"0": ["n01440764", "tench"]}, or lines of an id of WordNet, a number and a name.
 
     Returns:
-        The names in label order, or by folder or number.
+        The names in label order, or by folder or number; by all numbers and then by all other keys where a class has both.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,17 +64,38 @@ def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return tuple(content)
     if isinstance(content, dict):
+        content = {str(key): value for key, value in content.items()}
         values = list(content.values())
         if all(isinstance(name, str) for name in values):
             return dict(content)
         if all(isinstance(number, int) for number in values):
             return _by_number({number: name for name, number in content.items()}, len(values), path)
         if all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in values):
-            return _mapping(values, path)  # {"0": ["n01440764", "tench"]}
+            return _by_two_keys([(key, *pair) for key, pair in content.items()], path)  # {"0": ["n01440764", "tench"]}
     raise ValueError(
         f"{path} must hold a JSON list of strings, or an object of them by folder or number. "
         f"Received: {type(content).__name__} of something else."
     )
+
+
+def _read_literal(text: str, path: Path):
+    """Read what JSON or Python writes for a list or a dict."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(
+            f"Expected one class name per line in {path}, or a list or dict as Python or JSON writes it. Received: "
+            f"{text[:40]!r}... ({type(error).__name__}). Save it as JSON."
+        ) from error
+
+
+def _by_two_keys(rows: Sequence[tuple[str, str, str]], path: Path) -> dict[str, str]:
+    """Return a mapping in which each class has its name under a number and under another key."""
+    if not all(is_number(number) for number, _, _ in rows) or any(is_number(key) for _, key, _ in rows):
+        return _mapping([(key, name) for _, key, name in rows], path)
+    by_number = {number: name for number, _, name in sorted(rows, key=lambda row: int(row[0]))}
+    by_key = _mapping([(key, name) for _, key, name in sorted(rows, key=lambda row: int(row[0]))], path)
+    return by_number | by_key
 
 
 def _by_number(names: dict[int, str], count: int, path: Path) -> tuple[str, ...] | dict[str, str]:
@@ -102,8 +127,12 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
 
 
 def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:
+    if lines and lines[0][0] + lines[-1][-1] in ("{}", "[]"):
+        return _from_json(_read_literal("\n".join(lines), path), path)
     if lines and all("\t" in line for line in lines):
         return _from_table("\n".join(lines), path.with_suffix(".tsv"))
+    if lines and all(two_keys := [_TWO_KEYS.fullmatch(line) for line in lines]):
+        return _by_two_keys([(match[2], match[1], match[3]) for match in two_keys if match], path)
     for pattern in _KEYED_LINES:
         found = [pattern.fullmatch(line) for line in lines]
         pairs = [match.groups() for match in found if match]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,30 @@ class DataOptions:
     def listed_names(self) -> list[str] | None:
         """Names of the classes in label order, where they were given."""
         return None if self.class_names is None else in_label_order(self.class_names)
+
+
+def require_outside(options: DataOptions | None, *outputs: str | Path | None) -> None:
+    """Refuse to write to the folder of the data, where plots would be read as images and results as tables.
+
+    Args:
+        options: where the data are; None for the embedded task.
+        outputs: files or folders that a command writes; None for one that was not asked for.
+
+    Raises:
+        ValueError: one of them lies there; says which.
+    """
+    if options is None or not is_local(options.path):
+        return
+    data = Path(os.path.realpath(os.path.expanduser(options.path)))
+    for output in filter(None, outputs):
+        place = Path(os.path.realpath(output))
+        written = [place, *place.parents, place / "plot.png", place / "run" / "plot.png"]
+        if data in written if data.is_dir() else any(fnmatch(str(path), str(data)) for path in written):
+            root = next(path for path in (data, *data.parents) if not glob.has_magic(str(path)))
+            raise ValueError(
+                f"Expected an output outside of the data, where its files would be read as more of them. Received: {output}, "
+                f"which lies in {options.path}. Take a place beside it, such as {root.parent / f'{root.name}-{place.name}'}."
+            )
 
 
 # ---- where the data are, in files ---------------------------------------------------------------------------------

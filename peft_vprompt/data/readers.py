@@ -21,7 +21,7 @@ from ..utils.digests import digest_json
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .class_names import nearest
-from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_other_pictures
+from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_empty, warn_other_pictures
 from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
 
 
@@ -114,6 +114,7 @@ def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Datase
                 f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
             )
         warn_other_pictures(root, files)
+        warn_empty(root, images)
         return label_files(root, images, **folder)
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
         if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:

@@ -14,7 +14,7 @@ import pandas as pd
 from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 
-from .folders import split_name
+from .folders import is_image, split_name
 
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -93,6 +93,11 @@ def _read_separated(path: Path) -> pd.DataFrame:
             encoding="utf-8-sig",
             index_col=False,
             skipinitialspace=True,
+        )
+    if images := [name for name in table.columns if is_image(name.strip())]:
+        raise ValueError(
+            f"Expected the names of the columns in the first line, such as {separator.join(('image', 'label'))}. Received an "
+            f"image, {images[0].strip()!r}. Write such a line above it."
         )
     if not len(table):
         raise ValueError("Expected a row for each image below the header. Received none.")

@@ -6,7 +6,8 @@ from datasets import Dataset
 from peft import PeftConfig
 
 from ..data import with_class_names
-from ..data.class_names import find_classes
+from ..data.class_names import unknown_classes
+from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .eval_sets import split_classes
 
@@ -28,8 +29,8 @@ def classes_to_tell_apart(
 ) -> Dataset:
     """Return labelled images with the labels of the classes to tell them apart among.
 
-    These are all classes that the adapter knows, in its order, or in that of a list of all of them. They are others where
-    these are asked for, or where the user lists names of which none is the adapter's.
+    These are all classes that the adapter knows, in its order. They are others where these are asked for, or where the
+    user lists names of which none is the adapter's, however it is written.
 
     Args:
         rows: images with the data's own classes.
@@ -38,15 +39,38 @@ def classes_to_tell_apart(
         new: take the data's classes.
 
     Raises:
-        ValueError: a class of the data, or a name that was given, is none of the adapter's.
+        ValueError: a class of the data is none of the adapter's.
     """
     if new or known is None:
         return rows
-    if given is not None:
-        if set(given).isdisjoint(known) or sorted(given) == sorted(known):
-            return rows
-        find_classes(given, known)
-    return with_class_names(rows, known)
+    others = [] if given is None else unknown_classes(given, known)
+    if given is not None and len(others) == len(given):
+        return rows
+    rows = with_class_names(rows, known)
+    if others:
+        warn_caller(
+            f"Names given that are none of the adapter's {len(known)} classes, and of which there is no image: "
+            f"{shorten(others)}. Images are told apart among the adapter's classes alone."
+        )
+    return rows
+
+
+def require_moves(head: Sequence[str] | None, names: Sequence[str]) -> None:
+    """Refuse to tell the data's classes apart, in the place of its own, for a model with a classification head.
+
+    Args:
+        head: classes of the head, None for a model that compares with class names.
+        names: classes of the data.
+
+    Raises:
+        ValueError: they are others, or some of them.
+    """
+    if head is not None and set(names) != set(head):
+        raise ValueError(
+            f"A classification head tells the {len(head)} classes of its training apart ({shorten(head)}), and no others in "
+            f"their place. Received: --new-classes for {shorten(names)}. Leave --new-classes out to find the data's classes "
+            "among them, or train a method on class names, such as coop, with a model with a text tower."
+        )
 
 
 def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:

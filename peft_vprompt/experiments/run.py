@@ -1,6 +1,7 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..data import (
     draw_of,
     find_task,
 )
-from ..errors import TrainingDivergedError
+from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
@@ -100,7 +101,8 @@ def run_experiment(
         if run.recipe is not None:
             run.train()
         run.search()
-        run.evaluate()
+        with run.values_kept():
+            run.evaluate()
         return run.save(writer)
 
 
@@ -232,16 +234,30 @@ class Run(RunState):
             rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
             self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
-        try:
+        with self.values_kept():
             if self.settings.ensemble == 1:
                 self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
             else:
                 self._train_ensemble(rows)
-        except TrainingDivergedError as error:
+
+    @contextmanager
+    def values_kept(self) -> Iterator[None]:
+        """Save the last finite values beside the adapter's place, where it shows in the block that training diverged.
+
+        Raises:
+            TrainingDivergedError: it did.
+        """
+        try:
+            yield
+        except (TrainingDivergedError, OutputNotFiniteError) as error:
+            if self.recipe is None:
+                raise
             folder = self.output / DIVERGED
             self.bundle.model.save_pretrained(str(folder))
-            message = f"{error} The last finite values are in {folder}; nothing else was written."
-            raise TrainingDivergedError(message, error.epoch) from error
+            said = str(error) if isinstance(error, TrainingDivergedError) else f"Training diverged. {error}"
+            message = f"{said} The last finite values are in {folder}; nothing else was written."
+            last = self.recipe.epochs_for(self.settings.shots) or 0
+            raise TrainingDivergedError(message, getattr(error, "epoch", last)) from error
 
     def search(self) -> None:
         """Search alpha and beta of a Tip-Adapter on the images that were held out, where the config asks for it."""

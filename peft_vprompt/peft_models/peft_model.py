@@ -151,7 +151,8 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         """Tell other classes apart with the active adapter's prompts.
 
         The adapter is saved with the names that it was configured or trained with, not with those of a later
-        evaluation; one without any takes these.
+        evaluation; one without any takes these. What it learned for each class, where it did, is found by the class's name:
+        of its classes some may be named, in any order.
 
         Args:
             names: one name for each class, in label order; underscores are read as spaces.
@@ -187,6 +188,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         new optimizer afterwards. Classes without a vector are told by their texts, as before.
 
         Raises:
+            OutputNotFiniteError: the first stage diverged.
             ValueError: the active adapter does not learn in two stages, is in the second one, or is disabled.
 
         Example:

@@ -44,7 +44,10 @@ def set_support(
             "out."
         )
     readout = readout_of(classifier)
-    support = SupportSet(*encode(classifier, images, labels, views), classifier.scaled_by_method)
+    features, numbers = encode(classifier, images, labels, views)
+    rows = classifier.classes.rows
+    own = numbers if rows is None else torch.tensor(rows, device=numbers.device)[numbers]
+    support = SupportSet(features, own, classifier.scaled_by_method)
     classifier.adapted.method.take_support(classifier.adapted.config, readout, support)
 
 
@@ -70,7 +73,8 @@ def search_cache(
     with eval_mode(classifier.model):
         text = classifier.encode_classes().to(features)
     plain = classifier.scaled_by_method(features @ text.t())
-    found = search_alpha_beta(readout, plain, features, numbers, scale, step)
+    cached = lambda beta: classifier.classes.pick(readout.cached(features, beta), dim=1)  # noqa: E731 - by beta alone
+    found = search_alpha_beta(cached, plain, numbers, scale, step)
     config.alpha = found.alpha
     config.beta = found.beta
     return found

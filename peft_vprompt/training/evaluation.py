@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.multi_hot import NOT_KNOWN
-from ..errors import UnsupportedModelError
+from ..errors import OutputNotFiniteError, UnsupportedModelError
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.progress import with_progress
@@ -95,14 +95,25 @@ def predict_logits(
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above."""
+    """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above.
+
+    Raises:
+        OutputNotFiniteError: some are NaN or infinite, of which no class is the largest.
+    """
     device = device_of(model)
     logits = []
     with eval_mode(model):
         for batch in inputs:
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
-    return torch.cat(logits)
+    table = torch.cat(logits)
+    if bad := int((~table.isfinite()).any(-1).sum()):
+        raise OutputNotFiniteError(
+            f"Expected finite logits. Received NaN or infinity for {bad} of {len(table)} images: the training of the adapter "
+            "diverged, or values are too large for the precision. Train with a lower learning rate"
+            + (", or leave bf16=True (--bf16) out." if bf16 else ".")
+        )
+    return table
 
 
 def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
@@ -156,8 +167,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure the accuracy, or the mean average precision, on every test set among that set's own class names.
 
-    A model that learned something for each of its classes tells apart all of these, of which the set may have some, in any
-    order.
+    A model with a classification head tells apart all classes of the head, of which the set may have some, in any order.
 
     Args:
         model: a PEFT model of this package. Its class names are those of the last test set afterwards.
@@ -237,16 +247,12 @@ def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None)
 
 
 def own_classes(model) -> list[str] | None:
-    """Return the classes that a model tells apart all together, in their order; None where it can do others or some."""
-    if not compares_with_text(model):
-        return list(model.get_base_model().config.id2label.values())
-    config = model.peft_config[model.active_adapter]
-    alone = getattr(config, "belongs_to_classes", False) and not config.knows_subsets
-    return list(config.own_classes) if alone else None
+    """Return the classes of a model's classification head, in their order; None where it compares with class names."""
+    return None if compares_with_text(model) else list(model.get_base_model().config.id2label.values())
 
 
 def among_own_classes(model, test_set: EvalSet) -> EvalSet:
-    """Return a test set with all classes of a model that has its own, if those of the set are among them."""
+    """Return a test set with all classes of a model with a classification head, if those of the set are among them."""
     own = own_classes(model)
     names = list(test_set.class_names)
     if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):

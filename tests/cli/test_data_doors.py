@@ -108,9 +108,29 @@ def test_new_classes(adapters, tmp_path, monkeypatch):
     assert result["classes"] == ["fox", "owl"]
     again = vprompt(*next_command(vprompt("evaluate", "--adapter", adapters["any"], "--data", some, "--new-classes")))
     assert f"Accuracy on all (2 classes, 9 images): {result['accuracy']['all']:.2f} %" in again
-    assert "mean nothing" in vprompt(
-        "evaluate", "--adapter", adapters["specific"], "--data", some, "--new-classes", code=2
-    )
+    for kind, refused in (
+        ("specific", "means nothing for other names. Received: fox, owl"),
+        ("head", "for fox, owl. Leave"),
+    ):
+        assert refused in vprompt("evaluate", "--adapter", adapters[kind], "--data", some, "--new-classes", code=2)
+    part = write_colours(tmp_path / "part", {"white": 5, "green": 4})
+    again = evaluated(adapters["specific"], "--data", part, "--new-classes")
+    assert (again["classes"], again["chance"]) == (["green", "white"], {"all": 50.0})
+    shown = vprompt("evaluate", "--adapter", adapters["head"], "--data", part, "--new-classes", code=2)
+    assert "for green, white. Leave --new-classes out" in shown
+
+
+@pytest.mark.parametrize("command", ("train", "evaluate", "sweep", "noise-study", "pseudo-label"))
+def test_an_output_inside_the_data_is_refused(command, adapters, clip_path, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    base = ("--adapter", adapters["any"]) if command == "evaluate" else ("--model", clip_path)
+    places = [("--output", photos / "run"), ("--output", "run"), ("--data", photos / "*", "--output", photos / "run")]
+    places += [("--diagnose", photos / "run")] if command == "evaluate" else []
+    before = sorted(photos.rglob("*"))
+    for place in places:
+        shown = vprompt(command, *base, "--data", ".", *place, code=2)
+        assert "Expected an output outside of the data" in shown and f"{photos.parent / photos.name}-run" in shown
+    assert sorted(photos.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("subset", "half"), [("base", "first"), ("novel", "second")])

@@ -11,6 +11,8 @@ from tests.support.labelled_images import paths_and_names, write_folder
 
 
 WNIDS = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
+BOTH_KEYS = {"0": "tench", "1": "shark", "n01": "tench", "n02": "shark"}
+SETTER_FIRST = {"n02100735": "setter", "n02119789": "kit_fox"}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +23,11 @@ WNIDS = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
         ("n.json", '["sea lion", "owl"]', ("sea lion", "owl")),
         ("n.json", '{"b": "owl", "a": "sea lion"}', {"b": "owl", "a": "sea lion"}),
         ("n.json", '{"owl": 1, "sea lion": 0}', ("sea lion", "owl")),
-        ("n.json", '{"0": ["n01", "tench"], "1": ["n02", "shark"]}', {"n01": "tench", "n02": "shark"}),
+        ("n.json", '{"1": ["n02", "shark"], "0": ["n01", "tench"]}', BOTH_KEYS),
+        ("n.json", '{"a": ["n01", "tench"], "b": ["n02", "shark"]}', {"n01": "tench", "n02": "shark"}),
+        ("n.txt", "n02119789 7 kit_fox\nn02100735 2 setter\n", {"2": "setter", "7": "kit_fox"} | SETTER_FIRST),
+        ("n.txt", "{0: 'tench, Tinca tinca',\n 1: \"bull's eye\"}\n", {"0": "tench, Tinca tinca", "1": "bull's eye"}),
+        ("n.txt", "['sea lion', 'owl']", ("sea lion", "owl")),
         ("n.csv", "folder,name\na,sea lion\nb,owl\n", {"a": "sea lion", "b": "owl"}),
         ("n.csv", 'a,"sea lion, grey"\n', {"a": "sea lion, grey"}),
         ("n.csv", "a;owl\n", {"a": "owl"}),
@@ -50,6 +56,7 @@ def test_files_of_names(tmp_path, name, text, expected):
         ("n.json", "cat\ndog", "Expected JSON in .*n.json"),
         ("n.csv", "a,x\na,y\n", "twice: a"),
         ("n.csv", "a,x,1\n", "two columns"),
+        ("n.txt", "{0: tench,\n1: goldfish}\n", "list or dict as Python or JSON writes it.*Save it as JSON"),
         ("n.yaml", "names:\n  0: cat\n", "one name per line, JSON.*n.yaml"),
         ("n.txt", b"caf\xe9\nth\xe9\n", "Expected text in UTF-8 in .*n.txt.*at byte 3.*Save it"),
     ],
@@ -108,14 +115,23 @@ def test_names_are_not_given_by_position(tmp_path):
         assert paths_and_names(rows) == {("n01440764", "tench"), ("n01443537", "goldfish")}
 
 
+@pytest.mark.parametrize("folders", [("0", "1"), ("000", "001"), ("n01", "n02")])
+def test_names_by_number_and_by_another_key(folders, tmp_path):
+    path = write_folder(tmp_path, dict.fromkeys(folders, 3))
+    rows = load_images(DataOptions(path, class_names=BOTH_KEYS))["train"]
+    assert rows.features["label"].names == ["tench", "shark"]
+    assert paths_and_names(rows) == {(folders[0], "tench"), (folders[1], "shark")}
+    assert DataOptions(path, class_names=BOTH_KEYS).listed_names == ["tench", "shark"]
+
+
 def test_the_remedy_works(tmp_path):
     path = write_folder(tmp_path / "images", {"kitti": 3, "dog": 3})
     with pytest.raises(ValueError, match="kitti") as caught:
         load_images(DataOptions(path, class_names=("kitty", "dog")))
     shown = str(caught.value)
     mapping = json.loads(shown[shown.index("{") : shown.index("}") + 1])
-    assert mapping == {"kitti": "kitty"}
-    rows = load_images(DataOptions(path, class_names=mapping | {"dog": "dog"}))["train"]
+    assert mapping == {"kitti": "kitty", "dog": "dog"}
+    rows = load_images(DataOptions(path, class_names=mapping))["train"]
     assert paths_and_names(rows) == {("kitti", "kitty"), ("dog", "dog")}
 
 

@@ -43,6 +43,13 @@ class TestLabels:
         with pytest.warns(UserWarning, match="1 image is beside the class folders.*0.png"):
             assert names(path) == ["a", "b"]
 
+    @pytest.mark.parametrize("split", ("", "train/"))
+    def test_a_folder_without_an_image(self, split, tmp_path):
+        path = write_folder(tmp_path, {split + "a": 3, split + "b": 3})
+        (tmp_path / split / "c").mkdir()
+        with pytest.warns(UserWarning, match="Folders without an image are no classes: .*/c"):
+            assert names(path) == ["a", "b"]
+
     def test_loose_images_alone(self, tmp_path):
         with pytest.raises(ValueError, match="lie in no class folders.*a folder of its name.*--unlabelled"):
             names(write_folder(tmp_path, {".": 3}))

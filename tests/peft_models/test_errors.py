@@ -35,6 +35,7 @@ from tests.support.models import (
     TEXT,
     VISION,
     VOCABULARY_SIZE,
+    class_by_class,
     images,
     labels,
     tiny_clip,
@@ -643,12 +644,6 @@ def test_broken_adapters_change_nothing(damage, saved, tokenizer_path, monkeypat
             loaded.load_adapter(str(saved), "default")
         assert torch.equal(loaded(pixel_values=images()).logits, expected)
     assert not (tmp_path / "ran-code").exists()
-
-
-def class_by_class():
-    """Cases of `CONFIGS` that learn something for each class."""
-    cases = [(method, case) for method in CONFIGS for case in CONFIGS[method]]
-    return [(m, c) for m, c in cases if CONFIGS[m][c](class_names=CLASS_NAMES).belongs_to_classes]
 
 
 @pytest.mark.parametrize(("method", "case"), class_by_class())

@@ -280,6 +280,11 @@ FIRST_PAIRS = [(method, next(iter(cases))) for method, cases in CONFIGS.items()]
 every_config = pytest.mark.parametrize(("method", "case"), often(PAIRS, FIRST_PAIRS))
 
 
+def class_by_class() -> list[tuple[str, str]]:
+    """Configurations that learn something for each class."""
+    return [(m, c) for m, c in PAIRS if CONFIGS[m][c](class_names=CLASS_NAMES).belongs_to_classes]
+
+
 def images(count: int = 4, seed: int = 0) -> torch.Tensor:
     """Random images [count, 3, 32, 32]."""
     return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))

@@ -10,11 +10,19 @@ import rich
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from peft_vprompt.errors import FolderInUseError, TrainingDivergedError
+from peft_vprompt.errors import FolderInUseError, OutputNotFiniteError, TrainingDivergedError
 from peft_vprompt.experiments import reports
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
 from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
-from peft_vprompt.training.evaluation import EvalSet, accuracy, evaluate, harmonic_mean, predict, set_class_names
+from peft_vprompt.training.evaluation import (
+    EvalSet,
+    accuracy,
+    evaluate,
+    harmonic_mean,
+    predict,
+    predict_logits,
+    set_class_names,
+)
 from peft_vprompt.training.recipes import Recipe, lr_schedule
 from peft_vprompt.training.trainer import train
 from peft_vprompt.utils import io
@@ -335,16 +343,24 @@ class TestEvaluate:
     @pytest.mark.parametrize("options", ({"class_specific": True}, {"tune": "class_name"}))
     def test_some_of_the_classes_of_a_model_that_learned_them(self, options, clip_path, rows):
         model = build_model(clip_path, "coop", CLASS_NAMES, **options).model
-        whole = predict(model, rows)[0]
+        logits = predict_logits(model, rows)[0]
         for names in (CLASS_NAMES[::-1], CLASS_NAMES[1:4][::-1]):
             some = [row | {"labels": names.index(CLASS_NAMES[row["labels"]])} for row in rows
                     if CLASS_NAMES[row["labels"]] in names]  # fmt: skip
-            right = [guess == row["labels"] for guess, row in zip(whole, rows, strict=True)
+            columns = logits[:, [CLASS_NAMES.index(name) for name in names]]
+            right = [names[guess] == CLASS_NAMES[row["labels"]] for guess, row in zip(columns.argmax(-1), rows, strict=True)
                      if CLASS_NAMES[row["labels"]] in names]  # fmt: skip
             result = evaluate(model, {"all": EvalSet(some, names)})["all"]
             assert result == pytest.approx(100 * sum(right) / len(right))
-        with pytest.raises(ValueError, match="mean nothing for other names"):
+        with pytest.raises(ValueError, match="means nothing for other names. Received: owl"):
             evaluate(model, {"all": EvalSet(rows[:1], [*CLASS_NAMES[1:], "owl"])})
+
+    def test_logits_that_are_not_finite(self, clip_path, rows):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.requires_grad).fill_(torch.finfo(torch.float32).max)
+        with pytest.raises(OutputNotFiniteError, match=f"NaN or infinity for {len(rows)} of {len(rows)} images"):
+            accuracy(model, rows)
 
     def test_no_images(self, clip_path):
         with pytest.raises(ValueError, match="No image"):

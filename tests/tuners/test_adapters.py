@@ -19,6 +19,8 @@ from tests.support.models import (
     CLASS_NAMES,
     CONFIGS,
     NEW_NAMES,
+    PAIRS,
+    class_by_class,
     disturb,
     every_config,
     images,
@@ -281,11 +283,10 @@ def test_merging_is_refused(config):
 def test_new_class_names(config):
     model = disturb(get_peft_model(tiny_clip(), config))
     if getattr(config, "belongs_to_classes", False):
-        with pytest.raises(ValueError, match="for each of its 5 classes.*mean nothing for other names"):
-            model.set_class_names(NEW_NAMES)
-        if not config.knows_subsets:
-            with pytest.raises(ValueError, match="for each of its 5 classes.*or another order.*take the columns"):
-                model.set_class_names(CLASS_NAMES[::-1])
+        with pytest.raises(
+            ValueError, match="each of its 5 classes.*nothing for other names. Received: fox, wolf pack"
+        ):
+            model.set_class_names(["cat", *NEW_NAMES])
         return
     before = logits(model)
     model.set_class_names(NEW_NAMES)
@@ -293,6 +294,38 @@ def test_new_class_names(config):
     assert model.encode_classes(images()).shape[-1] == 16
     model.set_class_names(CLASS_NAMES)
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("method", "case"), often([*PAIRS, ("mmrl", "decoupled")], [*class_by_class(), ("mmrl", "decoupled")])
+)
+def test_trained_classes_are_found_by_their_names(method, case, make, tmp_path):
+    config = make("mmrl", "mmrl", readout="decoupled") if case == "decoupled" else make(method, case)
+    model = disturb(get_peft_model(tiny_clip(), config))
+    whole = logits(model)
+    for names in (CLASS_NAMES[::-1], ["dog", "sea_lion"]):
+        rows = [CLASS_NAMES.index(name.replace("_", " ")) for name in names]
+        model.set_class_names(names)
+        torch.testing.assert_close(logits(model), whole[:, rows], atol=1e-5, rtol=1e-4)
+        assert model.get_base_model().config.id2label == dict(enumerate(names))
+    learned = {}
+    for names in (CLASS_NAMES, CLASS_NAMES[::-1]):
+        model.set_class_names(names)
+        numbers = torch.tensor([names.index(CLASS_NAMES[label]) for label in labels()])
+        model.zero_grad()
+        model.train()(pixel_values=images(), labels=numbers).loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(
+                    parameter.grad, learned.setdefault(name, parameter.grad.clone()), atol=1e-5, rtol=1e-3
+                )
+    assert learned
+    if config.belongs_to_classes:
+        assert model.peft_config["default"].class_names == CLASS_NAMES
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path)).eval()
+        assert loaded.class_names == CLASS_NAMES
+        torch.testing.assert_close(logits(loaded), logits(model.eval()).flip(1), atol=1e-5, rtol=1e-4)
 
 
 def test_saved_names_are_those_of_training(make, tmp_path):

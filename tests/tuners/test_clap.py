@@ -62,6 +62,14 @@ def test_penalties_are_needed_in_training_alone(clap, tmp_path):
     torch.testing.assert_close(loaded(pixel_values=images(), labels=labels()).aux_loss, expected)
 
 
+def test_penalties_are_by_name(clap):
+    own, other = clap(), clap()
+    other.set_class_names(CLASS_NAMES[::-1])
+    own.set_support(support())
+    other.set_support([batch | {"labels": 4 - batch["labels"]} for batch in support()])
+    assert other.active_peft_config.class_penalties == own.active_peft_config.class_penalties
+
+
 def test_a_class_without_images(clap):
     model = clap()
     batch = {"pixel_values": images(4), "labels": torch.tensor([0, 2, 3, 4])}

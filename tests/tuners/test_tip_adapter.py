@@ -76,6 +76,17 @@ def test_an_optimizer_that_is_there_trains_the_new_keys(tip):
     assert not torch.equal(readout_of(model).keys, before)
 
 
+def test_labels_are_of_the_classes_in_use(tip):
+    own, other = tip(), tip()
+    other.set_class_names(CLASS_NAMES[::-1])
+    turned = [batch | {"labels": 4 - batch["labels"]} for batch in support()]
+    own.set_support(support())
+    other.set_support(turned)
+    assert torch.equal(readout_of(other).labels, readout_of(own).labels)
+    assert other.search_cache(turned, step=(6, 4)) == own.search_cache(support(), step=(6, 4))
+    torch.testing.assert_close(logits(other), logits(own).flip(1))
+
+
 def test_features_are_as_good_as_images(tip):
     model, other = tip(), tip()
     batch = support()[0]

@@ -91,9 +91,9 @@ class ClassEncoder:
         dual = self.model.dual
         readout = self.model.readout
         if not self.text.disable_adapters:
-            own = self.model.method.own_class_features(self.model.config, readout, classes.names)
+            own = self.model.method.own_class_features(readout)
             if own is not None:
-                return own.to(dual.dtype)
+                return classes.pick(own).to(dual.dtype)
         if isinstance(readout, ClassRowsReadout):
             text = None if readout.knows(classes.names) else self._by_text(classes, image_features)
             return readout.features_of(classes.names, text).to(dual.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...core.packed_prompts import PackedPrompts, pack_bounded
@@ -36,6 +37,8 @@ class ClassList:
         packed: what came of that, per template, of the classes first ... last.
         moved: the same on each device they were asked for on; replicas of a data-parallel model share them.
         read_by: the tokenizer that was handed over, the name of another, and the templates, that the sequences are of.
+        rows: which of the adapter's own classes each one is, where it holds something for each and these are some of them or
+            in another order; None for all of them in their order, and where it holds nothing.
     """
 
     names: list[str]
@@ -44,6 +47,13 @@ class ClassList:
     packed: dict[tuple[int, int], list[list[PackedPrompts | PaddedPrompts]]] = field(default_factory=dict)
     moved: dict[tuple[int, int, torch.device], list[list[PackedPrompts | PaddedPrompts]]] = field(default_factory=dict)
     read_by: tuple | None = None
+    rows: list[int] | None = None
+
+    def pick(self, of_own: Tensor, dim: int = 0) -> Tensor:
+        """Return what an adapter holds for each of its own classes, along `dim`, for these classes."""
+        if self.rows is None:
+            return of_own
+        return of_own.index_select(dim, torch.tensor(self.rows, device=of_own.device))
 
     def pack(
         self, first: int, last: int, read_only: int, device: torch.device

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ...errors import ClassNamesError
 from ...utils.digests import digest_json
 from ...utils.fields import MAX_ITEMS, MAX_TEXT, is_text, shown
+from ...utils.name_keys import readable
 
 
 #: Most texts of classes: ImageNet-21k's names in CLIP's 80 templates are less than two million.
@@ -30,7 +31,7 @@ def check_class_names(names: Sequence[str]) -> list[str]:
             "Leave out the classes that no image can be of."
         )
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip() or not is_text(name):
+        if not isinstance(name, str) or not readable(name).strip() or not is_text(name):
             raise ClassNamesError(
                 f"Expected every class name to be a non-empty string of at most {MAX_TEXT:,} characters. "
                 f"Received: class_names[{index}]={shown(name)}."
@@ -74,4 +75,4 @@ def check_prompts(classes: int, templates: int) -> None:
 
 def digest_names(names: Sequence[str]) -> str:
     """Return a short digest of class names in their order, as they are read: underscores are spaces."""
-    return digest_json([name.replace("_", " ") for name in names])
+    return digest_json([readable(name) for name in names])

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...core.tokenization import check_lengths, warn_alike
 from ...errors import ClassNamesError
+from ...utils.name_keys import rows_of
 from .adapted_model import AdaptedModel
 from .class_list import ClassList
 from .class_name_checks import check_class_names
@@ -63,8 +64,7 @@ class ClassesInUse:
         """See `PeftModelForImageClassification.set_class_names`."""
         names = check_class_names(names)
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
-        self._check_new(names)
-        classes = ClassList(names)
+        classes = self._new(names)
         with self.adapted.tokenizers.handed_over(tokenizer):
             self._tokenize(classes)
         self.memory.class_lists[self.adapted.adapter_name] = classes
@@ -72,11 +72,18 @@ class ClassesInUse:
         self.memory.features.clear()
         self.memory.compared.clear()
 
-    def _check_new(self, names: Sequence[str]) -> None:
-        """Refuse classes that the active adapter cannot tell apart, or that have no description where there are some."""
+    def _new(self, names: Sequence[str]) -> ClassList:
+        """Return a list of other classes for the active adapter, which finds what it learned for each by its name.
+
+        Raises:
+            ClassNamesError: it cannot tell them apart, or they have no description where there are some.
+        """
         config = self.adapted.config
         self.adapted.method.check_new_classes(config, names)
         config.descriptions_of(names)
+        rows: Any = rows_of(names, config.own_classes) if config.belongs_to_classes else None
+        in_order = rows is None or rows == list(range(len(config.own_classes)))
+        return ClassList(list(names), rows=None if in_order else rows)
 
     @contextmanager
     def replaced_by(self, names: Sequence[str]) -> Iterator[None]:
@@ -86,8 +93,7 @@ class ClassesInUse:
         if before is None or before.names != list(names):
             compared = self.memory.compared.get(adapter)
             if compared is None or compared.names != list(names):
-                self._check_new(check_class_names(names))
-                compared = self.memory.compared[adapter] = ClassList(list(names))
+                compared = self.memory.compared[adapter] = self._new(check_class_names(names))
             self.memory.class_lists[adapter] = compared
         try:
             yield

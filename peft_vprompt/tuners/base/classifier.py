@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ...backbones.supported import class_name
+from ...errors import OutputNotFiniteError
 from ...losses.multi_label import BinaryCrossEntropy
 from ...losses.regularizers import Features, weighted_terms
+from ...utils.name_keys import all_known
 from .adapted_model import AdaptedModel
 from .adapter_names import check_names
 from .class_encoder import ClassEncoder, FrozenClasses
@@ -87,8 +89,10 @@ class ClassNameClassifier:
                 method.initialize(config, readout, self.frozen_text_of(adapter_name))
 
     def frozen_text_of(self, adapter_name: str) -> FrozenClasses:
-        """Return what gives the frozen model's features of an adapter's classes, where it belongs to some."""
+        """Return what gives the frozen model's features of an adapter's own classes, where it belongs to some."""
         classes: Any = self.memory.class_lists[adapter_name]
+        if classes is not None and classes.rows is not None:
+            classes = ClassList(list(self.adapted.config_of(adapter_name).own_classes))
         return FrozenClasses(self.texts, classes, adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -123,6 +127,11 @@ class ClassNameClassifier:
         classes = self.classes
         with torch.no_grad():
             features = self.texts.encode(classes, None)
+            if not bool(features.isfinite().all()):
+                raise OutputNotFiniteError(
+                    "Expected finite class features to start the head from. Received NaN or infinity: the first stage diverged. "
+                    "Train it with a lower learning rate."
+                )
             config.head_classes = list(classes.names)
             readout = adapted.method.readout(config, self.texts.text.view, features.shape[-1])
             readout.get_parameter("weight").copy_(features)
@@ -203,7 +212,7 @@ class ClassNameClassifier:
         frozen = LazyFrozenFeatures(self, image, inputs)
         logits = self.scaled_by_method(self._similarities(image, text))
         added = self._method.added_logits(self.adapted.config, self.adapted.readout, image)
-        logits = logits if added is None else logits + added
+        logits = logits if added is None else logits + classes.pick(added, dim=1)
         features = Features(
             image, text, logits, frozen, self.adapted.multi_label, readout=self.adapted.readout, **details
         )
@@ -216,8 +225,8 @@ class ClassNameClassifier:
 
     def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         config = self.adapted.config
-        own = lambda: self.class_names == config.class_names  # noqa: E731 - asked for by few methods
-        return self._method.similarities(config, self.adapted.readout, image, text, own)
+        trained = lambda: all_known(self.in_use.known.names, config.class_names or [])  # noqa: E731 - few methods ask
+        return self._method.similarities(config, self.adapted.readout, image, text, trained)
 
     def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""

@@ -178,8 +178,6 @@ class PromptConfig(ClassifierConfig):
 
     #: Whether something is learned for each class, which means nothing for others.
     belongs_to_classes = False
-    #: Whether it tells some of them apart without the others.
-    knows_subsets = False
 
     def __post_init__(self):
         if self.task_type not in (None, TASK_TYPE):

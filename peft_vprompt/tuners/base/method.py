@@ -18,7 +18,8 @@ from ...errors import ClassNamesError, PromptTooLongError
 from ...losses.classification import mean_cross_entropy
 from ...losses.regularizers import Features, ImageConsistency, LogitConsistency, Regularizer, TextConsistency
 from ...readouts import CosineReadout
-from .class_name_checks import digest_names
+from ...utils.name_keys import rows_of
+from ...utils.validation import shorten
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 #: What to do about classes that something else was learned for, one by one.
-OTHER_CLASSES = "Train an adapter that learns a context to move to new classes."
+OTHER_CLASSES = "Or train an adapter that learns a context to move to new classes."
 
 
 class FrozenText(Protocol):
@@ -144,11 +145,13 @@ class PromptMethod:
     def similarities(
         self, config: PromptConfig, readout: nn.Module, image: Tensor, text: Tensor, own_classes: Callable[[], bool]
     ) -> Tensor:
-        """Return the similarities [b, c] of image and class features; `own_classes()` tells whether it was trained on these."""
+        """Return the similarities [b, c] of image and class features; `own_classes()` tells whether it was trained on all of these."""
         return readout(image, text)
 
     def added_logits(self, config: PromptConfig, readout: Any, image: Tensor) -> Tensor | None:
-        """Return what is added to the scaled similarities of image features [b, e], as [b, c]; None for nothing."""
+        """Return what is added to the scaled similarities of image features [b, e], as [b, c] of its own classes; None for
+        nothing.
+        """
         return None
 
     def scale(self, config: PromptConfig) -> float | None:
@@ -165,8 +168,8 @@ class PromptMethod:
         """Return what one prediction's logits [b, c] are trained by: labels are integers [b] or probabilities [b, c]."""
         return mean_cross_entropy(logits, labels)
 
-    def own_class_features(self, config: PromptConfig, readout: nn.Module, names: Sequence[str]) -> Tensor | None:
-        """Return the features [c, e] that the adapter holds of classes in the place of texts; None where it holds none."""
+    def own_class_features(self, readout: nn.Module) -> Tensor | None:
+        """Return the features [c, e] that the adapter holds of its own classes in the place of texts; None without any."""
         return getattr(readout, "class_features", None)
 
     def regularizers(self, config: PromptConfig) -> dict[str, tuple[float, Regularizer]]:
@@ -214,25 +217,17 @@ class PromptMethod:
 
 
 def refuse_other_classes(config: PromptConfig, names: Sequence[str], learned: str, remedy: str) -> None:
-    """Refuse other classes than those that something was learned for, one by one.
+    """Refuse other classes than those that something was learned for, one by one; some of these, in any order, pass.
 
     Raises:
-        ClassNamesError: names what was learned, the adapter's own classes and the remedy.
+        ClassNamesError: names what was learned, the adapter's own classes, the others and the remedy.
     """
-    own = list(config.own_classes)
-    if digest_names(names) == digest_names(own):
-        return
-    if set(names) <= set(own):
+    own = config.own_classes
+    if others := [name for name, row in zip(names, rows_of(names, own), strict=True) if row is None]:
         raise ClassNamesError(
-            f"This adapter learned {learned} for each of its {len(own)} classes, and compares images among all of them in their "
-            f"order. Received: {len(names)} of them, or another order. Leave its classes as they are, and take the columns of "
-            "its logits: logits[:, [model.class_names.index(name) for name in names]]. `vprompt evaluate` and "
-            "training.evaluation find them by name."
+            f"This adapter has {learned} for each of its {len(own)} classes ({', '.join(own[:3])}, ...), which means nothing "
+            f"for other names. Received: {shorten(others)}. Name some of its classes, in any order. {remedy}"
         )
-    raise ClassNamesError(
-        f"This adapter learned {learned} for each of its {len(own)} classes "
-        f"({', '.join(own[:3])}, ...); they mean nothing for other names. {remedy}"
-    )
 
 
 def average_features(features: Sequence[Tensor], normalized: bool = True) -> Tensor:

@@ -22,6 +22,7 @@ from ...backbones.base import TextView, VisionView
 from ...core.tokenization import TokenSequence, context_sequences, name_tokens
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts, start_from_words
+from ...utils.name_keys import rows_of
 from ..base.config import ContextConfig
 from ..base.method import PromptMethod, check_length, refuse_other_classes
 from ..base.tuner import PromptTuner
@@ -79,16 +80,22 @@ class CoOp(PromptMethod):
     def class_sequences(
         self, config: ContextOptConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
-        """Return `[SOS] context name . [EOT]`, the name at the end, in the middle or in front; a list per context."""
+        """Return `[SOS] context name . [EOT]`, the name at the end, in the middle or in front; a list per context.
+
+        Where something is learned for each class, its rows are found by the class's name.
+        """
         first = context_sequences(
             tokenizer,
-            names,
+            config.own_classes if config.belongs_to_classes else names,
             config.length,
             config.words,
             config.class_token_position,
             config.class_specific,
             config.learn,
         )
+        if config.belongs_to_classes:
+            # pyrefly: ignore[bad-index]  # `check_new_classes` has refused others
+            first = [first[row] for row in rows_of(names, config.own_classes)]
         rows = [context * config.length for context in range(config.num_contexts)]
         return [[[entry - row if entry < 0 else entry for entry in ids] for ids in first] for row in rows]
 
@@ -104,7 +111,7 @@ class CoOp(PromptMethod):
         """
         if config.belongs_to_classes:
             learned = "one context" if config.class_specific else "name tokens"
-            remedy = "Train an adapter with class_specific=False and tune='context' to move to new classes."
+            remedy = "Or train an adapter with class_specific=False and tune='context' to move to new classes."
             refuse_other_classes(config, names, learned, remedy)
 
 

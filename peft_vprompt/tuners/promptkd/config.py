@@ -47,9 +47,7 @@ class PromptKDConfig(PromptConfig):
         metadata={"help": "What logits are divided by in the divergence; the teacher's come divided.", "above": 0},
     )
 
-    #: The class features are of these classes; of some of them, too.
     belongs_to_classes = True
-    knows_subsets = True
 
     def __post_init__(self):
         self.peft_type = PeftType.PROMPTKD

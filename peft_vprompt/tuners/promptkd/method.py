@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backbones.base import TextView, VisionView
-from ...errors import ClassNamesError
 from ...losses.classification import mean_cross_entropy
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.projected import ProjectedPrompts
 from ...readouts import GivenClasses
-from ..base.class_name_checks import digest_names
-from ..base.method import PromptMethod, check_depth
+from ..base.method import PromptMethod, check_depth, refuse_other_classes
 from ..base.tuner import PromptTuner
 from .config import PromptKDConfig
 
@@ -57,11 +55,9 @@ class PromptKD(PromptMethod):
         if config.teacher_dim is None:
             readout.class_features.copy_(frozen_text())
 
-    def own_class_features(self, config: PromptKDConfig, readout: nn.Module, names: Sequence[str]) -> Tensor:
-        """Return the teacher's features of the classes in use, all or some."""
-        features = readout.known_features()
-        rows = rows_of(names, config.own_classes)
-        return features if rows == list(range(len(features))) else features[rows]
+    def own_class_features(self, readout: nn.Module) -> Tensor:
+        """Return the teacher's features."""
+        return readout.known_features()
 
     def loss(self, config: PromptKDConfig, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted divergence from the teacher's probabilities [b, c]; of class numbers the cross-entropy."""
@@ -77,12 +73,8 @@ class PromptKD(PromptMethod):
         Raises:
             ClassNamesError: names the adapter's classes and the remedy.
         """
-        if digest_names(names) != digest_names(config.own_classes) and rows_of(names, config.own_classes) is None:
-            raise ClassNamesError(
-                f"This adapter has a teacher's feature for each of its {len(config.own_classes)} classes "
-                f"({', '.join(config.own_classes[:3])}, ...); they mean nothing for other names. Name some of these, or "
-                "distil an adapter for all classes that are to be told apart."
-            )
+        remedy = "Or distil an adapter for all classes that are to be told apart."
+        refuse_other_classes(config, names, "a teacher's feature", remedy)
 
 
 class PromptKDModel(PromptTuner):
@@ -91,12 +83,3 @@ class PromptKDModel(PromptTuner):
     peft_name = "promptkd"
     prefix = "distilled_prompt_"
     method = PromptKD()
-
-
-def rows_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Return the places of class names among those that are known; None where one is not."""
-    if list(names) == list(known):
-        return list(range(len(known)))
-    places = {name.replace("_", " "): place for place, name in reversed(list(enumerate(known)))}
-    rows = [places.get(name.replace("_", " ")) for name in names]
-    return None if None in rows else rows  # pyrefly: ignore[bad-return]  # none of them is None

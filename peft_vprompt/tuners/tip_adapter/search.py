@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ...readouts import CacheReadout
 
 
 class Found(NamedTuple):
@@ -25,9 +23,8 @@ class Found(NamedTuple):
 
 
 def search_alpha_beta(
-    readout: CacheReadout,
+    cached: Callable[[float], Tensor],
     plain_logits: Tensor,
-    image_features: Tensor,
     labels: Tensor,
     scale: Sequence[float],
     step: Sequence[int],
@@ -38,9 +35,8 @@ def search_alpha_beta(
     changes slower than alpha, and the first of the best wins, as in `search_hp` of the authors' `utils.py`.
 
     Args:
-        readout: the filled cache.
+        cached: what the filled cache says of the validation images, [b, c], by beta.
         plain_logits: logits [b, c] without it.
-        image_features: L2-normalised features [b, e] of the validation images.
         labels: their labels [b].
         scale: bounds of beta and of alpha.
         step: numbers of values of beta and of alpha.
@@ -50,10 +46,8 @@ def search_alpha_beta(
     )
     best = None
     for beta in betas:
-        cached = readout.cached(image_features, beta)
-        right = torch.stack(
-            [((plain_logits + alpha * cached).argmax(-1) == labels).sum() for alpha in alphas]
-        ).tolist()
+        added = cached(beta)
+        right = torch.stack([((plain_logits + alpha * added).argmax(-1) == labels).sum() for alpha in alphas]).tolist()
         most = max(right)
         if best is None or most > best[0]:
             best = most, alphas[right.index(most)], beta
