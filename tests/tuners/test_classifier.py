@@ -255,6 +255,7 @@ def test_a_subclass_of_a_known_model_is_known(make):
     assert type(model.unload()) is FineCLIP
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch's attention
 @pytest.mark.parametrize(("method", "case"), [("maple", "maple"), ("cocoop", "random")])
 def test_vmap_gives_each_image_its_own_gradients(method, case, make):
     model = disturb(get_peft_model(tiny_clip(), make(method, case)))
