@@ -40,8 +40,9 @@ class DualEncoderView:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the joint space: that of the scale, which stays a float where weights are quantised."""
-        return self.scale_parameter.dtype
+        """Precision of the joint space: what the projection computes in; where it has no floats, that of the scale."""
+        weight = getattr(self.text_projection, "weight", self.scale_parameter)
+        return weight.dtype if weight.dtype.is_floating_point else self.scale_parameter.dtype
 
     @property
     def device(self) -> torch.device:

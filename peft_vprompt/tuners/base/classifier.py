@@ -217,7 +217,9 @@ class ClassNameClassifier:
     def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         config = self.adapted.config
         own = lambda: self.class_names == config.class_names  # noqa: E731 - asked for by few methods
-        return self._method.similarities(config, self.adapted.readout, image, text, own)
+        # They differ where weights are: FSDP casts all of them, or those of some modules alone.
+        precise = torch.promote_types(image.dtype, text.dtype)
+        return self._method.similarities(config, self.adapted.readout, image.to(precise), text.to(precise), own)
 
     def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""
