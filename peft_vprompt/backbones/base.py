@@ -20,6 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..core.attention import KVCache
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows, encode
 from ..core.offloading import tensor_of
@@ -94,9 +95,9 @@ class EncoderView(ABC):
         """
         if (parts := self.parts_of(layer)) is not None:
             return parts.keys_values(layer, hidden)
-        kv_cache: list[tuple[Tensor, Tensor]] = []
+        kv_cache = KVCache()
         self.run_layer(layer, hidden, kv_cache=kv_cache)
-        return kv_cache[0]
+        return kv_cache.layers[0]
 
     def run_queries(self, layer: nn.Module, rows: Tensor, pattern: Callable) -> Tensor:
         """Run one layer on rows [b, r, d] that read other rows by `pattern`: their own keys and values are not read.

@@ -242,18 +242,32 @@ class ReadAll:
         return F.scaled_dot_product_attention(query, *kv_cache, dropout_p=dropout, scale=scaling)
 
 
+class KVCache:
+    """Takes the keys and values [b, h, s, head size] of the layers that it is handed to.
+
+    It is no list: where FSDP casts what a layer is given, the layer would get a copy of that.
+    """
+
+    def __init__(self):
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        """Take those of one more layer."""
+        self.layers.append((key, value))
+
+
 def prompt_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, pattern=None, kv_cache=None, **kwargs
 ):
     """Attend by `pattern`, or by the implementation that the user chose for this model when there is none.
 
-    A list handed over as `kv_cache` gets the (key, value) of each layer.
+    A `KVCache` gets the (key, value) of each layer.
 
     Shapes as in transformers: query, key and value are [batch, heads, rows, head size], the output is
     [batch, rows, heads, head size], attention weights are returned only where the user's implementation does.
     """
     if kv_cache is not None:
-        kv_cache.append((key, value))
+        kv_cache.append(key, value)
     if pattern is None:
         function = plain_implementation(module)
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)

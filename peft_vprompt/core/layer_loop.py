@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .attention import KVCache
 from .checkpointing import recompute
 from .encoder import LayerStack
 from .insertion import InsertionRule, insert_prompts
@@ -88,13 +89,13 @@ def fill_kv_cache(encoder: LayerStack, hidden: Tensor, **options) -> list[tuple[
 
     They are what read-only prompts read. Of the last layer nothing else is computed.
     """
-    kv_cache: list[tuple[Tensor, Tensor]] = []
+    kv_cache = KVCache()
     *layers, last = encoder.layers
     args, kwargs = encoder.layer_arguments(hidden, kv_cache=kv_cache, **options)
     for layer in layers:
         output = layer(hidden, *args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
-    return [*kv_cache, encoder.keys_values(last, hidden)]
+    return [*kv_cache.layers, encoder.keys_values(last, hidden)]
 
 
 def run_read_only(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..utils.devices import hides_values
 from ..utils.fields import MAX_INTEGER, shown
 from .label_checks import check_shares, is_whole, one_class_each
 
@@ -149,7 +150,7 @@ class ClassificationLoss(nn.Module):
             raise ValueError(f"Expected {logits.shape[1]} class weights. Received: {self.weight.shape[0]}.")
         if labels.ndim == 2:
             check_shares(labels)
-        elif not torch.compiler.is_compiling() and labels.device.type == "cpu":
+        elif not hides_values(labels) and labels.device.type == "cpu":
             bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= logits.shape[1]))
             if bool(bad.any()):
                 raise ValueError(

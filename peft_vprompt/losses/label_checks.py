@@ -6,6 +6,8 @@ Shapes: n = samples, c = classes.
 import torch
 from torch import Tensor
 
+from ..utils.devices import hides_values
+
 
 #: Label of what does not count: of an image, or of one class of an image that may have several.
 IGNORED = -100
@@ -43,7 +45,7 @@ def check_multi_hot(labels: Tensor, num_samples: int, num_classes: int) -> None:
             f"{expected} Received: labels of shape {list(labels.shape)} and dtype {labels.dtype}. Make class numbers such "
             "with torch.nn.functional.one_hot; for one class for each image leave problem_type out."
         )
-    if torch.compiler.is_compiling() or labels.is_meta or labels.dtype == torch.bool:
+    if hides_values(labels) or labels.dtype == torch.bool:
         return
     good = (((labels >= 0) & (labels <= 1)) | (labels == IGNORED)).all(-1)  # of NaN neither holds
     if not bool(good.all()):
@@ -62,12 +64,12 @@ def is_whole(labels: Tensor) -> bool:
 def check_shares(shares: Tensor) -> None:
     """Refuse shares of classes [n, c] that are not probabilities: multi-hot rows, negative values, NaN.
 
-    Looked at on every device; not while a compiler traces the call.
+    Looked at on every device, where values can be (`hides_values`).
 
     Raises:
         ValueError: names the first row that is none.
     """
-    if torch.compiler.is_compiling() or shares.is_meta:
+    if hides_values(shares):
         return
     wide = shares.detach().to(torch.promote_types(shares.dtype, torch.float32))
     tolerance = HALF_SUM_TOLERANCE if shares.dtype in (torch.float16, torch.bfloat16) else SUM_TOLERANCE

@@ -15,12 +15,15 @@ from torch import nn
 
 from ..errors import AdapterMismatchError
 from ..models.open_clip import is_open_clip, load_open_clip
-from ..tuners.base.bounded import saved_numbers
+from ..tuners.base.bounded import saved_numbers, saved_shapes
 from ..utils.fields import shown
 from .adapter_model import AdapterModel
 
 
 logger = logging.getLogger(__name__)
+
+#: The weight [classes, width] of a classification head that is saved with an adapter.
+HEAD_WEIGHT = "base_model.model.classifier.weight"
 
 #: The name of this package, whose `models` are base models too.
 OWN_PACKAGE = __name__.partition(".")[0]
@@ -87,9 +90,9 @@ class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
                 "and use PeftModel.from_pretrained(model, adapter)."
             )
         logger.info("The adapter %r names the base model %r.", pretrained_model_name_or_path, name)
-        check_head(saved, pretrained_model_name_or_path, {"revision": revision, **kwargs})
         asked = kwargs
-        head, kwargs = split_head(saved, kwargs)
+        recorded_head = saved_head(saved, pretrained_model_name_or_path, {"revision": revision, **kwargs})
+        head, kwargs = split_head(recorded_head, kwargs)
         of_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         # Whatever an adapter names, no code of its author is run.
         safe = {"trust_remote_code": False} if library.partition(".")[0] in ("transformers", OWN_PACKAGE) else {}
@@ -129,18 +132,42 @@ def check_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict, num
         )
 
 
-def split_head(saved: PeftConfig, kwargs: dict) -> tuple[dict, dict]:
+def saved_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict) -> dict:
+    """Return what is known of the head that a saved adapter was trained with: `num_labels` and, where given, its names.
+
+    A config of PEFT's own has no fields for them: ours saves them in its `auto_mapping`, and where others saved it the
+    tensors of the head tell how many classes there are.
+
+    Args:
+        saved: its config.
+        adapter: its folder or Hub id.
+        options: how it is found, see `saved_shapes`.
+
+    Raises:
+        AdapterMismatchError: see `check_head`.
+    """
+    config: Any = saved
+    fields = config.auto_mapping if getattr(config, "num_labels", None) is None else vars(config)
+    head = {name: fields.get(name) for name in ("num_labels", "id2label", "label2id")}
+    if type(head["num_labels"]) is not int:
+        shapes = saved_shapes(adapter, options) or {}
+        head = {"num_labels": shapes[HEAD_WEIGHT][0]} if len(shapes.get(HEAD_WEIGHT, ())) == 2 else {}
+    elif isinstance(head["id2label"], dict):  # JSON has texts for numbers
+        head["id2label"] = {int(index): name for index, name in head["id2label"].items()}
+    check_head(saved, adapter, options, head.get("num_labels", 0))
+    return {name: value for name, value in head.items() if value is not None}
+
+
+def split_head(recorded: dict, kwargs: dict) -> tuple[dict, dict]:
     """Return what makes the base model's head fit the adapter, and the other keyword arguments.
 
-    What the caller says of the classes goes before what the adapter's config says.
+    What the caller says of the classes goes before what is `recorded` of them.
     """
     names = ("num_labels", "id2label", "label2id", "ignore_mismatched_sizes")
     given = {name: kwargs[name] for name in names if name in kwargs}
     others = {name: value for name, value in kwargs.items() if name not in names}
-    if not given.keys() & {"num_labels", "id2label"} and getattr(saved, "num_labels", None):
-        config: Any = saved
-        recorded = {"num_labels": config.num_labels, "id2label": config.id2label, "label2id": config.label2id}
-        given = {name: value for name, value in recorded.items() if value is not None} | given
+    if not given.keys() & {"num_labels", "id2label"}:
+        given = recorded | given
     if given:
         given.setdefault("ignore_mismatched_sizes", True)
     return given, others

@@ -36,7 +36,12 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
     Under PEFT's own tuners, too, with `task_type="IMAGE_CLS"` in their config: a LoRA of both towers, say, is then trained
     on class names.
+
+    Attributes:
+        main_input_name: what is counted as the inputs; of a dual encoder's own call it would be the texts.
     """
+
+    main_input_name = "pixel_values"
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -308,13 +308,19 @@ class SavedPeftModel(AdapterModel):
     def _record_head(self, config: PeftConfig) -> None:
         """Record the classes of a classification head: the active adapter's are what the base model says at present."""
         base: Any = self.get_base_model()
-        if not isinstance(config, ClassifierConfig) or class_name(base) not in HEADS:
+        if class_name(base) not in HEADS:
             return
-        if config.id2label is None or config is self.peft_config.get(self.active_adapter):
-            says = base.config if config is self.peft_config.get(self.active_adapter) else plain_config(base)
-            config.num_labels = says.num_labels
-            config.id2label = dict(says.id2label)
-            config.label2id = dict(says.label2id)
+        is_active = config is self.peft_config.get(self.active_adapter)
+        says = base.config if is_active else plain_config(base)
+        head = {"num_labels": says.num_labels, "id2label": dict(says.id2label), "label2id": dict(says.label2id)}
+        if isinstance(config, ClassifierConfig):
+            if config.id2label is None or is_active:
+                vars(config).update(head)
+            return
+        copied: Any = getattr(config, "modules_to_save", None) or ()
+        if HEADS[class_name(base)] in copied:  # else the head is the base model's
+            recorded: Any = config.auto_mapping or {}
+            config.auto_mapping = recorded | (head if is_active or "num_labels" not in recorded else {})
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated.

@@ -110,8 +110,8 @@ def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]])
     if bad := int((~table.isfinite()).any(-1).sum()):
         raise OutputNotFiniteError(
             f"Expected finite logits. Received NaN or infinity for {bad} of {len(table)} images: the training of the adapter "
-            "diverged, or values are too large for the precision. Train with a lower learning rate"
-            + (", or leave bf16=True (--bf16) out." if bf16 else ".")
+            "diverged, or values are too large for the precision. Train with a lower learning rate, or in float32 (--precision "
+            "float32)."
         )
     return table
 

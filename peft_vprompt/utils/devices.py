@@ -1,11 +1,11 @@
-"""Where a model computes."""
+"""Where a model computes, and whether its numbers can be seen there."""
 
 from __future__ import annotations
 
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -42,3 +42,14 @@ def find_device(name: str | None = None) -> torch.device:
         f"Expected a device of this machine: auto, {', '.join(there)}. Received: {name!r}. Take one of these; a graphics "
         "card that is not among them needs a build of torch that is made for it."
     )
+
+
+def hides_values(tensor: Tensor) -> bool:
+    """Tell whether nobody can look at a tensor's values: a compiler reads the call, it has none, or `vmap` maps over it."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return True
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False

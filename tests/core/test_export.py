@@ -8,7 +8,7 @@ from peft import get_peft_model
 from torch import nn
 
 from tests.support.models import CLASS_NAMES, CONFIGS, disturb, images, logits, often, tiny_vit
-from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, first_cases
+from tests.support.training_cases import FIRST_CASES, OWN_FEATURES, built, every_subject, first_cases
 
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -61,6 +61,12 @@ def test_export(case, tokenizer_path):
         assert any(value.shape[:1] == (len(CLASS_NAMES),) for value in constants)
 
 
+@pytest.mark.nightly
+@every_subject
+def test_export_of_every_row(subject, tokenizer_path):
+    check(built(subject, tokenizer_path).eval())
+
+
 @pytest.mark.parametrize("variant", ["border", "channels"])
 def test_export_of_pixels(variant):
     check(get_peft_model(tiny_vit(), CONFIGS["visual_prompt"][variant]()))
@@ -102,6 +108,6 @@ def check_onnx(model, path):
 
 
 @pytest.mark.nightly
-@first_cases
-def test_onnx(case, tokenizer_path, tmp_path):
-    check_onnx(case.build(tokenizer_path), tmp_path / "model.onnx")
+@every_subject
+def test_onnx(subject, tokenizer_path, tmp_path):
+    check_onnx(built(subject, tokenizer_path).eval(), tmp_path / "model.onnx")

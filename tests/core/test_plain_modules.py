@@ -12,7 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, FineTuningConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import view
@@ -38,6 +38,12 @@ from tests.support.watching import InputsOf
 
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
+#: A text side that learns, one that reads keys and values of whole layers, and one with vectors of its own.
+MIXED = [
+    case
+    for case in FIRST_CASES
+    if case.backbone == "CLIPModel" and case.method in ("maple", "read_only_prompt", "class_head")
+]
 
 
 def answers(model):
@@ -210,12 +216,13 @@ def mesh():
     distributed.destroy_process_group()
 
 
-def shard(model, mesh, whole_towers):
+def shard(model, mesh, whole_towers, **options):
     """Shard a model layer by layer, as FSDP's wrapping policies do, or tower by tower."""
     for tower in towers(model):
         for module in [tower.base_layer] if whole_towers else tower.view.layers:
-            fully_shard(module, mesh=mesh)
-    return fully_shard(model, mesh=mesh, ignored_params={p for p in model.parameters() if p.ndim == 0})
+            fully_shard(module, mesh=mesh, **options)
+    scalars = {p for p in model.parameters() if p.ndim == 0}
+    return fully_shard(model, mesh=mesh, ignored_params=scalars, **options)
 
 
 @pytest.mark.parametrize("whole_towers", [False, True], ids=["layers", "towers"])
@@ -230,6 +237,16 @@ def test_a_sharded_model_gives_the_same_logits_and_gradients(case, whole_towers,
         torch.testing.assert_close(
             gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient, expected[name], **CLOSE
         )
+
+
+@pytest.mark.parametrize("case", often(FIRST_CASES, MIXED), ids=str)
+def test_a_sharded_model_in_mixed_precision(case, tokenizer_path, mesh):
+    """Weights in bfloat16, but for the scale, which is in no shard, and what FSDP does not see."""
+    expected = answers(disturb(case.build(tokenizer_path)))[0]
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    found, grads = answers(shard(disturb(case.build(tokenizer_path)), mesh, False, mp_policy=policy))
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    assert all(gradient.dtype == torch.float32 for gradient in grads.values())
 
 
 @pytest.mark.parametrize("sharded", ["blocks", "stages"])

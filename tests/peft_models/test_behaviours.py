@@ -5,12 +5,23 @@ import pickle
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 
 from tests.support.models import CLASS_NAMES, NUM_LABELS, disturb, images, labels, tiny_tokenizer
-from tests.support.peft_behaviours import BEHAVIOURS, COPIES, EMPTY, LORA, PROMPTED, ROWS, base_of, config_of, refusal
+from tests.support.peft_behaviours import (
+    BEHAVIOURS,
+    COPIES,
+    EMPTY,
+    LORA,
+    PROMPTED,
+    ROWS,
+    base_of,
+    config_of,
+    made,
+    refusal,
+)
 from tests.support.rows import every_row
 
 
@@ -24,15 +35,6 @@ def answer(model) -> torch.Tensor:
     with torch.no_grad():
         output = model(pixel_values=images())
     return output.logits if "logits" in output else output.pooler_output
-
-
-def made(row, tokenizer, base=None, seed=1, **options) -> PeftModel:
-    """A base model with an adapter of a row, moved away from its start."""
-    base = base_of(row) if base is None else base
-    model = get_peft_model(base, config_of(row, base, tokenizer, **options))
-    if row == "lora-on-class-names":
-        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
-    return disturb(model, seed)
 
 
 def add(model, row, tokenizer, name="other", seed=2) -> None:

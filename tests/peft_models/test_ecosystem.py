@@ -286,6 +286,19 @@ def test_a_heads_classes_come_back(config, tmp_path):
     assert again.unload().config.id2label[0] == "LABEL_0"
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["our model", "PEFT's own"])
+def test_a_head_beside_a_lora_comes_back(ours, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    options = {"num_labels": 7, "ignore_mismatched_sizes": True, "id2label": {n: f"class {n}" for n in range(7)}}
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["classifier"], "init_lora_weights": False}
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base", **options)
+    model = get_peft_model(base, LoraConfig(task_type="IMAGE_CLS" if ours else None, **config)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter")).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.get_base_model().config.id2label[3] == ("class 3" if ours else "LABEL_3")
+
+
 def test_a_lora_on_class_names_is_saved_with_them(tokenizer_path, tmp_path):
     config = LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"], init_lora_weights=False)
     model = get_peft_model(tiny_clip(), config).eval()

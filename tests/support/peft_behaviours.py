@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_vprompt.tuners.base.registry import METHODS
-from tests.support.models import CLASS_NAMES, tiny_clip, tiny_vit
+from tests.support.models import CLASS_NAMES, disturb, tiny_clip, tiny_tokenizer, tiny_vit
 
 
 #: The behaviours: name of the test -> heading of the column.
@@ -106,6 +106,15 @@ def config_of(row: str, base, tokenizer: str, **options):
     if ROWS[row] == "CLIPModel":
         options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer} | SUPPORT.get(row, {}) | options
     return METHODS[row].configure(base, **options)
+
+
+def made(row: str, tokenizer: str, seed: int = 1) -> PeftModel:
+    """Return a base model with an adapter of a row, moved away from its start."""
+    base = base_of(row)
+    model = get_peft_model(base, config_of(row, base, tokenizer))
+    if row == "lora-on-class-names":
+        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+    return disturb(model, seed)
 
 
 def refusal(row: str, behaviour: str) -> str | None:

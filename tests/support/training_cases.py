@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, HEADS
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import BACKBONES, CLASS_NAMES, CONFIGS, images, labels, often
+from tests.support.peft_behaviours import ROWS, made
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,23 @@ TRAINED_CASES = [
     if case.method not in TRAINS_AS and (case.method != "visual_prompt" or case.backbone.startswith("ViT"))
 ]
 
+#: What compilers and exporters are tried on: every row of the method table that has logits, and the models of no row.
+SUBJECTS: list[str | Case] = [
+    *(row for row, model in ROWS.items() if model != "ViTModel"),
+    *(case for case in FIRST_CASES if case.backbone not in ROWS.values()),
+]
+
+
+def built(subject: str | Case, tokenizer_path: str) -> PeftModel:
+    """Return one of `SUBJECTS`, without dropout: what is drawn differs from compiler to compiler."""
+    model = made(subject, tokenizer_path) if isinstance(subject, str) else subject.build(tokenizer_path)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 every_case = pytest.mark.parametrize("case", often(CASES, TRAINED_CASES), ids=str)
 first_cases = pytest.mark.parametrize("case", often(FIRST_CASES, TRAINED_CASES), ids=str)
 

@@ -81,7 +81,9 @@ class TestEvaluation:
     @first_cases
     def test_eval_loss_and_metrics_are_those_of_the_model(self, case, tokenizer_path, tmp_path):
         model, data = case.build(tokenizer_path), dataset(7, seed=1)
-        trainer = make_trainer(model, tmp_path, evaluate=data, compute_metrics=accuracy, per_device_eval_batch_size=3)
+        options = {"per_device_eval_batch_size": 3, "include_for_metrics": ["inputs"]}
+        metric = lambda prediction: accuracy(prediction) | {"images": len(prediction.inputs)}  # noqa: E731
+        trainer = make_trainer(model, tmp_path, evaluate=data, compute_metrics=metric, **options)
         logits = logits_of(model, data[:])
         metrics = trainer.evaluate()
         expected = F.cross_entropy(logits, data["labels"][:])
@@ -89,6 +91,7 @@ class TestEvaluation:
             with torch.no_grad():
                 expected = model.eval()(pixel_values=data["pixel_values"][:], labels=data["labels"][:]).loss
         assert metrics["eval_loss"] == pytest.approx(float(expected), rel=1e-6, abs=1e-6)  # 4.1 has steps of 5e-7
+        assert metrics["eval_images"] == 7
         assert metrics["eval_accuracy"] == pytest.approx((logits.argmax(-1) == data["labels"][:]).float().mean())
 
     @first_cases

@@ -253,3 +253,20 @@ def test_a_subclass_of_a_known_model_is_known(make):
     with torch.no_grad():
         torch.testing.assert_close(model(pixel_values=images()).logits, plain(pixel_values=images()).logits)
     assert type(model.unload()) is FineCLIP
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch's attention
+@pytest.mark.parametrize(("method", "case"), [("maple", "maple"), ("cocoop", "random")])
+def test_vmap_gives_each_image_its_own_gradients(method, case, make):
+    model = disturb(get_peft_model(tiny_clip(), make(method, case)))
+    learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(learned, image, label):
+        call = {"pixel_values": image[None], "labels": label[None]}
+        return torch.func.functional_call(model, learned, kwargs=call).loss
+
+    gradient = torch.func.grad(loss)
+    together = torch.func.vmap(gradient, in_dims=(None, 0, 0))(learned, images(), labels())
+    for index in (0, 3):
+        alone = gradient(learned, images()[index], labels()[index])
+        torch.testing.assert_close({name: value[index] for name, value in together.items()}, alone)

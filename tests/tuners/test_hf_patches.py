@@ -6,8 +6,11 @@ import pickle
 
 import pytest
 import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
 from transformers import CLIPForImageClassification, CLIPModel, ViTForImageClassification
 
+from peft_vprompt import NormTuningConfig
 from peft_vprompt.tuners.base.hf_patches import (
     TakesLabels,
     ask_for_feature,
@@ -16,7 +19,8 @@ from peft_vprompt.tuners.base.hf_patches import (
     take_labels,
     with_labels,
 )
-from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_vit
+from tests.support.backbones import tiny
+from tests.support.models import CLASS_NAMES, disturb, images, tiny_clip, tiny_tokenizer, tiny_vit
 
 
 class MyCLIP(CLIPModel):
@@ -129,6 +133,19 @@ def test_a_hook_is_put_once_and_taken_away_from_copies_too():
     assert list(model._forward_pre_hooks) == [theirs.id] and not hasattr(model, "for_head_hook")
     assert isinstance(model, ViTForImageClassification)
     restore_class(model)  # a second time there is nothing to undo
+
+
+def test_transformers_finds_copies_inside_a_model_whose_old_checkpoints_it_renames(tmp_path):
+    tiny_tokenizer("roberta").save_pretrained(tmp_path)
+    config = NormTuningConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=str(tmp_path))
+    model = disturb(get_peft_model(tiny("AltCLIPModel"), config))
+    model.save_pretrained(tmp_path)
+    base = tiny("AltCLIPModel")
+    report = base.load_adapter(str(tmp_path))
+    assert not report.missing_keys and not report.unexpected_keys
+    loaded = base.get_adapter_state_dict("default")
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(loaded) == len(saved) and all(torch.equal(v, saved[f"base_model.model.{k}"]) for k, v in loaded.items())
 
 
 def strip(model):

@@ -234,6 +234,16 @@ class TestCLIPLora:
             with pytest.raises(UnsupportedModelError, match="image features that do not change"):
                 model.train()(image_features=features.detach(), labels=labels())
 
+    def test_some_layers_alone(self, make, tmp_path):
+        options = {"layers_to_transform": [0, 2], "layers_pattern": "layers"}
+        for layers in ({0, 2}, {1}):
+            model = disturb(get_peft_model(tiny_clip(), make("clip_lora", "both", **options)))
+            assert {int(name.split(".")[5]) for name in trained(model)} == layers
+            assert len(trained(model)) == 2 * len(layers) * 3 * 2
+            options = {"layers_to_transform": 1}
+        model.save_pretrained(tmp_path)
+        assert torch.equal(logits(PeftModel.from_pretrained(tiny_clip(), str(tmp_path))), logits(model.eval()))
+
     def test_consistency_with_the_frozen_model(self, make):
         config = make("clip_lora", "both", text_consistency_weight=2.0, image_consistency_weight=1.0)
         model = get_peft_model(tiny_clip(), config).train()

@@ -93,7 +93,13 @@ def _made_by(name: str, args: tuple) -> int:
 
 
 def saved_numbers(model_id: str | os.PathLike, options: dict) -> int | None:
-    """Return how many numbers the header of a saved adapter's safetensors file says it holds, None without such a file.
+    """Return how many numbers a saved adapter's safetensors file holds, None without one; see `saved_shapes`."""
+    shapes = saved_shapes(model_id, options)
+    return None if shapes is None else sum(map(math.prod, shapes.values()))
+
+
+def saved_shapes(model_id: str | os.PathLike, options: dict) -> dict[str, list[int]] | None:
+    """Return the shapes that the header of a saved adapter's safetensors file names, None without such a file.
 
     Args:
         model_id: folder or Hub id of the adapter. Of the Hub the file is downloaded, as loading does right afterwards.
@@ -105,7 +111,7 @@ def saved_numbers(model_id: str | os.PathLike, options: dict) -> int | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         return None  # loading says what is wrong with it
 

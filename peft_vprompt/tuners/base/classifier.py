@@ -226,7 +226,9 @@ class ClassNameClassifier:
     def _similarities(self, image: Tensor, text: Tensor) -> Tensor:
         config = self.adapted.config
         trained = lambda: all_known(self.in_use.known.names, config.class_names or [])  # noqa: E731 - few methods ask
-        return self._method.similarities(config, self.adapted.readout, image, text, trained)
+        # They differ where weights are: FSDP casts all of them, or those of some modules alone.
+        precise = torch.promote_types(image.dtype, text.dtype)
+        return self._method.similarities(config, self.adapted.readout, image.to(precise), text.to(precise), trained)
 
     def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""

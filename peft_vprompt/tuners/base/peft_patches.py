@@ -4,12 +4,18 @@
   `RecursionError` or a message without the file's name, and a file of any size is read whole. With the patch each of these is
   an `AdapterMismatchError` that names the file; what is intact is read as before. `undo_named_configs` takes it back. It
   goes when PEFT checks its configs.
+* `keep_wrapped_names`: transformers' `load_adapter` also renames an adapter's keys as it does those of its base model's old
+  checkpoints. For AltCLIP that turns every `layer.` into `layers.`, and so the `base_layer.` of a wrapped encoder into a name
+  that no module has: copies of modules inside were left at their first values. With the patch it is turned back. It goes when
+  transformers looks for whole names there.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from peft.config import PeftConfigMixin
@@ -17,6 +23,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ...errors import AdapterMismatchError
 from ...utils.fields import shown
+from ...utils.late_imports import patch_methods
 
 
 #: Largest config in bytes: two hundred thousand class names are a fifth of it.
@@ -64,3 +71,18 @@ def _refuse(path: str, received: str, cause: Exception | None = None) -> None:
     raise AdapterMismatchError(
         f"Expected the config of an adapter in {os.fspath(path)!r}. Received {received}. Save or download it again, whole."
     ) from cause
+
+
+def keep_wrapped_names(conversion: ModuleType) -> None:
+    """Let PEFT's module of the renamings that transformers needs keep the name of what a tuner layer has inside."""
+    patch_methods(conversion, {"build_peft_weight_mapping": _with_base_layer})
+
+
+def _with_base_layer(original: Callable) -> Callable:
+    from transformers.core_model_loading import WeightRenaming  # there wherever PEFT has that module
+
+    def build_peft_weight_mapping(*args, **kwargs) -> list:
+        mapping = original(*args, **kwargs)
+        return [*mapping, WeightRenaming(r"\.base_layers\.", ".base_layer.")] if mapping else mapping
+
+    return build_peft_weight_mapping

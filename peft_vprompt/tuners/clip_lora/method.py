@@ -89,12 +89,27 @@ class CLIPLoraModel(LoraModel):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: CLIPLoraConfig, model_config: dict) -> CLIPLoraConfig:
-        """Name the projections of the towers, where no modules are named."""
+        """Name the projections of the towers, where no modules are named; those of some layers, where layers are."""
         if peft_config.target_modules is None:
             backbone = find_backbone(self.model)
             towers = {"text": backbone.text, "vision": backbone.vision}
             chosen = [
                 re.escape(name) for tower, name in towers.items() if name and peft_config.towers in ("both", tower)
             ]
-            peft_config.target_modules = rf"({'|'.join(chosen)})\..*\.({'|'.join(PROJECTIONS)})"
+            inside = _in_layers(peft_config.layers_to_transform, peft_config.layers_pattern)
+            peft_config.target_modules = rf"({'|'.join(chosen)})\.{inside}.*\.({'|'.join(PROJECTIONS)})"
+            peft_config.layers_to_transform = peft_config.layers_pattern = None  # PEFT takes none beside an expression
         return peft_config
+
+
+def _in_layers(layers: list[int] | int | None, pattern: list[str] | str | None) -> str:
+    """Return the expression that names of modules in some layers go on with, the empty one for all layers.
+
+    As PEFT has it, the first number in a name is its layer's, or the first behind one of the names in `pattern`.
+    """
+    numbers = [layers] if isinstance(layers, int) else layers
+    if not numbers:
+        return ""
+    names = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]+"]
+    stack = rf"(?:{'|'.join(names)})\."
+    return rf"(?:(?!{stack}\d+\.)[^.]+\.)*{stack}(?:{'|'.join(map(str, numbers))})\."
