@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 
 MEMORY_HINT = (
@@ -30,8 +31,21 @@ app = typer.Typer(
     "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
 )
 console = Console()
+#: Names of the commands' options that are paths.
+_paths: set[str] = set()
 #: Whether errors are shown with their place, and the context of the command that runs.
 _state: dict[str, Any] = {"traceback": False, "context": None}
+
+
+class _Command(TyperCommand):
+    """A command that takes no empty path: a variable of the shell that nobody set does not mean the current folder."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        paths = {flag for parameter in self.params if parameter.name in _paths for flag in parameter.opts}
+        for flag, value in zip(args, [*args[1:], None], strict=True):
+            if flag in paths and value == "" or flag.endswith("=") and flag[:-1] in paths:
+                raise typer.BadParameter("Expected a path. Received none: ''.", param_hint=flag.rstrip("="))
+        return super().parse_args(ctx, args)
 
 
 def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
@@ -43,6 +57,8 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     """
     if function is None:
         return functools.partial(command, several_processes=several_processes)
+
+    _paths.update(name for name, hint in function.__annotations__.items() if _is_path(hint))
 
     @functools.wraps(function)
     def wrapped(context: typer.Context, **kwargs):
@@ -63,7 +79,13 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads these two
     wrapped.__signature__ = inspect.Signature([context, *(p.replace(kind=p.KEYWORD_ONLY) for p in shown)])
     wrapped.__annotations__ = {"context": typer.Context, **function.__annotations__}
-    return app.command()(wrapped)
+    return app.command(cls=_Command)(wrapped)
+
+
+def _is_path(hint: Any) -> bool:
+    """Tell whether an option's type, `Annotated[Path | None, ...]`, is that of a path."""
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return Path in (get_args(kind) or (kind,))
 
 
 def _can_be_mended(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from PIL.Image import Resampling
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..utils.arguments import typed
 from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
 from .class_names import class_label
@@ -124,6 +125,7 @@ TRANSFER_TASKS: dict[str, TransferTask] = {
 }
 
 
+@typed
 def find_tasks(name: str) -> list[TransferTask]:
     """Return the task of that full name, or all tasks of a benchmark.
 
@@ -139,6 +141,7 @@ def find_tasks(name: str) -> list[TransferTask]:
     return found
 
 
+@typed
 def find_task(name: str) -> TransferTask:
     """Return the task of that full name.
 
@@ -151,6 +154,7 @@ def find_task(name: str) -> TransferTask:
     return tasks[0]
 
 
+@typed
 def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None = None) -> DatasetDict:
     """Read the published splits of a task.
 
@@ -192,6 +196,7 @@ def with_trainval(splits: DatasetDict) -> DatasetDict:
     return DatasetDict(splits | {TRAINVAL: concatenate_datasets([splits["train"], splits["validation"]])})
 
 
+@typed
 def group_means(accuracies: Mapping[str, float]) -> dict[str, float]:
     """Return the means over the tasks of every group, as the papers report them, by `benchmark/group`.
 

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..errors import ClassNamesError
+from ..utils.arguments import typed
 from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
@@ -24,6 +25,7 @@ from .readers import read_rows
 VALIDATION = "validation"
 
 
+@typed
 def load_images(options: DataOptions, validation: bool = False) -> DatasetDict:
     """Read labelled images to train and test on. All of them are looked at, without decoding, before any is used.
 
@@ -106,6 +108,7 @@ def _require_training(splits: Mapping[str, Dataset], options: DataOptions) -> No
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
 
 
+@typed
 def load_split(options: DataOptions, split: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
     """Read one split to evaluate on, with the class order that `load_images` gives; no training split is needed.
 
@@ -121,6 +124,7 @@ def load_split(options: DataOptions, split: str | None = None, class_names: Sequ
     return rows if class_names is None else with_class_names(rows, class_names)
 
 
+@typed
 def with_class_names(rows: Dataset, class_names: Sequence[str]) -> Dataset:
     """Give labelled rows the labels of a list of classes, among which the rows' own classes are found by name.
 
@@ -207,6 +211,7 @@ def _split_named(splits: Mapping[str, Dataset], name: str, options: DataOptions)
     return splits[found]
 
 
+@typed
 def load_unlabelled(options: DataOptions) -> DatasetDict:
     """Read images to train on without their labels, and labelled images to test on, if there are any.
 

@@ -206,10 +206,16 @@ def test_what_a_folder_or_file_held_is_not_lost(clip_path, colours, tmp_path):
     for name in ("adapter_model.safetensors", "results.json"):
         shown = vprompt("pseudo-label", "--output", tmp_path / name, *same, code=2)
         assert f"{name}', which holds something else. Choose another name" in shown
+    shown = vprompt("pseudo-label", "--output", tmp_path / "results.safetensors", "--check", *same, code=2)
+    assert "results.json', which holds something else. Choose another name" in shown
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    (tmp_path / "of somebody").mkdir()
+    (tmp_path / "of somebody" / "diagnosis.json").write_text("[]")
+    shown = vprompt("evaluate", "--adapter", tmp_path, "--diagnose", tmp_path / "of somebody", code=2)
+    assert "Expected --diagnose to name a new place" in shown
     for _ in range(2):
-        vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json")
-        vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", *same)
+        vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json", "--diagnose", tmp_path / "own")
+        vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", "--check", *same)
 
 
 def test_the_demo_keeps_what_its_folder_held(embedded, tmp_path):

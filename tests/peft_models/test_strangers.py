@@ -5,6 +5,8 @@ import resource
 import subprocess
 import sys
 import time
+import types
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from peft_vprompt import (
     SideTuningConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.convert import convert_clip
 from peft_vprompt.convert.checkpoint import load_base_model
 from peft_vprompt.core.tokenization import find_tokenizer
 from peft_vprompt.errors import TokenizerNotFoundError
@@ -290,6 +293,27 @@ def test_a_revision_is_asked_for_and_recorded(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="me/model"):
         load_base("me/model@v1")
     assert asked == [("me/model", "v1")]
+    asked.clear()
+    monkeypatch.setattr("peft_vprompt.core.tokenization.AutoTokenizer.from_pretrained", classmethod(note))
+    with pytest.raises(TokenizerNotFoundError):
+        find_tokenizer("me/words@v2", "me/model", base_model_revision="v1")
+    assert asked == [("me/words", "v2"), ("me/model", "v1")]
+    asked.clear()
+    monkeypatch.setattr("peft_vprompt.convert.clip.load_open_clip", lambda *args, **options: types.SimpleNamespace())
+    with pytest.raises(AttributeError):  # it goes on without a tokenizer, to the stand-in for a model
+        convert_clip("me/clip@v3", tmp_path)
+    assert asked == [("me/clip", "v3")]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"model": 5}', '{"added_tokens": {"a": 1}, "model_max_length": "x"}', "[" * 9999]
+)
+def test_a_damaged_tokenizer_is_none(file, content, tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with suppress(TokenizerNotFoundError):
+        find_tokenizer(str(tmp_path), None)
 
 
 # ---- pseudo-labels -----------------------------------------------------------------------------------------------
