@@ -107,5 +107,5 @@ def _words(hint: Any) -> str:
     if origin is Sequence:
         return "a list of texts" if get_args(hint) == (str,) else "a list, or another sequence of entries by number"
     if getattr(origin, "_is_protocol", False):
-        return str(inspect.getdoc(origin)).partition(".")[0]
+        return str(inspect.getdoc(origin)).splitlines()[0].rstrip(".")
     return describe(hint) if origin in (str, dict, None, type(None)) else getattr(origin, "__name__", "of its type")

@@ -215,7 +215,7 @@ def test_what_a_folder_or_file_held_is_not_lost(clip_path, colours, tmp_path):
     assert "Expected --diagnose to name a new place" in shown
     for _ in range(2):
         vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json", "--diagnose", tmp_path / "own")
-        vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", "--check", *same)
+        vprompt("pseudo-label", "--output", tmp_path / "labels.safetensors", "--check", *same)
 
 
 def test_the_demo_keeps_what_its_folder_held(embedded, tmp_path):

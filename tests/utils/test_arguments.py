@@ -87,9 +87,13 @@ class WithTokenizer:
 
 
 @pytest.mark.parametrize("transform", [EvalTransform, TrainTransform, ViewTransform])
-@pytest.mark.parametrize("processor", [5, None, "openai/clip", lambda images: images, WithTokenizer()], ids=repr)
+@pytest.mark.parametrize(
+    "processor",
+    [5, None, "openai/clip", lambda images: images, WithTokenizer()],
+    ids=["number", "None", "name", "function", "with a tokenizer"],
+)
 def test_a_transform_takes_an_image_processor(transform, processor):
-    words = f"Expected image_processor of {transform.__name__} to be an image processor of transformers, as AutoImage"
+    words = f"Expected image_processor of {transform.__name__} to be an image processor of transformers, as AutoImageProcessor.from_pretrained gives it"
     with pytest.raises(TypeError, match=words):
         transform(processor)
 
