@@ -191,6 +191,9 @@ def atomic_files(folder: str | Path, instead_of: dict[str, str] | None = None) -
                 os.rename(staging, folder / PENDING)
                 sync(folder)
                 _finish(folder)
+            except CannotWriteError as error:  # of a writer that was given the hidden folder
+                error.args = (str(error).replace(str(staging), str(folder)),)
+                raise
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
