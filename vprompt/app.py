@@ -116,6 +116,7 @@ def _quiet_libraries() -> None:
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it raises, too
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -207,6 +207,7 @@ def finish_saving(folder: str | Path, began_with: str | None = None) -> None:
 
     Raises:
         CannotWriteError: the folder is not to be written.
+        ValueError: the files on their way are for places outside of the folder.
     """
     folder = Path(folder)
     for top in (folder, folder.parent):
@@ -225,16 +226,29 @@ def _list_removed(staging: Path, folder: Path, instead_of: dict[str, str]) -> No
 
 
 def _finish(folder: Path) -> None:
-    """Move complete files to their places: what describes others (configs) first, cards last."""
+    """Move complete files to their places: what describes others (configs) first, cards last.
+
+    Raises:
+        ValueError: they would take their places, or make others go, outside of the folder, which may be a stranger's.
+    """
     pending = folder / PENDING
-    if not pending.is_dir():
+    if not pending.is_dir() or pending.is_symlink():
         return
     paths = [path for path in pending.rglob("*") if path.is_file() and path.name != _REMOVED]
+    removed = read_json(pending / _REMOVED, missing_ok=True) or []
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise ValueError(f"Expected a list of names in {str(pending / _REMOVED)!r}. Remove {str(pending)!r}.")
+    for name in [*removed, *(str(path.relative_to(pending)) for path in paths)]:
+        if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"Expected files in {str(pending)!r} for {str(folder)!r} alone. Received: {name[:200]!r}, which is outside of "
+                f"it. Nothing was changed. Remove {str(pending)!r} unless you know who made it."
+            )
     for path in sorted(paths, key=lambda path: (path.suffix == ".md", path.parent, path.name)):
         destination = folder / path.relative_to(pending)
         destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
-    for name in read_json(pending / _REMOVED, missing_ok=True) or ():
+    for name in removed:
         (folder / name).unlink(missing_ok=True)
     for place in {folder, *(folder / path.relative_to(pending).parent for path in paths)}:
         sync(place)

@@ -293,10 +293,11 @@ def test_evaluate_refuses_a_subset(clip_path, colours, tmp_path):
     assert "--subset half" in vprompt("evaluate", "--adapter", tmp_path, "--subset", "half", code=2)
 
 
-def test_a_broken_parquet_file(clip_path, tmp_path):
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
+@pytest.mark.parametrize("content", [b"PAR1 but not really", b"PAR1" * 9])
+def test_a_broken_parquet_file(content, clip_path, tmp_path, capfd):
+    (tmp_path / "broken.parquet").write_bytes(content)
     shown = train(tmp_path / "out", clip_path, tmp_path / "broken.parquet", code=2)
-    assert len(shown.strip().splitlines()) == 1
+    assert len(shown.strip().splitlines()) == 1 and capfd.readouterr().err == ""
 
 
 def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp_path):
