@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperCommand
 
 
@@ -23,6 +24,18 @@ MEMORY_HINT = (
     "started with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=536870912` in the environment."
 )
 
+#: Characters that move a terminal's cursor or change its state -> how they are shown.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class _Console(Console):
+    """A console on which what strangers wrote into their files is text and nothing else."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text to show."""
+        return super().render_str(text.translate(_CONTROLS), **options)
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -30,7 +43,7 @@ app = typer.Typer(
     help="Prompt learning for vision and vision-language transformers: few parameters learn, the model stays frozen.\n\n"
     "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
 )
-console = Console()
+console = _Console()
 #: Names of the commands' options that are paths.
 _paths: set[str] = set()
 #: Whether errors are shown with their place, and the context of the command that runs.
@@ -123,7 +136,7 @@ def _quiet_libraries() -> None:
 
 def _say(label: str, message: str) -> None:
     """Print one line to the standard error."""
-    Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
+    _Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
 
 
 def say_named(config) -> None:

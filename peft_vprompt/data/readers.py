@@ -28,6 +28,11 @@ from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, re
 
 
 _ARCHIVES = (".zip",)
+#: What to do where the cache of data sets cannot be written.
+CACHE_REMEDY = "set HF_DATASETS_CACHE to another folder"
+
+#: Most that an archive may hold: so many bytes for each of its own, and so many more.
+_UNPACKED_SHARE, _UNPACKED_MORE = 100, 2**30
 #: Files that `datasets.save_to_disk` leaves in its folder.
 _SAVED = ("dataset_dict.json", "state.json")
 
@@ -236,7 +241,7 @@ def _unpacked(archive: Path, kind: str) -> Path:
     about = [str(archive), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     folder = place / digest_json(about)
     if not folder.is_dir():
-        with disk_errors(place):
+        with disk_errors(place, CACHE_REMEDY):
             _unpack(archive, kind, place, folder)
     return _inner(folder, archive.name.removesuffix(kind))
 
@@ -251,9 +256,11 @@ def _unpack(archive: Path, kind: str, place: Path, folder: Path) -> None:
                 # Nothing outside of the folder, and files alone; Python before 3.11.4 has no filter.
                 file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
                 inside = [m for m in file if m.isfile() and not {"..", "/"} & set(Path(m.name).parts)]
+                _require_proportion(archive, sum(member.size for member in inside))
                 file.extractall(partial, inside)
         else:
             with zipfile.ZipFile(archive) as file:
+                _require_proportion(archive, sum(member.file_size for member in file.infolist()))
                 file.extractall(partial)
         if not folder.is_dir():  # of another process, meanwhile
             os.replace(partial, folder)
@@ -261,6 +268,15 @@ def _unpack(archive: Path, kind: str, place: Path, folder: Path) -> None:
         raise ValueError(f"Cannot unpack {archive}: {first_line(error)}. Unpack it yourself, or mend it.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_proportion(archive: Path, unpacked: int) -> None:
+    """Refuse an archive that would fill the disk: images and tables are not packed so tight."""
+    if unpacked > _UNPACKED_SHARE * archive.stat().st_size + _UNPACKED_MORE:
+        raise ValueError(
+            f"Expected an archive of images. Received: {archive} of {archive.stat().st_size:,} bytes, which holds "
+            f"{unpacked:,}. Unpack it yourself if you trust it, and give the folder."
+        )
 
 
 def _inner(folder: Path, stem: str) -> Path:

@@ -6,11 +6,13 @@ Whatever the source, `load_images` returns a `datasets.DatasetDict` with `image`
 
 from collections.abc import Mapping, Sequence
 
+import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..errors import ClassNamesError
 from ..utils.arguments import typed
+from ..utils.io import disk_errors
 from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
@@ -19,7 +21,7 @@ from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
 from .multi_hot import NOT_KNOWN, is_multi_label, label_matrix, with_label_matrix
 from .options import DEFAULT_TEST_SPLIT, DataOptions
-from .readers import read_rows
+from .readers import CACHE_REMEDY, read_rows
 
 
 VALIDATION = "validation"
@@ -272,14 +274,19 @@ def _listed(options: DataOptions) -> list[str] | None:
 
 
 def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
-    """Read all splits at a local path or of a data set on the Hub."""
-    splits = read_rows(
-        options.path,
-        image_column=options.image_column,
-        label_column=None if options.label_columns else options.label_column,
-        labels_from=options.labels_from,
-        keep_loose=keep_loose,
-    )
+    """Read all splits at a local path or of a data set on the Hub.
+
+    Raises:
+        CannotWriteError: the cache of data sets cannot be written.
+    """
+    with disk_errors(datasets.config.HF_DATASETS_CACHE, CACHE_REMEDY):
+        splits = read_rows(
+            options.path,
+            image_column=options.image_column,
+            label_column=None if options.label_columns else options.label_column,
+            labels_from=options.labels_from,
+            keep_loose=keep_loose,
+        )
     return _split_by_column(splits, options.split_column) if options.split_column else splits
 
 

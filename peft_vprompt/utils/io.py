@@ -49,8 +49,12 @@ _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos
 
 
 @contextmanager
-def disk_errors(place: str | Path) -> Iterator[None]:
+def disk_errors(place: str | Path, remedy: str = "choose another place") -> Iterator[None]:
     """Turn errors of any writer of `place`, a file or a folder, into one error that names it and the reason.
+
+    Args:
+        place: the file or folder.
+        remedy: what to do where no room can be made.
 
     Raises:
         CannotWriteError: the disk is full, or `place` is not to be written.
@@ -65,8 +69,8 @@ def disk_errors(place: str | Path) -> Iterator[None]:
             raise
         number, reason = found
         refused = CannotWriteError(
-            f"Cannot write {str(place)!r}: {reason}. What was there before stays. Make room, or choose another place, "
-            "and start again."
+            f"Cannot write {str(place)!r}: {reason}. What was there before stays. Make room, or {remedy}, and start "
+            "again."
         )
         refused.errno = number
         raise refused from error

@@ -14,6 +14,7 @@ from peft_vprompt.data import DataOptions, load_images, readers
 from peft_vprompt.data.options import describe, described, portable
 from peft_vprompt.errors import CannotWriteError
 from tests.support.labelled_images import paths_and_names, picture, write_folder
+from tests.support.saved_models import save_colours
 
 
 @pytest.fixture
@@ -215,12 +216,24 @@ class TestArchives:
             read(path)
         assert not any((tmp_path / "cache").rglob("*.png"))
 
+    @pytest.mark.parametrize("kind", ["zip", "gztar"])
+    def test_an_archive_out_of_proportion_is_not_unpacked(self, kind, tmp_path, monkeypatch):
+        monkeypatch.setattr(readers, "_UNPACKED_MORE", 1000)
+        write_folder(tmp_path / "in", {"a": 3, "b": 3})
+        (tmp_path / "in" / "a" / "bomb.txt").write_bytes(bytes(10**6))
+        archive = shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "in")
+        with pytest.raises(ValueError, match=r"photos.* bytes, which holds 1,00\d,\d+. Unpack it yourself"):
+            read(archive)
+        assert not any((tmp_path / "cache").rglob("bomb.txt"))
+
     def test_a_cache_that_cannot_be_written_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
         write_folder(tmp_path / "in", {"a": 3, "b": 3})
-        with pytest.raises(CannotWriteError, match="Cannot write '.*file/cache/vprompt-zip': a file stands where"):
-            read(shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in"))
+        archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in")
+        for data in (archive, save_colours(tmp_path / "colours.parquet")):
+            with pytest.raises(CannotWriteError, match="Cannot write '.*file/cache.*set HF_DATASETS_CACHE to another"):
+                read(data, label_column="colour")
 
     def test_a_zip_of_splits(self, tmp_path):
         write_folder(tmp_path / "in", {"train/a": 3, "train/b": 3})

@@ -268,6 +268,15 @@ def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(tmp_path):
     assert "names the base model them/model and the tokenizer them/tokenizer" in said
 
 
+def test_what_an_adapter_names_is_no_command_to_the_terminal(tmp_path):
+    ContextOptConfig(base_model_name_or_path="a\x1b[2J[red]b\x07").save_pretrained(tmp_path)
+    results = GOOD | {"settings": {"model": "x"}, "classes": {"all": ["\x1b]0;title\x9c"]}, "data": None}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    said = vprompt("evaluate", "--adapter", tmp_path, code=2)
+    assert r"names the base model a\x1b[2J[red]b\x07" in said
+    assert not {"\x1b", "\x07", "\x9c"} & set(said)
+
+
 # ---- revisions ---------------------------------------------------------------------------------------------------
 
 
