@@ -62,6 +62,26 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is kept of data sets and features is in a folder of the tests, also of the processes that they start."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clean_checkout():
+    """Tests write to their own folders: none leaves a file in the checkout."""
+    root = Path(__file__).parents[1]
+    before = set(os.listdir(root))
+    yield
+    left = sorted(name for name in set(os.listdir(root)) - before if not name.startswith((".", "__", "build")))
+    assert not left, f"left in {root}: {left}"
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """The same random prompts in every run, whatever ran before."""

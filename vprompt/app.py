@@ -10,17 +10,31 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
+from typer.core import TyperCommand
 
 
 MEMORY_HINT = (
     "On a CPU, page faults can take a large part of a training step. glibc keeps freed memory, and spares them, when "
     "started with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=536870912` in the environment."
 )
+
+#: Characters that move a terminal's cursor or change its state -> how they are shown.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class _Console(Console):
+    """A console on which what strangers wrote into their files is text and nothing else."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text to show."""
+        return super().render_str(text.translate(_CONTROLS), **options)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,9 +43,22 @@ app = typer.Typer(
     help="Prompt learning for vision and vision-language transformers: few parameters learn, the model stays frozen.\n\n"
     "Start with `vprompt demo`, which needs no data and no network.\n\n" + MEMORY_HINT,
 )
-console = Console()
+console = _Console()
+#: Names of the commands' options that are paths.
+_paths: set[str] = set()
 #: Whether errors are shown with their place, and the context of the command that runs.
 _state: dict[str, Any] = {"traceback": False, "context": None}
+
+
+class _Command(TyperCommand):
+    """A command that takes no empty path: a variable of the shell that nobody set does not mean the current folder."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        paths = {flag for parameter in self.params if parameter.name in _paths for flag in parameter.opts}
+        for flag, value in zip(args, [*args[1:], None], strict=True):
+            if flag in paths and value == "" or flag.endswith("=") and flag[:-1] in paths:
+                raise typer.BadParameter("Expected a path. Received none: ''.", param_hint=flag.rstrip("="))
+        return super().parse_args(ctx, args)
 
 
 def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
@@ -43,6 +70,8 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     """
     if function is None:
         return functools.partial(command, several_processes=several_processes)
+
+    _paths.update(name for name, hint in function.__annotations__.items() if _is_path(hint))
 
     @functools.wraps(function)
     def wrapped(context: typer.Context, **kwargs):
@@ -63,7 +92,13 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads these two
     wrapped.__signature__ = inspect.Signature([context, *(p.replace(kind=p.KEYWORD_ONLY) for p in shown)])
     wrapped.__annotations__ = {"context": typer.Context, **function.__annotations__}
-    return app.command()(wrapped)
+    return app.command(cls=_Command)(wrapped)
+
+
+def _is_path(hint: Any) -> bool:
+    """Tell whether an option's type, `Annotated[Path | None, ...]`, is that of a path."""
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return Path in (get_args(kind) or (kind,))
 
 
 def _can_be_mended(error: Exception) -> bool:
@@ -94,13 +129,14 @@ def _quiet_libraries() -> None:
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as an error it raises, too
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def _say(label: str, message: str) -> None:
     """Print one line to the standard error."""
-    Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
+    _Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
 
 
 def say_named(config) -> None:

@@ -99,7 +99,7 @@ def evaluate(
     from peft_vprompt.experiments.adapter_classes import known_classes, require_moves, subsets, warn_trained
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import adapter_config, as_published
-    from peft_vprompt.experiments.results import is_evaluation, require_local_data, require_own
+    from peft_vprompt.experiments.results import holds, require_local_data, require_own
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
     from peft_vprompt.training.evaluation import among_own_classes, chance, own_classes
     from peft_vprompt.utils.devices import find_device
@@ -107,7 +107,10 @@ def evaluate(
     from peft_vprompt.utils.io import write_json
 
     if output is not None:
-        require_own(output, "the result of an evaluation", is_evaluation)
+        require_own(output, "the result of an evaluation", holds("adapter", "subset", "accuracy"))
+    if diagnosis is not None:
+        file = diagnosis / "diagnosis.json"
+        require_own(file, "a diagnosis", holds("calibration", "estimated_noise"), "--diagnose")
     tuning = _read_tuning(test_time, test_time_set, words, adapter, zero_shot or diagnosis is not None)
     config = adapter_config(adapter) if adapter else None  # before anything is said about what lies beside it
     saved = saved_run(adapter) if adapter else None

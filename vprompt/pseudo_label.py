@@ -70,7 +70,7 @@ def pseudo_label(
     from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
     from peft_vprompt.experiments.models import as_published, build_model, published_fields
     from peft_vprompt.experiments.pseudo_labels import PseudoLabels
-    from peft_vprompt.experiments.results import require_own
+    from peft_vprompt.experiments.results import holds, require_own
     from peft_vprompt.experiments.zero_shot_scores import zero_shot
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
@@ -78,6 +78,8 @@ def pseudo_label(
     from peft_vprompt.utils.locks import only_writer
 
     require_own(output, "pseudo-labels", lambda path: PseudoLabels.load(path) is not None)
+    if check:
+        require_own(output.with_suffix(".json"), "a report on pseudo-labels", holds("chosen", "coverage"))
     require_model(model, data)
     images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)

@@ -32,6 +32,10 @@ Cached features are those of one image encoder, one preprocessing and the bytes 
 teacher those of one teacher, too; their files have a checksum, and a damaged one is moved to `*.damaged` with a warning and
 made anew.
 
+A model that computes the features of its classes keeps them, and before each use compares all that they depend on: every
+bit of the weights, attributes, parts, hooks, the functions of `torch.nn.functional` and of transformers' attention. Only a
+function that is replaced elsewhere, such as `torch.matmul`, is not seen: replace it before the model is called.
+
 ## One writer
 
 A folder that is written to has a file `.vprompt.lock` with process, host and start time of its owner, who touches it every
@@ -52,7 +56,7 @@ stood still so long that another took over writes nothing more.
 * A full disk or a read-only folder is one line and exit status 2, in Python a `CannotWriteError`, whatever wrote. No file
   is half written under its own name, and the next start goes on.
 * What a folder holds of something else, an adapter, its card or results, is copied to `previous/` with a warning before
-  `train`, `sweep`, `noise-study`, `demo` or `convert` write there. `evaluate` and `pseudo-label` write over nothing but
+  `train`, `sweep`, `noise-study`, `demo` or `convert` write there; a model, before `convert-clip` does. `evaluate` and `pseudo-label` write over nothing but
   their own files.
 * A training that diverged is not saved over an adapter that can be loaded: its last finite values go to `diverged/`.
 

@@ -25,6 +25,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from peft_vprompt.errors import CannotWriteError
+
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "reliability.json"
@@ -51,7 +53,7 @@ def in_child(work: Callable[[], object], kill_after: float | None = None, limit:
     """Do `work` in a forked process; return its exit status, None where it was killed.
 
     Args:
-        work: what to do; an exception is the exit status 1, `SystemExit` its own.
+        work: what to do; an exception is the exit status 1, `SystemExit` its own; `CannotWriteError` 2, as of a command.
         kill_after: seconds after which the process is killed.
         limit: most bytes of a file that it may write, in the place of a full disk.
     """
@@ -64,6 +66,8 @@ def in_child(work: Callable[[], object], kill_after: float | None = None, limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             work()
             status = 0
+        except CannotWriteError:
+            status = 2
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         finally:
@@ -150,6 +154,11 @@ def _is_broken(folder: Path) -> bool:
     return False
 
 
+def _is_littered(folder: Path) -> bool:
+    """Tell whether there is a part of a file that nobody will finish; after a kill the next start takes it away."""
+    return any(folder.rglob(".*.partial")) or any(folder.rglob(".saving-*"))
+
+
 def full_disks(work: Callable[[Path], object], folder: Path, limits: list[int]) -> dict:
     """Let `work` meet a limit of the size of files, then start it again without one.
 
@@ -161,7 +170,7 @@ def full_disks(work: Callable[[Path], object], folder: Path, limits: list[int]) 
     for limit in limits:
         place = folder / f"limit-{limit}"
         status = in_child(partial(work, place), limit=limit)
-        result["clear"] += status in (0, 2) and not _is_broken(place)
+        result["clear"] += status in (0, 2) and not _is_broken(place) and not _is_littered(place)
         again = in_child(partial(work, place))
         left = contents(place)
         expected = left if expected is None else expected

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from ..errors import PromptTooLongError, TokenizerNotFoundError
+from ..utils.hub import split_revision
 from ..utils.name_keys import readable
 from ..utils.validation import first_line
 
@@ -38,21 +39,24 @@ def find_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the configured tokenizer, or else the base model's own at the revision of the base model.
 
-    Nothing that a tokenizer brings along is run: one that needs code of its own is none.
+    A configured one may be `id@revision`. Nothing that a tokenizer brings along is run: one that needs code of its own is none.
 
     A configured local path that does not exist here (an adapter that came from another machine) falls back to the
     base model's tokenizer with a warning.
 
     Raises:
         TokenizerNotFoundError: neither can be loaded.
+        ValueError: a name of which one side of the @ is empty.
     """
     failures = []
     for name in dict.fromkeys(n for n in (tokenizer_name_or_path, base_model_name_or_path) if n):
-        revision = base_model_revision if name == base_model_name_or_path else None
+        place, revision = split_revision(name)
+        if revision is None and name == base_model_name_or_path:
+            revision = base_model_revision
         options = {key: value for key, value in {"token": token, "revision": revision}.items() if value is not None}
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+        except Exception as error:  # of damaged files the tokenizers library raises nothing more special
             failures.append(f"{name!r}: {first_line(error)}")
             continue
         if failures:

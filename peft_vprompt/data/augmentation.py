@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .transforms import EvalTransform, TrainTransform
-from .views import ViewTransform
+from ..utils.arguments import typed
+from .transforms import TrainTransform, Transform
 
 
 class RandomRows(torch.utils.data.Dataset):
@@ -63,7 +63,8 @@ class AugmentedRows(RandomRows):
         seed: seed of its random numbers.
     """
 
-    def __init__(self, rows: Dataset, transform: EvalTransform | TrainTransform | ViewTransform, seed: int = 0):
+    @typed
+    def __init__(self, rows: Dataset, transform: Transform, seed: int = 0):
         super().__init__(seed)
         self.rows = rows
         self.transform = transform

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from ..utils.arguments import typed
 from ..utils.fields import shown
 from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
@@ -17,6 +18,7 @@ from .class_names import class_label
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
 
 
+@typed
 def few_shot(
     dataset: Dataset,
     shots: int,
@@ -55,6 +57,7 @@ def few_shot(
     return dataset.select(list(dict.fromkeys(np.concatenate(chosen).tolist())))
 
 
+@typed
 def published_few_shot(
     dataset: Dataset,
     shots: int,
@@ -97,6 +100,7 @@ def _check_draw(dataset: Dataset, shots: int, seed: int, label_column: str, clas
     return names
 
 
+@typed
 def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split class names, in label order, into base (the first half, rounded up) and novel (the rest).
 
@@ -114,6 +118,7 @@ def base_novel_split(class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(class_names[:half]), list(class_names[half:])
 
 
+@typed
 def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: str = "label") -> Dataset:
     """Keep the rows of the named classes and relabel them 0, 1, ... in the order of `class_names`.
 
@@ -140,6 +145,7 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
     return rows.add_column(label_column, labels[kept], feature=class_label(class_names))
 
 
+@typed
 def stratified_split(
     dataset: Dataset,
     test_fraction: float,
@@ -205,6 +211,7 @@ def _multi_label_test(of_class: np.ndarray, share: float, seed: int) -> np.ndarr
     return drawn
 
 
+@typed
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     """Return the number of images of every class, in label order, int [classes].
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..utils.arguments import typed
 from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
 from .class_names import is_number, repeated_names
@@ -28,6 +29,7 @@ _HEADERS = {"class", "class_id", "folder", "id", "index", "key", "label", "numbe
 _NAME_HEADERS = {"name", "names", "class_name", "class_names", "classname", "classnames", "label_name"}
 
 
+@typed
 def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     """Read class names from a file.
 

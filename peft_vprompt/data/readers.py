@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import lzma
 import os
 import shutil
 import tarfile
@@ -18,7 +19,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from datasets.exceptions import DatasetNotFoundError
 
 from ..utils.digests import digest_json
-from ..utils.validation import shorten
+from ..utils.io import disk_errors
+from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
 from .class_names import nearest
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_empty, warn_other_pictures
@@ -26,6 +28,11 @@ from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, re
 
 
 _ARCHIVES = (".zip",)
+#: What to do where the cache of data sets cannot be written.
+CACHE_REMEDY = "set HF_DATASETS_CACHE to another folder"
+
+#: Most that an archive may hold: so many bytes for each of its own, and so many more.
+_UNPACKED_SHARE, _UNPACKED_MORE = 100, 2**30
 #: Files that `datasets.save_to_disk` leaves in its folder.
 _SAVED = ("dataset_dict.json", "state.json")
 
@@ -223,29 +230,54 @@ def _holds_a_folder(archive: Path) -> bool:
 
 
 def _unpacked(archive: Path, kind: str) -> Path:
-    """Unpack a zip or tar file into the cache, once, and return the folder that holds the classes or splits."""
+    """Unpack a zip or tar file into the cache, once, and return the folder that holds the classes or splits.
+
+    Raises:
+        ValueError: the file is damaged or locked by a password.
+        CannotWriteError: the disk is full, or the cache is not to be written.
+    """
     status = os.stat(archive)
     place = Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-zip"
-    folder = place / digest_json([str(archive), status.st_size, status.st_mtime_ns])
+    # The time of the change of its entry is moved by every writer, also by one that keeps the time of the content.
+    about = [str(archive), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    folder = place / digest_json(about)
     if not folder.is_dir():
-        place.mkdir(parents=True, exist_ok=True)
-        partial = mkdtemp(dir=place)
-        try:
-            if kind in TAR_SUFFIXES:
-                with tarfile.open(archive) as file:
-                    # Nothing outside of the folder, and files alone; Python before 3.11.4 has no filter.
-                    file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-                    inside = [m for m in file if m.isfile() and not {"..", "/"} & set(Path(m.name).parts)]
-                    file.extractall(partial, inside)
-            else:
-                with zipfile.ZipFile(archive) as file:
-                    file.extractall(partial)
-            os.replace(partial, folder)
-        except (zipfile.BadZipFile, tarfile.TarError) as error:
-            raise ValueError(f"Cannot unpack {archive}: {error}.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with disk_errors(place, CACHE_REMEDY):
+            _unpack(archive, kind, place, folder)
     return _inner(folder, archive.name.removesuffix(kind))
+
+
+def _unpack(archive: Path, kind: str, place: Path, folder: Path) -> None:
+    """Unpack a file beside `folder`, and rename what came out when all of it is there."""
+    place.mkdir(parents=True, exist_ok=True)
+    partial = mkdtemp(dir=place)
+    try:
+        if kind in TAR_SUFFIXES:
+            with tarfile.open(archive) as file:
+                # Nothing outside of the folder, and files alone; Python before 3.11.4 has no filter.
+                file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+                inside = [m for m in file if m.isfile() and not {"..", "/"} & set(Path(m.name).parts)]
+                _require_proportion(archive, sum(member.size for member in inside))
+                file.extractall(partial, inside)
+        else:
+            with zipfile.ZipFile(archive) as file:
+                _require_proportion(archive, sum(member.file_size for member in file.infolist()))
+                file.extractall(partial)
+        if not folder.is_dir():  # of another process, meanwhile
+            os.replace(partial, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"Cannot unpack {archive}: {first_line(error)}. Unpack it yourself, or mend it.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_proportion(archive: Path, unpacked: int) -> None:
+    """Refuse an archive that would fill the disk: images and tables are not packed so tight."""
+    if unpacked > _UNPACKED_SHARE * archive.stat().st_size + _UNPACKED_MORE:
+        raise ValueError(
+            f"Expected an archive of images. Received: {archive} of {archive.stat().st_size:,} bytes, which holds "
+            f"{unpacked:,}. Unpack it yourself if you trust it, and give the folder."
+        )
 
 
 def _inner(folder: Path, stem: str) -> Path:

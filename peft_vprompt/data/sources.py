@@ -6,10 +6,13 @@ Whatever the source, `load_images` returns a `datasets.DatasetDict` with `image`
 
 from collections.abc import Mapping, Sequence
 
+import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..errors import ClassNamesError
+from ..utils.arguments import typed
+from ..utils.io import disk_errors
 from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
@@ -18,12 +21,13 @@ from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
 from .multi_hot import NOT_KNOWN, is_multi_label, label_matrix, with_label_matrix
 from .options import DEFAULT_TEST_SPLIT, DataOptions
-from .readers import read_rows
+from .readers import CACHE_REMEDY, read_rows
 
 
 VALIDATION = "validation"
 
 
+@typed
 def load_images(options: DataOptions, validation: bool = False) -> DatasetDict:
     """Read labelled images to train and test on. All of them are looked at, without decoding, before any is used.
 
@@ -106,6 +110,7 @@ def _require_training(splits: Mapping[str, Dataset], options: DataOptions) -> No
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
 
 
+@typed
 def load_split(options: DataOptions, split: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
     """Read one split to evaluate on, with the class order that `load_images` gives; no training split is needed.
 
@@ -121,6 +126,7 @@ def load_split(options: DataOptions, split: str | None = None, class_names: Sequ
     return rows if class_names is None else with_class_names(rows, class_names)
 
 
+@typed
 def with_class_names(rows: Dataset, class_names: Sequence[str]) -> Dataset:
     """Give labelled rows the labels of a list of classes, among which the rows' own classes are found by name.
 
@@ -207,6 +213,7 @@ def _split_named(splits: Mapping[str, Dataset], name: str, options: DataOptions)
     return splits[found]
 
 
+@typed
 def load_unlabelled(options: DataOptions) -> DatasetDict:
     """Read images to train on without their labels, and labelled images to test on, if there are any.
 
@@ -268,14 +275,19 @@ def _listed(options: DataOptions) -> list[str] | None:
 
 
 def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
-    """Read all splits at a local path or of a data set on the Hub."""
-    splits = read_rows(
-        options.path,
-        image_column=options.image_column,
-        label_column=None if options.label_columns else options.label_column,
-        labels_from=options.labels_from,
-        keep_loose=keep_loose,
-    )
+    """Read all splits at a local path or of a data set on the Hub.
+
+    Raises:
+        CannotWriteError: the cache of data sets cannot be written.
+    """
+    with disk_errors(datasets.config.HF_DATASETS_CACHE, CACHE_REMEDY):
+        splits = read_rows(
+            options.path,
+            image_column=options.image_column,
+            label_column=None if options.label_columns else options.label_column,
+            labels_from=options.labels_from,
+            keep_loose=keep_loose,
+        )
     return _split_by_column(splits, options.split_column) if options.split_column else splits
 
 

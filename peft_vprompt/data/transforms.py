@@ -9,14 +9,48 @@ rows with random numbers of their own.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..utils.arguments import typed
 from ..utils.fields import shown
 from ..utils.validation import is_number
 from .images import to_rgb
+
+
+@runtime_checkable
+class ImageProcessor(Protocol):
+    """an image processor of transformers, as AutoImageProcessor.from_pretrained gives it.
+
+    Of a processor of images and texts it is the attribute `image_processor`.
+    """
+
+    size: Any
+
+    def __call__(self, images: Any, **kwargs) -> Any:
+        """Return the inputs of a model for images."""
+
+    def to_dict(self) -> dict:
+        """Return what the inputs depend on."""
+        ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """EvalTransform, TrainTransform, ViewTransform or another one with `random` and `settings()`."""
+
+    random: bool
+
+    def __call__(self, batch: dict, generators: Sequence[torch.Generator] | None = None) -> dict:
+        """Return the inputs and `labels` of a batch of rows, each with its own random numbers."""
+        ...
+
+    def settings(self) -> dict:
+        """Return what decides the pixels beside the random numbers."""
+        ...
 
 
 class EvalTransform:
@@ -24,7 +58,8 @@ class EvalTransform:
 
     random = False
 
-    def __init__(self, image_processor):
+    @typed
+    def __init__(self, image_processor: ImageProcessor):
         self.image_processor = image_processor
 
     def __call__(self, batch: dict, generators: Sequence[torch.Generator] | None = None) -> dict:
@@ -55,14 +90,20 @@ class TrainTransform:
 
     random = True
 
-    def __init__(self, image_processor, crop: str = "random_resized_crop", scale: tuple[float, float] = (0.08, 1.0)):
+    @typed
+    def __init__(
+        self,
+        image_processor: ImageProcessor,
+        crop: str = "random_resized_crop",
+        scale: tuple[float, float] = (0.08, 1.0),
+    ):
         crops = {"random_resized_crop": self._random_resized_crop, "random_crop": self._random_crop, "none": None}
         if crop not in crops:
             raise ValueError(f"`crop` must be one of {', '.join(crops)}. Received: crop={crop!r}.")
         is_pair = isinstance(scale, (tuple, list)) and len(scale) == 2 and all(map(is_number, scale))
         if not is_pair or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"`scale` must be an increasing pair in (0, 1]. Received: scale={shown(scale)}.")
-        self.image_processor = image_processor
+        self.image_processor: Any = image_processor
         self.crop_name = crop
         self.crop: Callable[[Image.Image, torch.Generator | None], Image.Image] | None = crops[crop]
         self.scale = scale
@@ -135,14 +176,15 @@ def takes_any_shape(image_processor) -> bool:
     return hasattr(image_processor, "max_num_patches")
 
 
-def image_size(image_processor) -> tuple[int, int]:
+@typed
+def image_size(image_processor: ImageProcessor) -> tuple[int, int]:
     """Return (width, height) in pixels of the images that a processor gives.
 
     Raises:
         ValueError: the processor has no fixed size.
     """
     crops = getattr(image_processor, "do_center_crop", None)
-    size = image_processor.crop_size if crops else image_processor.size
+    size = getattr(image_processor, "crop_size", None) if crops else image_processor.size
     if not (size and size.get("height") and size.get("width")):
         raise ValueError(
             f"The image processor gives images of no fixed size: size={size}, do_center_crop={crops}. Random crops need "
@@ -151,6 +193,7 @@ def image_size(image_processor) -> tuple[int, int]:
     return size["width"], size["height"]
 
 
+@typed
 def cache_pixels(dataset: Dataset) -> list[dict]:
     """Run the transform of a data set once and keep the pixels in memory.
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..utils.arguments import typed
 from ..utils.validation import require_int
 from .images import to_rgb
-from .transforms import EvalTransform, image_size, random_crop_box, takes_any_shape
+from .transforms import EvalTransform, ImageProcessor, image_size, random_crop_box, takes_any_shape
 
 
 #: Range of a crop's share of the image area.
@@ -39,7 +40,8 @@ class ViewTransform:
 
     random = True
 
-    def __init__(self, image_processor, views: int = 64, augmix: bool = False):
+    @typed
+    def __init__(self, image_processor: ImageProcessor, views: int = 64, augmix: bool = False):
         require_int("views", views, 1)
         if takes_any_shape(image_processor):
             raise ValueError(

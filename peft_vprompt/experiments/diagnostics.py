@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from numpy.typing import ArrayLike
+from peft import PeftModel
 from sklearn.metrics import confusion_matrix
 
 from ..training.evaluation import EvalSet, predict_logits
+from ..utils.arguments import typed
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.plotting import saved_figure
@@ -72,6 +74,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     return Calibration(float((gaps * count).sum() / len(table)), confidences, accuracies, count)
 
 
+@typed
 def plot_reliability(result: Calibration, path: str | Path, title: str = "") -> None:
     """Draw accuracy against confidence, with the share of samples in each bin, and write it as PNG."""
     bins = len(result.count)
@@ -200,7 +203,8 @@ def worst_images(
     ]  # fmt: skip
 
 
-def diagnose(model, test_set: EvalSet, folder: str | Path, zero_shot: bool = False) -> dict:
+@typed
+def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot: bool = False) -> dict:
     """Write `diagnosis.json` and `reliability.png`: how a model and a set of labels agree.
 
     Args:

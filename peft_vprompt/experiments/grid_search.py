@@ -18,6 +18,7 @@ from datasets import DatasetDict
 
 from ..errors import TrainingDivergedError
 from ..tuners.base.registry import get_method
+from ..utils.arguments import typed
 from ..utils.digests import digest_json
 from ..utils.fields import check_fields
 from ..utils.io import atomic_path, disk_errors, sync
@@ -84,6 +85,7 @@ class Trial:
     accuracy: float
 
 
+@typed
 def search(settings: Settings, data: DatasetDict, output: str | Path, grid: Grid, **options) -> list[Trial]:
     """Train with every pair of the grid and rate it on `data["test"]`; pairs that are done are not done again.
 

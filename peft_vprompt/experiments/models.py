@@ -24,7 +24,7 @@ from transformers import (
 from ..backbones.image_size import set_image_size
 from ..backbones.supported import find_backbone, is_dual_encoder
 from ..data import find_task, image_size
-from ..data.transforms import takes_any_shape
+from ..data.transforms import ImageProcessor, takes_any_shape
 from ..demo import demo_model_path
 from ..errors import UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
@@ -33,6 +33,7 @@ from ..peft_models.peft_model import PeftModelForImageClassification
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
+from ..utils.arguments import typed
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.hub import split_revision
 from ..utils.io import finish_saving
@@ -58,7 +59,7 @@ class ModelBundle:
     """
 
     model: PeftModel
-    image_processor: object
+    image_processor: ImageProcessor
     recipe: Recipe | None
     content: dict[str, str | None] = field(default_factory=dict)
 
@@ -68,6 +69,7 @@ class ModelBundle:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
+@typed
 def build_model(
     model_name_or_path: str | None,
     method: str,
@@ -119,6 +121,7 @@ def build_model(
     return ModelBundle(model.to(device), processor, spec.recipe if dual else spec.classifier_recipe, content)
 
 
+@typed
 def load_adapter(
     adapter: str | Path,
     model_name_or_path: str | None = None,

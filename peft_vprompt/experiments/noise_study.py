@@ -25,6 +25,7 @@ from ..training.cached_features import cache_features, feature_rows
 from ..training.evaluation import EvalSet, evaluate
 from ..tuners.base.registry import get_method
 from ..tuners.base.shared_recipes import PTNL
+from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.digests import digest_json
 from ..utils.environment import environment
@@ -134,6 +135,7 @@ def parse_method(spec: str) -> tuple[str, dict]:
     return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
 
+@typed
 def run_study(
     study: Study,
     data: DatasetDict,
@@ -215,6 +217,7 @@ def _name(spec: str, settings: Settings, identity: dict) -> str:
     return "-".join([*filter(None, parts), digest_json(identity, 8)])
 
 
+@typed
 def zero_shot_accuracy(
     settings: Settings, data: DatasetDict, data_description: dict | None = None, device: str | None = None
 ) -> float:
@@ -276,6 +279,7 @@ def _run(
         return report
 
 
+@typed
 def linear_probe(
     settings: Settings,
     data: DatasetDict,

@@ -103,13 +103,14 @@ def require_local_data(description: dict | None, path: str | Path) -> None:
         )
 
 
-def require_own(path: str | Path, what: str, is_own: Callable[[Path], bool]) -> None:
+def require_own(path: str | Path, what: str, is_own: Callable[[Path], bool], option: str = "--output") -> None:
     """Refuse to write over a file that holds something else than what is going to be written.
 
     Args:
         path: the file, which may be there or not.
         what: what is going to be written, for the message.
         is_own: tells whether a file holds such a thing; it may raise ValueError where it cannot be read.
+        option: which names the file, or what it lies beside or in.
 
     Raises:
         ValueError: the file is there and holds something else.
@@ -122,15 +123,19 @@ def require_own(path: str | Path, what: str, is_own: Callable[[Path], bool]) -> 
         own = False
     if not own:
         raise ValueError(
-            f"Expected --output to name a new file, or {what} to write over. Received: {str(path)!r}, which holds something "
+            f"Expected {option} to name a new place, or {what} to write over. Received: {str(path)!r}, which holds something "
             "else. Choose another name, or move that file away."
         )
 
 
-def is_evaluation(path: Path) -> bool:
-    """Tell whether a file holds what `vprompt evaluate` writes."""
-    held = read_json(path)
-    return isinstance(held, dict) and {"adapter", "subset", "accuracy"} <= held.keys()
+def holds(*entries: str) -> Callable[[Path], bool]:
+    """Return what tells whether a file is JSON with these entries, for `require_own`."""
+
+    def tell(path: Path) -> bool:
+        held = read_json(path)
+        return isinstance(held, dict) and set(entries) <= held.keys()
+
+    return tell
 
 
 def _is_name(name: Any) -> bool:

@@ -27,6 +27,7 @@ from ..training.trackers import check_trackers
 from ..training.trainer import train
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
+from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
@@ -48,6 +49,7 @@ from .teacher import Teacher, load_teacher
 DIVERGED = "diverged"
 
 
+@typed
 def run_experiment(
     settings: Settings,
     data: DatasetDict,
@@ -233,6 +235,7 @@ class Run(RunState):
             transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
             rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
+            # pyrefly: ignore[bad-argument-type]  # rows are a sequence by what they can do
             self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
         with self.values_kept():
             if self.settings.ensemble == 1:

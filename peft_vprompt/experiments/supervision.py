@@ -16,6 +16,7 @@ from ..data.class_names import class_label
 from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
+from ..utils.arguments import typed
 from ..utils.digests import digest_arrays
 from ..utils.fields import check_fields
 from ..utils.warning import warn_caller
@@ -104,6 +105,7 @@ class LabelledImages(NamedTuple):
         return self.report["pseudo_labels"]["digest"] if "pseudo_labels" in self.report else None
 
 
+@typed
 def training_images(
     supervision: Supervision,
     images: Dataset,

@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from ..data import stratified_split
 from ..data.options import portable
 from ..tuners.base.registry import get_method
+from ..utils.arguments import typed
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.locks import only_writer
@@ -32,6 +33,7 @@ from .settings import Settings
 VALIDATION_FRACTION = 0.2
 
 
+@typed
 def sweep(
     settings: Settings,
     data: DatasetDict,

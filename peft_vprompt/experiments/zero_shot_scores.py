@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader
 from ..data import EvalTransform
 from ..data.image_digests import image_digests
 from ..training.cached_features import FEATURES, encode_frozen
+from ..utils.arguments import typed
 
 
 if TYPE_CHECKING:
     from .models import ModelBundle
 
 
+@typed
 def zero_shot(
     clips: ModelBundle | Sequence[ModelBundle],
     images: Dataset | Sequence[dict],

@@ -65,7 +65,7 @@ def adapter_files(folder: str | Path, keep_other: bool = False) -> Iterator[Path
         for path in staging.rglob(SAFETENSORS_WEIGHTS_NAME):
             _add_digest(path)
         if keep_other:
-            _keep_other(folder, staging)
+            keep_changed(ADAPTER, folder, staging)
 
 
 def complete_adapter(folder: str | Path) -> None:
@@ -90,8 +90,13 @@ def take_card(folder: Path, staging: Path) -> None:
         shutil.copy2(card, staging)
 
 
-def _keep_other(folder: Path, staging: Path) -> None:
-    files = [path for name in ADAPTER if (path := folder / name).is_file()]
+def keep_changed(names: Sequence[str], folder: str | Path, staging: Path) -> None:
+    """Copy files of a folder, by `names`, to `previous/` where new ones in `staging` are others, and say so.
+
+    Raises:
+        CannotWriteError: the disk is full, or the folder is not to be written.
+    """
+    files = [path for name in names if (path := Path(folder, name)).is_file()]
     if any(not _same_bytes(path, staging / path.name) for path in files):
         keep_files(files, folder)
 
@@ -114,7 +119,7 @@ def keep_files(files: Sequence[Path], folder: str | Path, name: str | None = Non
         for file in dict.fromkeys([*files, *Path(folder).glob(CARD)]):
             shutil.copy2(file, staging)
     warn_caller(
-        f"{str(folder)!r} holds an adapter, a card or results of something else. They are now in {str(place)!r}."
+        f"{str(folder)!r} holds an adapter, a model, a card or results of something else. They are now in {str(place)!r}."
     )
 
 

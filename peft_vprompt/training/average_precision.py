@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..data.multi_hot import NOT_KNOWN
+from ..utils.arguments import typed
 
 
+@typed
 def average_precisions(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the average precision of every class in percent, [c]; NaN for a class that no image is of.
 
@@ -33,6 +35,7 @@ def average_precisions(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return result
 
 
+@typed
 def mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of `average_precisions` over the classes that some image is of, in percent.
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from ..tuners.base.recipe import Averaging
+from ..utils.arguments import typed
 from ..utils.io import atomic_path
 from .callbacks import named_trained_values
 
@@ -40,6 +41,7 @@ class AverageWeights(TrainerCallback):
             no epochs to average; or the arguments ask for the best checkpoint at the end, or for sharded weights.
     """
 
+    @typed
     def __init__(self, averaging: Averaging):
         self.averaging = averaging
         self._average: dict[str, Tensor] = {}

@@ -18,14 +18,17 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 from datasets.arrow_writer import ArrowWriter
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.augmentation import RandomRows
 from ..data.image_digests import image_digests, image_fingerprint
+from ..data.transforms import Transform
 from ..tuners.base.module_state import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
+from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
@@ -43,10 +46,11 @@ MAX_VIEWS = 10_000
 _IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "_attn_implementation_autoset")
 
 
+@typed
 def cache_features(
-    model,
+    model: PeftModel,
     images: Dataset,
-    transform,
+    transform: Transform,
     *,
     views: int = 1,
     seed: int = 0,
@@ -189,6 +193,7 @@ class RandomViews(RandomRows):
         ValueError: the rows are not as many for every image.
     """
 
+    @typed
     def __init__(self, rows: Dataset, views: int, seed: int = 0):
         super().__init__(seed)
         if len(rows) % views:
@@ -204,6 +209,7 @@ class RandomViews(RandomRows):
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 
+@typed
 def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
     """Return rows to train or evaluate on, with the tensors `image_features` [dim] and `labels`."""
     rows = features.rename_column("label", "labels") if "label" in features.column_names else features

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..data.augmentation import RandomRows
+from ..utils.arguments import typed
 from ..utils.progress import make_bar
 
 
@@ -115,6 +116,7 @@ class ProgressBar(TrainerCallback):
         label: what stands in front of the bar.
     """
 
+    @typed
     def __init__(self, label: str):
         self.bar = make_bar(label, "steps")
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..utils.arguments import typed
 from ..utils.digests import digest_json
 from ..utils.io import read_json, write_json
 from ..utils.readable import unreadable_files
@@ -58,13 +59,14 @@ def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
     return Path(output_dir) / "checkpoints" / digest_json(settings, 12)
 
 
-def last_checkpoint(folder: Path, averaged: bool = False) -> Path | None:
+@typed
+def last_checkpoint(folder: str | Path, averaged: bool = False) -> Path | None:
     """Return the newest complete checkpoint; a newer one that lacks a part is passed over with a warning.
 
     The Trainer writes its state last, so without one a checkpoint was cut off; where there is a seal, all files are as
     it says. A checkpoint of a run with `averaged` weights is complete with the average alone.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+    found = sorted(Path(folder).glob("checkpoint-*"), key=_step, reverse=True)
     for checkpoint in found:
         problem = _problem(checkpoint, averaged)
         if problem is None:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data import EvalTransform, TrainTransform
 from ..data.augmentation import AugmentedRows, RandomRows
 from ..data.image_digests import image_fingerprint
+from ..data.transforms import Transform
 from ..errors import UnsupportedModelError
 from ..readouts import GivenClasses
+from ..utils.arguments import typed
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, set_aside
 from ..utils.progress import with_progress
@@ -39,7 +41,8 @@ _IRRELEVANT += ("inference_mode", "tokenizer_name_or_path", "auto_mapping", "pef
 _DIGEST = "digest"
 
 
-def teacher_features(teacher, class_names: Sequence[str]) -> Tensor:
+@typed
+def teacher_features(teacher: PeftModel, class_names: Sequence[str]) -> Tensor:
     """Return a teacher's class features [c, e], L2-normalised, without gradients; its classes are these afterwards.
 
     Args:
@@ -71,7 +74,8 @@ def teacher_features(teacher, class_names: Sequence[str]) -> Tensor:
     return features
 
 
-def take_teacher(model, teacher) -> None:
+@typed
+def take_teacher(model: PeftModel, teacher: PeftModel) -> None:
     """Give a PromptKD adapter the class features of its teacher, for its own classes.
 
     Args:
@@ -115,10 +119,11 @@ class DistillationRows(RandomRows):
         ValueError: logits of another number of images.
     """
 
+    @typed
     def __init__(
         self,
         images: Dataset,
-        transform: TrainTransform | EvalTransform,
+        transform: Transform,
         logits: Tensor,
         temperature: float = 1.0,
         seed: int = 0,
@@ -146,10 +151,11 @@ class DistillationRows(RandomRows):
         return [{**row, "labels": answer} for row, answer in zip(rows, answers, strict=True)]
 
 
+@typed
 def teacher_logits(
-    teacher,
+    teacher: PeftModel,
     images: Dataset,
-    transform: TrainTransform | EvalTransform,
+    transform: Transform,
     class_names: Sequence[str],
     *,
     views: int = 1,

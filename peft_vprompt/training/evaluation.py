@@ -5,15 +5,17 @@ Where images have several labels (`labels` [classes] of 1 and 0), the mean avera
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.multi_hot import NOT_KNOWN
 from ..errors import OutputNotFiniteError, UnsupportedModelError
+from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.progress import with_progress
@@ -57,13 +59,15 @@ def with_harmonic_mean(accuracies: dict[str, float]) -> dict[str, float]:
     return accuracies | {"hm": harmonic_mean(accuracies["base"], accuracies["novel"])}
 
 
-def compute_metrics(prediction) -> dict[str, float]:
+@typed
+def compute_metrics(prediction: Any) -> dict[str, float]:
     """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`; of multi-hot labels `map`."""
     if np.ndim(prediction.label_ids) == 2:
         return {"map": mean_average_precision(prediction.predictions, prediction.label_ids)}
     return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
+@typed
 def predict_logits(
     model: torch.nn.Module,
     rows: Sequence[dict],
@@ -122,6 +126,7 @@ def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
     return DataLoader(rows, batch_size, collate_fn=default_data_collator, generator=torch.Generator())
 
 
+@typed
 def predict(
     model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +135,7 @@ def predict(
     return logits.argmax(-1), labels
 
 
+@typed
 def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
     """Return the share of images classified correctly, in percent, over all images alike (micro average).
 
@@ -146,6 +152,7 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
     return 100 * float(np.mean(predicted == labels))
 
 
+@typed
 def score(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
     """Return the accuracy in percent, or the mean average precision where images have several labels.
 
@@ -162,8 +169,9 @@ def score(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, *
     return 100 * float(np.mean(logits.argmax(-1) == labels))
 
 
+@typed
 def evaluate(
-    model, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False, **options
+    model: PeftModel, test_sets: dict[str, EvalSet], batch_size: int = 100, zero_shot: bool = False, **options
 ) -> dict[str, float]:
     """Measure the accuracy, or the mean average precision, on every test set among that set's own class names.
 

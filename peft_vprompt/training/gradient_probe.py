@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback, default_data_collator
 
 from ..losses.classification import CrossEntropy
+from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 
@@ -31,7 +32,8 @@ class GradientProbe(TrainerCallback):
         ValueError: no row has a wrong label, or all have.
     """
 
-    def __init__(self, rows, wrong: Sequence[int], loss: Callable | None = None):
+    @typed
+    def __init__(self, rows: Sequence[dict], wrong: Sequence[int], loss: Callable | None = None):
         right = sorted(set(range(len(rows))) - set(wrong))
         if not right or not wrong:
             raise ValueError(

@@ -6,8 +6,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..tuners.base.recipe import Recipe
+from ..utils.arguments import typed
 
 
+@typed
 def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: int | None = None) -> list[float]:
     """Return the learning rate of every epoch, or of every step where the recipe's schedule goes by steps.
 
@@ -46,6 +48,7 @@ def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: in
     return [rate(time) for time in range(total)]
 
 
+@typed
 def lr_scheduler(
     optimizer: Optimizer, recipe: Recipe, epochs: int, steps_per_epoch: int, steps: int | None = None
 ) -> LambdaLR:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,6 +28,7 @@ from ..errors import UnsupportedModelError
 from ..prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts
 from ..readouts import CosineReadout
 from ..tuners.base.classifier import ClassNameClassifier
+from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.fields import check_fields
@@ -105,8 +107,9 @@ class TunedOutput:
     contexts: Tensor
 
 
+@typed
 def tune_on_views(
-    model, pixel_values: Tensor, tuning: TestTimeTuning | None = None, batch_size: int = 64
+    model: PeftModel, pixel_values: Tensor, tuning: TestTimeTuning | None = None, batch_size: int = 64
 ) -> TunedOutput:
     """Classify images, each with a context that is tuned on its own views; the model stays as it is.
 
@@ -142,7 +145,8 @@ def tune_on_views(
     return tune_on_features(model, features, tuning)
 
 
-def tune_on_features(model, image_features: Tensor, tuning: TestTimeTuning | None = None) -> TunedOutput:
+@typed
+def tune_on_features(model: PeftModel, image_features: Tensor, tuning: TestTimeTuning | None = None) -> TunedOutput:
     """Do what `tune_on_views` does with the L2-normalised features [b, v, e] of the views.
 
     Raises:
@@ -261,8 +265,9 @@ def require_context(model) -> Tensor:
     return context[0].detach()
 
 
+@typed
 def evaluate_at_test_time(
-    model,
+    model: PeftModel,
     test_sets: Mapping[str, EvalSet],
     tuning: TestTimeTuning | None = None,
     batch_size: int = 8,

@@ -24,6 +24,7 @@ from transformers import (
 from ..data.augmentation import RandomRows, with_own_random_numbers
 from ..errors import TrainingDivergedError
 from ..tuners.base.recipe import Recipe
+from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
@@ -55,6 +56,7 @@ class TrainResult:
     resumed_step: int
 
 
+@typed
 def train(
     model: torch.nn.Module,
     train_set: Sequence[dict],
@@ -284,6 +286,7 @@ def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> No
     arguments.dataloader_drop_last = images >= recipe.batch_size  # full batches only, as the authors' loader
 
 
+@typed
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer of the parameters of `model` that require gradients."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -24,6 +24,9 @@ WRAPPERS = ("state_dict", "model")
 #: Most dimensions of a tensor of prompts.
 MAX_RANK = 8
 
+#: How often the numbers of a file may be read as tensors of several names: some models tie a few.
+MAX_SHARED = 4
+
 #: Kinds of tensors that are no plain table of numbers, by the function that makes them.
 _KINDS = {
     "sparse": "a sparse tensor",
@@ -45,6 +48,7 @@ class CheckpointState(Mapping[str, Tensor]):
 
     def __init__(self, checkpoint: str | os.PathLike | Mapping):
         self._archive: Archive | None = None
+        self._read: dict[str, int] = {}
         self.source = "the state dict"
         content: Any = checkpoint
         if isinstance(checkpoint, (str, os.PathLike)):
@@ -101,8 +105,14 @@ class CheckpointState(Mapping[str, Tensor]):
         if (reason := _unusable(value)) is not None:
             self._refuse(name, reason)
         if isinstance(value, Stored):
+            archive: Any = self._archive  # it comes from there
+            self._read[name] = math.prod(value.shape) * getattr(dtype_named(value.dtype), "itemsize", 1)
+            if sum(self._read.values()) > MAX_SHARED * archive.size:
+                self._refuse(
+                    name, "one of so many that share their numbers that they are far more than the file holds"
+                )
             try:
-                value = self._archive.read(value)  # pyrefly: ignore[missing-attribute]  # it comes from there
+                value = archive.read(value)
             except PickleError as error:
                 self._refuse(name, f"a tensor that cannot be read: {error}")
         tensor = value.detach().cpu().float()

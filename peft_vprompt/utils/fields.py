@@ -49,7 +49,7 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
             value, hint = values[field.name], hints[field.name]
             raise ValueError(
                 f"Expected {_expectation(field.name, value, hint, field.metadata)}. "
-                f"Received: {field.name}={shown(value)}.{_remedy(value, list(_arms(hint)))}"
+                f"Received: {field.name}={shown(value)}.{_remedy(value, list(alternatives(hint)))}"
             )
 
 
@@ -79,17 +79,17 @@ def _type_hints(cls: type) -> dict[str, Any]:
         return {field.name: inherited.get(field.name, Any) for field in fields(cls)}
 
 
-def _arms(hint: Any) -> Iterator[Any]:
-    """Yield the alternatives of a type."""
+def alternatives(hint: Any) -> Iterator[Any]:
+    """Yield the alternatives of a type: those of a union, or itself."""
     if get_origin(hint) in (Union, types.UnionType):
         for arm in get_args(hint):
-            yield from _arms(arm)
+            yield from alternatives(arm)
     else:
         yield hint
 
 
 def _matches(value: Any, hint: Any, bounds: Mapping) -> bool:
-    return any(_matches_one(value, arm, bounds) for arm in _arms(hint))
+    return any(_matches_one(value, arm, bounds) for arm in alternatives(hint))
 
 
 def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
@@ -134,7 +134,7 @@ def _in_bounds(value: float, bounds: Mapping, kind: type) -> bool:
 
 def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
     """Say what is expected of a field: all that it may be, or the bound that a value of the right kind is out of."""
-    for arm in _arms(hint):
+    for arm in alternatives(hint):
         kind, items = get_origin(arm) or arm, get_args(arm)
         if kind in (int, float) and _is_number(value) and (kind is float or isinstance(value, int)):
             return name + _of_number(value, kind, bounds)
@@ -145,7 +145,7 @@ def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
             if len(value) > bounds.get("items", MAX_ITEMS) or not items:
                 return f"{name} to be a list of at most {bounds.get('items', MAX_ITEMS):,} entries"
             return "each of " + _expectation(name, entry, items[0], bounds)
-    return f"{name} to be {_describe(hint, bounds)}"
+    return f"{name} to be {describe(hint, bounds)}"
 
 
 def _of_number(value: float, kind: type, bounds: Mapping) -> str:
@@ -156,8 +156,9 @@ def _of_number(value: float, kind: type, bounds: Mapping) -> str:
     return f" to be {_describe_number(kind, bounds)}" + (f" and <= {most:,}" if most < value < math.inf else "")
 
 
-def _describe(hint: Any, bounds: Mapping) -> str:
-    return " or ".join(dict.fromkeys(_describe_one(arm, bounds) for arm in _arms(hint)))
+def describe(hint: Any, bounds: Mapping = types.MappingProxyType({})) -> str:
+    """Say in words what a value of a type may be."""
+    return " or ".join(dict.fromkeys(_describe_one(arm, bounds) for arm in alternatives(hint)))
 
 
 def _describe_one(hint: Any, bounds: Mapping) -> str:
@@ -169,13 +170,13 @@ def _describe_one(hint: Any, bounds: Mapping) -> str:
     if origin in (int, float):
         return _describe_number(origin, bounds)
     if origin is tuple and Ellipsis not in items:
-        return f"a list of {len(items)} ({', '.join(_describe(item, bounds) for item in items)})"
+        return f"a list of {len(items)} ({', '.join(describe(item, bounds) for item in items)})"
     if origin in (list, tuple, set, Sequence):
-        return "a list" + (f", each {_describe(items[0], bounds)}" if items else "")
+        return "a list" + (f", each {describe(items[0], bounds)}" if items else "")
     if isinstance(origin, type) and issubclass(origin, (str, Enum)):
         return "text"
     if origin is dict and items:
-        return f"a dict from {_describe(items[0], bounds)} to {_describe(items[1], bounds)}"
+        return f"a dict from {describe(items[0], bounds)} to {describe(items[1], bounds)}"
     return _WORDS.get(origin, getattr(origin, "__name__", "a value of its type"))
 
 

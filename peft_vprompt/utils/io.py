@@ -49,8 +49,12 @@ _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos
 
 
 @contextmanager
-def disk_errors(place: str | Path) -> Iterator[None]:
+def disk_errors(place: str | Path, remedy: str = "choose another place") -> Iterator[None]:
     """Turn errors of any writer of `place`, a file or a folder, into one error that names it and the reason.
+
+    Args:
+        place: the file or folder.
+        remedy: what to do where no room can be made.
 
     Raises:
         CannotWriteError: the disk is full, or `place` is not to be written.
@@ -65,8 +69,8 @@ def disk_errors(place: str | Path) -> Iterator[None]:
             raise
         number, reason = found
         refused = CannotWriteError(
-            f"Cannot write {str(place)!r}: {reason}. What was there before stays. Make room, or choose another place, "
-            "and start again."
+            f"Cannot write {str(place)!r}: {reason}. What was there before stays. Make room, or {remedy}, and start "
+            "again."
         )
         refused.errno = number
         raise refused from error
@@ -191,6 +195,9 @@ def atomic_files(folder: str | Path, instead_of: dict[str, str] | None = None) -
                 os.rename(staging, folder / PENDING)
                 sync(folder)
                 _finish(folder)
+            except CannotWriteError as error:  # of a writer that was given the hidden folder
+                error.args = (str(error).replace(str(staging), str(folder)),)
+                raise
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
@@ -204,6 +211,7 @@ def finish_saving(folder: str | Path, began_with: str | None = None) -> None:
 
     Raises:
         CannotWriteError: the folder is not to be written.
+        ValueError: the files on their way are for places outside of the folder.
     """
     folder = Path(folder)
     for top in (folder, folder.parent):
@@ -222,16 +230,29 @@ def _list_removed(staging: Path, folder: Path, instead_of: dict[str, str]) -> No
 
 
 def _finish(folder: Path) -> None:
-    """Move complete files to their places: what describes others (configs) first, cards last."""
+    """Move complete files to their places: what describes others (configs) first, cards last.
+
+    Raises:
+        ValueError: they would take their places, or make others go, outside of the folder, which may be a stranger's.
+    """
     pending = folder / PENDING
-    if not pending.is_dir():
+    if not pending.is_dir() or pending.is_symlink():
         return
     paths = [path for path in pending.rglob("*") if path.is_file() and path.name != _REMOVED]
+    removed = read_json(pending / _REMOVED, missing_ok=True) or []
+    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
+        raise ValueError(f"Expected a list of names in {str(pending / _REMOVED)!r}. Remove {str(pending)!r}.")
+    for name in [*removed, *(str(path.relative_to(pending)) for path in paths)]:
+        if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"Expected files in {str(pending)!r} for {str(folder)!r} alone. Received: {name[:200]!r}, which is outside of "
+                f"it. Nothing was changed. Remove {str(pending)!r} unless you know who made it."
+            )
     for path in sorted(paths, key=lambda path: (path.suffix == ".md", path.parent, path.name)):
         destination = folder / path.relative_to(pending)
         destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
-    for name in read_json(pending / _REMOVED, missing_ok=True) or ():
+    for name in removed:
         (folder / name).unlink(missing_ok=True)
     for place in {folder, *(folder / path.relative_to(pending).parent for path in paths)}:
         sync(place)

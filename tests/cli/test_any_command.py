@@ -4,9 +4,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
+from tests.support.open_clip import build, published
 from vprompt import app
 
 
@@ -25,6 +27,9 @@ ANYTHING = st.one_of(
     st.sampled_from(["x" * 5000, "../..", "no/such/place", "http://localhost:9/x", "hf://a/b", "coop:", "coop:a=b"]),
     st.text(max_size=8),
 )
+
+#: What commands take without an option.
+CHECKPOINTS = {"convert": "model.pth", "convert-clip": "RN.pt"}
 
 #: Options that say where a command writes, and those that only let it take long.
 LEFT_OUT = {"help", "output", "diagnosis", "epochs", "wait"}
@@ -51,7 +56,8 @@ def places(tmp_path_factory, clip_path, colours):
     data = {"--data": colours, "--label-column": "colour"}
     quick = {"--shots": 2, "--epochs": 1, "--batch-size": 8}
     one = {"--rates": "0.5", "--seeds": "1"}
-    (folder / "model.pth").write_bytes(b"no checkpoint")
+    torch.save({"ctx": torch.zeros(4, 32)}, folder / CHECKPOINTS["convert"])
+    torch.save(published(build("resnet")), folder / CHECKPOINTS["convert-clip"])
     plain = {
         "train": data | quick | {"--model": clip_path, "--method": "coop"},
         "sweep": data | quick | one | {"--model": clip_path, "--method": "linear", "--weight-decays": "0"},
@@ -70,7 +76,7 @@ def places(tmp_path_factory, clip_path, colours):
 
 def run(command, values, flags, folder):
     arguments = [text for name, value in values.items() for text in (name, str(value))]
-    arguments += [str(folder / "model.pth")] if command.startswith("convert") else []
+    arguments += [str(folder / CHECKPOINTS[command])] if command in CHECKPOINTS else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CliRunner().invoke(app, [command, *arguments, *flags], env={"COLUMNS": "200"})
@@ -87,11 +93,30 @@ def check_call(call, places, monkeypatch):
     if result.exit_code == 2 and "Usage:" not in result.output:
         (said,) = [line for line in result.output.strip().splitlines() if not line.startswith("Warning:")]
         assert said.startswith("Error: ") and len(said) < 12_000
-    assert {path.name for path in Path(folder).iterdir()} <= {"adapter", "model.pth", "out"}
+    assert {path.name for path in Path(folder).iterdir()} <= {"adapter", "out", *CHECKPOINTS.values()}
 
 
 @pytest.mark.usefixtures("embedded")
 class TestCommands:
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"methods"}))
+    def test_a_place_that_cannot_be_written_is_one_line(self, command, places, monkeypatch, tmp_path):
+        folder, plain = places
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").write_text("kept")
+        for option in ("--output", *(["--diagnose"] if command == "evaluate" else [])):
+            result = run(command, plain[command] | {option: tmp_path / "file" / "out"}, [], folder)
+            said = result.output.strip().splitlines()[-1]
+            assert result.exit_code == 2 and said.startswith("Error: Cannot write '") and "file stands where" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"methods"}))
+    def test_an_empty_path_is_not_the_current_folder(self, command, places, monkeypatch, tmp_path):
+        folder, plain = places
+        monkeypatch.chdir(tmp_path)
+        result = run(command, plain[command] | {"--output": ""}, [], folder)
+        assert result.exit_code == 2 and "Expected a path. Received none" in result.output
+        assert not any(tmp_path.iterdir())
+
     @settings(
         max_examples=25,
         deadline=None,

@@ -221,10 +221,16 @@ def test_what_a_folder_or_file_held_is_not_lost(clip_path, colours, tmp_path):
     for name in ("adapter_model.safetensors", "results.json"):
         shown = vprompt("pseudo-label", "--output", tmp_path / name, *same, code=2)
         assert f"{name}', which holds something else. Choose another name" in shown
+    shown = vprompt("pseudo-label", "--output", tmp_path / "results.safetensors", "--check", *same, code=2)
+    assert "results.json', which holds something else. Choose another name" in shown
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+    (tmp_path / "of somebody").mkdir()
+    (tmp_path / "of somebody" / "diagnosis.json").write_text("[]")
+    shown = vprompt("evaluate", "--adapter", tmp_path, "--diagnose", tmp_path / "of somebody", code=2)
+    assert "Expected --diagnose to name a new place" in shown
     for _ in range(2):
-        vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json")
-        vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", *same)
+        vprompt("evaluate", "--adapter", tmp_path, "--output", tmp_path / "own.json", "--diagnose", tmp_path / "own")
+        vprompt("pseudo-label", "--output", tmp_path / "labels.safetensors", "--check", *same)
 
 
 def test_the_demo_keeps_what_its_folder_held(embedded, tmp_path):
@@ -302,10 +308,11 @@ def test_evaluate_refuses_a_subset(clip_path, colours, tmp_path):
     assert "--subset half" in vprompt("evaluate", "--adapter", tmp_path, "--subset", "half", code=2)
 
 
-def test_a_broken_parquet_file(clip_path, tmp_path):
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
+@pytest.mark.parametrize("content", [b"PAR1 but not really", b"PAR1" * 9])
+def test_a_broken_parquet_file(content, clip_path, tmp_path, capfd):
+    (tmp_path / "broken.parquet").write_bytes(content)
     shown = train(tmp_path / "out", clip_path, tmp_path / "broken.parquet", code=2)
-    assert len(shown.strip().splitlines()) == 1
+    assert len(shown.strip().splitlines()) == 1 and capfd.readouterr().err == ""
 
 
 def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp_path):

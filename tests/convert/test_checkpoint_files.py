@@ -154,6 +154,7 @@ UNUSABLE = {
     "sparse rows": lambda: torch.eye(4).to_sparse_csr(),
     "quantised": quantised,
     "expanded": lambda: torch.zeros(8).expand(4, 8),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2, 8), torch.zeros(3, 8)]),
     "without values": lambda: torch.empty(4, 8, device="meta"),
     "complex": lambda: torch.zeros(4, 8, dtype=torch.complex64),
     "int64": lambda: torch.zeros(4, 8, dtype=torch.int64),
@@ -167,7 +168,7 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*[Qq]uantize|.*Sparse CSR")
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantize|.*Sparse CSR|.*nested tensors")
 @pytest.mark.parametrize("kind", UNUSABLE)
 @pytest.mark.parametrize("in_a_file", [True, False])
 def test_tensors_that_are_no_prompts_are_named(kind, in_a_file, tmp_path):
@@ -184,6 +185,14 @@ def test_tensors_that_are_not_needed_may_be_anything(tmp_path):
     state = {"ctx": torch.randn(4, 8), "other": torch.eye(4).to_sparse(), "count": torch.tensor(3)}
     torch.save(state, tmp_path / "model.pth")
     assert len(converted(tmp_path / "model.pth", tmp_path / "adapter")) == 1
+
+
+def test_tensors_that_share_their_numbers_take_no_more_than_the_file_holds(tmp_path):
+    numbers = torch.randn(64, 512)
+    deep = {f"image_encoder.transformer.resblocks.{layer}.VPT_shallow": numbers for layer in range(1, 400)}
+    torch.save({"image_encoder.VPT": numbers} | deep, tmp_path / "model.pth")
+    with pytest.raises(AdapterMismatchError, match="VPT_shallow.*share their numbers.*far more than the file holds"):
+        converted(tmp_path / "model.pth", tmp_path / "adapter", "vpt-clip")
 
 
 @pytest.mark.parametrize("content", [None, [1], torch.zeros(4, 8), {1: torch.zeros(4, 8)}, 5], ids=str)

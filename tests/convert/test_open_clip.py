@@ -1,22 +1,25 @@
 """CLIPs in the files of openai/CLIP and open_clip: all layouts give the same model, and what is none of them is refused."""
 
 import json
+import random
+import sys
 import types
 
 import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig
 from peft_vprompt.convert import convert_clip
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
-from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel, load_open_clip
-from peft_vprompt.models.open_clip import from_state_dict, open_clip_image_processor
-from tests.support.backbones import RESNET_CLIP, shake
+from peft_vprompt.models import ResNetCLIPModel, load_open_clip
+from peft_vprompt.models.open_clip import from_state_dict, load_bridged, open_clip_image_processor
+from peft_vprompt.utils.checkpoint_state import CheckpointState
 from tests.support.command_line import QUICK, train, vprompt
-from tests.support.models import CLASS_NAMES, TEXT, VISION, VOCABULARY_SIZE, images, tiny_tokenizer
+from tests.support.models import CLASS_NAMES, VOCABULARY_SIZE, images, tiny_tokenizer
+from tests.support.open_clip import build, published
 
 
 #: Sizes of the tiny models in open_clip's words; heads of 16 (text), 16 (ResNet) and 12 (ViT) numbers.
@@ -25,57 +28,6 @@ SAID = {
     "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 16, "patch_size": None},
     "vit": {"image_size": 32, "layers": 3, "width": 24, "head_width": 12, "patch_size": 8, "mlp_ratio": 2.0},
 }
-
-
-def build(kind):
-    text = TEXT | {"vocab_size": VOCABULARY_SIZE, "projection_dim": 16, "pad_token_id": 0}
-    text |= {"bos_token_id": VOCABULARY_SIZE - 2, "eos_token_id": VOCABULARY_SIZE - 1}
-    torch.manual_seed(0)
-    if kind == "resnet":
-        return shake(ResNetCLIPModel(ResNetCLIPConfig(text, RESNET_CLIP | {"projection_dim": 16})).eval())
-    return shake(CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)).eval())
-
-
-def published(model) -> dict[str, torch.Tensor]:
-    """The tensors by openai/CLIP's names."""
-    own, state = model.state_dict(), {}
-    single = {
-        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-        "text_model.embeddings.position_embedding.weight": "positional_embedding",
-        "vision_model.embeddings.class_embedding": "visual.class_embedding",
-        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    }
-    parts = {
-        "out_proj": "attn.out_proj",
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "fc1": "mlp.c_fc",
-        "fc2": "mlp.c_proj",
-    }
-    ends = {"final_layer_norm": "ln_final", "pre_layrnorm": "visual.ln_pre", "post_layernorm": "visual.ln_post"}
-    for name, value in own.items():
-        *path, part, kind = name.split(".") if "." in name else ("", name, "")
-        root = "transformer" if path[:1] == ["text_model"] else "visual.transformer"
-        block = f"{root}.resblocks.{path[3]}" if "layers" in path else ""
-        if name.endswith("position_ids"):
-            continue
-        if name in single:
-            state[single[name]] = value
-        elif name in ("text_projection.weight", "visual_projection.weight"):
-            state["text_projection" if name.startswith("text") else "visual.proj"] = value.t().contiguous()
-        elif part in ("k_proj", "v_proj") and block:
-            continue
-        elif part == "q_proj" and block:
-            rest = (own[name.replace("q_proj", other)] for other in ("k_proj", "v_proj"))
-            state[f"{block}.attn.in_proj_{kind}"] = torch.cat([value, *rest])
-        elif block:
-            state[f"{block}.{parts[part]}.{kind}"] = value
-        elif part in ends:
-            state[f"{ends[part]}.{kind}"] = value
-        else:
-            state[name.replace("vision_model.", "visual.", 1)] = value
-    return state
 
 
 def custom(state) -> dict[str, torch.Tensor]:
@@ -213,6 +165,94 @@ def test_tensors_that_are_no_clip(change, match, tmp_path):
     torch.save(change(published(build("vit"))), tmp_path / "model.pt")
     with pytest.raises(UnsupportedModelError, match=match):
         load_open_clip(tmp_path / "model.pt")
+
+
+ODD = {
+    "a number": lambda tensor: torch.zeros(()),
+    "one dimension more": lambda tensor: tensor[None],
+    "one dimension": lambda tensor: tensor.flatten(),
+    "another row": lambda tensor: torch.cat([tensor, tensor[:1]]) if tensor.ndim else tensor[None, None],
+    "nothing": lambda tensor: torch.zeros(0, 4),
+    "integers": lambda tensor: tensor.long(),
+    "sparse": lambda tensor: tensor.to_sparse() if tensor.ndim else tensor.bool(),
+    "NaN": lambda tensor: tensor * float("nan"),
+}
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_any_odd_tensor_is_refused_by_name_or_of_no_matter(kind):
+    state = published(build(kind))
+    names = [name for name in state if not name.endswith("num_batches_tracked")]
+    drawn = random.Random(0)
+    for _ in range(80):
+        name, odd = drawn.choice(names), drawn.choice(list(ODD))
+        try:
+            from_state_dict(CheckpointState(state | {name: ODD[odd](state[name])}))
+        except (UnsupportedModelError, AdapterMismatchError) as refused:
+            *_, module, last = ("", "", *name.split("."))
+            said = str(refused)
+            assert name in said or any(word in said for word in ("of another shape", module, last)), (name, odd, said)
+
+
+@pytest.mark.parametrize("number", ["1000000000", "9" * 5000, "x", "-1"])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_layers_with_gaps_are_refused_at_once(kind, number):
+    state = published(build(kind))
+    place = "visual.layer1" if kind == "resnet" else "visual.transformer.resblocks"
+    with pytest.raises(UnsupportedModelError, match=rf"layers {place}.0, .* without gaps. Received .*{number[:9]}"):
+        from_state_dict(state | {f"{place}.{number}.ln_1.weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("quick_gelu", 5), ("vision_cfg", 5), ("text_cfg", None), ("text_cfg.heads", 0), ("text_cfg.width", "x")),
+        *(("vision_cfg.head_width", 0), ("vision_cfg.image_size", "224"), ("vision_cfg.image_size", 10**9)),
+        *(("vision_cfg.layers", 10**9), ("preprocess_cfg", 5), ("preprocess_cfg.mean", ["a"])),
+        *(("preprocess_cfg.std", [0, 1, 1]), ("preprocess_cfg.interpolation", 5), ("model_cfg", [])),
+    ],
+)
+def test_what_a_configuration_says_is_of_its_type(place, value, folder):
+    path = folder("vit")
+    said = json.loads((path / "open_clip_config.json").read_text())
+    top = said if place.startswith(("preprocess", "model_cfg")) else said["model_cfg"]
+    *inside, name = place.split(".")
+    (top[inside[0]] if inside else top)[name] = value
+    (path / "open_clip_config.json").write_text(json.dumps(said))
+    with pytest.raises(UnsupportedModelError, match=rf"open_clip_config.json.*(Expected|says).*({name}|JSON object)"):
+        convert_clip(path, path / "out")
+    assert not (path / "out").exists()
+
+
+def test_nothing_is_fetched_for_a_bridged_model(monkeypatch):
+    given = {}
+
+    def build_theirs(**options):
+        given.update(options)
+        raise NotImplementedError
+
+    monkeypatch.setitem(sys.modules, "open_clip", types.SimpleNamespace(CustomTextCLIP=build_theirs))
+    said = {"embed_dim": 16, "vision_cfg": {"timm_model_name": "vit", "timm_model_pretrained": True}, "text_cfg": {}}
+    with pytest.raises(NotImplementedError):
+        load_bridged(said, published(build("vit")))
+    assert given["vision_cfg"]["timm_model_pretrained"] is False
+    said["vision_cfg"]["timm_model_name"] = "hf-hub:somebody/model"
+    with pytest.raises(UnsupportedModelError, match="'hf-hub:somebody/model', which is fetched"):
+        load_bridged(said, published(build("vit")))
+    with pytest.raises(UnsupportedModelError, match="embed_dim and vision_cfg"):
+        load_bridged({}, published(build("vit")))
+
+
+def test_another_model_in_the_folder_is_kept_with_a_word(folder, tmp_path):
+    path = folder("vit")
+    convert_clip(path, tmp_path / "out")
+    before = (tmp_path / "out" / "config.json").read_bytes()
+    convert_clip(path, tmp_path / "out")  # the same one, without a word
+    torch.save(published(build("resnet")), tmp_path / "RN.pt")
+    with pytest.warns(UserWarning, match="holds an adapter, a model, .* They are now in"):
+        convert_clip(tmp_path / "RN.pt", tmp_path / "out")
+    (kept,) = (tmp_path / "out" / "previous").iterdir()
+    assert (kept / "config.json").read_bytes() == before and (kept / "model.safetensors").is_file()
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -108,7 +108,7 @@ class TestClasses:
         ("names", "base", "novel"), [("abcd", "ab", "cd"), ("abcde", "abc", "de"), ("ab", "a", "b")]
     )
     def test_base_is_the_first_half_rounded_up(self, names, base, novel):
-        assert base_novel_split(names) == (list(base), list(novel))
+        assert base_novel_split(list(names)) == (list(base), list(novel))
 
     def test_one_class_has_no_novel_half(self):
         with pytest.raises(ValueError, match="needs at least 2 classes"):

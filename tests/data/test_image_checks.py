@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,12 @@ def test_damage_in_the_midst_is_found_by_decoding():
 )
 def test_no_images(content, expected):
     assert problem(content) == expected
+
+
+def test_an_image_that_claims_to_be_huge_is_named():
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    claim = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    assert problem(claim + encoded("PNG")[33:]) == "too large to be decoded safely"
 
 
 def test_values_that_are_not_finite_are_found_by_decoding():

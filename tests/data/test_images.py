@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.data.images import to_rgb
@@ -150,9 +151,8 @@ def test_an_animation_is_its_first_frame(tmp_path):
 
 
 def test_a_pixel_of_a_16_bit_photo_is_not_cut_off():
-    transform = EvalTransform(
-        lambda images, return_tensors: {"pixel_values": np.stack([np.asarray(i) for i in images])}
-    )
+    size = {"height": RAMP.shape[0], "width": RAMP.shape[1]}
+    transform = EvalTransform(CLIPImageProcessorPil(do_resize=False, do_center_crop=False, size=size))
     batch = transform({"image": [grey(RAMP * 60000, np.uint16)]})
     assert len(np.unique(batch["pixel_values"])) > 200
 

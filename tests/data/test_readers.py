@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,7 +12,9 @@ from datasets import Dataset, DatasetDict
 
 from peft_vprompt.data import DataOptions, load_images, readers
 from peft_vprompt.data.options import describe, described, portable
+from peft_vprompt.errors import CannotWriteError
 from tests.support.labelled_images import paths_and_names, picture, write_folder
+from tests.support.saved_models import save_colours
 
 
 @pytest.fixture
@@ -192,6 +195,49 @@ class TestArchives:
         archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in", base)
         for _ in range(2):
             assert checked(read(archive))
+
+    def test_another_zip_of_the_same_size_and_time_is_unpacked_anew(self, tmp_path):
+        names = {}
+        for kind in ("owl", "elk"):
+            write_folder(tmp_path / kind, {kind: 4, "cat": 4})
+            archive = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / kind))
+            os.utime(archive, (1, 1))
+            names[kind] = (read(archive)["train"].features["label"].names, archive.stat().st_size)
+        assert names["owl"] == (["cat", "owl"], names["elk"][1]) and names["elk"][0] == ["cat", "elk"]
+
+    @pytest.mark.parametrize(("bit", "said"), [(1, "password required"), (1 << 5, "compressed patched data|patched")])
+    def test_a_zip_that_cannot_be_unpacked_is_named(self, tmp_path, bit, said):
+        write_folder(tmp_path / "in", {"a": 3, "b": 3})
+        path = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in"))
+        content = bytearray(path.read_bytes())
+        for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # flags of an entry, twice
+            start = content.find(mark)
+            while start >= 0:
+                content[start + place] |= bit
+                start = content.find(mark, start + 1)
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"Cannot unpack .*photos.zip.*({said})"):
+            read(path)
+        assert not any((tmp_path / "cache").rglob("*.png"))
+
+    @pytest.mark.parametrize("kind", ["zip", "gztar"])
+    def test_an_archive_out_of_proportion_is_not_unpacked(self, kind, tmp_path, monkeypatch):
+        monkeypatch.setattr(readers, "_UNPACKED_MORE", 1000)
+        write_folder(tmp_path / "in", {"a": 3, "b": 3})
+        (tmp_path / "in" / "a" / "bomb.txt").write_bytes(bytes(10**6))
+        archive = shutil.make_archive(str(tmp_path / "photos"), kind, tmp_path / "in")
+        with pytest.raises(ValueError, match=r"photos.* bytes, which holds 1,00\d,\d+. Unpack it yourself"):
+            read(archive)
+        assert not any((tmp_path / "cache").rglob("bomb.txt"))
+
+    def test_a_cache_that_cannot_be_written_is_named(self, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+        write_folder(tmp_path / "in", {"a": 3, "b": 3})
+        archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in")
+        for data in (archive, save_colours(tmp_path / "colours.parquet")):
+            with pytest.raises(CannotWriteError, match="Cannot write '.*file/cache.*set HF_DATASETS_CACHE to another"):
+                read(data, label_column="colour")
 
     def test_a_zip_of_splits(self, tmp_path):
         write_folder(tmp_path / "in", {"train/a": 3, "train/b": 3})

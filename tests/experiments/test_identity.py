@@ -198,7 +198,7 @@ class TestRuns:
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(b"foreign")
         (folder / RESULTS).write_text("no JSON")
-        with pytest.warns(UserWarning, match="holds an adapter, a card or results of something else"):
+        with pytest.warns(UserWarning, match="holds an adapter, a model, a card or results of something else"):
             self.run(base, images, folder)
         (kept,) = (folder / PREVIOUS).iterdir()
         assert (kept / "adapter_model.safetensors").read_bytes() == b"foreign"

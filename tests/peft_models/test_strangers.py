@@ -5,6 +5,8 @@ import resource
 import subprocess
 import sys
 import time
+import types
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from peft_vprompt import (
     SideTuningConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.convert import convert_clip
 from peft_vprompt.convert.checkpoint import load_base_model
 from peft_vprompt.core.tokenization import find_tokenizer
 from peft_vprompt.errors import TokenizerNotFoundError
@@ -31,6 +34,7 @@ from peft_vprompt.experiments.models import load_base
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
 from peft_vprompt.experiments.results import read_results, require_local_data
 from peft_vprompt.utils.hub import split_revision
+from peft_vprompt.utils.io import PENDING
 from tests.support.command_line import vprompt
 from tests.support.models import CLASS_NAMES, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -264,6 +268,15 @@ def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(tmp_path):
     assert "names the base model them/model and the tokenizer them/tokenizer" in said
 
 
+def test_what_an_adapter_names_is_no_command_to_the_terminal(tmp_path):
+    ContextOptConfig(base_model_name_or_path="a\x1b[2J[red]b\x07").save_pretrained(tmp_path)
+    results = GOOD | {"settings": {"model": "x"}, "classes": {"all": ["\x1b]0;title\x9c"]}, "data": None}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    said = vprompt("evaluate", "--adapter", tmp_path, code=2)
+    assert r"names the base model a\x1b[2J[red]b\x07" in said
+    assert not {"\x1b", "\x07", "\x9c"} & set(said)
+
+
 # ---- revisions ---------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +303,53 @@ def test_a_revision_is_asked_for_and_recorded(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="me/model"):
         load_base("me/model@v1")
     assert asked == [("me/model", "v1")]
+    asked.clear()
+    monkeypatch.setattr("peft_vprompt.core.tokenization.AutoTokenizer.from_pretrained", classmethod(note))
+    with pytest.raises(TokenizerNotFoundError):
+        find_tokenizer("me/words@v2", "me/model", base_model_revision="v1")
+    assert asked == [("me/words", "v2"), ("me/model", "v1")]
+    asked.clear()
+    monkeypatch.setattr("peft_vprompt.convert.clip.load_open_clip", lambda *args, **options: types.SimpleNamespace())
+    with pytest.raises(AttributeError):  # it goes on without a tokenizer, to the stand-in for a model
+        convert_clip("me/clip@v3", tmp_path)
+    assert asked == [("me/clip", "v3")]
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "by a link", "a link to a folder", "no list"])
+def test_a_saving_that_a_stranger_left_half_done_changes_nothing_outside(how, tmp_path):
+    adapter, outside = tmp_path / "adapter", tmp_path / "outside"
+    get_peft_model(tiny_clip(), ClassHeadConfig(**N)).save_pretrained(adapter)
+    outside.mkdir()
+    (outside / "kept").write_text("mine")
+    pending = adapter / PENDING
+    if how == "a link to a folder":
+        pending.symlink_to(outside)
+    else:
+        pending.mkdir()
+        removed = {"absolute": [str(outside / "kept")], "above": ["../outside/kept"], "no list": {"a": 1}}
+        (pending / ".removed").write_text(json.dumps(removed.get(how, [])))
+    if how == "by a link":
+        (adapter / "inside").symlink_to(outside)
+        (pending / "inside").mkdir()
+        (pending / "inside" / "kept").write_text("theirs")
+    for load in (
+        lambda: PeftModel.from_pretrained(tiny_clip(), str(adapter)),
+        lambda: get_peft_model(tiny_clip(), ClassHeadConfig(**N)).save_pretrained(adapter),
+    ):
+        with suppress(ValueError, OSError):
+            load()
+        assert (outside / "kept").read_text() == "mine" and len(list(outside.iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"model": 5}', '{"added_tokens": {"a": 1}, "model_max_length": "x"}', "[" * 9999]
+)
+def test_a_damaged_tokenizer_is_none(file, content, tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with suppress(TokenizerNotFoundError):
+        find_tokenizer(str(tmp_path), None)
 
 
 # ---- pseudo-labels -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_vprompt import AutoPeftModelForImageClassification, ClassHeadConfig
 from peft_vprompt.errors import AdapterMismatchError, CannotWriteError
-from peft_vprompt.utils.io import PENDING, finish_saving
+from peft_vprompt.utils.io import PENDING, atomic_files, finish_saving
 from tests.support.kills import every_kill
 from tests.support.models import CONFIGS, tiny_clip
 
@@ -163,4 +164,9 @@ def test_a_full_disk_is_one_error_and_changes_nothing(error, made, tmp_path, mon
     with pytest.raises(CannotWriteError, match="^Cannot write '.*': .*What was there before stays") as caught:
         made(NEW, 2.0).save_pretrained(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    with (
+        pytest.raises(CannotWriteError, match=re.escape(f"Cannot write '{tmp_path}': ")),
+        atomic_files(tmp_path) as new,
+    ):
+        made(NEW, 2.0).save_pretrained(new)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

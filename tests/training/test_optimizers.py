@@ -255,6 +255,7 @@ class TestRecipe:
     def test_crops_are_those_of_the_transform(self):
         class Processor:
             size = {"height": SIZE, "width": SIZE}
+            __call__ = to_dict = None
 
         for crop in typing.get_args(typing.get_type_hints(Recipe)["crop"]):
             TrainTransform(Processor(), crop, SGD.override(crop=crop).crop_scale)

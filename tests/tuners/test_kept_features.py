@@ -7,7 +7,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_vprompt.tuners.base.feature_cache import FeatureCache
 from peft_vprompt.tuners.base.module_state import column_sums, digest, fixed_weights, state_of
@@ -130,6 +133,23 @@ def a_forward_of_a_class(model, rng):
     model.undo.append(lambda: setattr(nn.LayerNorm, "forward", original))
 
 
+def a_function_of_torch(model, rng):
+    original = functional.layer_norm
+    functional.layer_norm = lambda hidden, *args: original(hidden, *args) * 0.5
+    model.undo.append(lambda: setattr(functional, "layer_norm", original))
+
+
+def a_function_of_attention(model, rng):
+    name = model.get_base_model().config.text_config._attn_implementation
+    original = ALL_ATTENTION_FUNCTIONS[name]
+
+    def halved(*args, **kwargs):
+        return halve(None, None, original(*args, **kwargs))
+
+    AttentionInterface.register(name, halved)
+    model.undo.append(lambda: AttentionInterface.register(name, original))
+
+
 class Swapped(nn.Module):
     """A part of the user's that depends on what nobody sees."""
 
@@ -151,9 +171,16 @@ def a_part_of_the_users(model, rng):
     model.undo.append(lambda: setattr(part, "mlp", inner))
 
 
-def a_part_of_the_same_kind(model, rng):
+def feed_forward(model, rng):
+    """The MLP of a layer, inside of what the user has put around it."""
     mlp = layer(model, rng).mlp
-    mlp = getattr(mlp, "inner", mlp)
+    while isinstance(mlp, Swapped):
+        mlp = mlp.inner
+    return mlp
+
+
+def a_part_of_the_same_kind(model, rng):
+    mlp = feed_forward(model, rng)
     linear = nn.Linear(mlp.fc1.in_features, mlp.fc1.out_features).requires_grad_(False)
     mlp.fc1 = linear.to(mlp.fc1.weight.dtype)
 
@@ -164,8 +191,7 @@ class Scaled(nn.Module):
 
 
 def a_parametrization(model, rng):
-    mlp = layer(model, rng).mlp
-    part = getattr(mlp, "inner", mlp).fc2
+    part = feed_forward(model, rng).fc2
     Swapped.factor[0] = rng.random()
     parametrize.register_parametrization(part, "weight", Scaled())
     model.undo.append(
@@ -225,7 +251,7 @@ EDITS = [
     *(data_of_a_tensor, data_turned_round, data_of_a_row, data_of_two_rows, data_of_one_number),
     *(numpy_of_one_number, numpy_of_a_tensor, new_data, a_write_that_is_counted, a_write_under_inference_mode),
     *(a_state_dict_is_written_to, weights_are_loaded, an_attribute, a_hook, a_pre_hook_on_all_modules, a_forward),
-    a_forward_of_a_class,
+    *(a_forward_of_a_class, a_function_of_torch, a_function_of_attention),
     *(a_part_of_the_users, a_part_of_the_same_kind, a_parametrization, gradients_are_switched, the_precision),
     *(the_classes, the_template, the_tokenizer, an_adapter, a_lora_inside, a_pass_on_the_meta_device),
     *[everything_is_undone] * 9,

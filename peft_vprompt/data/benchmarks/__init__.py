@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 
+from ...utils.arguments import typed
 from ...utils.validation import shorten
 from ..class_names import class_label
 from ..few_shot import few_shot
@@ -41,6 +42,7 @@ TASKS: dict[str, Task] = {**TRANSFER_TASKS, **{task.full_name: task for task in 
 TRAINVAL = "trainval"
 
 
+@typed
 def find_tasks(name: str) -> list[Task]:
     """Return the task of that full name, or all tasks of a benchmark.
 
@@ -56,6 +58,7 @@ def find_tasks(name: str) -> list[Task]:
     return found
 
 
+@typed
 def find_task(name: str) -> Task:
     """Return the task of that full name.
 
@@ -68,11 +71,13 @@ def find_task(name: str) -> Task:
     return tasks[0]
 
 
+@typed
 def draw_of(benchmark: str | None) -> Callable[..., Dataset]:
     """Return how few shots are drawn from the images of a task, or from other images."""
     return few_shot if benchmark is None else find_task(benchmark).draw
 
 
+@typed
 def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None = None) -> DatasetDict:
     """Read the published splits of a task.
 
@@ -123,6 +128,7 @@ def with_trainval(splits: DatasetDict) -> DatasetDict:
     return DatasetDict(splits | {TRAINVAL: concatenate_datasets([splits["train"], splits["validation"]])})
 
 
+@typed
 def group_means(accuracies: Mapping[str, float]) -> dict[str, float]:
     """Return the means over the tasks of every group, as the papers report them, by `benchmark/group`.
 

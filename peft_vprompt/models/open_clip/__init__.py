@@ -62,7 +62,7 @@ def _options(said: dict[str, Any]) -> dict[str, Any]:
     size = vision.get("image_size")
     return {
         "quick_gelu": bool(model.get("quick_gelu", False)),
-        "text_head_size": text.get("width", 512) // text.get("heads", 8),
+        "text_head_size": max(1, text.get("width", 512) // text.get("heads", 8)),
         "vision_head_size": vision.get("head_width", 64),
         "image_size": size if isinstance(size, int) and not isinstance(vision.get("layers"), list) else None,
     }

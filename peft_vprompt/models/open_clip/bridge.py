@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import UnsupportedModelError
 from ...utils.validation import shorten
 from ..opaque_clip import OpaqueCLIPConfig, OpaqueCLIPModel
-from .files import check_config
+from .files import CONFIG_FILE, check_config
 from .layout import text_config, text_tensors
 
 
@@ -35,6 +35,7 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
             "Expected open_clip to run this model's image encoder. Install open_clip_torch, the extra [open_clip]."
         ) from error
     check_config(said, towers=("text_cfg",))
+    _require_known_build(said)
     if "logit_bias" in state:
         raise UnsupportedModelError(
             "Expected a model that was trained by the softmax over texts. Received one with a logit_bias. Use SiglipModel."
@@ -43,8 +44,9 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
     tensors, weights = text_tensors(state)
     width, heads = text.get("width", 512), text.get("heads", 8)
     activation = "quick_gelu" if said.get("quick_gelu") else "gelu"
-    fields = text_config(tensors, activation, width // heads)
-    towers = {"vision_cfg": dict(said["vision_cfg"]), "text_cfg": dict(text)}
+    fields = text_config(tensors, activation, max(1, width // heads))
+    # The weights are here: none are fetched.
+    towers = {"vision_cfg": {**said["vision_cfg"], "timm_model_pretrained": False}, "text_cfg": dict(text)}
     theirs: Any = open_clip.CustomTextCLIP(
         embed_dim=said["embed_dim"], quick_gelu=bool(said.get("quick_gelu")), **towers
     )
@@ -53,7 +55,11 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
         for name in state
         if name.startswith("visual.") and _floats(theirs, name)
     }
-    missing = [name for name in theirs.visual.load_state_dict(visual, strict=False).missing_keys if not _counts(name)]
+    try:
+        found = theirs.visual.load_state_dict(visual, strict=False)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"The tensors are of other shapes than {CONFIG_FILE} says: {error}.") from error
+    missing = [name for name in found.missing_keys if not _counts(name)]
     left = [name for name in state if not name.startswith("visual.") and name not in tensors.taken]
     if missing or left:
         raise UnsupportedModelError(
@@ -64,6 +70,18 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
     model = OpaqueCLIPModel(config, theirs.visual, image_size=size if isinstance(size, int) else None)
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _require_known_build(said: Mapping[str, Any]) -> None:
+    """Refuse a configuration without sizes, or whose image encoder is named by a place that timm would fetch it from."""
+    if missing := {"embed_dim", "vision_cfg"} - said.keys():
+        raise UnsupportedModelError(f"Expected {' and '.join(sorted(missing))} in {CONFIG_FILE}. Download it again.")
+    name = said["vision_cfg"].get("timm_model_name") or ""
+    if ":" in name:
+        raise UnsupportedModelError(
+            f"Expected vision_cfg.timm_model_name to be a build that timm has itself. Received: {name!r}, which is fetched "
+            "from elsewhere. Load the model by open_clip yourself."
+        )
 
 
 def _counts(name: str) -> bool:

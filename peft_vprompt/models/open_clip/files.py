@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.utils import cached_file
 
 from ...errors import UnsupportedModelError
+from ...utils.fields import check_values, shown
 from ...utils.io import read_json
 
+
+#: A number for each channel.
+Triple = tuple[float, float, float]
 
 #: What lies in a folder of open_clip, in the order in which it is looked for.
 CONFIG_FILE = "open_clip_config.json"
@@ -30,6 +35,46 @@ DEFAULT_TEXT |= {"final_ln_after_pool": False, "pool_type": "argmax", "proj_bias
 DEFAULT_TEXT |= {"pad_id": 0, "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None}
 #: What says how texts are split, and that alone.
 TOKENIZING = ("hf_tokenizer_name", "tokenizer_kwargs", "bos_id", "eos_id")
+
+
+@dataclass
+class Said:
+    """What `open_clip_config.json` says of a model, as far as it is read here; `check_said` holds it to these types."""
+
+    embed_dim: int = field(default=512, metadata={"min": 1})
+    quick_gelu: bool | None = False
+    vision_cfg: dict = field(default_factory=dict)
+    text_cfg: dict = field(default_factory=dict)
+
+
+@dataclass
+class SaidOfVision:
+    """Likewise of the image encoder."""
+
+    head_width: int = field(default=64, metadata={"min": 1})
+    image_size: int | list[int] | None = field(default=None, metadata={"min": 1})
+    layers: int | list[int] | None = field(default=None, metadata={"min": 1, "max": 1000})
+    width: int | None = field(default=None, metadata={"min": 1, "max": 100_000})
+    timm_model_name: str | None = None
+
+
+@dataclass
+class SaidOfText:
+    """Likewise of the text encoder."""
+
+    width: int = field(default=512, metadata={"min": 1})
+    heads: int = field(default=8, metadata={"min": 1})
+
+
+@dataclass
+class SaidOfImages:
+    """Likewise of the preprocessing."""
+
+    mean: Triple | float | None = None
+    std: Triple | float | None = field(default=None, metadata={"above": 0})
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
 
 #: What to do about a model that cannot be made one of transformers.
 REMEDY = (
@@ -97,12 +142,29 @@ def find_weights(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> str
     )
 
 
+def check_said(kind: type, said: Any) -> None:
+    """Refuse entries of `open_clip_config.json` of other types than those of the dataclass `kind`.
+
+    Raises:
+        UnsupportedModelError: names the entry.
+    """
+    try:
+        if not isinstance(said, dict):
+            raise ValueError(f"Expected a JSON object. Received: {shown(said)}.")
+        check_values(kind, said)
+    except ValueError as error:
+        raise UnsupportedModelError(f"Cannot read {CONFIG_FILE}. {error} Download it again.") from error
+
+
 def check_config(said: Mapping[str, Any], towers: tuple[str, ...] = ("vision_cfg", "text_cfg")) -> None:
     """Refuse what neither `CLIPModel` nor `ResNetCLIPModel` has.
 
     Raises:
-        UnsupportedModelError: names the tower and what is said of it.
+        UnsupportedModelError: names the tower and what is said of it; or the entries are of other types.
     """
+    check_said(Said, said)
+    check_said(SaidOfVision, said.get("vision_cfg", {}))
+    check_said(SaidOfText, said.get("text_cfg", {}))
     allowed = {"vision_cfg": (PLAIN_VISION, DEFAULT_VISION), "text_cfg": (PLAIN_TEXT, DEFAULT_TEXT)}
     for tower in towers:
         sizes, defaults = allowed[tower]
@@ -129,6 +191,7 @@ def open_clip_image_processor(name_or_path: str | os.PathLike, image_size: int, 
     folder = Path(name_or_path).parent if Path(name_or_path).is_file() else name_or_path
     file = find(folder, CONFIG_FILE, hub)
     said: dict[str, Any] = {} if file is None else _read_object(file).get("preprocess_cfg", {})
+    check_said(SaidOfImages, said)
     mode = said.get("resize_mode", "shortest")
     kinds = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
     kind = kinds.get(said.get("interpolation", "bicubic"))

@@ -8,7 +8,6 @@ Layouts: openai/CLIP `RN50.pt`, `ViT-B-32.pt` (scripted archives or state dicts)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,15 +77,16 @@ def from_state_dict(
     names = tensors.names
     resnet = "visual.attnpool.c_proj.weight" in names
     activation = "quick_gelu" if quick_gelu else "gelu"
+    if resnet:
+        config: Any = _resnet_config(tensors, activation, text_head_size, vision_head_size)
+        weights = _resnet(tensors)
+    else:
+        config = _vit_config(tensors, activation, text_head_size, vision_head_size, image_size)
+        weights = _transformer(tensors, "visual.transformer", "vision_model") | _single(tensors, VISION)
+    weights |= _text(tensors)  # each layer has its tensors before it is made
+    build: Any = ResNetCLIPModel if resnet else CLIPModel
     with torch.device("meta"):
-        if resnet:
-            model: Any = ResNetCLIPModel(_resnet_config(tensors, activation, text_head_size, vision_head_size))
-        else:
-            model = CLIPModel(_vit_config(tensors, activation, text_head_size, vision_head_size, image_size))
-    weights = _resnet(tensors) if resnet else {}
-    weights |= _text(tensors)
-    if not resnet:
-        weights |= _transformer(tensors, "visual.transformer", "vision_model") | _single(tensors, VISION)
+        model = build(config)
     if left := [name for name in names if name not in tensors.read and not name.endswith("num_batches_tracked")]:
         raise UnsupportedModelError(
             f"Expected the parts of a CLIP with a ViT or a ResNet. Received others: {shorten(left, 4)}. {REMEDY}."
@@ -98,7 +98,7 @@ def from_state_dict(
         raise UnsupportedModelError(
             f"Expected the tensors of a {type(model).__name__}. Received none, or of another shape: {shorten(wrong, 4)}. {REMEDY}."
         )
-    model = type(model)(model.config)
+    model = build(config)
     model.load_state_dict(weights, strict=False)
     return model.eval()
 
@@ -136,25 +136,60 @@ class _Named:
         self.read.add(name)
         return self.state[self.names[name]].detach().float()
 
-    def count(self, pattern: str) -> int:
-        """Return one more than the largest number at the group of `pattern` among the names, 0 without any."""
-        found = (re.match(pattern, name) for name in self.names)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
+    def sizes(self, name: str, rank: int) -> tuple[int, ...]:
+        """Return the shape of a tensor of `rank` dimensions.
+
+        Raises:
+            UnsupportedModelError: it has others, or is not there.
+        """
+        shape = tuple(self[name].shape)
+        if len(shape) != rank:
+            raise UnsupportedModelError(
+                f"Expected {name!r} to have {rank} dimensions. Received: shape {shape}. {REMEDY}."
+            )
+        return shape
+
+    def thirds(self, name: str) -> tuple[Tensor, ...]:
+        """Return the three equal parts of a tensor of queries, keys and values.
+
+        Raises:
+            UnsupportedModelError: it has no such parts, or is not there.
+        """
+        tensor = self[name]
+        if not tensor.ndim or len(tensor) % 3:
+            raise UnsupportedModelError(
+                f"Expected {name!r} to be queries, keys and values in one. Received: shape {tuple(tensor.shape)}. {REMEDY}."
+            )
+        return tensor.chunk(3)
+
+    def count(self, start: str) -> int:
+        """Return how many layers there are, whose names begin with `start` and their number.
+
+        Raises:
+            UnsupportedModelError: they do not count up from 0.
+        """
+        found = {name.removeprefix(start).partition(".")[0] for name in self.names if name.startswith(start)}
+        if odd := found - set(map(str, range(len(found)))):
+            raise UnsupportedModelError(
+                f"Expected the layers {start}0, {start}1, ... without gaps. Received {len(found)}, among them "
+                f"{shorten(sorted(name[:20] for name in odd), 4)}. {REMEDY}."
+            )
+        return len(found)
 
 
 def text_config(tensors: _Named, activation: str, head_size: int) -> dict:
     """Return the fields of a `CLIPTextConfig`, read off the tensors."""
-    vocabulary, width = tensors["token_embedding.weight"].shape
-    depth = tensors.count(r"transformer\.resblocks\.(\d+)\.")
+    vocabulary, width = tensors.sizes("token_embedding.weight", 2)
+    depth = tensors.count("transformer.resblocks.")
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "intermediate_size": tensors.sizes("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "num_hidden_layers": depth,
         "num_attention_heads": max(1, width // head_size),
-        "max_position_embeddings": len(tensors["positional_embedding"]),
+        "max_position_embeddings": tensors.sizes("positional_embedding", 2)[0],
         "hidden_act": activation,
-        "projection_dim": tensors["text_projection"].shape[1],
+        "projection_dim": tensors.sizes("text_projection", 2)[1],
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,  # both towers of software pool at the largest id
         "pad_token_id": 0,
@@ -162,14 +197,14 @@ def text_config(tensors: _Named, activation: str, head_size: int) -> dict:
 
 
 def _resnet_config(tensors: _Named, activation: str, text_head_size: int, vision_head_size: int) -> ResNetCLIPConfig:
-    depths = [tensors.count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    positions = len(tensors["visual.attnpool.positional_embedding"])
+    depths = [tensors.count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
+    positions = tensors.sizes("visual.attnpool.positional_embedding", 2)[0]
     vision = {
         "depths": depths,
-        "embedding_size": tensors["visual.conv3.weight"].shape[0],
-        "num_channels": tensors["visual.conv1.weight"].shape[1],
+        "embedding_size": tensors.sizes("visual.conv3.weight", 4)[0],
+        "num_channels": tensors.sizes("visual.conv1.weight", 4)[1],
         "image_size": 32 * round((positions - 1) ** 0.5),
-        "projection_dim": tensors["visual.attnpool.c_proj.weight"].shape[0],
+        "projection_dim": tensors.sizes("visual.attnpool.c_proj.weight", 2)[0],
         "attention_head_size": vision_head_size,
     }
     return ResNetCLIPConfig(text_config(tensors, activation, text_head_size), vision)
@@ -178,18 +213,18 @@ def _resnet_config(tensors: _Named, activation: str, text_head_size: int, vision
 def _vit_config(
     tensors: _Named, activation: str, text_head_size: int, vision_head_size: int, image_size: int | None
 ) -> CLIPConfig:
-    width, channels, patch, _ = tensors["visual.conv1.weight"].shape
-    grid = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
+    width, channels, patch, _ = tensors.sizes("visual.conv1.weight", 4)
+    grid = round((tensors.sizes("visual.positional_embedding", 2)[0] - 1) ** 0.5)
     vision = {
         "hidden_size": width,
-        "intermediate_size": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "num_hidden_layers": tensors.count(r"visual\.transformer\.resblocks\.(\d+)\."),
+        "intermediate_size": tensors.sizes("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+        "num_hidden_layers": tensors.count("visual.transformer.resblocks."),
         "num_attention_heads": max(1, width // vision_head_size),
         "num_channels": channels,
         "patch_size": patch,
         "image_size": image_size or grid * patch,
         "hidden_act": activation,
-        "projection_dim": tensors["visual.proj"].shape[1],
+        "projection_dim": tensors.sizes("visual.proj", 2)[1],
     }
     text = text_config(tensors, activation, text_head_size)
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=vision["projection_dim"])
@@ -208,12 +243,11 @@ def _single(tensors: _Named, table: dict[str, str]) -> dict[str, Tensor]:
 def _transformer(tensors: _Named, theirs: str, ours: str) -> dict[str, Tensor]:
     """Return the layers of a tower; queries, keys and values are one matrix in the files."""
     weights: dict[str, Tensor] = {}
-    for index in range(tensors.count(rf"{re.escape(theirs)}\.resblocks\.(\d+)\.")):
+    for index in range(tensors.count(f"{theirs}.resblocks.")):
         source = f"{theirs}.resblocks.{index}"
         target = f"{ours}.encoder.layers.{index}"
         for kind in ("weight", "bias"):
-            parts = tensors[f"{source}.attn.in_proj_{kind}"].chunk(3)
-            for letter, part in zip("qkv", parts, strict=True):
+            for letter, part in zip("qkv", tensors.thirds(f"{source}.attn.in_proj_{kind}"), strict=True):
                 weights[f"{target}.self_attn.{letter}_proj.{kind}"] = part.contiguous()
             for their, our in BLOCK.items():
                 weights[f"{target}.{our}.{kind}"] = tensors[f"{source}.{their}.{kind}"]

@@ -2,9 +2,11 @@
 
 What a version counter counts is not enough: libraries for averaged weights, LoRA tools and numpy views write into
 `parameter.data`, which moves none. So the contents of all parameters and buffers are read, to the last bit, and the modules'
-attributes, parts and classes are compared. On one core of an EPYC the text encoder of CLIP ViT-B/16 is compared in 25 ms
-(253 MB at 10 GB/s, the most that memory gives), a classification of one image takes 320 ms there and computing the features
-of 100 classes more than a second. Where nobody writes, `fixed_weights` makes do with addresses and version counters.
+attributes, parts and classes are compared, and the functions of `torch.nn.functional` and of transformers' attention, which
+somebody may have replaced; functions replaced elsewhere (`torch.matmul`) are not seen. On one core of an EPYC the text
+encoder of CLIP ViT-B/16 is compared in 25 ms (253 MB at 10 GB/s, the most that memory gives), a classification of one image
+takes 320 ms there and computing the features of 100 classes more than a second. Where nobody writes, `fixed_weights` makes
+do with addresses and version counters.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xxhash import xxh3_128
 
 from ...core.plain_modules import is_plain, parts
@@ -119,7 +123,7 @@ def state_of(
     if is_traced() or _has_any_global_hook():
         return None
     values = list(facts)
-    things = list(objects)
+    things = [*objects, *functional.__dict__.values(), *ALL_ATTENTION_FUNCTIONS.values()]
     tensors: list[Tensor | None] = []
     configs: dict[int, dict] = {}
     for part in (part for module in modules if module is not None for part in parts(module)):
