@@ -19,7 +19,7 @@ from peft_vprompt import (
 from peft_vprompt.backbones.image_size import set_image_size
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
-from peft_vprompt.models import OpaqueCLIPModel, ResNetCLIPConfig, ResNetCLIPModel
+from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
 from tests.support.backbones import find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
 
@@ -227,35 +227,6 @@ class TestAnyEncoder:
             UnsupportedModelError, match="nothing is known of its encoder Linear. Known are: CLIPTextModel"
         ):
             wrap(base=base)
-
-
-class TestTimm:
-    """timm imports torchvision, which is made for one build of torch: where that is not there, these are skipped."""
-
-    @pytest.fixture
-    def network(self):
-        pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
-        from transformers import TimmWrapperConfig, TimmWrapperModel
-
-        torch.manual_seed(0)
-        return TimmWrapperModel(TimmWrapperConfig(architecture="resnet18")).eval()
-
-    def test_beside_clips_text_encoder(self, network, wrap):
-        config = tiny("OpaqueCLIPModel").config
-        config.projection_dim = 512
-        model = wrap(base=OpaqueCLIPModel(config, network, image_size=32))
-        output = model.train()(pixel_values=images(), labels=labels())
-        output.loss.backward()
-        with torch.no_grad():
-            plain = torch.nn.functional.normalize(network(images()).pooler_output, dim=-1)
-        torch.testing.assert_close(model.encode_images(images()), plain)
-
-    def test_pixels_on_it_alone(self, network):
-        with pytest.raises(UnsupportedModelError, match="VPT does not work on TimmWrapperModel.*location='pad'"):
-            get_peft_model(network, VisualPromptConfig(num_virtual_tokens=2))
-        model = get_peft_model(network, VisualPromptConfig(num_virtual_tokens=2, location="pad"))
-        model.encode_images(torch.zeros(2, 3, 224, 224)).sum().backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 class TestTheModelItself:
