@@ -324,6 +324,19 @@ def test_siglip2_asks_for_the_shapes_of_images():
         model(pixel_values=inputs("Siglip2VisionModel")["pixel_values"])
 
 
+def test_aimv2_of_native_resolution_takes_any_size():
+    base = tiny("Aimv2VisionModel", is_native=True)
+    large = torch.randn(2, 3, 48, 40)
+    model = get_peft_model(base, VisualPromptConfig(**DEEP)).eval()
+    mine = numbers(model(pixel_values=large))
+    prompts, base = tokens(model).detach(), model.unload()
+    torch.testing.assert_close(mine, plain("Aimv2VisionModel", base, prompts, pixel_values=large))
+    with pytest.raises(
+        UnsupportedModelError, match="are pixels, and Aimv2VisionModel does not embed.*location='prepend'"
+    ):
+        get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2, location="pad"))
+
+
 def test_deit_with_two_heads_reads_both_special_tokens():
     model = tiny("DeiTForImageClassificationWithTeacher")
     encoder = model.deit

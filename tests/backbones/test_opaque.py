@@ -17,10 +17,11 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.backbones.image_size import set_image_size
+from peft_vprompt.backbones.supported import HEADS
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
-from tests.support.backbones import find_class, inputs, tiny
+from tests.support.backbones import OPAQUE_ENCODERS, find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
 
 
@@ -178,6 +179,26 @@ class TestPixels:
 @torch.no_grad()
 def plain_features(base):
     return torch.nn.functional.normalize(base.get_image_features(images()).pooler_output, dim=-1)
+
+
+@pytest.mark.parametrize("name", OPAQUE_ENCODERS)
+def test_pixels_on_a_convnet_alone(name, tmp_path):
+    plain = tiny(name)
+    with pytest.raises(UnsupportedModelError, match=f"VPT does not work on {name}.*Set location='pad'"):
+        get_peft_model(tiny(name), VisualPromptConfig(num_virtual_tokens=2, deep=True))
+    for location in ("pad", "below"):
+        model = get_peft_model(tiny(name), VisualPromptConfig(num_virtual_tokens=2, location=location))
+        if name in HEADS:
+            model(pixel_values=images(), labels=labels()).loss.backward()
+        else:
+            model.encode_images(images()).sum().backward()
+        assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+        model.eval().save_pretrained(tmp_path / location)
+        loaded = PeftModel.from_pretrained(tiny(name), str(tmp_path / location))
+        assert torch.equal(loaded.encode_images(images()), model.encode_images(images()))
+        answer = "logits" if name in HEADS else "pooler_output"
+        with torch.no_grad(), model.disable_adapter():
+            assert torch.equal(model(pixel_values=images())[answer], plain(pixel_values=images())[answer])
 
 
 class TestAnyEncoder:
