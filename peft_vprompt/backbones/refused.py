@@ -12,7 +12,7 @@ ENCODER = (
     "or an encoder of plain layers, such as ViTModel or Dinov2Model"
 )
 
-#: A ConvNet with a head: prompts that are pixels have a place there, but its class is not known.
+#: Why there is no place for tokens.
 CONVNET = "it is a ConvNet, which has no tokens that a prompt could stand beside"
 STAGES = "its stages merge tokens by their places in the image, and a prompt has none"
 
@@ -26,8 +26,10 @@ UNSUPPORTED: dict[str, str] = {
     "BlipModel": "no published weights hold its text encoder and its projections, which transformers makes anew at random. "
     + DUAL,
     "BlipForImageTextRetrieval": "it joins each image with each text in one encoder. " + DUAL,
-    "Blip2ForImageTextRetrieval": "an image is as many vectors as it has queries, of which the nearest counts. "
-    + DUAL,
+    **dict.fromkeys(
+        ("Blip2Model", "Blip2ForImageTextRetrieval"),
+        "an image is as many vectors as it has queries, of which the nearest counts. " + DUAL,
+    ),
     "FlavaModel": "its call gives no logits of images and texts, and its text encoder takes no vectors in the place of words. "
     + DUAL,
     **dict.fromkeys(

@@ -126,6 +126,7 @@ def test_models_that_are_refused_as_a_whole(name):
     assert name in str(error.value) and "Use " in str(error.value)
 
 
+@pytest.mark.skipif(not find_class("Tipsv2Model"), reason="the tables follow newer releases of transformers")
 def test_all_of_transformers_is_supported_or_refused_by_name():
     folder = Path(transformers.__file__).parent / "models"
     found = set(auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.values())
