@@ -113,6 +113,10 @@ class CLIPVisionView(CLIPLikeVisionView):
 class OwlViTVisionView(CLIPVisionView):
     """Image encoder of `OwlViTModel` and `Owlv2Model`: CLIP's, but for a name."""
 
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """Make `[CLS, patches]` with positions, [b, s, d]; the embeddings themselves take pixels in their own precision."""
+        return super().embed(pixel_values.to(self.reference_weight.dtype), interpolate_pos_encoding)
+
     def prepare(self, hidden: Tensor) -> Tensor:
         """Run `pre_layernorm` on [b, s, d]."""
         return self.module.pre_layernorm(hidden)

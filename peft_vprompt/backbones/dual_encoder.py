@@ -112,6 +112,18 @@ class ResNetCLIPDualEncoderView(DualEncoderView):
         return F.normalize(pooled, dim=-1) if normalize else pooled
 
 
+class GroupViTDualEncoderView(DualEncoderView):
+    """GroupViT: projections with a BatchNorm inside, which takes features as rows alone."""
+
+    def project_text(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project text features [..., d] to the joint space, L2-normalised or not: [..., e]."""
+        return super().project_text(pooled.flatten(0, -2), normalize).unflatten(0, pooled.shape[:-1])
+
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project image features [..., d] to the joint space, L2-normalised or not: [..., e]."""
+        return super().project_image(pooled.flatten(0, -2), normalize).unflatten(0, pooled.shape[:-1])
+
+
 class AlignDualEncoderView(ResNetCLIPDualEncoderView):
     """ALIGN: an EfficientNet that ends in the joint space, beside a BERT; it learned the temperature itself."""
 

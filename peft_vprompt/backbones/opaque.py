@@ -141,3 +141,19 @@ class ResNetCLIPVisionView(OpaqueVisionView):
     """`ResNetCLIPVisionModel`: CLIP's ResNet, whose attention pool has positions."""
 
     pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+class GroupViTVisionView(OpaqueVisionView):
+    """Image encoder of `GroupViTModel`, which resizes its positions, but has no option that says so."""
+
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    def encode(self, hidden: Tensor, *args, **kwargs) -> Any:
+        """Run the encoder on images of any size, or on what its first convolution would make of one: its own output."""
+        resize = {"interpolate_pos_encoding": True}
+        embeddings = self.module.embeddings
+        handle = embeddings.register_forward_pre_hook(lambda module, args, kwargs: (args, resize), with_kwargs=True)
+        try:
+            return super().encode(hidden, *args, **kwargs)
+        finally:
+            handle.remove()

@@ -19,12 +19,13 @@ from .dual_encoder import (
     AnyTwoDualEncoderView,
     BertDualEncoderView,
     DualEncoderView,
+    GroupViTDualEncoderView,
     ResNetCLIPDualEncoderView,
     SiglipDualEncoderView,
     Tipsv2DualEncoderView,
 )
 from .mae import MAEView
-from .opaque import OpaqueVisionView, ResNetCLIPVisionView
+from .opaque import GroupViTVisionView, OpaqueVisionView, ResNetCLIPVisionView
 from .refused import UNSUPPORTED
 from .siglip import Aimv2VisionView, Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
@@ -79,7 +80,8 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "IJepaModel": IJepaView,
     "ViTMSNModel": ViTMSNView,
     "ResNetCLIPVisionModel": ResNetCLIPVisionView,
-    **dict.fromkeys(("AlignVisionModel", "GroupViTVisionTransformer", "OpaqueTower"), OpaqueVisionView),
+    "GroupViTVisionTransformer": GroupViTVisionView,
+    **dict.fromkeys(("AlignVisionModel", "OpaqueTower"), OpaqueVisionView),
     **dict.fromkeys(("ConvNextModel", "ConvNextV2Model", "DINOv3ConvNextModel"), OpaqueVisionView),
     "TimmWrapperModel": TimmView,
 }
@@ -94,7 +96,7 @@ DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
     "VisionTextDualEncoderModel": AnyTwoDualEncoderView,
     **dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel"), ResNetCLIPDualEncoderView),
     "AlignModel": AlignDualEncoderView,
-    "GroupViTModel": DualEncoderView,
+    "GroupViTModel": GroupViTDualEncoderView,
 }
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.

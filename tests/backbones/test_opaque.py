@@ -21,7 +21,7 @@ from peft_vprompt.backbones.supported import HEADS
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
-from tests.support.backbones import OPAQUE_ENCODERS, find_class, inputs, tiny
+from tests.support.backbones import OPAQUE_ENCODERS, OPAQUE_MODELS, find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
 
 
@@ -43,6 +43,16 @@ def norms(model):
 
 class TestStatistics:
     """Norms of a frozen encoder stay as they are."""
+
+    def test_in_a_projection(self, wrap):
+        model = wrap(base=tiny("GroupViTModel").train())
+        base = model.get_base_model()
+        projections = [base.text_projection, base.visual_projection]
+        assert [norm.training for part in projections for norm in norms(part)] == [False, False]
+        before = {name: value.clone() for name, value in base.text_projection.named_buffers()}
+        model.train()(pixel_values=images(), labels=labels()).loss.backward()
+        assert not any(norm.training for part in projections for norm in norms(part))
+        assert all(torch.equal(value, before[name]) for name, value in base.text_projection.named_buffers())
 
     @pytest.mark.parametrize("kind", ["context", "lora"])
     def test_at_rest_while_something_else_is_trained(self, kind, wrap, tokenizer_path):
@@ -179,6 +189,14 @@ class TestPixels:
 @torch.no_grad()
 def plain_features(base):
     return torch.nn.functional.normalize(base.get_image_features(images()).pooler_output, dim=-1)
+
+
+@pytest.mark.parametrize("name", OPAQUE_MODELS)
+def test_pixels_beside_texts(name, wrap):
+    for location in ("pad", "below"):
+        model = wrap(VisualPromptConfig, base=tiny(name), num_virtual_tokens=2, location=location)
+        model(pixel_values=images(), labels=labels()).loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", OPAQUE_ENCODERS)

@@ -48,7 +48,8 @@ def folder(tmp_path):
         torch.manual_seed(0)
         classes = {"bert": (BertConfig, BertModel), "roberta": (RobertaConfig, RobertaModel)}
         config_class, model_class = classes[kind]
-        sizes = TEXT | {"vocab_size": VOCABULARY_SIZE, "num_hidden_layers": 2, "pad_token_id": 0}
+        sizes = TEXT | {"vocab_size": VOCABULARY_SIZE, "num_hidden_layers": 2, "max_position_embeddings": 120}
+        sizes["pad_token_id"] = tiny_tokenizer("bert").pad_token_id
         config = config_class(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         config.save_pretrained(tmp_path / "text")
         parts = {"mlp": [nn.Linear(32, 24, bias=False), nn.GELU(), nn.Linear(24, 16, bias=False)]}
@@ -144,6 +145,7 @@ def test_texts_by_clips_text_encoder(folder):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"change": lambda s: {n: v for n, v in s.items() if n != "logit_scale"}}, "Missing: logit_scale"),
         ({"pooler": "max_pooler"}, "of bert, pooled by max_pooler. Use a checkpoint"),
         ({"projection": "other"}, "hf_proj_type 'linear' or 'mlp'.*Received: 'other'"),
         ({"something": 1}, "text_cfg.something=1. Use a checkpoint"),

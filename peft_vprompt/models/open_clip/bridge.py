@@ -46,6 +46,10 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
         raise UnsupportedModelError(
             "Expected a model that was trained by the softmax over texts. Received one with a logit_bias. Use SiglipModel."
         )
+    if "logit_scale" not in state:
+        raise UnsupportedModelError(
+            "Expected the tensors of open_clip's model. Missing: logit_scale. Use the whole checkpoint."
+        )
     fields, parts, weights, taken = _text(said, state)
     theirs: Any = open_clip.CustomTextCLIP(
         embed_dim=said["embed_dim"],
