@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ class OpaqueCLIPConfig(PretrainedConfig):
         if not isinstance(text_config, PretrainedConfig):
             fields: dict[str, Any] = {"projection_dim": projection_dim} | (text_config or {})
             text_config = CLIPTextConfig(**fields)
-        self.text_config = text_config
+        # A copy: a model chooses an attention function for its config, and this one may be the text encoder's own.
+        self.text_config = copy.deepcopy(text_config)
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value
         super().__init__(**kwargs)

@@ -64,6 +64,8 @@ def folder(tmp_path):
         path.mkdir()
         text_said = {"hf_model_name": str(tmp_path / "text"), "hf_pooler_type": pooler, "hf_proj_type": projection}
         model = {"embed_dim": 16, "vision_cfg": {"timm_model_name": "small", "image_size": 32}}
+        if pooler == "absent":  # mean, through two layers
+            text_said = {"hf_model_name": text_said["hf_model_name"]}
         model["text_cfg"] = text_said | {"context_length": 64} | said
         (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
         save_file({n: v.clone() for n, v in change(state).items()}, path / "open_clip_model.safetensors")
@@ -83,6 +85,7 @@ TEXTS = [f"a photo of a {name}." for name in CLASS_NAMES]
         ("bert", "cls_pooler", "linear"),
         ("roberta", "mean_pooler", "mlp"),
         ("roberta", None, "linear"),  # mean, which open_clip takes for a RoBERTa
+        ("bert", "absent", "mlp"),
     ],
 )
 def test_texts_by_a_bert(kind, pooler, projection, folder, tmp_path):
@@ -95,7 +98,7 @@ def test_texts_by_a_bert(kind, pooler, projection, folder, tmp_path):
         pooled = output.last_hidden_state[:, 0]
         if pooler == "cls_pooler":
             pooled = output.pooler_output
-        elif kind == "roberta":
+        elif kind == "roberta" or pooler == "absent":
             kept = call["attention_mask"][..., None]
             pooled = (output.last_hidden_state * kept).sum(1) / kept.sum(1)
         expected = F.normalize(proj(pooled), dim=-1)

@@ -82,7 +82,7 @@ ALIGN = {
 GROUPVIT = {"depths": [1, 1], "num_group_tokens": [4, 2], "num_output_groups": [4, 2]}
 
 #: Likewise: a ConvNet of two stages.
-CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": IMAGE_SIZE}
+CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "image_size": IMAGE_SIZE}
 
 #: Models with both towers, whose image towers take prompts.
 DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name) and name not in OPAQUE]
@@ -122,7 +122,7 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     if name == "GroupViTModel":
         vision |= GROUPVIT
     if "ConvNext" in name:
-        vision = CONVNEXT
+        vision = CONVNEXT if name.startswith("DINOv3") else CONVNEXT | {"num_stages": 2}
     if name == "VisionTextDualEncoderModel":
         parts = {
             "vision_config": {"model_type": "vit"} | vision,

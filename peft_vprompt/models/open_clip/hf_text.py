@@ -13,7 +13,9 @@ from ...utils.validation import shorten
 from .files import CONFIG_FILE
 
 
-#: Model types of transformers that a text tower may be -> what open_clip pools by where its configuration does not say.
+#: What open_clip takes for what its configuration does not say.
+DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}
+#: Model types of transformers that a text tower may be -> what open_clip pools by where its configuration says null.
 POOLERS = {"bert": "cls_pooler", "roberta": "mean_pooler", "xlm-roberta": "mean_pooler"}
 #: What open_clip pools by -> whether the model's own pooler takes part, and whether tokens are averaged.
 POOLING = {
@@ -69,7 +71,7 @@ def hf_text(
             f"write the path of a folder with its config.json as text_cfg.hf_model_name into {CONFIG_FILE}."
         ) from error
     kind = config.model_type
-    pooler = said.get("hf_pooler_type") or POOLERS.get(kind, "")
+    pooler = said.get("hf_pooler_type", DEFAULTS["hf_pooler_type"]) or POOLERS.get(kind, "")
     if kind not in POOLERS or pooler not in POOLING:
         raise UnsupportedModelError(
             f"Expected a text encoder of {', '.join(POOLERS)}, pooled by {', '.join(POOLING)}. Received: {name!r}, of {kind}, pooled "
@@ -79,7 +81,7 @@ def hf_text(
     encoder = AutoModel.from_config(config, add_pooling_layer=own_pooler)
     if mean:
         encoder.config.text_pooling = "mean"
-    projection = _projection(said.get("hf_proj_type"), config.hidden_size, embed_dim, name)
+    projection = _projection(said.get("hf_proj_type", DEFAULTS["hf_proj_type"]), config.hidden_size, embed_dim, name)
     taken = _load(encoder, PREFIX, state) | _load(projection, "text.proj.", state)
     return encoder, projection, taken
 
