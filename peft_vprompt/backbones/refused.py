@@ -20,7 +20,7 @@ UNSUPPORTED: dict[str, str] = {
     "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
     "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
     "TimmWrapperForImageClassification": "timm's network and its head are one module, whose layers are not transformers'. "
-    "Use TimmWrapperModel beside CLIP's text encoder (peft_vprompt.models.OpaqueCLIPModel), or the same network's own class, "
+    "Use TimmWrapperModel, alone or beside CLIP's text encoder (peft_vprompt.models.OpaqueCLIPModel), or the same network's own class, "
     "such as ViTForImageClassification, Dinov2Model or BeitModel",
     # ---- images and texts ----
     "BlipModel": "no published weights hold its text encoder and its projections, which transformers makes anew at random. "

@@ -85,6 +85,26 @@ def test_class_prompts_equal_the_plain_computation(name, deep, wrap):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tune", ["context", "full"])
+@pytest.mark.parametrize("name", ["OwlViTModel", "Aimv2Model", "Tipsv2Model"])
+def test_what_starts_from_words_says_the_words(name, tune, wrap):
+    model = wrap(name, ContextOptConfig, tune=tune, prompt_init="text", prompt_init_text="a photo of a")
+    mine = model.encode_classes()
+    texts = tokenize(name, [f"a photo of a {class_name}." for class_name in CLASS_NAMES])
+    with torch.no_grad():
+        own = F.normalize(model.unload().get_text_features(**texts).pooler_output, dim=-1)
+    torch.testing.assert_close(mine, own, **CLOSE)
+
+
+def test_aimv2_reads_no_text_both_ways(wrap):
+    """transformers' own call does with sdpa, where no text of a batch is padded."""
+    model = wrap("Aimv2Model", VisualPromptConfig, class_names=["cat"], template="a {}.")
+    with torch.no_grad(), model.disable_adapter():
+        alone = model.encode_classes()
+        model.set_class_names(["cat", "sea lion"])
+        torch.testing.assert_close(alone, model.encode_classes()[:1], **CLOSE)
+
+
 @pytest.mark.parametrize("name", DUAL_MODELS)
 def test_zero_shot_is_the_models_own_call(name, wrap):
     model = wrap(name, VisualPromptConfig, template="a photo of a {}.")
