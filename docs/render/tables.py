@@ -56,7 +56,7 @@ from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
 from peft_vprompt.tuners.base.spec import Paper
 from tests.support import peft_behaviours
-from tests.support.backbones import DUAL_MODELS, OPAQUE_MODELS, VISION_MODELS, frame, tiny
+from tests.support.backbones import DUAL_MODELS, OPAQUE_ENCODERS, OPAQUE_MODELS, VISION_MODELS, frame, tiny
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 
 
@@ -160,6 +160,24 @@ CHECKPOINTS: dict[str, tuple[str, ...]] = {
     "VisionTextDualEncoderModel": ("clip-italian/clip-italian",),
     "ResNetCLIPModel": ("timm/resnet50_clip.openai",),
     "AlignModel": ("kakaobrain/align-base",),
+    "CLIPSegModel": ("CIDAS/clipseg-rd64-refined",),
+    "OwlViTModel": ("google/owlvit-base-patch32",),
+    "Owlv2Model": ("google/owlv2-base-patch16-ensemble",),
+    "Tipsv2Model": ("google/tipsv2-b14",),
+    "Aimv2Model": ("apple/aimv2-large-patch14-224-lit",),
+    "GroupViTModel": ("nvidia/groupvit-gcc-yfcc",),
+    "OpaqueCLIPModel": (
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        "laion/CLIP-ViT-B-32-xlm-roberta-base-laion5B-s13B-b90k",
+        "timm/PE-Core-B-16",
+    ),
+    "Aimv2VisionModel": ("apple/aimv2-large-patch14-native",),
+    "MLCDVisionModel": ("DeepGlint-AI/mlcd-vit-bigG-patch14-448",),
+    "RadioModel": ("nvidia/C-RADIOv4-H",),
+    "PixioModel": ("facebook/pixio-huge",),
+    "ConvNextModel": ("facebook/convnext-tiny-224",),
+    "ConvNextV2Model": ("facebook/convnextv2-tiny-1k-224",),
+    "DINOv3ConvNextModel": ("facebook/dinov3-convnext-tiny-pretrain-lvd1689m",),
     "ViTModel": ("google/vit-base-patch16-224",),
     "SwinModel": ("microsoft/swin-tiny-patch4-window7-224",),
     "Swinv2Model": ("microsoft/swinv2-tiny-patch4-window8-256",),
@@ -222,15 +240,16 @@ class Support:
             "| Image encoder | With a head | Prompts stand | One per token | Pixels | Read-only | For example |",
             "|---|---|---|---|---|---|---|",
         ]
-        for model in (name for name in ENCODERS if name in VISION_MODELS):
+        known = [*VISION_MODELS, *OPAQUE_ENCODERS]
+        for model in (name for name in ENCODERS if name in known):
             names = [f"{model.removesuffix(end)}ForImageClassification" for end in ("Model", "VisionModel")]
-            head = next((name for name in names if name in VISION_MODELS), None)
+            head = next((name for name in names if name in known), None)
             classes = [model, head] if head else [model]
             cells = []
             for variant in ("shallow", "added", "border", "read-only"):
                 refused = [self.reason(CONFIGS["visual_prompt"][variant], name) is not None for name in classes]
                 cells.append("–" if all(refused) else "✓")
-            if cells[0] == "–":
+            if cells[0] == "–" and model not in OPAQUE:
                 raise ValueError(f"{model} is listed as supported and refuses prompts.")
             shown = f"`{head}`" if head else ""
             examples = checkpoints(model)
@@ -248,6 +267,8 @@ def text_methods() -> str:
 
 def place(model: str) -> str:
     """Where prompts stand in an image encoder, from its view."""
+    if model in OPAQUE:
+        return "around the image"
     module = next(m for m in tiny(model).modules() if type(m).__name__ in ENCODER_VIEWS and hasattr(m, "embeddings"))
     tower = view(module)
     if isinstance(tower, SwinView):

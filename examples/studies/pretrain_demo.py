@@ -21,7 +21,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, get_cosine_schedule_with_warmup
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTokenizer,
+    PreTrainedModel,
+    get_cosine_schedule_with_warmup,
+)
 
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES
 from peft_vprompt.demo.task import TEMPLATE, demo_task
@@ -124,7 +129,7 @@ def make_collate(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> 
     return collate
 
 
-def make_optimizers(model: CLIPModel, options: Options) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: PreTrainedModel, options: Options) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices inside the transformer layers, AdamW for everything else.
 
     Raises:
@@ -150,7 +155,7 @@ def make_optimizers(model: CLIPModel, options: Options) -> list[torch.optim.Opti
     return [adamw, muon]
 
 
-def train(model: CLIPModel, batches: DataLoader, options: Options) -> Iterator[float]:
+def train(model: PreTrainedModel, batches: DataLoader, options: Options) -> Iterator[float]:
     """Train with CLIP's contrastive loss on `batches`; yields the loss after each step."""
     optimizers = make_optimizers(model, options)
     warmup = round(options.warmup_share * options.steps)
@@ -169,7 +174,7 @@ def train(model: CLIPModel, batches: DataLoader, options: Options) -> Iterator[f
 
 @torch.no_grad()
 def attribute_accuracy(
-    model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, count: int
+    model: PreTrainedModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, count: int
 ) -> dict[str, float]:
     """Zero-shot accuracy (percent) on `count` fresh scenes of the training world.
 
@@ -201,7 +206,9 @@ def attribute_accuracy(
 
 
 @torch.no_grad()
-def task_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> dict[str, float]:
+def task_accuracy(
+    model: PreTrainedModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil
+) -> dict[str, float]:
     """Zero-shot accuracy (percent) on the downstream task: each half of the classes told among its own names."""
     model.eval()
     test = demo_task("test")
@@ -241,14 +248,19 @@ never saw (`peft_vprompt.demo.demo_task`, caption "{template}"): {task}.
 
 
 def save(
-    folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, record: dict
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: CLIPTokenizer,
+    processor: CLIPImageProcessorPil,
+    record: dict,
+    template: str = README,
 ) -> None:
     """Write weights, tokenizer, processor, `training.json` and `README.md`; each file appears whole or not at all."""
     with atomic_files(folder) as scratch:
         for part in (model, tokenizer, processor):
             part.save_pretrained(scratch)
         options = record["options"]
-        readme = README.format(
+        readme = template.format(
             parameters=record["parameters"],
             size=IMAGE_SIZE,
             max_tokens=MAX_TOKENS,
@@ -268,13 +280,19 @@ def _listed(numbers: dict[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in numbers.items())
 
 
-def pretrain(options: Options, workers: int = 1, console: Console | None = None):
+def pretrain(
+    options: Options,
+    workers: int = 1,
+    console: Console | None = None,
+    build: Callable[[Options, CLIPTokenizer], PreTrainedModel] = build_model,
+):
     """Train tokenizer and model from nothing.
 
     Args:
         options: What decides the outcome.
         workers: Processes that draw pictures; the outcome does not depend on it.
         console: Where the progress bar goes.
+        build: Makes the model with random weights.
 
     Returns:
         Model, tokenizer, image processor and the record for `training.json`.
@@ -282,7 +300,7 @@ def pretrain(options: Options, workers: int = 1, console: Console | None = None)
     torch.manual_seed(options.seed)
     words = Stream(10_000, TOKENIZER_SEED)
     tokenizer = train_tokenizer([describe(*words.scene(index)) for index in range(len(words))], options.vocabulary)
-    processor, model = image_processor(), build_model(options, tokenizer)
+    processor, model = image_processor(), build(options, tokenizer)
     stream = Stream(options.steps * options.batch_size, options.seed, options.group_size, options.easy_share)
     batches = DataLoader(
         stream, options.batch_size, num_workers=workers, collate_fn=make_collate(tokenizer, processor)

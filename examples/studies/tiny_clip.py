@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from peft_vprompt.demo.drawing import IMAGE_SIZE
+from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
 
 
 if TYPE_CHECKING:
     from .pretrain_demo import Options
 
 MAX_TOKENS = 32
+RESNET_DEPTHS = [1, 2, 1]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -41,15 +43,19 @@ def train_tokenizer(captions: list[str], size: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def build_model(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A small CLIP with random weights, but image positions that start as sines and cosines of row and column."""
-    tower = {
+def tower_sizes(options: Options) -> dict[str, Any]:
+    """Width and heads of a transformer."""
+    return {
         "hidden_size": options.width,
         "intermediate_size": 4 * options.width,
         "num_attention_heads": options.width // 32,
         "hidden_act": "quick_gelu",
     }
-    text = {
+
+
+def text_sizes(options: Options, tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """Sizes of the text tower, and its special tokens."""
+    return tower_sizes(options) | {
         "num_hidden_layers": options.text_layers,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_TOKENS,
@@ -57,10 +63,21 @@ def build_model(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {"num_hidden_layers": options.layers, "image_size": IMAGE_SIZE, "patch_size": 8}
-    model = CLIPModel(
-        CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=options.projection)
-    )
+
+
+def build_resnet(options: Options, tokenizer: CLIPTokenizer) -> ResNetCLIPModel:
+    """A small CLIP with a ResNet of three stages, which leave a grid of 3x3 cells for the attention pool."""
+    vision = {"depths": RESNET_DEPTHS, "embedding_size": options.width // 8, "image_size": IMAGE_SIZE}
+    vision |= {"projection_dim": options.projection, "attention_head_size": 32}
+    text = text_sizes(options, tokenizer) | {"projection_dim": options.projection}
+    return ResNetCLIPModel(ResNetCLIPConfig(text, vision))
+
+
+def build_model(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A small CLIP with random weights, but image positions that start as sines and cosines of row and column."""
+    vision = tower_sizes(options) | {"num_hidden_layers": options.layers, "image_size": IMAGE_SIZE, "patch_size": 8}
+    text = text_sizes(options, tokenizer)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=options.projection))
     embeddings = model.vision_model.embeddings
     with torch.no_grad():
         embeddings.position_embedding.weight[1:] = 0.3 * _sine_positions(

@@ -40,6 +40,11 @@ class EncoderView(ABC):
     def __init__(self, module: nn.Module):
         self.module = module
 
+    @classmethod
+    def of(cls, module: nn.Module) -> EncoderView:
+        """Return the view of one module of this class; another where modules of the class differ."""
+        return cls(module)
+
     @property
     @abstractmethod
     def layers(self) -> Sequence[nn.Module]:
@@ -118,6 +123,7 @@ class VisionView(EncoderView):
         keeps_prompts: whether the prompts' rows stay in `last_hidden_state`. Where they do not, the model's own
             pooling and head see the rows they were made for, and no mean over patches contains a prompt.
         fixed_size: whether images of another size need `interpolate_pos_encoding`.
+        resizes_positions: whether the encoder takes that.
         embed_options: further keyword arguments of a call that `embed` and `layer_options` understand.
         pooled_rows: the rows that `pool` needs of the last layer, in a tower with `layer_parts`; None for all.
         head_rows: likewise the rows that a classification head reads; None where all may be.
@@ -131,6 +137,7 @@ class VisionView(EncoderView):
     prompts_first: bool
     keeps_prompts: bool = False
     fixed_size: bool = True
+    resizes_positions: bool = True
     embed_options: tuple[str, ...] = ()
     pooled_rows: slice | None = None
     head_rows: slice | None = None
@@ -270,9 +277,15 @@ class VisionView(EncoderView):
         """Refuse what is no batch of images, or of images the position embeddings do not fit.
 
         Raises:
-            TypeError: `pixel_values` are no tensor, or one of whole numbers: pixels that nobody has normalised.
+            TypeError: `pixel_values` are no tensor, or one of whole numbers: pixels that nobody has normalised; or an
+                `interpolate_pos_encoding` that the encoder does not take.
             ValueError: the shape does not fit, or there is no image.
         """
+        if interpolate_pos_encoding and not self.resizes_positions:
+            raise TypeError(
+                f"{type(self.module).__name__} does not take interpolate_pos_encoding. Leave it out, and resize the images with "
+                "the model's image processor."
+            )
         if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
             received = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
             raise TypeError(
@@ -294,10 +307,10 @@ class VisionView(EncoderView):
             raise ValueError(f"Expected at least one image. Received: pixel_values of shape {shape}.")
         size = tuple(shape[-2:])
         if self.fixed_size and size != self.image_size and not interpolate_pos_encoding:
+            other = ", or pass interpolate_pos_encoding=True" if self.resizes_positions else ""
             raise ValueError(
                 f"Expected images of {self.image_size[0]}x{self.image_size[1]} pixels. Received: pixel_values of shape "
-                f"{shape}. Resize them with the model's image processor, or pass "
-                "interpolate_pos_encoding=True."
+                f"{shape}. Resize them with the model's image processor{other}."
             )
 
 
@@ -369,26 +382,27 @@ class CausalTextView(TextView):
         """Normalise tokens [..., d] after the last layer."""
 
 
-class BidirectionalTextView(TextView):
-    """A text encoder whose tokens read each other: each class prompt is a row of its own.
+class PaddedTextView(TextView):
+    """A text encoder whose class prompts are rows of their own, padded: its tokens read each other, say.
 
     Attributes:
         fills_up: texts are padded to `max_positions`; else to the longest.
         reads_padding: padding is read like any token; else it is masked.
+        ends_texts: its tokenizer puts an end token behind each text.
     """
 
     fills_up: bool = False
     reads_padding: bool = False
+    ends_texts: bool = True
 
     def embed(self, vectors: Tensor) -> Tensor:
         """Make the first layer's input [c, l, d] from token vectors of the same shape."""
         return self.module.embeddings(inputs_embeds=vectors)
 
     def layer_mask(self, mask: Tensor, hidden: Tensor) -> Any:
-        """Make what the layers take for the mask [c, l] of real tokens; `hidden` is [c, l, d] or [b * c, l, d]."""
+        """Make what the layers take for the mask [c, l] of real tokens in `hidden` [c, l, d]."""
         if self.reads_padding:
             return None
-        mask = mask.repeat(hidden.shape[0] // mask.shape[0], 1)
         return create_bidirectional_mask(config=self.module.config, inputs_embeds=hidden, attention_mask=mask)
 
     def layer_arguments(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[tuple, dict]:
@@ -396,8 +410,11 @@ class BidirectionalTextView(TextView):
         return (mask,), {}
 
     @abstractmethod
-    def pool(self, hidden: Tensor) -> Tensor:
-        """Reduce the last layer's output [c, l, d] to the text's feature [c, e], as the model pools it."""
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Reduce the last layer's output [c, l, d] to the text's feature [c, e], as the model pools it.
+
+        `mask` [c, l] is True for real tokens.
+        """
 
     @abstractmethod
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:

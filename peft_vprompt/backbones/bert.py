@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import BidirectionalTextView
+from .base import PaddedTextView
 
 
-class ChineseCLIPTextView(BidirectionalTextView):
+class ChineseCLIPTextView(PaddedTextView):
     """`ChineseCLIPTextModel`, `AlignTextModel`: the text's feature is the last state of the class token in front."""
 
     parts = ("word_embeddings", "position_embeddings", "token_type_embeddings", "embeddings.LayerNorm", "encoder")
@@ -26,7 +26,7 @@ class ChineseCLIPTextView(BidirectionalTextView):
         """`nn.Embedding` over the vocabulary."""
         return self.module.embeddings.word_embeddings
 
-    def pool(self, hidden: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Take the class token's state out of [c, l, d]: [c, d]."""
         return hidden[:, 0]
 
@@ -36,17 +36,24 @@ class ChineseCLIPTextView(BidirectionalTextView):
 
 
 class BertTextView(ChineseCLIPTextView):
-    """`BertModel`: the class token's last state goes through the model's pooler."""
+    """`BertModel`: the class token's last state goes through the model's pooler, where it has one.
+
+    A config with `text_pooling="mean"` (open_clip's mean pooler) has the mean of the real tokens read.
+    """
 
     parts = (*ChineseCLIPTextView.parts, "pooler")
 
-    def pool(self, hidden: Tensor) -> Tensor:
-        """Run the pooler on [c, l, d]: [c, d]."""
-        return self.module.pooler(hidden)
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Run the pooler on [c, l, d], take the class token's state, or average: [c, d]."""
+        if getattr(self.module.config, "text_pooling", None) == "mean":
+            kept = mask.to(hidden.dtype).unsqueeze(-1)
+            return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
+        return hidden[:, 0] if self.module.pooler is None else self.module.pooler(hidden)
 
     def plain_features(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the pooled output [c, d] for ids and mask [c, l]."""
-        return self.module(input_ids=token_ids, attention_mask=mask.long()).pooler_output
+        output = self.module(input_ids=token_ids, attention_mask=mask.long())
+        return self.pool(output.last_hidden_state, mask)
 
 
 class RobertaTextView(BertTextView):
@@ -59,7 +66,7 @@ class RobertaTextView(BertTextView):
         return config.max_position_embeddings - config.pad_token_id - 1
 
 
-class AltCLIPTextView(BidirectionalTextView):
+class AltCLIPTextView(PaddedTextView):
     """`AltCLIPTextModel`: an XLM-RoBERTa whose class token goes through a norm and a linear map."""
 
     parts = ("roberta", "transformation", "pre_LN")
@@ -88,7 +95,7 @@ class AltCLIPTextView(BidirectionalTextView):
         """Make the first layer's input [c, l, d] from token vectors of the same shape."""
         return self.module.roberta.embeddings(inputs_embeds=vectors)
 
-    def pool(self, hidden: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Normalise and map the class token's state of [c, l, d]: [c, e]."""
         return self.module.transformation(self.module.pre_LN(hidden[:, 0]))
 

@@ -1,9 +1,10 @@
-"""CLIP and models built like it (MetaCLIP 2, the image side of Chinese-CLIP and AltCLIP)."""
+"""CLIP and models built like it: MetaCLIP 2, CLIPSeg, OWL-ViT, MLCD, the image side of Chinese-CLIP and AltCLIP."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -107,3 +108,46 @@ class CLIPVisionView(CLIPLikeVisionView):
         """Normalise the class token of [b, s, d]: it is the pooled output."""
         pooled = self.final_norm(hidden[:, 0, :])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class OwlViTVisionView(CLIPVisionView):
+    """Image encoder of `OwlViTModel` and `Owlv2Model`: CLIP's, but for a name."""
+
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **kwargs) -> Tensor:
+        """Make `[CLS, patches]` with positions, [b, s, d]; the embeddings themselves take pixels in their own precision."""
+        return super().embed(pixel_values.to(self.reference_weight.dtype), interpolate_pos_encoding)
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """Run `pre_layernorm` on [b, s, d]."""
+        return self.module.pre_layernorm(hidden)
+
+
+class MLCDView(CLIPVisionView):
+    """`MLCDVisionModel`: CLIP's layers, whose queries and keys are rotated by the place of the patch.
+
+    The class token has a learned rotation. Prompts are nowhere in the image, so they are not rotated.
+    """
+
+    no_read_only = "its attention rotates the rows of patches, which read-only prompts alone do not have"
+    layer_parts = None  # keys are rotated
+    patch_embedding = None  # its positions are rotations, made for the image that was handed over
+    fixed_size = False
+
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Make `[CLS, patches]`, [b, s, d]; positions are rotations."""
+        return self.module.embeddings(pixel_values)
+
+    def layer_options(self, pixel_values: Tensor, **kwargs) -> dict:
+        """Return the angles [1 + patches, head size] of the class token and the patches, as cosines and sines."""
+        rows, columns = (edge // self.patch_size for edge in pixel_values.shape[-2:])
+        places = torch.cartesian_prod(*(torch.arange(n, device=pixel_values.device) for n in (rows, columns)))
+        angles = tensor_of(self.module, "class_pos_emb").repeat(1, 2)
+        rotary = self.module.vision_rotary_embedding(angles, places.view(-1, 2))
+        own = (angles.cos(), angles.sin())
+        return {"rotations": [torch.cat(pair, dim=0) for pair in zip(own, rotary, strict=True)]}
+
+    def layer_arguments(self, hidden: Tensor, rotations: list[Tensor]) -> tuple[tuple, dict]:
+        """Return the rotations, with none for the prompts that follow the patches."""
+        room = (0, 0, 0, hidden.shape[1] - len(rotations[0]))
+        cos, sin = rotations
+        return (), {"position_embeddings": [F.pad(cos, room, value=1.0), F.pad(sin, room)]}

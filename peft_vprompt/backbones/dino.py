@@ -1,14 +1,17 @@
-"""DINOv2 (with registers or without) and DINOv3.
+"""DINOv2 (with registers or without), DINOv3, and what is built of DINOv2's layers: TIPSv2 and RADIO.
 
 Their position encodings fit images of any size, so no size is refused.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.insertion import insert
+from ..core.plain_modules import modeling_file
 from .layer_parts import DINO_PARTS, LayerParts
 from .vit import ViTLikeView
 
@@ -92,3 +95,49 @@ class DINOv3View(DINOView):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Run `norm` on [..., d]."""
         return self.module.norm(hidden)
+
+
+class Tipsv2VisionView(DINOView):
+    """`Tipsv2VisionModel`: DINOv2 with registers; its images are not normalised."""
+
+    pixel_mean, pixel_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    pooled_rows = slice(0, 1)
+
+
+class RadioView(DINOView):
+    """`RadioModel`: several class tokens and registers, no final norm; it normalises images itself.
+
+    The image's feature is the `summary`, some of the class tokens beside each other.
+    """
+
+    patch_embedding = None  # patches are cut, not convolved
+    pixel_mean, pixel_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The class tokens and the registers."""
+        return self.module.config.num_summary_tokens
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_projection.weight
+
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Make `[CLS, ..., registers, patches]` with positions, [b, s, d]."""
+        pixels = self.module.input_conditioner(pixel_values.to(self.reference_weight.dtype))
+        return self.module.embeddings(pixels)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Return the tokens as they are."""
+        return hidden
+
+    def summarize(self, tokens: Tensor) -> Tensor:
+        """Return the class tokens that make up the summary, [b, k * d] of [b, s, d]."""
+        return tokens[:, self.module.summary_idxs].flatten(1)
+
+    def finish(self, hidden: Tensor, **kwargs) -> Any:
+        """Make the model's own kind of output."""
+        return modeling_file(self.module).RadioModelOutput(
+            summary=self.summarize(hidden), features=hidden[:, self.num_prefix_tokens :], last_hidden_state=hidden
+        )

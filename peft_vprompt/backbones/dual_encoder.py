@@ -121,6 +121,18 @@ class ResNetCLIPDualEncoderView(DualEncoderView):
         return nn.Identity()
 
 
+class GroupViTDualEncoderView(DualEncoderView):
+    """GroupViT: projections with a BatchNorm inside, which takes features as rows alone."""
+
+    def project_text(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project text features [..., d] to the joint space, L2-normalised or not: [..., e]."""
+        return super().project_text(pooled.flatten(0, -2), normalize).unflatten(0, pooled.shape[:-1])
+
+    def project_image(self, pooled: Tensor, normalize: bool = True) -> Tensor:
+        """Project image features [..., d] to the joint space, L2-normalised or not: [..., e]."""
+        return super().project_image(pooled.flatten(0, -2), normalize).unflatten(0, pooled.shape[:-1])
+
+
 class AlignDualEncoderView(ResNetCLIPDualEncoderView):
     """ALIGN: an EfficientNet that ends in the joint space, beside a BERT; it learned the temperature itself."""
 
@@ -133,6 +145,35 @@ class AlignDualEncoderView(ResNetCLIPDualEncoderView):
     def logit_scale(self) -> Tensor:
         """One over the temperature."""
         return 1 / tensor_of(self.module, "temperature")
+
+
+class Tipsv2DualEncoderView(AlignDualEncoderView):
+    """TIPSv2: the towers' features are the joint space, and logits are divided by a temperature."""
+
+    no_read_only = "its text encoder reads both ways, and a text's feature is the mean of all its tokens"
+    no_class_token = BertDualEncoderView.no_class_token
+
+    @property
+    def text_projection(self) -> nn.Module:
+        """None of its own."""
+        return nn.Identity()
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of both towers."""
+        return self.module.config.text_config.hidden_size
+
+
+class Aimv2DualEncoderView(DualEncoderView):
+    """AIMv2: as CLIP, with a scale that is bounded."""
+
+    no_read_only = "its attention modules cannot be told who reads whom"
+    no_class_token = "its image encoder has no class token beside which the tokens could be read"
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What similarities are multiplied by, a scalar."""
+        return tensor_of(self.module, "logit_scale").clamp(0.0, self.module.max_log_logit_scale).exp()
 
 
 class SiglipDualEncoderView(DualEncoderView):

@@ -6,7 +6,7 @@ Shapes: b = batch, s = rows, r = some of them, h = heads, d = width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -88,7 +88,10 @@ VIT_PARTS = LayerParts(
     (("dropout",), ("dropout",)),
 )
 
-#: DINOv2's, with registers or without.
+#: Pixio's.
+PIXIO_PARTS = replace(VIT_PARTS, after=(("dropout", "drop_path"), ("dropout", "drop_path")))
+
+#: DINOv2's with registers or without, TIPSv2's and RADIO's.
 DINO_PARTS = LayerParts(
     "attention",
     ("norm1", "norm2"),

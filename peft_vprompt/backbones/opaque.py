@@ -136,37 +136,24 @@ class OpaqueVisionView(VisionView):
         """Return what is read out as it is: nothing is normalised."""
         return hidden
 
-    def check_images(self, pixel_values: Any, interpolate_pos_encoding: bool | None) -> None:
-        """Refuse what is no batch of images, of another size where there are positions, or options that are not taken.
-
-        Raises:
-            TypeError: as for other encoders, or an `interpolate_pos_encoding` that the encoder does not take.
-            ValueError: as for other encoders.
-        """
-        super().check_images(pixel_values, interpolate_pos_encoding)
-        if interpolate_pos_encoding and not self.resizes_positions:
-            raise TypeError(
-                f"{type(self.module).__name__} does not take interpolate_pos_encoding. Leave it out, and resize the images with "
-                "the model's image processor."
-            )
-
-
-class TimmView(OpaqueVisionView):
-    """`TimmWrapperModel`: a network of timm, which says itself what images it was trained on."""
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the images of timm's configuration."""
-        return self.module.timm_model.pretrained_cfg["input_size"][0]
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width that the network was built for, None where it takes any."""
-        patches = getattr(self.module.timm_model, "patch_embed", None)
-        return getattr(patches, "img_size", None) or pair(self.module.timm_model.pretrained_cfg["input_size"][1:])
-
 
 class ResNetCLIPVisionView(OpaqueVisionView):
     """`ResNetCLIPVisionModel`: CLIP's ResNet, whose attention pool has positions."""
 
     pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+class GroupViTVisionView(OpaqueVisionView):
+    """Image encoder of `GroupViTModel`, which resizes its positions, but has no option that says so."""
+
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    def encode(self, hidden: Tensor, *args, **kwargs) -> Any:
+        """Run the encoder on images of any size, or on what its first convolution would make of one: its own output."""
+        resize = {"interpolate_pos_encoding": True}
+        embeddings = self.module.embeddings
+        handle = embeddings.register_forward_pre_hook(lambda module, args, kwargs: (args, resize), with_kwargs=True)
+        try:
+            return super().encode(hidden, *args, **kwargs)
+        finally:
+            handle.remove()

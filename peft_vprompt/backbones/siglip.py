@@ -1,18 +1,19 @@
-"""SigLIP and SigLIP 2."""
+"""SigLIP, SigLIP 2, and the image encoder of AIMv2."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import BidirectionalTextView
+from ..core.offloading import tensor_of
+from .base import PaddedTextView, resize_positions
 from .clip import CLIPLikeVisionView, CLIPView
 
 
-class SiglipTextView(CLIPView, BidirectionalTextView):
+class SiglipTextView(CLIPView, PaddedTextView):
     """Text encoder of `SiglipModel` and `Siglip2Model`.
 
     Texts are padded to all positions, padding is read like any token, and the feature is the last token's, through a
@@ -27,7 +28,7 @@ class SiglipTextView(CLIPView, BidirectionalTextView):
         """`nn.Embedding` over the vocabulary."""
         return self.module.embeddings.token_embedding
 
-    def pool(self, hidden: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Normalise the last token's state of [c, l, d] and run the head: [c, e]."""
         return self.module.head(self.module.final_layer_norm(hidden[:, -1]))
 
@@ -101,3 +102,45 @@ class Siglip2VisionView(SiglipVisionView):
     def head_arguments(self, pixel_attention_mask: Tensor | None = None, **kwargs) -> tuple:
         """Return the mask of the padding."""
         return (pixel_attention_mask,)
+
+
+class Aimv2VisionView(SiglipVisionView):
+    """`Aimv2VisionModel`: as SigLIP's, of other parts; positions are sines for images of any size, or learned for one."""
+
+    layer_parts = None
+    pixel_mean, pixel_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    resizes_positions = False
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether positions are learned."""
+        return not self.module.config.is_native
+
+    @property
+    def reference_weight(self) -> Tensor:
+        """The patch embedding."""
+        return self.module.embeddings.patch_embed.weight
+
+    @property
+    def patch_embedding(self) -> nn.Module | None:
+        """A convolution; None where positions are made for the image that was handed over."""
+        return self.module.embeddings.patch_embed if self.fixed_size else None
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """Return the layer's `Aimv2Attention`."""
+        return layer.attention
+
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Make patches with positions, [b, s, d]."""
+        return self.module.embeddings(pixel_values.to(self.reference_weight.dtype))
+
+    def embed_grid(self, grid: Tensor) -> Tensor:
+        """Make normalised patches with positions [b, s, d] of embedded patches [b, d, h, w]."""
+        embeddings = self.module.embeddings
+        tokens = embeddings.rms_norm(grid.flatten(2).transpose(1, 2))
+        positions = tensor_of(embeddings.position_embedding, "weight").unsqueeze(0)
+        return tokens + resize_positions(positions, tuple(grid.shape[-2:]), self.grid_size, 0)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Run `rms_norm` on [..., d]."""
+        return self.module.rms_norm(hidden)

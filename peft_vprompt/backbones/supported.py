@@ -8,39 +8,64 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
-from .base import BidirectionalTextView, CausalTextView, EncoderView, TextView, VisionView
+from .base import CausalTextView, EncoderView, PaddedTextView, TextView, VisionView
 from .beit import BeitView, Data2VecVisionView
 from .bert import AltCLIPTextView, BertTextView, ChineseCLIPTextView, RobertaTextView
-from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView
-from .dino import DINOv3View, DINOView
+from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView, MLCDView, OwlViTVisionView
+from .dino import DINOv3View, DINOView, RadioView, Tipsv2VisionView
 from .dual_encoder import (
+    Aimv2DualEncoderView,
     AlignDualEncoderView,
     AnyTwoDualEncoderView,
     BertDualEncoderView,
     DualEncoderView,
+    GroupViTDualEncoderView,
     ResNetCLIPDualEncoderView,
     SiglipDualEncoderView,
+    Tipsv2DualEncoderView,
 )
 from .mae import MAEView
-from .opaque import OpaqueVisionView, ResNetCLIPVisionView, TimmView
-from .siglip import Siglip2VisionView, SiglipTextView, SiglipVisionView
+from .opaque import GroupViTVisionView, OpaqueVisionView, ResNetCLIPVisionView
+from .refused import UNSUPPORTED
+from .siglip import Aimv2VisionView, Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
-from .vit import DeiTView, IJepaView, ViTMSNView, ViTView
+from .timm_wrapper import TimmView
+from .tips import Tipsv2TextView
+from .unpacked import Aimv2TextView, UnpackedTextView
+from .vit import DeiTView, IJepaView, PixioView, ViTMSNView, ViTView
 
 
 #: Class name of an encoder module -> its view. Names, so that no modelling file is imported before it is used. A
 #: subclass is what its first base class in a table is, see `class_name`.
 ENCODER_VIEWS: dict[str, type[EncoderView]] = {
-    "CLIPTextModel": CLIPTextView,
+    **dict.fromkeys(
+        ("CLIPTextModel", "CLIPSegTextModel", "OwlViTTextTransformer", "Owlv2TextTransformer"), CLIPTextView
+    ),
     "MetaClip2TextModel": MetaClip2TextView,
     **dict.fromkeys(("SiglipTextModel", "Siglip2TextModel"), SiglipTextView),
     **dict.fromkeys(("ChineseCLIPTextModel", "AlignTextModel"), ChineseCLIPTextView),
     "BertModel": BertTextView,
     **dict.fromkeys(("RobertaModel", "XLMRobertaModel"), RobertaTextView),
     "AltCLIPTextModel": AltCLIPTextView,
+    "GroupViTTextTransformer": UnpackedTextView,
+    "Aimv2TextModel": Aimv2TextView,
+    "Tipsv2TextModel": Tipsv2TextView,
     **dict.fromkeys(
-        ("CLIPVisionModel", "MetaClip2VisionModel", "AltCLIPVisionModel", "ChineseCLIPVisionModel"), CLIPVisionView
+        (
+            "CLIPVisionModel",
+            "MetaClip2VisionModel",
+            "AltCLIPVisionModel",
+            "ChineseCLIPVisionModel",
+            "CLIPSegVisionModel",
+        ),
+        CLIPVisionView,
     ),
+    **dict.fromkeys(("OwlViTVisionTransformer", "Owlv2VisionTransformer"), OwlViTVisionView),
+    "MLCDVisionModel": MLCDView,
+    "Aimv2VisionModel": Aimv2VisionView,
+    "Tipsv2VisionModel": Tipsv2VisionView,
+    "RadioModel": RadioView,
+    "PixioModel": PixioView,
     "SiglipVisionModel": SiglipVisionView,
     "Siglip2VisionModel": Siglip2VisionView,
     "ViTModel": ViTView,
@@ -55,18 +80,23 @@ ENCODER_VIEWS: dict[str, type[EncoderView]] = {
     "IJepaModel": IJepaView,
     "ViTMSNModel": ViTMSNView,
     "ResNetCLIPVisionModel": ResNetCLIPVisionView,
+    "GroupViTVisionTransformer": GroupViTVisionView,
     **dict.fromkeys(("AlignVisionModel", "OpaqueTower"), OpaqueVisionView),
+    **dict.fromkeys(("ConvNextModel", "ConvNextV2Model", "DINOv3ConvNextModel"), OpaqueVisionView),
     "TimmWrapperModel": TimmView,
 }
 
 #: Class name of a model with two towers -> how their features are compared.
 DUAL_ENCODERS: dict[str, type[DualEncoderView]] = {
-    **dict.fromkeys(("CLIPModel", "MetaClip2Model"), DualEncoderView),
+    **dict.fromkeys(("CLIPModel", "MetaClip2Model", "CLIPSegModel", "OwlViTModel", "Owlv2Model"), DualEncoderView),
     **dict.fromkeys(("SiglipModel", "Siglip2Model"), SiglipDualEncoderView),
     **dict.fromkeys(("ChineseCLIPModel", "AltCLIPModel"), BertDualEncoderView),
+    "Tipsv2Model": Tipsv2DualEncoderView,
+    "Aimv2Model": Aimv2DualEncoderView,
     "VisionTextDualEncoderModel": AnyTwoDualEncoderView,
     **dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel"), ResNetCLIPDualEncoderView),
     "AlignModel": AlignDualEncoderView,
+    "GroupViTModel": GroupViTDualEncoderView,
 }
 
 #: Models with a classification head -> the head's name. It is trained and saved with the adapter.
@@ -86,6 +116,8 @@ HEADS: dict[str, str] = dict.fromkeys(
         "SiglipForImageClassification",
         "Siglip2ForImageClassification",
         "MetaClip2ForImageClassification",
+        "ConvNextForImageClassification",
+        "ConvNextV2ForImageClassification",
     ),
     "classifier",
 )
@@ -112,21 +144,33 @@ ENCODERS: tuple[str, ...] = (
     "MetaClip2VisionModelWithProjection",
     "ChineseCLIPVisionModel",
     "AltCLIPVisionModel",
+    "CLIPSegVisionModel",
+    "MLCDVisionModel",
+    "Aimv2VisionModel",
+    "Tipsv2VisionModel",
+    "RadioModel",
+    "PixioModel",
+    "ConvNextModel",
+    "ConvNextV2Model",
+    "DINOv3ConvNextModel",
 )
 
 
 #: Models whose image encoder is opaque: it gives one vector for each image, and nothing can be put into its layers.
-OPAQUE = dict.fromkeys(("ResNetCLIPModel", "OpaqueCLIPModel", "AlignModel"), OpaqueVisionView.no_layers)
-
-
-#: Models that look like those above and cannot be prompted -> why.
-UNSUPPORTED: dict[str, str] = {
-    "ViTMAEForPreTraining": "its decoder rebuilds patches that were dropped at random, and a prompted encoder drops none. "
-    "Use its encoder, ViTMAEModel, or load the weights into ViTForImageClassification",
-    "TimmWrapperForImageClassification": "timm's network and its head are one module, whose layers are not transformers'. "
-    "Use TimmWrapperModel beside CLIP's text encoder (peft_vprompt.models.OpaqueCLIPModel), or the same network's own class, "
-    "such as ViTForImageClassification, Dinov2Model or BeitModel",
-}
+OPAQUE = dict.fromkeys(
+    (
+        "ResNetCLIPModel",
+        "OpaqueCLIPModel",
+        "AlignModel",
+        "GroupViTModel",
+        "ConvNextModel",
+        "ConvNextForImageClassification",
+        "ConvNextV2Model",
+        "ConvNextV2ForImageClassification",
+        "DINOv3ConvNextModel",
+    ),
+    OpaqueVisionView.no_layers,
+)
 
 
 #: Other models of transformers around one of those encoders, which take its output as prompts leave it. A model that is not
@@ -185,7 +229,7 @@ def view(module: nn.Module) -> EncoderView:
     name = name if name in ENCODER_VIEWS else class_name(module)
     if name not in ENCODER_VIEWS and getattr(module, "main_input_name", None) == "pixel_values":
         return OpaqueVisionView(module)
-    return ENCODER_VIEWS[name](module)
+    return ENCODER_VIEWS[name].of(module)
 
 
 def dual_encoder_view(model: nn.Module) -> DualEncoderView | None:
@@ -256,19 +300,21 @@ def find_backbone(model: nn.Module) -> Backbone:
         UnsupportedModelError: names the class received and the classes supported.
     """
     classes = {name: class_name(m) for name, m in model.named_modules() if "base_layer" not in name.split(".")}
-    for name, cls in classes.items():
-        if cls in UNSUPPORTED:
-            raise UnsupportedModelError(f"Cannot put prompts into {cls}: {UNSUPPORTED[cls]}.")
-        if cls in DUAL_ENCODERS:
-            dual = DUAL_ENCODERS[cls]
-            prefix = f"{name}." if name else ""
-            backbone = Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=name)
-            require_known_towers(model, backbone)
-            return backbone
     # A BERT beside an image encoder is another model's decoder, say, and takes no part.
     towers = [
         n for n, cls in classes.items() if cls in ENCODER_VIEWS and not issubclass(ENCODER_VIEWS[cls], BertTextView)
     ]
+    duals = [name for name, cls in classes.items() if cls in DUAL_ENCODERS]
+    found = duals[:1] or (towers if len(towers) == 1 else [])
+    for name, cls in classes.items():  # one beside what was found is none of ours
+        if cls in UNSUPPORTED and (not found or f"{found[0]}.".startswith(f"{name}." if name else "")):
+            raise UnsupportedModelError(f"Cannot put prompts into {cls}: {UNSUPPORTED[cls]}.")
+    if duals:
+        dual = DUAL_ENCODERS[classes[duals[0]]]
+        prefix = f"{duals[0]}." if duals[0] else ""
+        backbone = Backbone(vision=prefix + dual.vision, text=prefix + dual.text, dual=duals[0])
+        require_known_towers(model, backbone)
+        return backbone
     if len(towers) != 1 or not issubclass(ENCODER_VIEWS[classes[towers[0]]], VisionView):
         raise UnsupportedModelError(
             f"Cannot put prompts into {type(model).__name__}. Supported models: {', '.join(supported_models())}."
@@ -279,9 +325,9 @@ def find_backbone(model: nn.Module) -> Backbone:
 
 __all__ = [
     "Backbone",
-    "BidirectionalTextView",
     "CausalTextView",
     "EncoderView",
+    "PaddedTextView",
     "TextView",
     "VisionView",
     "class_name",

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.offloading import tensor_of
 from .base import VisionView, resize_positions
-from .layer_parts import VIT_PARTS
+from .layer_parts import PIXIO_PARTS, VIT_PARTS
 
 
 class ViTLikeView(VisionView):
@@ -65,7 +65,8 @@ class ViTLikeView(VisionView):
         special = [tensor_of(embeddings, name).expand(grid.shape[0], -1, -1) for name in self.positioned]
         tokens = torch.cat([*special, grid.flatten(2).transpose(1, 2)], dim=1)
         size = tuple(grid.shape[-2:])
-        positions = resize_positions(tensor_of(embeddings, "position_embeddings"), size, self.grid_size, len(special))
+        prefix = sum(token.shape[1] for token in special)
+        positions = resize_positions(tensor_of(embeddings, "position_embeddings"), size, self.grid_size, prefix)
         dropout = getattr(embeddings, "dropout", None) or nn.Identity()
         return dropout(tokens + positions)
 
@@ -125,3 +126,25 @@ class DeiTView(ViTView):
     keeps_prompts = False
     num_prefix_tokens = 2
     positioned = ("cls_token", "distillation_token")
+
+
+class PixioView(ViTLikeView):
+    """`PixioModel`: several class tokens, whose mean is the pooled output; positions fit images of any size."""
+
+    layer_parts = PIXIO_PARTS
+    fixed_size = False
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The class tokens."""
+        return self.module.config.n_cls_tokens
+
+    def embed(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """Make `[CLS, ..., patches]` with positions, [b, s, d]."""
+        return self.module.embeddings(pixel_values)
+
+    def finish(self, hidden: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Normalise all tokens [b, s, d]; the mean of the class tokens is the pooled output."""
+        hidden = self.final_norm(hidden)
+        pooled = hidden[:, : self.num_prefix_tokens].mean(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)

@@ -57,7 +57,7 @@ class CausalEmbedding(TextEmbedding, Protocol):
         """Positions -> vectors."""
 
 
-class BidirectionalEmbedding(TextEmbedding, Protocol):
+class PaddedEmbedding(TextEmbedding, Protocol):
     """That part of a bidirectional encoder."""
 
     def embed(self, vectors: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .class_prompts import move, put_learned
-from .encoder import BidirectionalEmbedding
+from .encoder import PaddedEmbedding
 from .tokenization import TokenSequence
 
 
@@ -49,7 +49,7 @@ class PaddedPrompts:
         """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
         return move(self, device)
 
-    def embed(self, encoder: BidirectionalEmbedding, learned: Tensor | None) -> Tensor:
+    def embed(self, encoder: PaddedEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [c, l, d].
 
         `learned` are the learned vectors, [n, d]; for those of b images, [b, n, d], all classes of each: [b * c, l, d].

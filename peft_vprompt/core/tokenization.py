@@ -80,30 +80,37 @@ def resolve_local_path(name_or_path: str | None) -> str | None:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
-    """Tokenise `text`: ids from the start token, if the tokenizer has one, to the end token, neither padded nor cut.
+    """Tokenise `text`: ids from the start token to the end token, where the tokenizer has them, neither padded nor cut."""
+    return list(tokenizer(text, padding=False, truncation=False).input_ids)
+
+
+def require_end(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> None:
+    """Refuse a tokenised text without an end token, for a tower that reads texts there.
 
     Raises:
         ValueError: the tokenizer does not put an end token behind the text.
     """
-    ids = list(tokenizer(text, padding=False, truncation=False).input_ids)
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    if len(ids) < 2 or ids[-1] not in ends:
+    if len(ids) < 2 or not num_end_tokens(tokenizer, ids):
         raise ValueError(
             f"Expected {type(tokenizer).__name__} to give [..., {tokenizer.eos_token or tokenizer.sep_token!r}]. "
-            f"Received {ids} for {text!r}. Use the tokenizer that the CLIP model was trained with."
+            f"Received {ids}. Use the tokenizer that the model was trained with."
         )
-    return ids
 
 
 def num_start_tokens(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> int:
     """Count the tokens before the text: 1 where the tokenizer puts a start token there, else 0 (SigLIP)."""
-    return int(ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None})
+    return int(bool(ids) and ids[0] in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None})
+
+
+def num_end_tokens(tokenizer: PreTrainedTokenizerBase, ids: TokenSequence) -> int:
+    """Count the tokens behind the text: 1 where the tokenizer puts an end token there, else 0 (TIPSv2)."""
+    return int(bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None})
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> TokenSequence:
     """Tokenise a text alone, without start and end token."""
     ids = encode_text(tokenizer, text)
-    return ids[num_start_tokens(tokenizer, ids) : -1]
+    return ids[num_start_tokens(tokenizer, ids) : len(ids) - num_end_tokens(tokenizer, ids)]
 
 
 def fill(template: str, name: str, verbatim: bool = False) -> str:
@@ -151,7 +158,7 @@ def context_sequences(
         name_length = len(text_tokens(tokenizer, name))
         if "class_name" in learn:
             # The suffix may begin with words that the context did not take; the name and the full stop end it.
-            at = len(suffix) - len(text_tokens(tokenizer, f"{name}.")) - 1
+            at = len(suffix) - len(text_tokens(tokenizer, f"{name}.")) - num_end_tokens(tokenizer, ids)
             suffix[at : at + name_length] = [learned(next_row + k) for k in range(name_length)]
             next_row += name_length
         after_name = 0 if position == "end" else name_length

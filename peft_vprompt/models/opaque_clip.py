@@ -1,7 +1,8 @@
-"""CLIP's text encoder beside any image encoder that gives one vector for each image."""
+"""CLIP's text encoder, or a BERT, beside any image encoder that gives one vector for each image."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PretrainedConfig, PreTra
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from ..backbones.base import PaddedTextView
+from ..backbones.supported import view
 from .comparing import CLIPOutput, compare, encode_texts
 
 
@@ -55,7 +58,7 @@ class OpaqueCLIPConfig(PretrainedConfig):
     """Configuration of the text side of an `OpaqueCLIPModel`.
 
     Args:
-        text_config: a `CLIPTextConfig`, or its fields.
+        text_config: a `CLIPTextConfig`, or its fields; or the configuration of another text encoder.
         projection_dim: size of the joint space.
         logit_scale_init_value: first value of the logarithm of the scale.
     """
@@ -65,15 +68,16 @@ class OpaqueCLIPConfig(PretrainedConfig):
 
     def __init__(
         self,
-        text_config: CLIPTextConfig | dict | None = None,
+        text_config: PretrainedConfig | dict | None = None,
         projection_dim: int = 512,
         logit_scale_init_value: float = 2.6592,
         **kwargs,
     ):
-        if not isinstance(text_config, CLIPTextConfig):
+        if not isinstance(text_config, PretrainedConfig):
             fields: dict[str, Any] = {"projection_dim": projection_dim} | (text_config or {})
             text_config = CLIPTextConfig(**fields)
-        self.text_config = text_config
+        # A copy: a model chooses an attention function for its config, and this one may be the text encoder's own.
+        self.text_config = copy.deepcopy(text_config)
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value
         super().__init__(**kwargs)
@@ -86,6 +90,8 @@ class OpaqueCLIPModel(PreTrainedModel):
         config: the text side.
         image_encoder: what makes a vector [b, projection_dim] of images [b, c, h, w].
         image_size: edge of the images in pixels; None where the encoder takes any.
+        text_encoder: a text encoder in the place of CLIP's, a BERT or RoBERTa.
+        text_projection: what maps its features into the joint space.
 
     Example:
 
@@ -102,12 +108,26 @@ class OpaqueCLIPModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: OpaqueCLIPConfig, image_encoder: nn.Module, image_size: int | None = None):
+    def __init__(
+        self,
+        config: OpaqueCLIPConfig,
+        image_encoder: nn.Module,
+        image_size: int | None = None,
+        text_encoder: nn.Module | None = None,
+        text_projection: nn.Module | None = None,
+    ):
         super().__init__(config)
-        self.text_model = CLIPTextModel._from_config(config.text_config)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.post_init()  # before the image encoder is there, whose weights it would make anew
+        if text_encoder is None:
+            self.text_model: nn.Module = CLIPTextModel._from_config(config.text_config)
+        if text_projection is None:
+            width = config.text_config.hidden_size
+            self.text_projection: nn.Module = nn.Linear(width, config.projection_dim, bias=False)
+        self.post_init()  # before the parts that are given are there, whose weights it would make anew
+        if text_encoder is not None:
+            self.text_model = text_encoder
+        if text_projection is not None:
+            self.text_projection = text_projection
         self.vision_model = OpaqueTower(image_encoder, image_size)
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -126,6 +146,13 @@ class OpaqueCLIPModel(PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """Encode texts [b, l]: `pooler_output` [b, e] is in the joint space, not L2-normalised."""
+        tower = view(self.text_model)
+        if isinstance(tower, PaddedTextView):
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            kwargs |= {} if position_ids is None else {"position_ids": position_ids}
+            output = self.text_model(input_ids=input_ids, attention_mask=mask, **kwargs)
+            pooled = self.text_projection(tower.pool(output.last_hidden_state, mask.bool()))
+            return BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=pooled)
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         return encode_texts(self.text_model, self.text_projection, input_ids, **kwargs)
 

@@ -59,13 +59,13 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
                 parameter.requires_grad = True
             raise
         self._show_labels()
-        hold_statistics(self.class_name_classifier.adapted.vision.base_layer)
+        hold_statistics(self.base_model)
 
     def train(self, mode: bool = True) -> PeftModelForImageClassification:
-        """Switch between training and evaluation; norms of a frozen image encoder keep their running statistics."""
+        """Switch between training and evaluation; norms that are frozen keep their running statistics."""
         super().train(mode)
         if "class_name_classifier" in vars(self):  # not while it is made
-            hold_statistics(self.class_name_classifier.adapted.vision.base_layer)
+            hold_statistics(self.base_model)
         return self
 
     def _replicate_for_data_parallel(self) -> PeftModelForImageClassification:

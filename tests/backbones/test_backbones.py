@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from torch.nn import functional as F
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
 from peft_vprompt.backbones.supported import ENCODER_VIEWS, HEADS, view
@@ -18,7 +19,7 @@ from tests.support.models import CONFIGS, labels, often
 from tests.support.watching import InputsOf
 
 
-CLIP_LIKE = ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP", "Siglip")  # prompts follow the patches
+CLIP_LIKE = ("CLIP", "MetaClip2", "ChineseCLIP", "AltCLIP", "Siglip", "MLCD", "Aimv2")  # prompts follow the patches
 SHALLOW, DEEP = {"num_virtual_tokens": 3}, {"num_virtual_tokens": 2, "deep": True}
 
 
@@ -34,7 +35,7 @@ def encoder_of(model):
 
 def numbers(output):
     """What a model is called for: logits, projected features, or all tokens and the pooled one."""
-    names = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
+    names = ("logits", "image_embeds", "pooler_output", "summary", "features", "last_hidden_state")
     return [output[name] for name in names if output.get(name) is not None]
 
 
@@ -68,6 +69,14 @@ def plain(name, model, prompts, **call):
         wide[:, :, place[:, None], place] = bias
         return wide
 
+    def no_rotation(module, args, kwargs):
+        cos, sin = kwargs["position_embeddings"]
+        rows = (0, 0, 0, count)
+        kwargs["position_embeddings"] = [F.pad(cos, rows, value=1.0), F.pad(sin, rows)]
+        return args, kwargs
+
+    if name.startswith("MLCD"):
+        handles.append(encoder.encoder.register_forward_pre_hook(no_rotation, with_kwargs=True))
     handles.append(encoder.embeddings.register_forward_hook(insert))
     for layer, new in list(zip(layers, prompts, strict=False))[1:]:
         handles.append(layer.register_forward_pre_hook(lambda m, a, new=new: (put(a[0], new, count), *a[1:])))
@@ -178,9 +187,15 @@ def test_images_of_another_size(name):
     base = tiny(name)
     model = get_peft_model(base, VisualPromptConfig(**DEEP)).eval()
     large = torch.randn(2, 3, 48, 40)
-    if ENCODER_VIEWS[type(encoder_of(model)).__name__].fixed_size:
-        with pytest.raises(ValueError, match=r"32x32 pixels.*\[2, 3, 48, 40\].*interpolate_pos_encoding=True"):
+    tower = view(encoder_of(model))
+    if tower.fixed_size:
+        remedy = "pass interpolate_pos_encoding=True" if tower.resizes_positions else "image processor.$"
+        with pytest.raises(ValueError, match=rf"32x32 pixels.*\[2, 3, 48, 40\].*{remedy}"):
             model(pixel_values=large)
+        if not tower.resizes_positions:
+            with pytest.raises(TypeError, match="does not take interpolate_pos_encoding"):
+                model(pixel_values=large, interpolate_pos_encoding=True)
+            return
         options = {"interpolate_pos_encoding": True}
     else:
         options = {}
@@ -309,6 +324,19 @@ def test_siglip2_asks_for_the_shapes_of_images():
         model(pixel_values=inputs("Siglip2VisionModel")["pixel_values"])
 
 
+def test_aimv2_of_native_resolution_takes_any_size():
+    base = tiny("Aimv2VisionModel", is_native=True)
+    large = torch.randn(2, 3, 48, 40)
+    model = get_peft_model(base, VisualPromptConfig(**DEEP)).eval()
+    mine = numbers(model(pixel_values=large))
+    prompts, base = tokens(model).detach(), model.unload()
+    torch.testing.assert_close(mine, plain("Aimv2VisionModel", base, prompts, pixel_values=large))
+    with pytest.raises(
+        UnsupportedModelError, match="are pixels, and Aimv2VisionModel does not embed.*location='prepend'"
+    ):
+        get_peft_model(base, VisualPromptConfig(num_virtual_tokens=2, location="pad"))
+
+
 def test_deit_with_two_heads_reads_both_special_tokens():
     model = tiny("DeiTForImageClassificationWithTeacher")
     encoder = model.deit
@@ -320,7 +348,7 @@ def test_deit_with_two_heads_reads_both_special_tokens():
     assert tokens.shape[1] == 2 + encoder.embeddings.patch_embeddings.num_patches
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [name for name in HEADS if name in VISION_MODELS])
 def test_heads_normalise_their_loss_by_the_batch_or_say_that_they_do_not(name):
     model = get_peft_model(tiny(name), VisualPromptConfig(**SHALLOW)).eval()
     mean = model(**inputs(name), labels=labels()).loss

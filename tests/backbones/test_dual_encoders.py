@@ -13,7 +13,8 @@ from tests.support.models import CLASS_NAMES, NEW_NAMES, labels, tiny_tokenizer
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-PADDED = [name for name in DUAL_MODELS if name not in ("CLIPModel", "MetaClip2Model")]
+PACKED = ("CLIPModel", "MetaClip2Model", "CLIPSegModel", "OwlViTModel", "Owlv2Model")
+PADDED = [name for name in DUAL_MODELS if name not in PACKED]
 
 
 @pytest.fixture
@@ -31,6 +32,10 @@ def wrap(tmp_path):
 def tokenize(name, texts):
     """As the model's processor does."""
     tokenizer = tiny_tokenizer(frame(name))
+    if name == "Aimv2Model":  # which reads both ways where nothing is padded
+        return dict(
+            tokenizer(texts, padding="max_length", max_length=70, return_tensors="pt", return_token_type_ids=False)
+        )
     if not name.startswith("Siglip"):
         return dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
     return {"input_ids": tokenizer(texts, padding="max_length", max_length=64, return_tensors="pt").input_ids}
@@ -40,7 +45,7 @@ def tokenize(name, texts):
 def plain_features(name, base, prompts):
     """Features of "x x cat." and so on where `prompts` [j, n, d] take the places of the x, one class at a time."""
     text, count = base.text_model, prompts.shape[1]
-    start = 0 if name.startswith("Siglip") else 1
+    start = 0 if name.startswith(("Siglip", "Tipsv2")) else 1
     encoder = text.roberta if name == "AltCLIPModel" else text
     layers = next(m for m in encoder.encoder.children() if isinstance(m, torch.nn.ModuleList))
     embedding = next(m for m in encoder.embeddings.children() if isinstance(m, torch.nn.Embedding))
@@ -75,8 +80,29 @@ def test_class_prompts_equal_the_plain_computation(name, deep, wrap):
     torch.testing.assert_close(mine, text, **CLOSE)
     with torch.no_grad():
         images = F.normalize(base.get_image_features(**inputs(name)).pooler_output, dim=-1)
-        expected = base.logit_scale.exp() * images @ text.t() + getattr(base, "logit_bias", 0)
+        scale = 1 / base.temperature if name == "Tipsv2Model" else base.logit_scale.exp()
+        expected = scale * images @ text.t() + getattr(base, "logit_bias", 0)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["context", "full"])
+@pytest.mark.parametrize("name", ["OwlViTModel", "Aimv2Model", "Tipsv2Model"])
+def test_what_starts_from_words_says_the_words(name, tune, wrap):
+    model = wrap(name, ContextOptConfig, tune=tune, prompt_init="text", prompt_init_text="a photo of a")
+    mine = model.encode_classes()
+    texts = tokenize(name, [f"a photo of a {class_name}." for class_name in CLASS_NAMES])
+    with torch.no_grad():
+        own = F.normalize(model.unload().get_text_features(**texts).pooler_output, dim=-1)
+    torch.testing.assert_close(mine, own, **CLOSE)
+
+
+def test_aimv2_reads_no_text_both_ways(wrap):
+    """transformers' own call does with sdpa, where no text of a batch is padded."""
+    model = wrap("Aimv2Model", VisualPromptConfig, class_names=["cat"], template="a {}.")
+    with torch.no_grad(), model.disable_adapter():
+        alone = model.encode_classes()
+        model.set_class_names(["cat", "sea lion"])
+        torch.testing.assert_close(alone, model.encode_classes()[:1], **CLOSE)
 
 
 @pytest.mark.parametrize("name", DUAL_MODELS)
@@ -110,7 +136,7 @@ def test_a_context_of_each_image(name, wrap):
 @pytest.mark.parametrize("name", PADDED)
 def test_texts_with_prompts_in_an_encoder_that_reads_both_ways(name, wrap):
     model = wrap(name, ContextOptConfig, num_virtual_tokens=3)
-    with pytest.raises(ValueError, match="reads texts in both directions.*set_class_names"):
+    with pytest.raises(ValueError, match="a class in each row.*set_class_names"):
         model(**tokenize(name, ["cat"]), **inputs(name))
     with torch.no_grad(), model.disable_adapter():
         assert model(**tokenize(name, ["cat"]), **inputs(name)).logits_per_image.shape == (4, 1)

@@ -17,10 +17,11 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.backbones.image_size import set_image_size
+from peft_vprompt.backbones.supported import HEADS
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
-from peft_vprompt.models import OpaqueCLIPModel, ResNetCLIPConfig, ResNetCLIPModel
-from tests.support.backbones import find_class, inputs, tiny
+from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
+from tests.support.backbones import OPAQUE_ENCODERS, OPAQUE_MODELS, find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
 
 
@@ -42,6 +43,16 @@ def norms(model):
 
 class TestStatistics:
     """Norms of a frozen encoder stay as they are."""
+
+    def test_in_a_projection(self, wrap):
+        model = wrap(base=tiny("GroupViTModel").train())
+        base = model.get_base_model()
+        projections = [base.text_projection, base.visual_projection]
+        assert [norm.training for part in projections for norm in norms(part)] == [False, False]
+        before = {name: value.clone() for name, value in base.text_projection.named_buffers()}
+        model.train()(pixel_values=images(), labels=labels()).loss.backward()
+        assert not any(norm.training for part in projections for norm in norms(part))
+        assert all(torch.equal(value, before[name]) for name, value in base.text_projection.named_buffers())
 
     @pytest.mark.parametrize("kind", ["context", "lora"])
     def test_at_rest_while_something_else_is_trained(self, kind, wrap, tokenizer_path):
@@ -180,6 +191,34 @@ def plain_features(base):
     return torch.nn.functional.normalize(base.get_image_features(images()).pooler_output, dim=-1)
 
 
+@pytest.mark.parametrize("name", OPAQUE_MODELS)
+def test_pixels_beside_texts(name, wrap):
+    for location in ("pad", "below"):
+        model = wrap(VisualPromptConfig, base=tiny(name), num_virtual_tokens=2, location=location)
+        model(pixel_values=images(), labels=labels()).loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", OPAQUE_ENCODERS)
+def test_pixels_on_a_convnet_alone(name, tmp_path):
+    plain = tiny(name)
+    with pytest.raises(UnsupportedModelError, match=f"VPT does not work on {name}.*Set location='pad'"):
+        get_peft_model(tiny(name), VisualPromptConfig(num_virtual_tokens=2, deep=True))
+    for location in ("pad", "below"):
+        model = get_peft_model(tiny(name), VisualPromptConfig(num_virtual_tokens=2, location=location))
+        if name in HEADS:
+            model(pixel_values=images(), labels=labels()).loss.backward()
+        else:
+            model.encode_images(images()).sum().backward()
+        assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+        model.eval().save_pretrained(tmp_path / location)
+        loaded = PeftModel.from_pretrained(tiny(name), str(tmp_path / location))
+        assert torch.equal(loaded.encode_images(images()), model.encode_images(images()))
+        answer = "logits" if name in HEADS else "pooler_output"
+        with torch.no_grad(), model.disable_adapter():
+            assert torch.equal(model(pixel_values=images())[answer], plain(pixel_values=images())[answer])
+
+
 class TestAnyEncoder:
     """`OpaqueCLIPModel`: an encoder of no library beside CLIP's text encoder."""
 
@@ -227,35 +266,6 @@ class TestAnyEncoder:
             UnsupportedModelError, match="nothing is known of its encoder Linear. Known are: CLIPTextModel"
         ):
             wrap(base=base)
-
-
-class TestTimm:
-    """timm imports torchvision, which is made for one build of torch: where that is not there, these are skipped."""
-
-    @pytest.fixture
-    def network(self):
-        pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
-        from transformers import TimmWrapperConfig, TimmWrapperModel
-
-        torch.manual_seed(0)
-        return TimmWrapperModel(TimmWrapperConfig(architecture="resnet18")).eval()
-
-    def test_beside_clips_text_encoder(self, network, wrap):
-        config = tiny("OpaqueCLIPModel").config
-        config.projection_dim = 512
-        model = wrap(base=OpaqueCLIPModel(config, network, image_size=32))
-        output = model.train()(pixel_values=images(), labels=labels())
-        output.loss.backward()
-        with torch.no_grad():
-            plain = torch.nn.functional.normalize(network(images()).pooler_output, dim=-1)
-        torch.testing.assert_close(model.encode_images(images()), plain)
-
-    def test_pixels_on_it_alone(self, network):
-        with pytest.raises(UnsupportedModelError, match="VPT does not work on TimmWrapperModel.*location='pad'"):
-            get_peft_model(network, VisualPromptConfig(num_virtual_tokens=2))
-        model = get_peft_model(network, VisualPromptConfig(num_virtual_tokens=2, location="pad"))
-        model.encode_images(torch.zeros(2, 3, 224, 224)).sum().backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 class TestTheModelItself:

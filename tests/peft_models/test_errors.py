@@ -173,7 +173,7 @@ def test_a_tokenizer_without_end_token(tokenizer_path):
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     model = coop(tokenizer_path)
-    with pytest.raises(ValueError, match="tokenizer that the CLIP model was trained with"):
+    with pytest.raises(ValueError, match="tokenizer that the model was trained with"):
         model.set_class_names(NEW_NAMES, tokenizer=tokenizer)
 
 

@@ -33,6 +33,8 @@ OPTIONS = {
     "Data2VecVisionForImageClassification": {"use_relative_position_bias": True, "use_mean_pooling": True},
     "Dinov2WithRegistersModel": {"num_register_tokens": 3},
     "DINOv3ViTModel": {"num_register_tokens": 2},
+    "PixioModel": {"n_cls_tokens": 2, "mlp_ratio": 2},
+    "RadioModel": {"num_registers": 2, "mlp_ratio": 2.0, "max_img_size": 64},
 }
 
 #: In the place of the common sizes: two stages of one block each.
@@ -52,7 +54,7 @@ def find_class(name: str) -> type | None:
 
 
 #: Supported models without a text tower. A class that this release of transformers lacks is left out.
-VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, name)]
+VISION_MODELS = [name for name in (*ENCODERS, *HEADS) if hasattr(transformers, name) and name not in OPAQUE]
 #: Those whose layers are all alike; `test_swin` has what differs in the others.
 FLAT_MODELS = [name for name in VISION_MODELS if not name.startswith("Swin")]
 
@@ -76,16 +78,24 @@ ALIGN = {
     "drop_connect_rate": 0.0,
 }
 
+#: Likewise: group tokens that gather patches in two stages.
+GROUPVIT = {"depths": [1, 1], "num_group_tokens": [4, 2], "num_output_groups": [4, 2]}
+
+#: Likewise: a ConvNet of two stages.
+CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "image_size": IMAGE_SIZE}
+
 #: Models with both towers, whose image towers take prompts.
 DUAL_MODELS = [name for name in DUAL_ENCODERS if hasattr(transformers, name) and name not in OPAQUE]
 #: Those whose image towers take none.
-OPAQUE_MODELS = [name for name in OPAQUE if find_class(name)]
+OPAQUE_MODELS = [name for name in OPAQUE if name in DUAL_ENCODERS and find_class(name)]
+#: Image encoders by themselves, without layers that take prompts.
+OPAQUE_ENCODERS = [name for name in OPAQUE if name not in DUAL_ENCODERS and hasattr(transformers, name)]
 
 
 def frame(name: str) -> str:
     """The kind of tokenizer that a model has, see `models.FRAMES`."""
     starts = {"Siglip": "siglip", "Chinese": "bert", "Alt": "roberta", "MetaClip2": "roberta"}
-    for start, kind in (starts | {"VisionText": "bert", "Align": "bert"}).items():
+    for start, kind in (starts | {"VisionText": "bert", "Align": "bert", "Tipsv2": "tips"}).items():
         if name.startswith(start):
             return kind
     return "clip"
@@ -109,6 +119,10 @@ def tiny(name: str, seed: int = 0, **options) -> nn.Module:
         vision["num_patches"] = 16
     if name == "AlignModel":
         vision = ALIGN
+    if name == "GroupViTModel":
+        vision |= GROUPVIT
+    if "ConvNext" in name:
+        vision = CONVNEXT if name.startswith("DINOv3") else CONVNEXT | {"num_stages": 2}
     if name == "VisionTextDualEncoderModel":
         parts = {
             "vision_config": {"model_type": "vit"} | vision,
@@ -143,6 +157,8 @@ def text_sizes(name: str) -> dict:
     text |= {"bos_token_id": VOCABULARY_SIZE - 2, "eos_token_id": VOCABULARY_SIZE - 1}
     if name.startswith("Siglip"):
         text |= {"projection_size": VISION["hidden_size"], "max_position_embeddings": 64}
+    if name.startswith("Tipsv2"):  # one width for both towers
+        text |= {"hidden_size": VISION["hidden_size"], "max_position_embeddings": 64}
     if name.startswith("Alt"):
         text |= {"project_dim": 20, "max_position_embeddings": 120}
     return text

@@ -71,6 +71,7 @@ FRAMES = {
     "clip": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     "siglip": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     "bert": {"cls_token": "<|startoftext|>", "sep_token": "<|endoftext|>", "pad_token": "!"},
+    "tips": {"pad_token": "!"},
     "roberta": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "!"},
 }
 
@@ -83,8 +84,9 @@ def tiny_tokenizer(frame: str = "clip") -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     start, end = len(vocabulary) - 2, len(vocabulary) - 1
+    single = {"siglip": "$A <|endoftext|>", "tips": "$A"}.get(frame, "<|startoftext|> $A <|endoftext|>")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <|endoftext|>" if frame == "siglip" else "<|startoftext|> $A <|endoftext|>",
+        single=single,
         special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **FRAMES[frame])

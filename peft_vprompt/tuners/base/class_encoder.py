@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import BidirectionalTextView
+from ...backbones.base import PaddedTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
@@ -313,8 +313,9 @@ class ClassEncoder:
         """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""
         text = self.text
         dual = self.model.dual
-        if isinstance(text.view, BidirectionalTextView):
-            (padded,) = text.layout(tokenizer, texts[0])(texts, sys.maxsize)
+        layout = text.layout(tokenizer, texts[0])
+        if isinstance(text.view, PaddedTextView):
+            (padded,) = layout(texts, sys.maxsize)
             padded = padded.to(dual.device)
             return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask), normalize)
         # Padded here: a tokenizer that pads in one thread does so, for a moment, in all others too.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...backbones.base import BidirectionalTextView, CausalTextView
+from ...backbones.base import CausalTextView, PaddedTextView
 from ...backbones.supported import view as view_of
 from ...core.attention import Causal, GrowingPrefix, ReadSuffixes
 from ...core.insertion import InsertRows, insert, replace
@@ -19,7 +19,7 @@ from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only
 from ...core.packed_prompts import PackedPrompts, pack_bounded
 from ...core.padded_prompts import PaddedPrompts, pad_bounded
 from ...core.plain_modules import in_place_of, is_plain
-from ...core.tokenization import TokenSequence, num_start_tokens
+from ...core.tokenization import TokenSequence, num_start_tokens, require_end
 from ...errors import PromptTooLongError
 from ...prompts.base import PromptModule
 from .feature_cache import FeatureCache
@@ -36,7 +36,7 @@ class PromptedTextEncoder(PromptedEncoder):
         self.kv_caches = FeatureCache()
 
     @property
-    def view(self) -> CausalTextView | BidirectionalTextView:
+    def view(self) -> CausalTextView | PaddedTextView:
         """The view of the wrapped tower."""
         return view_of(self.base_layer)  # pyrefly: ignore[bad-return]  # tables of text encoders have no other
 
@@ -53,8 +53,14 @@ class PromptedTextEncoder(PromptedEncoder):
         return getattr(self.module_of(self.active_adapters[0], READOUT), "belongs_to_classes", False)
 
     def layout(self, tokenizer: PreTrainedTokenizerBase, sequence: TokenSequence) -> Callable:
-        """Return how class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them."""
+        """Return how class prompts are laid out for this encoder, see `pack_bounded`; `sequence` is one of them.
+
+        Raises:
+            ValueError: the encoder reads texts at an end token, and the tokenizer puts none there.
+        """
         view = self.view
+        if isinstance(view, CausalTextView) or view.ends_texts:
+            require_end(tokenizer, sequence)
         if isinstance(view, CausalTextView):
             return pack_bounded
         return functools.partial(
@@ -91,7 +97,7 @@ class PromptedTextEncoder(PromptedEncoder):
         Returns:
             [c, d]; [b, c, d] where each image has a context of its own; [c, n, d] for n read-only prompts.
         """
-        view: Any = self.view  # bidirectional where the class prompts are padded, causal where they are packed
+        view: Any = self.view
         prompts = self.active_prompts
         if prompts is not None and prompts.read_only:
             # pyrefly: ignore[bad-argument-type]  # only causal encoders have such prompts
@@ -106,8 +112,9 @@ class PromptedTextEncoder(PromptedEncoder):
             rule = prompts.text_rule(packed)
         if isinstance(packed, PaddedPrompts):
             hidden = packed.embed(view, first)
-            mask = view.layer_mask(packed.mask, hidden)
-            features = view.pool(encode(view, hidden, vectors, rule, mask=mask))
+            mask = packed.mask.repeat(hidden.shape[0] // packed.num_classes, 1)
+            hidden = encode(view, hidden, vectors, rule, mask=view.layer_mask(mask, hidden))
+            features = view.pool(hidden, mask)
             return features.unflatten(0, (-1, packed.num_classes)) if per_image else features
         hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         first_layer = 0 if prompts is None else prompts.first_layer
@@ -253,8 +260,8 @@ class PromptedTextEncoder(PromptedEncoder):
         """Refuse prompts that have no place in texts of the caller's."""
         if not isinstance(self.view, CausalTextView):
             raise ValueError(
-                f"{type(self.base_layer).__name__} reads texts in both directions and padded, so prompts have no fixed "
-                "place in input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
+                f"{type(self.base_layer).__name__} takes texts with prompts padded, a class in each row, so prompts have no "
+                "fixed place in input_ids. Call set_class_names(names) and model(pixel_values=...) instead."
             )
         if prompts.text_placement is None:
             raise ValueError(

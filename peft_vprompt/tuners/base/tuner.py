@@ -133,7 +133,7 @@ class PromptTuner(BaseTuner):
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
         self._freeze_finished()
-        hold_statistics(vision.base_layer)
+        hold_statistics(self.model)
 
     def _new_modules(
         self,

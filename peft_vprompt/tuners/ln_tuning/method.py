@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...backbones.base import EncoderView, TextView, VisionView
+from ...errors import UnsupportedModelError
 from ..base.classifier_parts import own_modules, plain
 from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
@@ -50,18 +51,29 @@ class NormTuning(PromptMethod):
                 )
 
     def trained_modules(self, config: NormTuningConfig, view: EncoderView) -> Sequence[str]:
-        """Return the norms inside the layers, from the first one on that the config names."""
+        """Return the norms inside the layers, from the first one on that the config names.
+
+        Raises:
+            UnsupportedModelError: there are none.
+        """
         tower = "text" if isinstance(view, TextView) else "vision"
         if config.towers not in ("both", tower):
             return ()
         modules = own_modules(view.module)
         layers = view.layers[getattr(config, f"{tower}_first_layer") :]
         inside = tuple(f"{name}." for name, module in modules.items() if any(module is layer for layer in layers))
-        return [
-            name
-            for name, module in modules.items()
-            if name.startswith(inside) and isinstance(plain(module), nn.LayerNorm)
-        ]
+        norms = [name for name, module in modules.items() if name.startswith(inside) and is_norm(plain(module))]
+        if not norms:
+            raise UnsupportedModelError(
+                f"Expected norms in the layers of {type(view.module).__name__}. Received layers with none that is known. Use "
+                "another method, such as CLIP-LoRA."
+            )
+        return norms
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Tell whether a module is a LayerNorm, or the RMSNorm that transformers writes for a model (AIMv2's)."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith("RMSNorm")
 
 
 class NormTuningModel(PromptTuner):
