@@ -1,5 +1,6 @@
 """`vprompt train`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,7 +200,7 @@ def train(
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
         say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
         say_next("inspect", output)
-    if push_to_hub:
+    if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
         say_published(publish(output, push_to_hub, model, private=private or None))
 
 

@@ -77,9 +77,10 @@ def look(model: Any, name: str, test_set: EvalSet) -> dict | None:
         images, by bin), `confused`, `names` and `confusion` (None where there are too many classes), and `worst`, each with
         a `picture` in base64 where the images are at hand.
     """
-    rows, names = test_set.rows, test_set.class_names
+    rows: Any = test_set.rows
+    names = test_set.class_names
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(MOST_IMAGES, len(rows))).round().astype(int)).tolist()
-    some: Any = rows.select(chosen) if isinstance(rows, Dataset) else Subset(rows, chosen)
+    some = rows.select(chosen) if isinstance(rows, Dataset) else Subset(rows, chosen)
     among = among_own_classes(model, EvalSet(some, names))
     set_class_names(model, among.class_names)
     logits, labels = predict_logits(model, among.rows)
