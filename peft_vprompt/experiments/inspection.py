@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..backbones.supported import HEADS, class_name, view
 from ..data.images import to_rgb
+from ..errors import TokenizerNotFoundError
 from ..peft_models.adapter_files import complete_adapter
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..tuners.base.registry import METHODS, find_row, is_known
@@ -25,7 +26,9 @@ from ..utils.devices import device_of, find_device
 from ..utils.hub import split_revision
 from ..utils.validation import first_line
 from .attention_maps import attention_maps, plot_attention
+from .identity import RESULTS
 from .models import adapter_config
+from .results import read_results
 from .sharing import load_with_results
 
 
@@ -61,8 +64,10 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
     recorded = config.auto_mapping or {}
     is_classifier = recorded.get("base_model_class", "").endswith("ForImageClassification")
     row = _row(config, is_classifier)
-    names = getattr(config, "class_names", None) or recorded.get("class_names")
     labels = getattr(config, "id2label", None)
+    names = getattr(config, "class_names", None) or recorded.get("class_names") or list((labels or {}).values())
+    if not names and (saved := read_results(Path(adapter, RESULTS))) is not None:
+        names = next(iter(saved["classes"].values()))
     return {
         "method": row.name if row else None,
         "title": row.title if row else f"PEFT's {config.peft_type.value}",
@@ -73,7 +78,7 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
         "base_class": recorded.get("base_model_class"),
         "revision": config.revision,
         "tokenizer": getattr(config, "tokenizer_name_or_path", None),
-        "classes": list(names or (labels or {}).values()) or None,
+        "classes": list(names) or None,
         "options": _options(config),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bytes": path.stat().st_size,
@@ -159,7 +164,12 @@ def nearest_words(model: Any, limit: int = NEAREST) -> list[dict] | str:
     if learned is None or learned.shape[-1] != table.shape[1] or prompts.first_layer:
         return "The learned tokens are not among the words: they come in at a later layer, or from another space."
     first = learned if learned.ndim == 2 else learned[0]
-    tokenizer = model.class_name_classifier.adapted.tokenizers.find(model.active_peft_config.tokenizer_name_or_path)
+    try:
+        tokenizer = model.class_name_classifier.adapted.tokenizers.find(
+            model.active_peft_config.tokenizer_name_or_path
+        )
+    except TokenizerNotFoundError as error:
+        return first_line(error) + "."
     distances = torch.cdist(first[:MOST_TOKENS].float(), table)
     near = distances.topk(min(limit, table.shape[0]), largest=False)
     return [
@@ -238,7 +248,7 @@ def _options(config: Any) -> dict:
     plain |= {"tokenizer_name_or_path", "class_descriptions", "num_labels", "inference_mode"}
     default: Any = type(config)()
     return {
-        name: value
+        name: sorted(value) if isinstance(value, set) else value
         for name, value in vars(config).items()
         if name in config.__dataclass_fields__ and name not in plain and value != getattr(default, name, None)
         if isinstance(value, (bool, int, float, str, list, tuple, set)) or value is None
