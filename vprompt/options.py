@@ -127,6 +127,13 @@ PrecisionName = Annotated[
         panel="Machine",
     ),
 ]
+PushToHub = Annotated[
+    str | None,
+    option("Publish the adapter there when all is done: owner/name on the Hub. Asked for first.", panel="Hub"),
+]
+Private = Annotated[bool, option("Make a new repository private.", "--private", panel="Hub")]
+Language = Annotated[str | None, option("Language of the class names, such as en, for the card.", panel="Hub")]
+License = Annotated[str | None, option("License of the adapter, such as mit, for the card.", panel="Hub")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]
 Epochs = Annotated[int | None, option("Passes over the training images.", panel="Recipe")]

@@ -7,6 +7,9 @@ attention by that pattern; without it the function does exactly what the user's 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
@@ -239,6 +242,8 @@ class ReadAll:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Let queries [b, h, n, d] read the KV cache; their own key and value are not read."""
         kv_cache = (self.key.to(query.dtype), self.value.to(query.dtype))
+        if not torch.compiler.is_compiling() and (kept := _kept.get()) is not None:
+            kept.append((query @ kv_cache[0].transpose(-1, -2) * scaling).softmax(-1))
         return F.scaled_dot_product_attention(query, *kv_cache, dropout_p=dropout, scale=scaling)
 
 
@@ -254,6 +259,20 @@ class KVCache:
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take those of one more layer."""
         self.layers.append((key, value))
+
+
+#: Where `kept_weights` collects in this thread; None: nowhere.
+_kept: ContextVar[list[Tensor] | None] = ContextVar("kept_weights", default=None)
+
+
+@contextmanager
+def kept_weights() -> Iterator[list[Tensor]]:
+    """Collect the attention weights [b, h, n, s] of all rows that read a whole KV cache, while the block runs."""
+    before = _kept.set(found := [])
+    try:
+        yield found
+    finally:
+        _kept.reset(before)
 
 
 def prompt_attention(
