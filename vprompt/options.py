@@ -63,6 +63,11 @@ DATA_OPTIONS = {
 }
 #: Options of images that are of several classes or none, for commands that take one class for each.
 SEVERAL_LABELS = ("multi_label", "label_separator", "label_columns")
+#: Options of images' labels and splits, for commands that read images alone.
+LABELS = (
+    *("benchmark", "label_column", *SEVERAL_LABELS, "labels_from", "train_split", "test_split", "min_images"),
+    *("class_names", "clean_names", "skip_bad_images", "test_fraction", "val_fraction"),
+)
 NOISY, UNLABELLED = "Noisy labels", "No labels"
 Loss = Annotated[
     str | None, option(f"One of: {', '.join(LOSSES)}. Default: the model's own cross-entropy.", panel=NOISY)
@@ -250,7 +255,7 @@ def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Pat
 def read_data_options(
     data: str | None,
     where: list[str] | None,
-    class_names: Path | None,
+    class_names: Path | None = None,
     label_columns: list[str] | None = None,
     **values,
 ) -> "DataOptions | None":
@@ -337,13 +342,6 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
         raise ValueError(
             f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas. Received: {items!r}."
         ) from error
-
-
-def saved_run(adapter: str) -> dict | None:
-    """Return what `vprompt train` wrote beside the adapter, if it did."""
-    from peft_vprompt.experiments.results import read_results
-
-    return read_results(Path(adapter) / "results.json")
 
 
 def saved_data_options(saved: dict, folder: str) -> "DataOptions | None":

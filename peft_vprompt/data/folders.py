@@ -44,7 +44,9 @@ def split_name(name: str) -> str | None:
     return _SPLITS.get(name.lower())
 
 
-def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose: bool = False) -> dict[str, Dataset]:
+def label_files(
+    root: Path, found: Found, labels_from: str | None = "path", keep_loose: bool = False
+) -> dict[str, Dataset]:
     """Return image files by split, with the folders that they lie in as their classes.
 
     Where all folders in `root` have the names of splits, they are splits; where some do, all are classes.
@@ -53,7 +55,7 @@ def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose:
         root: the folder.
         found: images in it.
         labels_from: `path` for the whole path below the split as the class, `first` or `last` for its first or last
-            folder.
+            folder; None where folders are no classes.
         keep_loose: keep images that lie in no class folder, without a label; else they are left out, and it is said.
 
     Returns:
@@ -62,6 +64,8 @@ def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose:
     Raises:
         ValueError: an unknown `labels_from`.
     """
+    if labels_from is None:
+        return _unlabelled(found)
     require_choice("labels_from", labels_from, LABELS_FROM)
     splits = _split(root, found)
     return {name: _labelled(root, rows, labels_from, keep_loose) for name, rows in splits.items()}
@@ -137,6 +141,17 @@ def _split(root: Path, found: Found) -> dict[str, Found]:
             "them. If they are classes, give one another name ('train vehicle'), or write a table of images and labels."
         )
     return splits
+
+
+def _unlabelled(found: Found) -> dict[str, Dataset]:
+    """Return all images: by split where each lies in a folder with the name of one, else as `train`."""
+    tops = [split_name(parts[0]) if parts else None for parts, _ in found]
+    splits = tops if all(tops) else ["train"] * len(found)
+    files = [path for _, path in found]
+    return {
+        name: Dataset.from_dict({"image": [path for path, split in zip(files, splits, strict=True) if split == name]})
+        for name in dict.fromkeys(splits)
+    }
 
 
 def _labelled(root: Path, found: Found, labels_from: str, keep_loose: bool) -> Dataset:

@@ -1,0 +1,1 @@
+"""What becomes of a trained adapter: predictions, plain classifiers, ONNX."""

@@ -1,0 +1,279 @@
+"""Predictions for any number of images, into one file: in parts, so that a run that was stopped goes on where it was.
+
+Parts lie in a hidden folder beside the file, with what they were made with; the file appears when all are there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ..data.any_images import NamedImages
+from ..experiments.identity import differences
+from ..utils.digests import digest_json, digest_tensors
+from ..utils.io import atomic_path, disk_errors, read_json, write_json
+from ..utils.locks import only_writer
+from ..utils.progress import with_progress
+from ..utils.validation import require_int, shorten
+from ..utils.warning import warn_caller
+from ..version import __version__
+from .classifier import Classifier, best
+from .tables import COLUMNS, PROBLEM, columns_of, require_format, write_problems, write_table
+
+
+#: Images in a part, about; a part has whole batches.
+PART = 1024
+
+#: What a folder of parts was made with.
+IDENTITY = "identity.json"
+
+#: Entries of an adapter's config that change nothing it computes: places, and what is digested by itself.
+_PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inference_mode", "auto_mapping")
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is written, and how.
+
+    Attributes:
+        top_k: how many labels of each image.
+        embeddings: whether features are written, too.
+        batch_size: images per forward pass.
+    """
+
+    top_k: int = 1
+    embeddings: bool = False
+    batch_size: int = 32
+
+    def __post_init__(self):
+        require_int("top_k", self.top_k, 1)
+        require_int("batch_size", self.batch_size, 1)
+
+
+class Summary(NamedTuple):
+    """What became of the images.
+
+    Attributes:
+        images: how many were read.
+        skipped: how many could not be read.
+        labels: how many images have each label as the most probable one, most first.
+        problems: the file that lists what was skipped; None where nothing was.
+    """
+
+    images: int
+    skipped: int
+    labels: dict[str, int]
+    problems: Path | None
+
+
+def predict(
+    classifier: Classifier,
+    images: NamedImages,
+    output: str | Path,
+    options: PredictOptions = PredictOptions(),  # noqa: B008 - frozen
+    *,
+    progress: str | None = None,
+    wait: bool = False,
+) -> Summary:
+    """Write the most probable labels of images to a file (.csv, .jsonl or .parquet).
+
+    Images that cannot be read are left out, and listed in a file beside. Stopped and started again with the same adapter,
+    images and options it goes on, and the file is the same.
+
+    Args:
+        classifier: the adapter.
+        images: what to classify.
+        output: the file.
+        options: what is written.
+        progress: label of a progress bar; None for no bar.
+        wait: wait while another process writes to the file.
+
+    Raises:
+        ValueError: another kind of file, embeddings in a CSV file, or no image can be read.
+        CannotWriteError: the disk is full, or the folder is not to be written.
+        FolderInUseError: another process writes to the file.
+    """
+    output = Path(output)
+    require_format(output, options.embeddings)
+    with only_writer(output, wait, is_file=True) as writer:
+        parts = _Parts(output, identity_of(classifier, images, options))
+        reader = ThreadPoolExecutor(_THREADS)
+        try:
+            for part, rows in _made(classifier, images, options, parts, reader, progress):
+                writer.check()
+                parts.write(part, rows)
+        finally:
+            reader.shutdown(cancel_futures=True)
+        summary = _finish(output, parts, classifier, images, options)
+        writer.check()
+        parts.remove()
+    return summary
+
+
+def identity_of(classifier: Classifier, images: NamedImages, options: PredictOptions) -> dict:
+    """Return what predictions depend on, by content."""
+    model = classifier.model
+    config: Any = model.peft_config[model.active_adapter].to_dict()
+    known = getattr(model, "class_name_classifier", None)
+    classes = known.in_use.tokenised if known is not None and known.adapted.text is not None else None
+    return {
+        "code": __version__,
+        "adapter": digest_json({name: value for name, value in config.items() if name not in _PLACES}, 32),
+        "base model or weights": digest_tensors(model.state_dict())[:32],
+        "image processor": digest_json(classifier.image_processor.to_dict(), 32),
+        "classes": digest_json([classifier.class_names, str(classes.sequences) if classes else None], 32),
+        "options": [options.top_k, options.embeddings, options.batch_size, classifier.bf16],
+        "device": next(model.parameters()).device.type,
+        "images": images.digest(),
+    }
+
+
+class _Parts:
+    """The parts of a file.
+
+    Args:
+        output: the file.
+        identity: what they are made with; parts of anything else are thrown away.
+    """
+
+    def __init__(self, output: Path, identity: dict):
+        self.folder = output.with_name(f".{output.name}.parts")
+        with disk_errors(output):
+            self._begin(identity)
+
+    def _begin(self, identity: dict) -> None:
+        about = self.folder / IDENTITY
+        try:
+            earlier = read_json(about, missing_ok=True)
+        except ValueError:
+            earlier = None
+        if earlier == identity:
+            return
+        if self.folder.is_dir():
+            if isinstance(earlier, dict):
+                changed = ", ".join(differences(identity, earlier))
+                warn_caller(
+                    f"The unfinished predictions for this file were made with other {changed}: starting afresh."
+                )
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_json(identity, about)
+
+    def path(self, part: int) -> Path:
+        """Return the file of a part."""
+        return self.folder / f"{part:06}.parquet"
+
+    def write(self, part: int, rows: pa.Table) -> None:
+        """Write a part, whole or not at all."""
+        with atomic_path(self.path(part)) as partial:
+            pq.write_table(rows, partial)
+
+    def read(self, part: int) -> pa.Table | None:
+        """Return a part; None where it is not there or damaged."""
+        try:
+            return pq.read_table(self.path(part))
+        except (OSError, pa.ArrowException):
+            return None
+
+    def remove(self) -> None:
+        """Remove all of them."""
+        with suppress(OSError):
+            shutil.rmtree(self.folder)
+
+
+def spans(count: int, options: PredictOptions) -> list[range]:
+    """Return the images of each part: whole batches, the same ones however often the run was stopped."""
+    size = max(1, PART // options.batch_size) * options.batch_size
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _made(
+    classifier: Classifier,
+    images: NamedImages,
+    options: PredictOptions,
+    parts: _Parts,
+    reader: ThreadPoolExecutor,
+    progress: str | None,
+) -> Iterator[tuple[int, pa.Table]]:
+    """Give the parts that are not there yet, each as soon as it is made. Images are read while others are classified."""
+    left = [(part, span) for part, span in enumerate(spans(len(images), options)) if parts.read(part) is None]
+    size = options.batch_size
+    batches = [(part, span[first : first + size]) for part, span in left for first in range(0, len(span), size)]
+    ahead = [reader.submit(_read, images, batch) for _, batch in batches[:_THREADS]]
+    rows: list[pa.Table] = []
+    for number, (part, batch) in enumerate(with_progress(batches, progress)):
+        if number + _THREADS < len(batches):
+            ahead.append(reader.submit(_read, images, batches[number + _THREADS][1]))
+        found = ahead[number].result()
+        ahead[number] = None  # pyrefly: ignore[unsupported-operation]  # its images are not needed any more
+        rows.append(_rows(classifier, [images.names[index] for index in batch], found, options))
+        if number + 1 == len(batches) or batches[number + 1][0] != part:
+            yield part, pa.concat_tables(rows)
+            rows = []
+
+
+def _read(images: NamedImages, batch: Sequence[int]) -> list[Image.Image | str]:
+    return [images.read(index) for index in batch]
+
+
+def _rows(
+    classifier: Classifier, names: list[str], found: list[Image.Image | str], options: PredictOptions
+) -> pa.Table:
+    """Return the rows of a batch, with a problem in those that were not read."""
+    read = [index for index, image in enumerate(found) if not isinstance(image, str)]
+    predictions: list = []
+    features = None
+    if read:
+        inputs = classifier.preprocess([found[index] for index in read])
+        if options.embeddings:
+            logits, features = classifier.logits_and_features_of(inputs)
+        else:
+            logits = classifier.logits_of(inputs)
+        predictions = best(classifier.probabilities_of(logits), classifier.class_names, options.top_k)
+    problems = [image if isinstance(image, str) else None for image in found]
+    return columns_of(names, read, predictions, features, problems, classifier.class_names, options)
+
+
+def _finish(
+    output: Path, parts: _Parts, classifier: Classifier, images: NamedImages, options: PredictOptions
+) -> Summary:
+    """Make the file of its parts."""
+    numbers = range(len(spans(len(images), options)))
+    problems: list[tuple[str, str]] = []
+    counts = dict.fromkeys(classifier.class_names, 0)
+
+    def rows() -> Iterator[pa.Table]:
+        for number in numbers:
+            part = parts.read(number)
+            if part is None:
+                raise OSError(f"The part {parts.path(number)} went away meanwhile. Start again.")
+            bad = part.filter(pa.compute.is_valid(part[PROBLEM]))
+            problems.extend(zip(bad[COLUMNS[0]].to_pylist(), bad[PROBLEM].to_pylist(), strict=True))
+            good = part.filter(pa.compute.is_null(part[PROBLEM])).drop_columns(PROBLEM)
+            for label in good[COLUMNS[1]].to_pylist():
+                counts[label] += 1
+            yield good
+
+    whole = [len(part.filter(pa.compute.is_null(part[PROBLEM]))) for part in map(parts.read, numbers) if part]
+    if not sum(whole):
+        first = parts.read(0)
+        why = f": {first[COLUMNS[0]][0]} is {first[PROBLEM][0]}" if first is not None else ""
+        raise ValueError(f"None of {len(images)} images can be read{why}.")
+    write_table(output, rows())
+    listed = write_problems(output, problems)
+    if problems:
+        named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
+        warn_caller(f"{len(problems)} of {len(images)} images cannot be read and were skipped: {named}.")
+    most = dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda pair: -pair[1]))
+    return Summary(len(images) - len(problems), len(problems), most, listed)

@@ -1,0 +1,122 @@
+"""`vprompt predict`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.markup import escape
+
+from .app import command, console, given, say_named, say_next, say_saved
+from .options import (
+    LABELS,
+    Device,
+    EvalBf16,
+    ImageSize,
+    Wait,
+    option,
+    takes_data,
+)
+
+
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+
+
+@command
+@takes_data(default="none, it is needed; one image will do, too", without=LABELS)
+def predict(
+    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
+    data: "DataOptions | None",
+    output: Annotated[Path, option("File for the predictions: .csv, .jsonl or .parquet.")],
+    model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
+    split: Annotated[str | None, option("Split to take; default: all images.", panel="Data")] = None,
+    class_names: Annotated[
+        Path | None,
+        option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
+    ] = None,
+    top_k: Annotated[int, option("Labels of each image.")] = 1,
+    embeddings: Annotated[bool, option("Write image features, too; to .jsonl or .parquet.", "--embeddings")] = False,
+    batch_size: Annotated[int, option("Images per forward pass.", panel="Machine")] = 32,
+    device: Device = "auto",
+    bf16: EvalBf16 = False,
+    image_size: ImageSize = None,
+    wait: Wait = False,
+):
+    """Classify any images with a trained adapter: one row for each image, with its file name.
+
+    Images need no labels: one file, a folder and all folders in it, a pattern, a table, an archive or a data set. Those
+    that cannot be read are named, skipped and counted. A run that was stopped goes on where it was when started again in
+    the same way, and gives the same file.
+
+    **Examples**
+
+    - `vprompt predict --adapter runs/a --data photos --output predictions.csv --top-k 3`
+    - `vprompt predict --adapter runs/a --data photo.jpg --output one.csv`
+    - `vprompt predict --adapter runs/a --data "photos/2026-*/*.jpg" --output predictions.jsonl`
+    - `vprompt predict --adapter runs/a --data photos --class-names other.txt --output others.csv`
+    - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
+    """
+    from peft_vprompt.data.any_images import load_any
+    from peft_vprompt.experiments.results import require_own
+    from peft_vprompt.experiments.trained import SavedAdapter
+    from peft_vprompt.export.classifier import Classifier
+    from peft_vprompt.export.predictions import PredictOptions
+    from peft_vprompt.export.predictions import predict as write_predictions
+    from peft_vprompt.export.tables import is_predictions, require_format
+    from peft_vprompt.utils.devices import find_device
+
+    if data is None:
+        raise ValueError(
+            "Expected images to classify. Give --data: a file, a folder, a pattern, a table or a data set."
+        )
+    options = PredictOptions(top_k, embeddings, batch_size)
+    place = find_device(device)
+    require_format(output, embeddings)
+    require_own(output, "predictions", is_predictions)
+    _require_outside(output, data.path)
+    names = _read_names(class_names)
+    saved = SavedAdapter.find(adapter)
+    if model is None and not saved.is_embedded:
+        say_named(saved.config)
+    images = load_any(data, split)
+    classifier = Classifier.of(saved, model, names, image_size=image_size, device=place, bf16=bf16)
+    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
+    shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
+    console.print(
+        f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
+        f"{', ...' if len(found.labels) > 8 else ''}.",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if found.problems is not None:
+        console.print(f"Skipped images are listed in {escape(str(found.problems))}.", soft_wrap=True)
+    say_saved(output)
+    say_next(
+        "export",
+        "--adapter",
+        adapter,
+        *given("model", "class_names", "image_size"),
+        "--output",
+        f"{output.stem}-model",
+    )
+
+
+def _read_names(path: Path | None) -> list[str] | None:
+    """Return the classes that a file lists."""
+    from peft_vprompt.data import read_class_names
+    from peft_vprompt.data.class_names import in_label_order
+
+    return in_label_order(read_class_names(path)) if path else None
+
+
+def _require_outside(output: Path, data: str) -> None:
+    """Refuse a table inside a folder of images: it would be read in their place the next time.
+
+    Raises:
+        ValueError: names both.
+    """
+    folder = Path(data).expanduser()
+    if output.suffix.lower() == ".parquet" and folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"Expected a .parquet file outside of the images' folder, where it would be read as the data next time. Received: "
+            f"{str(output)!r} in {data!r}."
+        )
