@@ -5,7 +5,7 @@ command runs: a help text appears at once. What help texts say about the package
 messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
 """
 
-from . import convert, convert_clip, demo, evaluate, methods, noise_study, predict, pseudo_label, sweep, train
+from . import convert, convert_clip, demo, evaluate, export, methods, noise_study, predict, pseudo_label, sweep, train
 from .app import app
 
 
@@ -15,6 +15,7 @@ __all__ = [
     "convert_clip",
     "demo",
     "evaluate",
+    "export",
     "methods",
     "noise_study",
     "predict",

@@ -294,6 +294,14 @@ def read_data(options: "DataOptions | None", unlabelled: bool = False, validatio
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
 
 
+def read_names(path: Path | None) -> list[str] | None:
+    """Return the classes that a file lists, in label order; None without a file."""
+    from peft_vprompt.data import read_class_names
+    from peft_vprompt.data.class_names import in_label_order
+
+    return in_label_order(read_class_names(path)) if path else None
+
+
 def require_model(model: object, data: "DataOptions | None", method: str | None = None) -> None:
     """Refuse images of one's own without a base model: the embedded one knows the embedded task alone.
 

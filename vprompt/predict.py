@@ -13,6 +13,7 @@ from .options import (
     ImageSize,
     Wait,
     option,
+    read_names,
     takes_data,
 )
 
@@ -73,7 +74,7 @@ def predict(
     require_format(output, embeddings)
     require_own(output, "predictions", is_predictions)
     _require_outside(output, data.path)
-    names = _read_names(class_names)
+    names = read_names(class_names)
     saved = SavedAdapter.find(adapter)
     if model is None and not saved.is_embedded:
         say_named(saved.config)
@@ -98,14 +99,6 @@ def predict(
         "--output",
         f"{output.stem}-model",
     )
-
-
-def _read_names(path: Path | None) -> list[str] | None:
-    """Return the classes that a file lists."""
-    from peft_vprompt.data import read_class_names
-    from peft_vprompt.data.class_names import in_label_order
-
-    return in_label_order(read_class_names(path)) if path else None
 
 
 def _require_outside(output: Path, data: str) -> None:

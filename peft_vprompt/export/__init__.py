@@ -1,1 +1,8 @@
 """What becomes of a trained adapter: predictions, plain classifiers, ONNX."""
+
+from .classifier import Classifier, Prediction
+from .folder import Exported, export
+from .predictions import PredictOptions, predict
+
+
+__all__ = ["Classifier", "Exported", "PredictOptions", "Prediction", "export", "predict"]

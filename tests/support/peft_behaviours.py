@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import CLIPModel, ViTForImageClassification
 
 from peft_vprompt.tuners.base.registry import METHODS
-from tests.support.models import CLASS_NAMES, tiny_clip, tiny_vit
+from tests.support.models import CLASS_NAMES, disturb, tiny_clip, tiny_vit
 
 
 #: The behaviours: name of the test -> heading of the column.
@@ -106,6 +108,14 @@ def config_of(row: str, base, tokenizer: str, **options):
     if ROWS[row] == "CLIPModel":
         options = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": tokenizer} | SUPPORT.get(row, {}) | options
     return METHODS[row].configure(base, **options)
+
+
+def save_row(path, row: str, base: str, tokenizer: str, **options) -> str:
+    """A folder with an adapter of a row, moved away from its start, on the model that lies in the folder `base`."""
+    loaded = (CLIPModel if ROWS[row] == "CLIPModel" else ViTForImageClassification).from_pretrained(base)
+    torch.manual_seed(0)
+    disturb(get_peft_model(loaded, config_of(row, loaded, tokenizer, **options))).save_pretrained(path)
+    return str(path)
 
 
 def refusal(row: str, behaviour: str) -> str | None:
