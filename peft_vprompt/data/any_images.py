@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -53,7 +54,7 @@ class NamedImages:
 
     def digest(self) -> str:
         """Return a digest by which the same images are known again: names, and size and time of files or their content."""
-        digest = Digest().add(repr(replace(self.feature, decode=True)).encode())
+        digest = Digest().add(repr(self.feature).encode())
         for name, (path, content) in zip(self.names, _encoded(self.rows), strict=True):
             digest.add(f"{name}\0".encode(errors="surrogateescape"))
             digest.add(_mark(path) if content is None else Digest().add(content).hex().encode())
@@ -80,9 +81,9 @@ def load_any(options: DataOptions, split: str | None = None) -> NamedImages:
         check_column(rows, options.image_column)
         kept = np.flatnonzero(where_mask(rows, options.where))
         rows = rows if len(kept) == len(rows) else rows.select(kept)
-        images = image_column(rows, options).cast_column(
-            "image", RGBImage(decode=False, background=options.background)
-        )
+        images = image_column(rows, options)
+        feature: Any = images.features["image"]
+        images = images.cast_column("image", replace(feature, decode=False))
         names += _names(images, rows, options, len(names))
         parts.append(images)
     if not names:

@@ -145,7 +145,7 @@ def _split(root: Path, found: Found) -> dict[str, Found]:
 
 def _unlabelled(found: Found) -> dict[str, Dataset]:
     """Return all images: by split where each lies in a folder with the name of one, else as `train`."""
-    tops = [split_name(parts[0]) if parts else None for parts, _ in found]
+    tops = [(split_name(parts[0]) or "") if parts else "" for parts, _ in found]
     splits = tops if all(tops) else ["train"] * len(found)
     files = [path for _, path in found]
     return {

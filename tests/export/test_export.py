@@ -34,10 +34,10 @@ PLAIN = {
         "zs-lp",
     ),
     *("tenc-ft", "ln-tuning", "2sfs", "clip-lora", "lora-on-class-names"),
-    *("full", "linear", "partial-1", "mlp-3", "bias", "lora"),
+    *("full", "linear", "partial-1", "bias", "lora"),
 }
 PLAIN_OFTEN = ("coop", "2sfs", "clip-lora", "linear", "lora")
-REFUSED_OFTEN = ("vpt", "cocoop", "tip-adapter-f", "vpt-deep", "adapter")
+REFUSED_OFTEN = ("vpt", "cocoop", "tip-adapter-f", "vpt-deep", "adapter", "mlp-3")
 GRAPHS_OFTEN = ("maple",)
 ONNX_OFTEN = ("cocoop", "rpo", "vpt-deep")
 
