@@ -84,7 +84,7 @@ def predict(
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
-        f"{', ...' if len(found.labels) > 8 else ''}.",
+        f"{', ...' if len(found.labels) > 8 else '.'}",
         soft_wrap=True,
         highlight=False,
     )

@@ -91,7 +91,7 @@ class SavedAdapter:
     def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
         """Return the classes of a head: as the config names them, or as they are given for one that names none."""
         config: Any = self.config
-        labels = getattr(config, "id2label", None)
+        labels: Any = getattr(config, "id2label", None)
         if is_named(labels):
             return list(labels.values())
         count = getattr(config, "num_labels", None)

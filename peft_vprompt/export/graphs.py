@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,12 @@ def _any_batch() -> dict:
 def _quietly(classifier: Classifier) -> Iterator[nn.Module]:
     """Give what is exported, without gradients and without what exporters say of their own code."""
     wrapped = Logits(classifier.model)
-    with torch.no_grad(), eval_mode(wrapped), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield wrapped
+    logger = logging.getLogger("torch.onnx")  # tells of packages that are not there and not needed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), eval_mode(wrapped), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield wrapped
+    finally:
+        logger.setLevel(level)

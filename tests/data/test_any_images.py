@@ -51,6 +51,10 @@ def test_tables_and_archives(photos, tmp_path, monkeypatch):
     assert names(tmp_path / "bytes.parquet") == ["row 0", "row 1"]
     Dataset.from_dict({"image": [content] * 2, "file_name": ["x.png", None]}).to_parquet(tmp_path / "named.parquet")
     assert names(tmp_path / "named.parquet") == ["x.png", "row 1"]
+    table = {"image": [content] * 3, "kind": ["a", "b", "b"], "split": ["train", "test", "train"]}
+    Dataset.from_dict(table).to_parquet(tmp_path / "kinds.parquet")
+    assert names(tmp_path / "kinds.parquet", where=("kind=b",)) == ["row 1", "row 2"]
+    assert names(tmp_path / "kinds.parquet", split_column="split") == ["test row 0", "train row 0", "train row 1"]
     load_dataset("imagefolder", data_dir=str(photos / "test" / "deep"), split="train").save_to_disk(tmp_path / "disk")
     assert [name.rpartition("/")[2] for name in names(tmp_path / "disk")] == ["0.png"]
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:
