@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +25,11 @@ from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.progress import with_progress
-from ..utils.validation import require_int, shorten
+from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .classifier import Classifier, best
-from .tables import COLUMNS, PROBLEM, columns_of, require_format, write_problems, write_table
+from .tables import COLUMNS, PROBLEM, PredictOptions, columns_of, require_format, write_problems, write_table
 
 
 #: Images in a part, about; a part has whole batches.
@@ -44,25 +43,6 @@ _PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inf
 
 #: Batches that are read while another is classified, each by a thread.
 _AHEAD = 4
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What is written, and how.
-
-    Attributes:
-        top_k: how many labels of each image.
-        embeddings: whether features are written, too.
-        batch_size: images per forward pass.
-    """
-
-    top_k: int = 1
-    embeddings: bool = False
-    batch_size: int = 32
-
-    def __post_init__(self):
-        require_int("top_k", self.top_k, 1)
-        require_int("batch_size", self.batch_size, 1)
 
 
 class Summary(NamedTuple):

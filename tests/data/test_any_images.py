@@ -1,5 +1,6 @@
 """Images of which nothing else is known: from every kind of source, under their names."""
 
+import os
 import zipfile
 
 import pytest
@@ -78,6 +79,16 @@ def test_addresses_are_followed_only_when_asked(tmp_path):
     with pytest.raises(ValueError, match="follow_urls"):
         load_any(DataOptions(tmp_path / "t.csv"))
     assert load_any(DataOptions(tmp_path / "t.csv", follow_urls=True)).names == ["https://example.org/a.png"]
+
+
+def test_names_that_are_no_text_are_told(tmp_path):
+    picture("a", 0).save(tmp_path / "a.png")
+    try:
+        (tmp_path / os.fsdecode(b"b\xff.png")).write_bytes((tmp_path / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    with pytest.warns(UserWarning, match=r"no UTF-8 are left out: .*udcff.*Rename"):
+        assert load_any(DataOptions(tmp_path)).names == ["a.png"]
 
 
 def test_nothing_there(tmp_path):
