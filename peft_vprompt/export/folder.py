@@ -111,7 +111,7 @@ def export(
             if bf16:
                 save_plain(classifier, staging, bf16=True)
             if int8:
-                quantise(staging)
+                quantise(staging, len(classifier.class_names))
             for (
                 path
             ) in staging.iterdir():  # whoever reads the labels reads the weights, which are written for one alone

@@ -134,7 +134,7 @@ def test_onnx_says_the_same(row, classifier, tmp_path):
     )
     assert "Skipped broken.png" in shown.stderr
     whole = (tmp_path / "model.onnx").stat().st_size
-    quantise(tmp_path)
+    quantise(tmp_path, len(CLASS_NAMES))
     pixels = images(64, seed=3)
     rounded = standalone.Predictor(tmp_path).logits(pixels.numpy())
     assert (tmp_path / "model.onnx").stat().st_size < whole
