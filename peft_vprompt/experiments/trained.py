@@ -12,6 +12,7 @@ from peft import PeftConfig
 from ..errors import ClassNamesError
 from ..peft_models.labels import is_named
 from ..training.evaluation import own_classes
+from ..utils.hub import split_revision
 from ..utils.validation import shorten
 from .adapter_classes import known_classes
 from .identity import RESULTS
@@ -42,7 +43,8 @@ class SavedAdapter:
             ValueError: the results are damaged.
         """
         config = adapter_config(adapter)  # before anything is said about what lies beside it
-        return cls(str(adapter), config, read_results(Path(adapter) / RESULTS))
+        place, _ = split_revision(str(adapter))
+        return cls(str(adapter), config, read_results(Path(place) / RESULTS))
 
     @property
     def is_embedded(self) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.any_images import NamedImages
 from ..experiments.identity import differences
+from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
@@ -90,7 +91,7 @@ def predict(
     """
     output = Path(output)
     require_format(output, options.embeddings)
-    with only_writer(output, wait, is_file=True) as writer:
+    with only_writer(output, wait, is_file=True) as writer, fixed_weights():
         parts = _Parts(output, identity_of(classifier, images, options))
         reader = ThreadPoolExecutor(_AHEAD)
         try:
