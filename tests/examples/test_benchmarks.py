@@ -138,6 +138,8 @@ def test_exported_models(cli, tmp_path, clip_path, colours, tokenizer_path):
     (path,) = output.iterdir()
     result = json.loads(path.read_text())
     assert all(side["ms_per_image"] > 0 for side in result["cells"]["2"].values())
+    page = exported.with_table(exported.PAGE.read_text(), result)
+    assert "| ONNX, int8 |" in page and page.count("end of exported") == 1
     assert result["agreement"]["ONNX"]["agreement"] == 100 and result["files"]["ONNX"]["difference"] < 1e-3
 
 
