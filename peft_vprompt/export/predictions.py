@@ -26,7 +26,7 @@ from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.progress import with_progress
-from ..utils.validation import shorten
+from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .classifier import Classifier, best
@@ -224,7 +224,10 @@ def _read(classifier: Classifier, images: NamedImages, batch: Sequence[int]) -> 
     found = []
     for index in batch:
         image = images.read(index)
-        found.append(image if isinstance(image, str) else classifier.preprocess([image]))
+        try:
+            found.append(image if isinstance(image, str) else classifier.preprocess([image]))
+        except (ValueError, ArithmeticError, MemoryError) as error:  # a shape that it cannot bring to its own
+            found.append(f"not to be preprocessed: {first_line(error)}")
     return found
 
 

@@ -1,6 +1,7 @@
 """Images of which nothing else is known: from every kind of source, under their names."""
 
 import os
+import struct
 import zipfile
 
 import pytest
@@ -72,6 +73,18 @@ def test_what_cannot_be_read_is_told_one_by_one(tmp_path):
     Dataset.from_dict({"image": [(tmp_path / "a.png").read_bytes(), None]}).to_parquet(tmp_path / "t.parquet")
     found = load_any(DataOptions(tmp_path / "t.parquet"))
     assert isinstance(found.read(0), Image.Image) and found.read(1) == "missing"
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), EOFError(), TypeError("x"), OSError("x")])
+def test_whatever_a_damaged_file_raises(error, tmp_path, monkeypatch):
+    picture("a", 0).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("peft_vprompt.data.images.convert_to_rgb", fail)
+    monkeypatch.setattr("peft_vprompt.data.image_checks.convert_to_rgb", fail)
+    assert load_any(DataOptions(tmp_path)).read(0) == "damaged"
 
 
 def test_addresses_are_followed_only_when_asked(tmp_path):
