@@ -5,7 +5,21 @@ command runs: a help text appears at once. What help texts say about the package
 messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
 """
 
-from . import convert, convert_clip, demo, evaluate, inspect, methods, noise_study, pseudo_label, push, sweep, train
+from . import (
+    convert,
+    convert_clip,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    noise_study,
+    predict,
+    pseudo_label,
+    push,
+    sweep,
+    train,
+)
 from .app import app
 
 
@@ -15,9 +29,11 @@ __all__ = [
     "convert_clip",
     "demo",
     "evaluate",
+    "export",
     "inspect",
     "methods",
     "noise_study",
+    "predict",
     "pseudo_label",
     "push",
     "sweep",

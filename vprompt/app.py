@@ -156,8 +156,13 @@ def say_saved(place) -> None:
 
 
 def say_next(*arguments: object) -> None:
-    """Say which command comes next, as it is typed; without arguments the user has what there is."""
-    line = shlex.join(["vprompt", *map(str, arguments)])
+    """Say which of these commands comes next, as it is typed; without arguments the user has what there is."""
+    say_next_line("vprompt", *arguments)
+
+
+def say_next_line(*arguments: object) -> None:
+    """Say which line comes next, as it is typed."""
+    line = shlex.join(map(str, arguments))
     console.print(f"Next: {escape(line)}", soft_wrap=True, highlight=False)
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from .app import command, console, given, say_next
 from .choices import CONVERTIBLE
-from .options import ClassNames, option
+from .options import ClassNames, option, read_names
 
 
 @command
@@ -34,11 +34,9 @@ def convert(
     - `vprompt convert output/model.pth.tar-200 --method coop --set class_token_position=front --output coop-adapter`
     """
     from peft_vprompt.convert import convert_checkpoint
-    from peft_vprompt.data import read_class_names
-    from peft_vprompt.data.class_names import in_label_order
     from peft_vprompt.utils.validation import parse_fields
 
-    names = in_label_order(read_class_names(class_names)) if class_names else None
+    names = read_names(class_names)
     converted = convert_checkpoint(
         checkpoint, method, output, base_model=model, class_names=names, **parse_fields(config, "--set")
     )

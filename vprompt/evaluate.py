@@ -16,7 +16,6 @@ from .options import (
     option,
     require_model,
     saved_data_options,
-    saved_run,
     takes_data,
     takes_machine,
 )
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
     from peft_vprompt.experiments.models import ModelBundle
     from peft_vprompt.experiments.test_time import TestTimeSettings
+    from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.evaluation import EvalSet
 
 
@@ -96,11 +96,12 @@ def evaluate(
     """
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.data.options import require_outside
-    from peft_vprompt.experiments.adapter_classes import known_classes, require_moves, subsets, warn_trained
+    from peft_vprompt.experiments.adapter_classes import require_moves, subsets, warn_trained
     from peft_vprompt.experiments.eval_sets import eval_sets
-    from peft_vprompt.experiments.models import adapter_config, as_published
+    from peft_vprompt.experiments.models import as_published
     from peft_vprompt.experiments.results import holds, require_local_data, require_own
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
+    from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.evaluation import among_own_classes, chance, own_classes
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
@@ -112,15 +113,15 @@ def evaluate(
         file = diagnosis / "diagnosis.json"
         require_own(file, "a diagnosis", holds("calibration", "estimated_noise"), "--diagnose")
     tuning = _read_tuning(test_time, test_time_set, words, adapter, zero_shot or diagnosis is not None)
-    config = adapter_config(adapter) if adapter else None  # before anything is said about what lies beside it
-    saved = saved_run(adapter) if adapter else None
+    found = SavedAdapter.find(adapter) if adapter else None
+    saved = found.run if found else None
     if adapter is None:
         require_model(model, data)
     elif data is None and saved is not None:
         require_local_data(saved["data"], Path(adapter) / "results.json")
-    if config is not None and model is None and (saved is None or saved["settings"]["model"] is not None):
-        say_named(config)
-    data, rows = _read(data, split, adapter, saved, known_classes(config, saved), new_classes)
+    if found is not None and model is None and not found.is_embedded:
+        say_named(found.config)
+    data, rows = _read(data, split, adapter, saved, found.known_classes if found else None, new_classes)
     require_outside(data, output, diagnosis)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
@@ -133,16 +134,14 @@ def evaluate(
             "Diagnosis and test-time tuning compare one class with another for each image. Leave --diagnose and "
             "--test-time out with --multi-label."
         )
-    size = image_size or (saved["settings"].get("image_size") if saved else None)
+    size = image_size or (found.image_size if found else None)
     place = {
         "image_size": size,
         "device": find_device(machine.device),
         "precision": machine.precision,
         "class_descriptions": class_descriptions,
     }
-    bundle = as_published(
-        _load(adapter, words, model, saved, classes["all"], **place), data.benchmark if data else None
-    )
+    bundle = as_published(_load(found, words, model, classes["all"], **place), data.benchmark if data else None)
     asked = {subset: classes[subset]}
     sets = eval_sets(rows, asked, bundle.image_processor)
     if new_classes:
@@ -275,16 +274,14 @@ def _read_tuning(
 
 
 def _load(
-    adapter: str | None, words: str | None, model: str | None, saved: dict | None, names: list[str], **place
+    found: "SavedAdapter | None", words: str | None, model: str | None, names: list[str], **place
 ) -> "ModelBundle":
     """Load the adapter, or make a context of words."""
-    from peft_vprompt.experiments.models import build_model, load_adapter
+    from peft_vprompt.experiments.models import build_model
 
-    if adapter is None:
-        return build_model(model, "coop", names, prompt_init="text", prompt_init_text=words, **place)
-    embedded = saved is not None and saved["settings"]["model"] is None
-    trained = next(iter(saved["classes"].values())) if saved else names
-    return load_adapter(adapter, model, trained, embedded=embedded, **place)
+    if found is not None:
+        return found.load(model, names, **place)
+    return build_model(model, "coop", names, prompt_init="text", prompt_init_text=words, **place)
 
 
 def _read(

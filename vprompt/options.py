@@ -65,6 +65,11 @@ DATA_OPTIONS = {
 }
 #: Options of images that are of several classes or none, for commands that take one class for each.
 SEVERAL_LABELS = ("multi_label", "label_separator", "label_columns")
+#: Options of images' labels and splits, for commands that read images alone.
+LABELS = (
+    *("benchmark", "label_column", *SEVERAL_LABELS, "labels_from", "train_split", "test_split", "min_images"),
+    *("class_names", "clean_names", "skip_bad_images", "test_fraction", "val_fraction"),
+)
 NOISY, UNLABELLED = "Noisy labels", "No labels"
 Loss = Annotated[
     str | None, option(f"One of: {', '.join(LOSSES)}. Default: the model's own cross-entropy.", panel=NOISY)
@@ -289,7 +294,7 @@ def _read_supervision(unlabelled: bool, selector: str | None, pseudo_labels: Pat
 def read_data_options(
     data: str | None,
     where: list[str] | None,
-    class_names: Path | None,
+    class_names: Path | None = None,
     label_columns: list[str] | None = None,
     **values,
 ) -> "DataOptions | None":
@@ -331,6 +336,14 @@ def read_data(
         return load_unlabelled(options) if unlabelled else load_images(options, validation)
     train = demo_task("train")
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
+
+
+def read_names(path: Path | None) -> list[str] | None:
+    """Return the classes that a file lists, in label order; None without a file."""
+    from peft_vprompt.data import read_class_names
+    from peft_vprompt.data.class_names import in_label_order
+
+    return in_label_order(read_class_names(path)) if path else None
 
 
 def require_model(model: object, data: "DataOptions | None", method: str | None = None) -> None:
@@ -381,13 +394,6 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
         raise ValueError(
             f"{flag} takes {'whole ' if kind is int else ''}numbers separated by commas. Received: {items!r}."
         ) from error
-
-
-def saved_run(adapter: str) -> dict | None:
-    """Return what `vprompt train` wrote beside the adapter, if it did."""
-    from peft_vprompt.experiments.results import read_results
-
-    return read_results(Path(adapter) / "results.json")
 
 
 def saved_data_options(saved: dict, folder: str) -> "DataOptions | None":

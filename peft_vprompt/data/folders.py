@@ -44,7 +44,9 @@ def split_name(name: str) -> str | None:
     return _SPLITS.get(name.lower())
 
 
-def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose: bool = False) -> dict[str, Dataset]:
+def label_files(
+    root: Path, found: Found, labels_from: str | None = "path", keep_loose: bool = False
+) -> dict[str, Dataset]:
     """Return image files by split, with the folders that they lie in as their classes.
 
     Where all folders in `root` have the names of splits, they are splits; where some do, all are classes.
@@ -53,7 +55,7 @@ def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose:
         root: the folder.
         found: images in it.
         labels_from: `path` for the whole path below the split as the class, `first` or `last` for its first or last
-            folder.
+            folder; None where folders are no classes.
         keep_loose: keep images that lie in no class folder, without a label; else they are left out, and it is said.
 
     Returns:
@@ -62,6 +64,8 @@ def label_files(root: Path, found: Found, labels_from: str = "path", keep_loose:
     Raises:
         ValueError: an unknown `labels_from`.
     """
+    if labels_from is None:
+        return _unlabelled(found)
     require_choice("labels_from", labels_from, LABELS_FROM)
     splits = _split(root, found)
     return {name: _labelled(root, rows, labels_from, keep_loose) for name, rows in splits.items()}
@@ -81,11 +85,23 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        if strange := [entry.path for entry in visible if not _is_text(entry.name)]:
+            warn_caller(f"Names that are no UTF-8 are left out: {shorten(list(map(ascii, strange)), 5)}. Rename them.")
+        visible = [entry for entry in visible if _is_text(entry.name)]
         folders = [entry for entry in visible if _is_seen(entry.name) and entry.is_dir()]
         if lost := [entry.path for entry in visible if _is_lost_folder(entry)]:
             warn_caller(f"Links to folders that are not there are left out: {shorten(lost, 5)}.")
         yield from ((parts, entry.path) for entry in visible if not entry.is_dir())
         waiting += [(entry.path, (*parts, entry.name), above | {place}) for entry in reversed(folders)]
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be written in a table: that of a file may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_lost_folder(entry: os.DirEntry) -> bool:
@@ -153,6 +169,17 @@ def _split(root: Path, found: Found) -> dict[str, Found]:
             "them. If they are classes, give one another name ('train vehicle'), or write a table of images and labels."
         )
     return splits
+
+
+def _unlabelled(found: Found) -> dict[str, Dataset]:
+    """Return all images: by split where each lies in a folder with the name of one, else as `train`."""
+    tops = [(split_name(parts[0]) or "") if parts else "" for parts, _ in found]
+    splits = tops if all(tops) else ["train"] * len(found)
+    files = [path for _, path in found]
+    return {
+        name: Dataset.from_dict({"image": [path for path, split in zip(files, splits, strict=True) if split == name]})
+        for name in dict.fromkeys(splits)
+    }
 
 
 def _labelled(root: Path, found: Found, labels_from: str, keep_loose: bool) -> Dataset:

@@ -6,7 +6,10 @@ Pillow's own conversion to RGB cuts 16-bit values off at 255 and drops the alpha
 from __future__ import annotations
 
 import io
+import os
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass, field
 
 import datasets
@@ -19,6 +22,11 @@ from ..utils.warning import warn_caller
 
 #: Modes of Pillow with an alpha channel.
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+#: What Pillow raises of a file that it cannot read.
+UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError),
+    *(SyntaxError, ValueError, TypeError, struct.error, zlib.error),
+)
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -107,15 +115,36 @@ class RGBImage(datasets.Image):
             if value["bytes"] is not None:
                 return _read(io.BytesIO(value["bytes"]), self.background)
             if value["path"] is not None and "://" not in value["path"]:
-                # An open file, not its name: of a name Pillow maps plain TIFFs into memory and scrambles rotated ones.
-                with open(value["path"], "rb") as file:
-                    return _read(file, self.background)
+                return _read_file(value["path"], self.background)
             return convert_to_rgb(super().decode_example(value, token_per_repo_id), self.background)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"Cannot read the image {_name_of(value)}: {str(error).rstrip('.')}. Mend or remove it, or read the data with "
                 "skip_bad_images=True (--skip-bad-images), which decodes every image before and leaves such out."
             ) from error
+
+
+def read_rgb(path: str | os.PathLike, background: str = "white") -> Image.Image:
+    """Read an image file in RGB, as `to_rgb` converts it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read as an image; names it.
+    """
+    try:
+        return _read_file(path, background)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"No image file {os.fspath(path)!r}.") from error
+    except UNREADABLE as error:
+        raise ValueError(
+            f"Cannot read the image {os.fspath(path)!r}: {str(error).rstrip('.')}. Mend it, or leave it out."
+        ) from error
+
+
+def _read_file(path: str | os.PathLike, background: str) -> Image.Image:
+    # An open file, not its name: of a name Pillow maps plain TIFFs into memory and scrambles rotated ones.
+    with open(path, "rb") as file:
+        return _read(file, background)
 
 
 def _read(file, background: str) -> Image.Image:

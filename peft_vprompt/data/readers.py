@@ -48,7 +48,12 @@ def _endings() -> tuple[str, ...]:
 
 
 def read_rows(
-    path: str, *, image_column: str, label_column: str | None, labels_from: str = "path", keep_loose: bool = False
+    path: str,
+    *,
+    image_column: str,
+    label_column: str | None,
+    labels_from: str | None = "path",
+    keep_loose: bool = False,
 ) -> dict[str, Dataset]:
     """Read all splits at a local path or of a data set on the Hub.
 
@@ -116,7 +121,11 @@ def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Datase
     if metadata := _metadata_files(root):
         return _read_metadata(root, metadata, len(images), columns, folder)
     if images:
-        if not classes and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)]):
+        if (
+            not classes
+            and folder["labels_from"]
+            and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)])
+        ):
             warn_caller(
                 f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
             )
@@ -149,6 +158,8 @@ def _read_files(files: Sequence[Path], columns: dict, folder: dict, root: Path |
         return _read_directory(_unpacked(files[0], kind), columns, folder)
     if kind in TAR_SUFFIXES:
         return read_tars(files, **columns, root=root)
+    if folder["labels_from"] is None and is_image(files[0]):
+        return label_files(files[0].parent, [((), str(path)) for path in files], None)
     what = "an image" if is_image(files[0]) else "a file of another kind"
     raise ValueError(
         f"Expected a folder of images, or a data file that ends in {', '.join(_endings())}. Received {what}: {files[0]}."

@@ -84,7 +84,7 @@ def _why_one(options: DataOptions) -> str:
 
 def _labelled_splits(options: DataOptions, validation: bool = False) -> dict[str, Dataset]:
     """Return labelled `train`, `test` and `validation`, of which the last two are cut off where they have to be."""
-    rows = _read(options)
+    rows = read_splits(options)
     splits = _choose_splits(rows, options)
     _require_training(splits, options)
     used = [_find_split(rows, name, options) for name in (options.train_split, options.test_split)]
@@ -153,10 +153,8 @@ def with_class_names(rows: Dataset, class_names: Sequence[str]) -> Dataset:
 def _load_split(options: DataOptions, split: str | None) -> Dataset:
     if options.benchmark is not None:
         splits = with_trainval(load_task(options.benchmark, options.path, _listed(options)))
-        return checked(
-            _split_named(splits, split or options.test_split, options), split or options.test_split, options
-        )
-    splits = _read(options)
+        return checked(split_named(splits, split or options.test_split, options), split or options.test_split, options)
+    splits = read_splits(options)
     if split is None:
         split = (
             options.test_split if _find_split(splits, options.test_split, options) else _only_split(splits, options)
@@ -171,7 +169,7 @@ def _load_split(options: DataOptions, split: str | None) -> Dataset:
                 f"on (`--data`), or their split (`--split {options.train_split}`)."
             )
         return made["test"]
-    wanted = {split: _split_named(splits, split, options)}
+    wanted = {split: split_named(splits, split, options)}
     # Every class has a training image; those of the test split count for `min_images` alone.
     names = [options.train_split, options.test_split] if options.min_images > 1 else [options.train_split]
     found = {name: _find_split(splits, name, options) for name in names if name != split}
@@ -206,7 +204,7 @@ def _find_split(splits: Mapping[str, Dataset], name: str, options: DataOptions) 
     return next((other for other in splits if usual is not None and split_name(other) == usual), None)
 
 
-def _split_named(splits: Mapping[str, Dataset], name: str, options: DataOptions) -> Dataset:
+def split_named(splits: Mapping[str, Dataset], name: str, options: DataOptions) -> Dataset:
     found = _find_split(splits, name, options)
     if found is None:
         raise ValueError(f"No split {name!r}. The data has: {', '.join(splits)}.")
@@ -230,7 +228,7 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
         )
     if options.benchmark is not None:
         return _without_labels(load_images(options))
-    splits = _choose_splits(_read(options, keep_loose=True), options)
+    splits = _choose_splits(read_splits(options, keep_loose=True), options)
     _require_training(splits, options)
     train = splits["train"]
     if "test" in splits and options.min_images > 1:
@@ -274,8 +272,8 @@ def _listed(options: DataOptions) -> list[str] | None:
     return options.listed_names
 
 
-def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
-    """Read all splits at a local path or of a data set on the Hub.
+def read_splits(options: DataOptions, keep_loose: bool = False, labelled: bool = True) -> dict[str, Dataset]:
+    """Read all splits at a local path or of a data set on the Hub; not `labelled`, folders say nothing of their images.
 
     Raises:
         CannotWriteError: the cache of data sets cannot be written.
@@ -284,8 +282,8 @@ def _read(options: DataOptions, keep_loose: bool = False) -> dict[str, Dataset]:
         splits = read_rows(
             options.path,
             image_column=options.image_column,
-            label_column=None if options.label_columns else options.label_column,
-            labels_from=options.labels_from,
+            label_column=options.label_column if labelled and not options.label_columns else None,
+            labels_from=options.labels_from if labelled else None,
             keep_loose=keep_loose,
         )
     return _split_by_column(splits, options.split_column) if options.split_column else splits

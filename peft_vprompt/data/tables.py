@@ -22,7 +22,7 @@ TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 #: Columns that hold paths of images in tables that have no column of the name asked for.
-_PATH_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file")
+PATH_COLUMNS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file")
 #: What pandas, json and pyarrow raise of a table that cannot be read.
 _UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError, NotImplementedError, pd.errors.ParserWarning)
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
@@ -129,7 +129,7 @@ def _image_named(rows: Dataset, image_column: str) -> Dataset:
     """Return a table whose column of paths has the name asked for, if that is clear."""
     if image_column in rows.column_names:
         return rows
-    paths = [name for name in rows.column_names if name.lower() in _PATH_COLUMNS]
+    paths = [name for name in rows.column_names if name.lower() in PATH_COLUMNS]
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
     candidates = images or paths
     return rows.rename_column(candidates[0], image_column) if len(candidates) == 1 else rows

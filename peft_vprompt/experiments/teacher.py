@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,9 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.promptkd import PromptKDConfig
 from ..utils.digests import digest_json
-from .identity import RESULTS
-from .models import ModelBundle, adapter_config, build_model, load_adapter
-from .results import read_results
+from .models import ModelBundle, adapter_config, build_model
 from .settings import Settings
+from .trained import SavedAdapter
 
 
 @dataclass
@@ -128,9 +126,7 @@ def load_teacher(
         UnsupportedModelError, ClassNamesError: as `teacher_features`.
     """
     if _is_adapter(name):
-        saved = read_results(Path(name) / RESULTS)
-        embedded = saved is not None and saved["settings"]["model"] is None
-        bundle = load_adapter(name, model_name_or_path, embedded=embedded, device=device)
+        bundle = SavedAdapter.find(name).load(model_name_or_path, device=device)
     else:
         bundle = build_model(name, "zero-shot", class_names, device=device)
         bundle.model.disable_adapter_layers()

@@ -4,12 +4,16 @@
   report an error for classes that are not in their table. Goes when a PEFT model may say for itself what it can do.
 * In zero-shot classification a learned context decides the text around the names, as in training. Reason: the pipeline
   fills a template of its own, whose words would come on top of the context. Goes when a model may name its template.
+* The folder or Hub id of an adapter is loaded as a PEFT model. Reason: they put the adapter into a model that they choose
+  by the task: one with a new head for image classification, whose answers are random, or one without class names. Goes when
+  transformers asks PEFT which model an adapter makes.
 * Both read files and images in memory as a training does: 16 bits scaled, transparent parts on white. Reason:
   transformers cuts 16-bit values off at 255 and shows what lies under transparent parts. Goes when `load_image` does so.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -19,10 +23,15 @@ from typing import Any
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from ..core.tokenization import text_tokens
+from ..tuners.base import registry
+from ..tuners.base.config import TASK_TYPE
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
+from ..utils.io import read_json
 from ..utils.late_imports import patch_methods
+from .auto import AutoPeftModelForImageClassification
 from .peft_model import PeftModelForImageClassification
 from .safe_saving import SavedPeftModel
 
@@ -39,6 +48,63 @@ def tell_tasks(module: ModuleType) -> None:
     for task, names in TASKS.items():
         known = module.SUPPORTED_PEFT_TASKS.setdefault(task, [])
         known.extend(name for name in names if name not in known)
+
+
+def patch_loading(module: ModuleType) -> None:
+    """Patch `transformers.pipelines`, so that adapters of ours are loaded by PEFT."""
+    revisions: dict[str, str | None] = {}
+    for name, patch in (("find_adapter_config_file", remember_revision), ("load_model", load_adapters)):
+        original: Any = getattr(module, name)
+        original = getattr(original, "unpatched", original)
+        patched: Any = functools.wraps(original)(patch(original, revisions))
+        patched.unpatched = original
+        setattr(module, name, patched)
+
+
+def remember_revision(find: Callable, revisions: dict[str, str | None]) -> Callable:
+    """Note which revision of an adapter was asked for: what loads the model is told that of the base model."""
+
+    def run(model, *args, **kwargs):
+        found = find(model, *args, **kwargs)
+        if found is not None:
+            revisions[str(model)] = kwargs.get("revision")
+            if _is_own(found) and not read_json(found).get("base_model_name_or_path"):
+                raise ValueError(
+                    f"The adapter in {str(model)!r} does not say where its base model is. Load both and give the pipeline the "
+                    "model: pipeline(task, model=PeftModel.from_pretrained(base, adapter), image_processor=...)."
+                )
+        return found
+
+    return run
+
+
+def load_adapters(load: Callable, revisions: dict[str, str | None]) -> Callable:
+    """Load an adapter of ours with its base model, and anything else as ever."""
+
+    def run(model, *args, task=None, **kwargs):
+        if task not in TASKS or not isinstance(model, str) or model not in revisions:
+            return load(model, *args, task=task, **kwargs)
+        revision = revisions.pop(model)
+        hub = {name: kwargs[name] for name in ("token", "local_files_only", "cache_dir") if kwargs.get(name)}
+        found = find_adapter_config_file(model, revision=revision, **hub)
+        if found is None or not _is_own(found):
+            return load(model, *args, task=task, **kwargs)
+        placed = {name: kwargs[name] for name in ("dtype", "device_map") if kwargs.get(name) not in (None, "auto")}
+        loaded = AutoPeftModelForImageClassification.from_pretrained(model, revision=revision, **hub, **placed)
+        return loaded.eval()
+
+    return run
+
+
+def _is_own(config_file: str) -> bool:
+    """Tell whether the config of an adapter is of one of our methods, or of PEFT's own on class names."""
+    config = read_json(config_file)
+    if not isinstance(config, dict):
+        return False
+    try:
+        return config.get("task_type") == TASK_TYPE or registry.is_known(config.get("peft_type", ""))
+    except ValueError:  # no method at all
+        return False
 
 
 def patch_zero_shot(module: ModuleType) -> None:
@@ -65,14 +131,11 @@ def as_seen(preprocess: Callable) -> Callable:
 
 def _in_rgb(image: Any) -> Any:
     """Return an image in RGB; what is neither an image nor the path of a file stays."""
-    from ..data.images import to_rgb  # with it comes datasets, which the models do not need
+    from ..data.images import read_rgb, to_rgb  # with it comes datasets, which the models do not need
 
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    if not (isinstance(image, str) and os.path.isfile(image)):
-        return image
-    with open(image, "rb") as file, Image.open(file) as opened:
-        return to_rgb(opened)
+    return read_rgb(image) if isinstance(image, str) and os.path.isfile(image) else image
 
 
 def own_template(preprocess: Callable) -> Callable:

@@ -65,6 +65,8 @@ def places(tmp_path_factory, clip_path, colours):
         "pseudo-label": data | {"--model": clip_path},
         "inspect": {},
         "evaluate": data | {"--adapter": folder / "adapter", "--model": clip_path},
+        "predict": {"--data": colours, "--adapter": folder / "adapter", "--model": clip_path},
+        "export": {"--adapter": folder / "adapter", "--model": clip_path, "--format": "plain"},
         "demo": {"--methods": "coop", "--shots": 1},
         "convert": {"--method": "coop"},
         "convert-clip": {},
@@ -87,7 +89,8 @@ def check_call(call, places, monkeypatch):
     command, values, flags = call
     folder, plain = places
     monkeypatch.chdir(folder)
-    output = {} if command in ("evaluate", "inspect") else {"--output": folder / "out" / command}
+    name = f"{command}.csv" if command == "predict" else command
+    output = {} if command in ("evaluate", "inspect") else {"--output": folder / "out" / name}
     result = run(command, plain[command] | output | values, flags, folder)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)[:1000]
     assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output

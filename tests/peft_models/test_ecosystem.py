@@ -33,6 +33,7 @@ from tests.support.models import (
     tiny_tokenizer,
     tiny_vit,
 )
+from tests.support.peft_behaviours import save_row
 
 
 @pytest.fixture
@@ -252,6 +253,31 @@ def test_pipelines_read_images_as_a_training_does(task, maple, tmp_path):
         assert run(image, **names) == run(path, **names) == expected
         cut = plain(image.convert("RGB"), candidate_labels=CLASS_NAMES)
         assert plain(image, candidate_labels=CLASS_NAMES) == cut
+
+
+@pytest.mark.parametrize("row", ["coop", "vpt-deep", "linear"])
+def test_pipelines_take_the_folder_of_an_adapter(row, clip_path, vit_path, tokenizer_path, tmp_path, caplog):
+    """As the model that PEFT makes of it: neither a new head nor a model without class names."""
+    folder = save_row(tmp_path / "adapter", row, clip_path if row == "coop" else vit_path, tokenizer_path)
+    model = AutoPeftModelForImageClassification.from_pretrained(folder).eval()
+    run = pipeline("image-classification", model=folder, device="cpu")
+    pixels = run.image_processor(picture(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).logits.softmax(-1)[0].tolist()
+    names = model.get_base_model().config.id2label
+    found = {answer["label"]: answer["score"] for answer in run(picture(), top_k=5)}
+    assert found == pytest.approx({names[index]: value for index, value in enumerate(expected)}, abs=1e-5)
+    if row == "coop":
+        zero_shot = pipeline("zero-shot-image-classification", model=folder, device="cpu")
+        answers = {a["label"]: a["score"] for a in zero_shot(picture(), candidate_labels=CLASS_NAMES)}
+        assert answers == pytest.approx(found, abs=1e-5)
+    assert "is not supported" not in caplog.text and "newly initialized" not in caplog.text
+
+
+def test_pipelines_say_so_where_an_adapter_names_no_base_model(maple, tmp_path):
+    maple.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not say where its base model is"):
+        pipeline("image-classification", model=str(tmp_path), device="cpu")
 
 
 def test_labels_follow_the_adapter_and_leave_other_models_alone(make):

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import CLIPModel, ViTForImageClassification
 
 from peft_vprompt.tuners.base.registry import METHODS
 from tests.support.models import CLASS_NAMES, disturb, tiny_clip, tiny_tokenizer, tiny_vit
@@ -108,13 +110,21 @@ def config_of(row: str, base, tokenizer: str, **options):
     return METHODS[row].configure(base, **options)
 
 
-def made(row: str, tokenizer: str, seed: int = 1) -> PeftModel:
+def made(row: str, tokenizer: str, seed: int = 1, base=None, **options) -> PeftModel:
     """Return a base model with an adapter of a row, moved away from its start."""
-    base = base_of(row)
-    model = get_peft_model(base, config_of(row, base, tokenizer))
+    base = base_of(row) if base is None else base
+    model = get_peft_model(base, config_of(row, base, tokenizer, **options))
     if row == "lora-on-class-names":
         model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
     return disturb(model, seed)
+
+
+def save_row(path, row: str, base: str, tokenizer: str, **options) -> str:
+    """A folder with an adapter of a row, moved away from its start, on the model that lies in the folder `base`."""
+    loaded = (CLIPModel if ROWS[row] == "CLIPModel" else ViTForImageClassification).from_pretrained(base)
+    torch.manual_seed(0)
+    made(row, tokenizer, base=loaded, **options).save_pretrained(path)
+    return str(path)
 
 
 def refusal(row: str, behaviour: str) -> str | None:

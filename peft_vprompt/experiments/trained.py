@@ -1,0 +1,113 @@
+"""A trained adapter as its training left it: the base model, image size, preprocessing and classes that its run names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+
+from ..errors import ClassNamesError
+from ..peft_models.labels import is_named
+from ..training.evaluation import own_classes
+from ..utils.hub import split_revision
+from ..utils.validation import shorten
+from .adapter_classes import known_classes
+from .identity import RESULTS
+from .models import ModelBundle, adapter_config, as_published, load_adapter
+from .results import read_results
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What lies in the folder of an adapter, before its model is loaded.
+
+    Attributes:
+        adapter: folder or Hub id, `id@revision` for one revision.
+        config: its config.
+        run: what `vprompt train` wrote beside it; None where it did not.
+    """
+
+    adapter: str
+    config: PeftConfig
+    run: dict | None
+
+    @classmethod
+    def find(cls, adapter: str | Path) -> SavedAdapter:
+        """Read config and results.
+
+        Raises:
+            OSError: there is no such adapter.
+            ValueError: the results are damaged.
+        """
+        config = adapter_config(adapter)  # before anything is said about what lies beside it
+        place, _ = split_revision(str(adapter))
+        return cls(str(adapter), config, read_results(Path(place) / RESULTS))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it was trained on the embedded model, wherever that is installed now."""
+        return self.run is not None and self.run["settings"]["model"] is None
+
+    @property
+    def image_size(self) -> int | None:
+        """Edge of the images that it was trained on; None for the base model's own."""
+        return self.run["settings"].get("image_size") if self.run else None
+
+    @property
+    def benchmark(self) -> str | None:
+        """The published task whose preprocessing it was trained with, if any."""
+        return ((self.run or {}).get("data") or {}).get("benchmark")
+
+    @property
+    def known_classes(self) -> list[str] | None:
+        """Its classes in label order, base before novel; None where nothing says them."""
+        return known_classes(self.config, self.run)
+
+    def load(
+        self,
+        model: str | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        image_size: int | None = None,
+        **place,
+    ) -> ModelBundle:
+        """Load the adapter on its base model.
+
+        Args:
+            model: the base model; default: the one the adapter names.
+            class_names: classes of a head, where nothing beside the adapter says them.
+            image_size: edge of the images in pixels; default: that of the training.
+            **place: further options of `load_adapter`.
+
+        Raises:
+            OSError, AdapterMismatchError: as `load_adapter`.
+            ClassNamesError: a head for another number of classes.
+        """
+        trained = next(iter(self.run["classes"].values())) if self.run else self._head_classes(class_names)
+        size = image_size or self.image_size
+        return load_adapter(self.adapter, model, trained, embedded=self.is_embedded, image_size=size, **place)
+
+    def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
+        """Return the classes of a head: as the config names them, or as they are given for one that names none."""
+        config: Any = self.config
+        labels: Any = getattr(config, "id2label", None)
+        if is_named(labels):
+            return list(labels.values())
+        count = getattr(config, "num_labels", None)
+        if given and count and len(given) != count:
+            raise ClassNamesError(
+                f"The adapter {self.adapter!r} has a head for {count} classes, and cannot tell others apart. Received: "
+                f"{len(given)} names, {shorten(given, 4)}. Name its own classes, or leave them out."
+            )
+        return given
+
+    def load_as_trained(self, model: str | None = None, **options) -> ModelBundle:
+        """Load the adapter with the preprocessing of its training; options are those of `load`."""
+        return as_published(self.load(model, **options), self.benchmark)
+
+    def classes_of(self, model) -> list[str] | None:
+        """Return the classes that a loaded model is asked for by default: all that it can tell apart together."""
+        return own_classes(model) or self.known_classes or getattr(model, "class_names", None)

@@ -1,0 +1,106 @@
+"""The classification call as one graph, prompts inside: ONNX and `torch.export`, for any number of images."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.eval_mode import eval_mode
+from .classifier import Classifier
+
+
+ONNX = "model.onnx"
+TORCH_EXPORT = "model.pt2"
+
+#: What `--format onnx` needs beside torch.
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+#: Most images of a batch: a bound, however large, is what an exporter wants where a graph compares the number with others.
+MAX_IMAGES = 65536
+
+
+class Logits(nn.Module):
+    """Images in, logits out.
+
+    Args:
+        model: the PEFT model.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits [b, c] of images [b, 3, height, width]."""
+        return self.model(pixel_values=pixel_values).logits
+
+
+def require_onnx() -> None:
+    """Refuse to go on without what exports to ONNX and runs it.
+
+    Raises:
+        ImportError: says what is missing and how to get it.
+    """
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise ImportError(f"Export to ONNX needs {', '.join(missing)}: pip install 'peft_vprompt[onnx]'.")
+
+
+def save_onnx(classifier: Classifier, folder: Path, pixels: Tensor) -> str:
+    """Write `model.onnx`; return the kind of what was written.
+
+    Args:
+        classifier: the adapter.
+        folder: where to write.
+        pixels: what the model takes of two images.
+
+    Raises:
+        ImportError: ONNX or its runtime is not installed.
+    """
+    require_onnx()
+    with _quietly(classifier) as model:
+        program: Any = torch.onnx.export(
+            model,
+            (pixels,),
+            dynamo=True,
+            dynamic_shapes=_any_batch(),
+            input_names=["pixel_values"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    program.save(str(folder / ONNX))
+    return "onnx"
+
+
+def save_torch_export(classifier: Classifier, folder: Path, pixels: Tensor) -> str:
+    """Write `model.pt2`; arguments as of `save_onnx`."""
+    with _quietly(classifier) as model:
+        program = torch.export.export(model, (pixels,), dynamic_shapes=_any_batch(), strict=False)
+    torch.export.save(program, folder / TORCH_EXPORT)
+    return "torch-export"
+
+
+def _any_batch() -> dict:
+    return {"pixel_values": {0: torch.export.Dim("images", min=1, max=MAX_IMAGES)}}
+
+
+@contextmanager
+def _quietly(classifier: Classifier) -> Iterator[nn.Module]:
+    """Give what is exported, without gradients and without what exporters say of their own code."""
+    wrapped = Logits(classifier.model)
+    logger = logging.getLogger("torch.onnx")  # tells of packages that are not there and not needed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), eval_mode(wrapped), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield wrapped
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,99 @@
+"""`vprompt predict`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.markup import escape
+
+from .app import command, console, given, say_named, say_next, say_saved
+from .options import (
+    LABELS,
+    ImageSize,
+    Machine,
+    Wait,
+    option,
+    read_names,
+    takes_data,
+    takes_machine,
+)
+
+
+if TYPE_CHECKING:
+    from peft_vprompt.data import DataOptions
+
+
+@command
+@takes_data(default="none, it is needed; one image will do, too", without=LABELS)
+@takes_machine
+def predict(
+    machine: Machine,
+    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
+    data: "DataOptions | None",
+    output: Annotated[Path, option("File for the predictions: .csv, .jsonl or .parquet.")],
+    model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
+    split: Annotated[str | None, option("Split to take; default: all images.", panel="Data")] = None,
+    class_names: Annotated[
+        Path | None,
+        option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
+    ] = None,
+    top_k: Annotated[int, option("Labels of each image.")] = 1,
+    embeddings: Annotated[bool, option("Write image features, too; to .jsonl or .parquet.", "--embeddings")] = False,
+    batch_size: Annotated[int, option("Images per forward pass.", panel="Machine")] = 32,
+    image_size: ImageSize = None,
+    wait: Wait = False,
+):
+    """Classify any images with a trained adapter: one row for each image, with its file name.
+
+    Images need no labels: one file, a folder and all folders in it, a pattern, a table, an archive or a data set. Those
+    that cannot be read are named, skipped and counted. A run that was stopped goes on where it was when started again in
+    the same way, and gives the same file.
+
+    **Examples**
+
+    - `vprompt predict --adapter runs/a --data photos --output predictions.csv --top-k 3`
+    - `vprompt predict --adapter runs/a --data photo.jpg --output one.csv`
+    - `vprompt predict --adapter runs/a --data "photos/2026-*/*.jpg" --output predictions.jsonl`
+    - `vprompt predict --adapter runs/a --data photos --class-names other.txt --output others.csv`
+    - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
+    """
+    from peft_vprompt.data.any_images import load_any
+    from peft_vprompt.data.options import require_outside
+    from peft_vprompt.experiments.results import require_own
+    from peft_vprompt.experiments.trained import SavedAdapter
+    from peft_vprompt.export import Classifier, PredictOptions
+    from peft_vprompt.export import predict as write_predictions
+    from peft_vprompt.export.tables import is_predictions, require_format
+
+    if data is None:
+        raise ValueError(
+            "Expected images to classify. Give --data: a file, a folder, a pattern, a table or a data set."
+        )
+    options = PredictOptions(top_k, embeddings, batch_size)
+    require_format(output, embeddings)
+    require_own(output, "predictions", is_predictions)
+    require_outside(data, output)
+    names = read_names(class_names)
+    saved = SavedAdapter.find(adapter)
+    if model is None and not saved.is_embedded:
+        say_named(saved.config)
+    images = load_any(data, split)
+    classifier = Classifier.of(saved, model, names, image_size=image_size, **machine._asdict())
+    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
+    shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
+    console.print(
+        f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
+        f"{', ...' if len(found.labels) > 8 else '.'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if found.problems is not None:
+        console.print(f"Skipped images are listed in {escape(str(found.problems))}.", soft_wrap=True)
+    say_saved(output)
+    say_next(
+        "export",
+        "--adapter",
+        adapter,
+        *given("model", "class_names", "image_size"),
+        "--output",
+        f"{output.stem}-model",
+    )
