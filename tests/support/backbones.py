@@ -13,7 +13,7 @@ from torch import nn
 
 from peft_vprompt import models
 from peft_vprompt.backbones.supported import DUAL_ENCODERS, ENCODERS, HEADS, OPAQUE
-from tests.support.models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, tiny_tokenizer
+from tests.support.models import IMAGE_SIZE, NUM_LABELS, TEXT, VOCABULARY_SIZE, images, remembered, tiny_tokenizer
 
 
 VISION = {
@@ -101,6 +101,7 @@ def frame(name: str) -> str:
     return "clip"
 
 
+@remembered
 def tiny(name: str, seed: int = 0, **options) -> nn.Module:
     """A tiny model of the class `name`."""
     torch.manual_seed(seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -95,6 +97,23 @@ def tiny_tokenizer(frame: str = "clip") -> PreTrainedTokenizerFast:
 VOCABULARY_SIZE = len(tiny_tokenizer())
 
 
+def remembered(build: Callable) -> Callable:
+    """Let a function that makes a model copy what it made before, with the random numbers that follow."""
+    made: dict[str, tuple] = {}
+
+    @functools.wraps(build)
+    def copied(*args, **options):
+        key = repr((args, sorted(options.items())))
+        if key not in made:
+            made[key] = (build(*args, **options), torch.get_rng_state())
+        model, state = made[key]
+        torch.set_rng_state(state)
+        return copy.deepcopy(model)
+
+    return copied
+
+
+@remembered
 def tiny_clip(seed: int = 0, **config) -> CLIPModel:
     """A three-layer CLIP with random weights."""
     torch.manual_seed(seed)
@@ -102,6 +121,7 @@ def tiny_clip(seed: int = 0, **config) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16, **config)).eval()
 
 
+@remembered
 def tiny_vit(seed: int = 0, bare: bool = False) -> ViTModel | ViTForImageClassification:
     """A three-layer ViT with random weights, with a head or without."""
     torch.manual_seed(seed)
