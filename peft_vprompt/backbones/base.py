@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows, encode
 from ..core.offloading import tensor_of
+from ..utils.tensors import require_dense
 from .layer_parts import LayerParts
 
 
@@ -277,10 +278,7 @@ class VisionView(EncoderView):
                 "Expected pixel_values as a tensor of normalised pixels, as the model's image processor gives it with "
                 f"return_tensors='pt'. Received: {received}."
             )
-        if pixel_values.layout != torch.strided:
-            raise TypeError(
-                f"Expected pixel_values as a dense tensor. Received: one of layout {pixel_values.layout}. Use to_dense()."
-            )
+        require_dense(pixel_values, "pixel_values")
         if pixel_values.is_meta and not next(self.module.parameters()).is_meta:
             raise TypeError("Expected pixel_values with values. Received: a tensor on the device meta.")
         shape = list(pixel_values.shape)

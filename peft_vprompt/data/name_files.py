@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..utils.io import read_json
+from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
 from .class_names import is_number, repeated_names
 
@@ -44,7 +44,11 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
         ValueError: the file is empty, no text or of another form, or says one key twice.
     """
     path = Path(path)
-    text = _read_text(path)
+    if path.suffix.lower() in _OTHER_FORMS:
+        raise ValueError(
+            f"Expected class names in a text file with one name per line, JSON, or a .csv of two columns. Received: {path}."
+        )
+    text = read_text(path)
     if path.suffix == ".json":
         names = _from_json(read_json(path), path)
     elif path.suffix in (".csv", ".tsv"):
@@ -54,19 +58,6 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     if not names:
         raise ValueError(f"{path} holds no class name.")
     return names
-
-
-def _read_text(path: Path) -> str:
-    if path.suffix.lower() in _OTHER_FORMS:
-        raise ValueError(
-            f"Expected class names in a text file with one name per line, JSON, or a .csv of two columns. Received: {path}."
-        )
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). Save it as such."
-        ) from error
 
 
 def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from .resnet_clip.modeling import ResNetCLIPOutput
+from .comparing import CLIPOutput, compare, encode_texts
 
 
 class OpaqueTower(nn.Module):
@@ -127,10 +126,8 @@ class OpaqueCLIPModel(PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """Encode texts [b, l]: `pooler_output` [b, e] is in the joint space, not L2-normalised."""
-        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": True}
-        output = self.text_model(input_ids=input_ids, **kwargs)
-        output.pooler_output = self.text_projection(output.pooler_output)
-        return output
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        return encode_texts(self.text_model, self.text_projection, input_ids, **kwargs)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -145,18 +142,8 @@ class OpaqueCLIPModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         **kwargs,
-    ) -> ResNetCLIPOutput:
+    ) -> CLIPOutput:
         """Compare images with texts, as `CLIPModel` does."""
         images = self.get_image_features(pixel_values)
         texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = F.normalize(images.pooler_output, dim=-1)
-        text_embeds = F.normalize(texts.pooler_output, dim=-1)
-        logits_per_text = self.logit_scale.exp() * text_embeds @ image_embeds.t()
-        return ResNetCLIPOutput(
-            logits_per_image=logits_per_text.t(),
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=texts,
-            vision_model_output=images,
-        )
+        return compare(images, texts, self.logit_scale.exp())

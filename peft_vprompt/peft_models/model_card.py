@@ -99,7 +99,7 @@ def render_model_card(model: PeftModel, is_published: bool = False) -> str:
     base_model = hub_id(config.base_model_name_or_path)
     # The adapter's config names a folder of this machine, from which the base model can be loaded here.
     is_local = base_model is None and config.base_model_name_or_path is not None and not is_published
-    is_ours = type(base).__module__.startswith(f"{OWN_PACKAGE}.")
+    library = "peft_vprompt.models" if type(base).__module__.startswith(f"{OWN_PACKAGE}.") else "transformers"
     return environment.from_string(template).render(
         method=row_of(model),
         kind="prompt-learning" if config.peft_type.value.lower() in PROMPT_METHODS else "fine-tuning",
@@ -108,11 +108,7 @@ def render_model_card(model: PeftModel, is_published: bool = False) -> str:
         is_local=is_local,
         # Files of open_clip are nothing that a class of transformers could load.
         by_adapter=is_local or (getattr(base, "is_open_clip", False) and base_model is not None),
-        library=None
-        if class_name(base) == "OpaqueCLIPModel"
-        else "peft_vprompt.models"
-        if is_ours
-        else "transformers",
+        library=None if class_name(base) == "OpaqueCLIPModel" else library,
         # The head has other classes than the base model's own, perhaps.
         head=f", num_labels={num_labels}, ignore_mismatched_sizes=True" if num_labels else "",
         is_zero_shot=names is not None,

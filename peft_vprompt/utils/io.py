@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 from uuid import uuid4
 
 from ..errors import CannotWriteError
@@ -264,7 +265,7 @@ def write_json(data: dict, path: str | Path) -> None:
         partial.write_text(json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path, missing_ok: bool = False):
+def read_json(path: str | Path, missing_ok: bool = False) -> Any:
     """Read what a JSON file holds; with `missing_ok`, return None where there is no such file.
 
     Raises:
@@ -295,7 +296,7 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"Expected text in UTF-8 in {str(path)!r}. Received: {first_line(error)}. Save it in UTF-8."
+            f"Expected text in UTF-8 in {str(path)!r}. Received: {error.reason} at byte {error.start}. Save it in UTF-8."
         ) from error
 
 

@@ -216,6 +216,9 @@ def test_tensors_that_are_no_clip(change, match, tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("[]")
+    with pytest.raises(ValueError, match="Expected a JSON object in .*open_clip_config.json"):
+        load_open_clip(tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"Expected open_clip_model.safetensors or .*\. Download"):
         load_open_clip(tmp_path)
@@ -237,7 +240,11 @@ def test_a_model_of_transformers(folder, tmp_path):
     shown = vprompt("convert-clip", source, "--output", tmp_path / "rn")
     assert "Saved a ResNetCLIPModel" in shown
     loaded = AutoModel.from_pretrained(tmp_path / "rn").eval()
-    assert torch.equal(outputs(loaded), outputs(build("resnet")))
+    expected = build("resnet")
+    torch.testing.assert_close(loaded.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        outputs(loaded), outputs(expected)
+    )  # where weights lie in memory changes the last digit
     model = get_peft_model(loaded, ContextOptConfig(class_names=CLASS_NAMES))
     assert model(pixel_values=images()).logits.shape == (4, len(CLASS_NAMES))
 

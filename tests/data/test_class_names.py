@@ -58,7 +58,7 @@ def test_files_of_names(tmp_path, name, text, expected):
         ("n.csv", "a,x,1\n", "two columns"),
         ("n.txt", "{0: tench,\n1: goldfish}\n", "list or dict as Python or JSON writes it.*Save it as JSON"),
         ("n.yaml", "names:\n  0: cat\n", "one name per line, JSON.*n.yaml"),
-        ("n.txt", b"caf\xe9\nth\xe9\n", "n.txt is no text in UTF-8 .*at byte 3.*Save it"),
+        ("n.txt", b"caf\xe9\nth\xe9\n", "Expected text in UTF-8 in .*n.txt.*at byte 3.*Save it"),
     ],
 )
 def test_bad_files_of_names(tmp_path, name, text, match):

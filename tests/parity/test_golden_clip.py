@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from peft_vprompt import VisualPromptConfig
 from peft_vprompt.convert import convert_checkpoint
-from tests.support.golden_vpt import load_recipe
 from vprompt import app
 
 
@@ -44,11 +43,6 @@ CASES = {
 @pytest.fixture(scope="module")
 def golden(shared):
     return shared / "golden" / "clip"
-
-
-@pytest.fixture(scope="module")
-def recipe(golden):
-    return load_recipe(golden)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from peft_vprompt import CLIPLoraConfig, TwoStageConfig
 from tests.parity.test_golden_field import GRADIENTS, LOGITS, LOGITS_100, LOSSES, VALUES
-from tests.support.golden_vpt import load_recipe
 
 
 pytestmark = pytest.mark.core
@@ -23,11 +22,6 @@ LAYER = r"(visual\.)?transformer\.resblocks\.(\d+)\.(?:attn\.)?"
 
 def cases(shared, prefix):
     return sorted(path.stem for path in (shared / "golden" / "field").glob(f"{prefix}*.json"))
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    return load_recipe(shared / "golden" / "clip")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.convert.checkpoint import LAYOUTS
 from peft_vprompt.training import AverageWeights, TestTimeTuning, tune_on_views
 from peft_vprompt.tuners.base.recipe import Averaging
-from tests.support.golden_vpt import load_recipe
 
 
 pytestmark = pytest.mark.core
@@ -27,11 +26,6 @@ LOGITS_100 = {"atol": 2e-4, "rtol": 0}
 LOSSES = {"atol": 1e-4, "rtol": 0}
 GRADIENTS = {"atol": 4e-5, "rtol": 1e-4}
 VALUES = {"atol": 1e-5, "rtol": 0}
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    return load_recipe(shared / "golden" / "clip")
 
 
 @pytest.fixture(scope="module")

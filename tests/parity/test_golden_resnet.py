@@ -1,6 +1,5 @@
 """ResNet CLIP equal to CoOp's code on the same weights: zero-shot, and CoOp's training with its norms at rest."""
 
-import importlib.util
 import json
 import sys
 
@@ -26,18 +25,10 @@ VALUES = {"atol": 1e-5, "rtol": 0}
 
 
 @pytest.fixture(scope="module")
-def recipe(shared):
-    return load_recipe(shared / "golden" / "clip")
-
-
-@pytest.fixture(scope="module")
 def recipe_rn(shared, recipe):
     """The recipe of the ResNets, which imports that of the text tower by its plain name."""
     sys.modules.setdefault("recipe", recipe)
-    spec = importlib.util.spec_from_file_location("recipe_rn", shared / "golden" / "field" / "recipe_rn.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(shared / "golden" / "field", "recipe_rn")
 
 
 @pytest.fixture(scope="module")

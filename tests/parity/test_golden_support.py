@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from peft_vprompt import CLAPConfig, TipAdapterConfig
 from peft_vprompt.convert import convert_checkpoint
-from tests.support.golden_vpt import load_recipe
 
 
 pytestmark = pytest.mark.core
@@ -22,11 +21,6 @@ LOGITS_100 = {"atol": 2e-4, "rtol": 0}
 LOSSES = {"atol": 1e-4, "rtol": 0}
 GRADIENTS = {"atol": 1e-6, "rtol": 1e-4}
 VALUES = {"atol": 1e-5, "rtol": 0}
-
-
-@pytest.fixture(scope="module")
-def recipe(shared):
-    return load_recipe(shared / "golden" / "clip")
 
 
 @dataclass

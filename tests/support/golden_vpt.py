@@ -54,8 +54,9 @@ class Reference:
         return {k.removeprefix(f"{name}."): v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
 
 
-def load_recipe(folder):
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
+def load_recipe(folder: Path, name: str = "recipe"):
+    """Import a recipe of reference cases as a module."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     return recipe

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UnsupportedModelError
+from ...utils.validation import shorten
 from ..opaque_clip import OpaqueCLIPConfig, OpaqueCLIPModel
 from .files import check_config
-from .layout import listed, text_config, text_tensors
+from .layout import text_config, text_tensors
 
 
 def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> OpaqueCLIPModel:
@@ -56,7 +57,7 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
     left = [name for name in state if not name.startswith("visual.") and name not in tensors.taken]
     if missing or left:
         raise UnsupportedModelError(
-            f"Expected the tensors of open_clip's model. Missing: {listed(missing) or 'none'}; left: {listed(left) or 'none'}."
+            f"Expected the tensors of open_clip's model. Missing: {shorten(missing, 4) or 'none'}; left: {shorten(left, 4) or 'none'}."
         )
     size = said["vision_cfg"].get("image_size", 224)
     config = OpaqueCLIPConfig(fields, projection_dim=fields["projection_dim"])

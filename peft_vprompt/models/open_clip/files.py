@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.utils import cached_file
 
 from ...errors import UnsupportedModelError
+from ...utils.io import read_json
 
 
 #: What lies in a folder of open_clip, in the order in which it is looked for.
@@ -56,6 +56,7 @@ def read_config(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> dict
 
     Raises:
         FileNotFoundError: there is no such file or folder.
+        ValueError: the file holds no JSON object; names it.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -70,7 +71,14 @@ def read_config(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> dict
             f"Expected a file of weights, or a folder or Hub id with {CONFIG_FILE}. Received: {os.fspath(name_or_path)!r}, "
             "which is none. Check the spelling, and the connection for a Hub id."
         )
-    return json.loads(Path(said).read_text(encoding="utf-8"))
+    return _read_object(said)
+
+
+def _read_object(path: str | os.PathLike) -> dict[str, Any]:
+    said = read_json(os.fspath(path))
+    if not isinstance(said, dict):
+        raise ValueError(f"Expected a JSON object in {os.fspath(path)!r}. Received: a {type(said).__name__}.")
+    return said
 
 
 def find_weights(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> str | os.PathLike:
@@ -116,10 +124,11 @@ def open_clip_image_processor(name_or_path: str | os.PathLike, image_size: int, 
 
     Raises:
         UnsupportedModelError: another way to resize.
+        ValueError: the file holds no JSON object; names it.
     """
     folder = Path(name_or_path).parent if Path(name_or_path).is_file() else name_or_path
     file = find(folder, CONFIG_FILE, hub)
-    said: dict[str, Any] = {} if file is None else json.loads(Path(file).read_text()).get("preprocess_cfg", {})
+    said: dict[str, Any] = {} if file is None else _read_object(file).get("preprocess_cfg", {})
     mode = said.get("resize_mode", "shortest")
     kinds = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
     kind = kinds.get(said.get("interpolation", "bicubic"))

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 
 from ...errors import UnsupportedModelError
+from ...utils.validation import shorten
 from ..resnet_clip import ResNetCLIPConfig, ResNetCLIPModel
 from .files import REMEDY
 
@@ -88,14 +89,14 @@ def from_state_dict(
         weights |= _transformer(tensors, "visual.transformer", "vision_model") | _single(tensors, VISION)
     if left := [name for name in names if name not in tensors.read and not name.endswith("num_batches_tracked")]:
         raise UnsupportedModelError(
-            f"Expected the parts of a CLIP with a ViT or a ResNet. Received others: {listed(left)}. {REMEDY}."
+            f"Expected the parts of a CLIP with a ViT or a ResNet. Received others: {shorten(left, 4)}. {REMEDY}."
         )
     needed = {name: value.shape for name, value in model.named_parameters()}
     needed |= {name: value.shape for name, value in model.named_buffers() if "running_" in name}
     wrong = [name for name in needed if name not in weights or weights[name].shape != needed[name]]
     if wrong:
         raise UnsupportedModelError(
-            f"Expected the tensors of a {type(model).__name__}. Received none, or of another shape: {listed(wrong)}. {REMEDY}."
+            f"Expected the tensors of a {type(model).__name__}. Received none, or of another shape: {shorten(wrong, 4)}. {REMEDY}."
         )
     model = type(model)(model.config)
     model.load_state_dict(weights, strict=False)
@@ -139,11 +140,6 @@ class _Named:
         """Return one more than the largest number at the group of `pattern` among the names, 0 without any."""
         found = (re.match(pattern, name) for name in self.names)
         return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def text_config(tensors: _Named, activation: str, head_size: int) -> dict:

@@ -10,7 +10,6 @@ Shapes: b = batch, c = channels, h, w = height and width, s = h * w cells and th
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +18,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ...backbones.base import resize_positions
+from ..comparing import CLIPOutput, compare, encode_texts
 from .configuration import ResNetCLIPConfig, ResNetCLIPVisionConfig
 
 
@@ -201,27 +201,6 @@ class ResNetCLIPVisionModel(ResNetCLIPPreTrainedModel):
         )
 
 
-@dataclass
-class ResNetCLIPOutput(ModelOutput):
-    """What `ResNetCLIPModel` gives, as `CLIPModel` does.
-
-    Attributes:
-        loss: the contrastive loss; with `return_loss` alone.
-        logits_per_image: [images, texts].
-        logits_per_text: [texts, images].
-        text_embeds, image_embeds: L2-normalised features [b, e].
-        text_model_output, vision_model_output: what the towers gave; `pooler_output` is the feature in the joint space.
-    """
-
-    loss: Tensor | None = None
-    logits_per_image: Tensor | None = None
-    logits_per_text: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-
 class ResNetCLIPModel(ResNetCLIPPreTrainedModel):
     """CLIP with a ResNet: transformers' CLIP text encoder beside `ResNetCLIPVisionModel`, called like `CLIPModel`.
 
@@ -257,10 +236,8 @@ class ResNetCLIPModel(ResNetCLIPPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode texts [b, l]: `pooler_output` [b, e] is in the joint space, not L2-normalised."""
-        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": True}
-        output = self.text_model(input_ids=input_ids, **kwargs)
-        output.pooler_output = self.text_projection(output.pooler_output)
-        return output
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        return encode_texts(self.text_model, self.text_projection, input_ids, **kwargs)
 
     @can_return_tuple
     def get_image_features(
@@ -280,26 +257,15 @@ class ResNetCLIPModel(ResNetCLIPPreTrainedModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
-    ) -> ResNetCLIPOutput:
+    ) -> CLIPOutput:
         """Compare images with texts, as `CLIPModel` does."""
         if input_ids is None or pixel_values is None:
             raise ValueError("Expected input_ids and pixel_values. Received one of them alone, or none.")
         images = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = F.normalize(images.pooler_output, dim=-1)
-        text_embeds = F.normalize(texts.pooler_output, dim=-1)
-        logits_per_text = self.logit_scale.exp() * text_embeds @ image_embeds.t().to(text_embeds.device)
-        logits_per_image = logits_per_text.t()
-        loss = None
+        output = compare(images, texts, self.logit_scale.exp())
         if return_loss:
-            pairs = torch.arange(len(logits_per_text), device=logits_per_text.device)
-            loss = (F.cross_entropy(logits_per_text, pairs) + F.cross_entropy(logits_per_image, pairs)) / 2
-        return ResNetCLIPOutput(
-            loss=loss,
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=texts,
-            vision_model_output=images,
-        )
+            logits: Any = output.logits_per_text
+            pairs = torch.arange(len(logits), device=logits.device)
+            output.loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.t(), pairs)) / 2
+        return output

@@ -103,11 +103,8 @@ class ImageEncoder:
         """
         own_copy = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in self.adapted.image_layers())
         vision = self.vision
-        off = set(
-            map(
-                id, adapter_parameters(layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
-            )
-        )
+        disabled = (layer for layer in adapter_layers(self.adapted.tuner) if layer.disable_adapters)
+        off = {id(parameter) for parameter in adapter_parameters(disabled)}
         trained = any(p.requires_grad and id(p) not in off for p in vision.base_layer.parameters())
         if vision.active_prompts is not None or trained or own_copy:
             peft_type: Any = self.adapted.model.peft_config[self.adapted.adapter_name].peft_type

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...losses.label_checks import IGNORED, check_multi_hot, check_shares, is_whole, one_class_each
+from ...utils.tensors import require_dense
 
 
 #: Inputs and flags of a dual encoder's own call. Absent or off, they ask the classification call for nothing.
@@ -61,17 +62,6 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device | None
             f"Expected labels as a tensor or list of integers, each the place of its class in class_names. "
             f"Received: labels={labels!r}."
         ) from error
-
-
-def require_dense(tensor: Tensor, name: str) -> None:
-    """Refuse a tensor that is no plain table of numbers.
-
-    Raises:
-        TypeError: names it and its kind.
-    """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-        kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else str(tensor.layout)
-        raise TypeError(f"Expected {name} as a dense tensor. Received: {name} of kind {kind}. Use {name}.to_dense().")
 
 
 def check_features(features: Any, size: int) -> None:

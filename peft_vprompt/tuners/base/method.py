@@ -69,6 +69,7 @@ class PromptMethod:
         has_second_stage: rows for the classes are learned after what the encoders learn.
         conditional: class features depend on the image.
         normalizes_frozen_templates: the frozen features of several templates are L2-normalised before they are averaged.
+        has_image_layers: whether it puts something into the layers of the image tower, whatever its config is.
         without_image_layers: the fields by which it leaves the layers of the image tower alone; None where it cannot.
     """
 
@@ -79,6 +80,7 @@ class PromptMethod:
     has_second_stage: bool = False
     conditional: bool = False
     normalizes_frozen_templates: bool = True
+    has_image_layers: bool = False
     without_image_layers: str | None = None
 
     def check(self, config: PromptConfig, vision: VisionView, text: TextView | None) -> None:
@@ -90,7 +92,7 @@ class PromptMethod:
 
     def needs_image_layers(self, config: PromptConfig | None) -> bool:
         """Return whether something is put into the layers of the image tower; `config` is None for the method's usual one."""
-        return False
+        return self.has_image_layers
 
     def needs_tokenizer(self, config: PromptConfig) -> bool:
         """Return whether making the prompts takes a tokenizer; not where weights follow and words set no size."""

@@ -32,10 +32,7 @@ class MMRL(PromptMethod):
     """Shared tokens in late layers, a second image feature that reads them, both near the frozen model."""
 
     needs_class_token = True
-
-    def needs_image_layers(self, config: MMRLConfig | None) -> bool:
-        """Return True: both towers have prompts."""
-        return True
+    has_image_layers = True
 
     def check(self, config: MMRLConfig, vision: VisionView, text: TextView) -> None:
         """Refuse layers that a tower does not have."""

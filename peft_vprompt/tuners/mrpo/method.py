@@ -25,10 +25,7 @@ class MRPO(PromptMethod):
     """Read-only prompts that start at layer J ("replace") or that each of the first J layers adds to ("accumulate")."""
 
     needs_read_only = True
-
-    def needs_image_layers(self, config: MRPOConfig | None) -> bool:
-        """Return True: both towers have prompts."""
-        return True
+    has_image_layers = True
 
     def check(self, config: MRPOConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than a tower has."""

@@ -29,9 +29,7 @@ from .config import PromptKDConfig
 class PromptKD(PromptMethod):
     """Visual prompts, and a projector to the space of the teacher's class features."""
 
-    def needs_image_layers(self, config: PromptKDConfig | None) -> bool:
-        """Return True: the prompts are visual ones."""
-        return True
+    has_image_layers = True
 
     def check(self, config: PromptKDConfig, vision: VisionView, text: TextView) -> None:
         """Refuse more prompted layers than the image tower has."""

@@ -33,10 +33,7 @@ class RPO(PromptMethod):
     """K read-only prompts on each tower, through all layers."""
 
     needs_read_only = True
-
-    def needs_image_layers(self, config: ReadOnlyPromptConfig | None) -> bool:
-        """Return True: both towers have prompts."""
-        return True
+    has_image_layers = True
 
     def text_prompts(
         self,
