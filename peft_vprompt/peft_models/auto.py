@@ -135,8 +135,8 @@ def check_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict, num
 def saved_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict) -> dict:
     """Return what is known of the head that a saved adapter was trained with: `num_labels` and, where given, its names.
 
-    A config of PEFT's own has no fields for them: ours saves them in its `auto_mapping`, and where others saved it the
-    tensors of the head tell how many classes there are.
+    A config of PEFT's own has no fields for them: the tensors of the head tell how many classes there are, and names are in
+    its `auto_mapping` where we saved it.
 
     Args:
         saved: its config.
@@ -147,15 +147,25 @@ def saved_head(saved: PeftConfig, adapter: str | os.PathLike, options: dict) -> 
         AdapterMismatchError: see `check_head`.
     """
     config: Any = saved
-    fields = config.auto_mapping if getattr(config, "num_labels", None) is None else vars(config)
-    head = {name: fields.get(name) for name in ("num_labels", "id2label", "label2id")}
-    if type(head["num_labels"]) is not int:
+    fields = ("num_labels", "id2label", "label2id")
+    head = {name: getattr(config, name, None) for name in fields}
+    count = head["num_labels"]
+    if count is None:
         shapes = saved_shapes(adapter, options) or {}
-        head = {"num_labels": shapes[HEAD_WEIGHT][0]} if len(shapes.get(HEAD_WEIGHT, ())) == 2 else {}
-    elif isinstance(head["id2label"], dict):  # JSON has texts for numbers
-        head["id2label"] = {int(index): name for index, name in head["id2label"].items()}
-    check_head(saved, adapter, options, head.get("num_labels", 0))
+        weight = shapes.get(HEAD_WEIGHT, ())
+        count = weight[0] if len(weight) == 2 else 0
+        head = {"num_labels": count, **named(config.auto_mapping, count)} if count else {}
+    check_head(saved, adapter, options, count)
     return {name: value for name, value in head.items() if value is not None}
+
+
+def named(recorded: dict, count: int) -> dict:
+    """Return `id2label` and `label2id` for `count` classes as they are in a config's `auto_mapping`; nothing if they are not."""
+    labels = recorded.get("id2label")
+    if not isinstance(labels, dict) or len(labels) != count or any(str(index) not in labels for index in range(count)):
+        return {}
+    id2label = {index: str(labels[str(index)]) for index in range(count)}  # JSON has texts for numbers
+    return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
 
 
 def split_head(recorded: dict, kwargs: dict) -> tuple[dict, dict]:

@@ -328,15 +328,18 @@ class SavedPeftModel(AdapterModel):
             return
         is_active = config is self.peft_config.get(self.active_adapter)
         says = base.config if is_active else plain_config(base)
-        head = {"num_labels": says.num_labels, "id2label": dict(says.id2label), "label2id": dict(says.label2id)}
+        labels = dict(says.id2label)
         if isinstance(config, ClassifierConfig):
             if config.id2label is None or is_active:
-                vars(config).update(head)
+                config.num_labels = says.num_labels
+                config.id2label = labels
+                config.label2id = dict(says.label2id)
             return
         copied: Any = getattr(config, "modules_to_save", None) or ()
-        if HEADS[class_name(base)] in copied:  # else the head is the base model's
-            recorded: Any = config.auto_mapping or {}
-            config.auto_mapping = recorded | (head if is_active or "num_labels" not in recorded else {})
+        recorded: Any = config.auto_mapping or {}
+        is_copied = HEADS[class_name(base)] in copied  # else the head is the base model's
+        if is_copied and (is_active or "id2label" not in recorded):
+            config.auto_mapping = recorded | {"id2label": {str(index): name for index, name in labels.items()}}
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Write a model card with a snippet that runs as it stands; a card that somebody edited is only updated.

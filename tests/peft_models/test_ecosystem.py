@@ -1,5 +1,6 @@
 """What others do with the model: pipelines, the Hub, PEFT's own reports, imports in any order."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,12 @@ def test_a_head_beside_a_lora_comes_back(ours, tmp_path):
     loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter")).eval()
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.get_base_model().config.id2label[3] == ("class 3" if ours else "LABEL_3")
+    path = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(path.read_text())
+    config["auto_mapping"]["id2label"] = {"x": "a", "1": "b"}  # a stranger's, which are no names of these classes
+    path.write_text(json.dumps(config))
+    loaded = AutoPeftModelForImageClassification.from_pretrained(str(tmp_path / "adapter")).eval()
+    assert torch.equal(logits(loaded), logits(model)) and loaded.get_base_model().config.num_labels == 7
 
 
 def test_a_lora_on_class_names_is_saved_with_them(tokenizer_path, tmp_path):
