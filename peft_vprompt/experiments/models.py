@@ -30,6 +30,7 @@ from ..errors import UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.auto import check_head
 from ..peft_models.peft_model import PeftModelForImageClassification
+from ..tuners.base.patterns import check_patterns
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -186,6 +187,7 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
             reach.
+        AdapterMismatchError: it has a pattern of modules that could take for ever.
     """
     folder = Path(adapter)
     finish_saving(folder)
@@ -193,7 +195,7 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
     place, revision = split_revision(str(adapter))
     try:
-        return PeftConfig.from_pretrained(place, revision=revision)
+        config = PeftConfig.from_pretrained(place, revision=revision)
     except ValueError as error:
         if folder.is_dir():
             raise
@@ -202,6 +204,8 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
             f"no {CONFIG_NAME} of that id on the Hub or among the files downloaded before "
             f"({type(error.__cause__ or error).__name__}). Check the spelling and the connection."
         ) from error
+    check_patterns(config, place)
+    return config
 
 
 def _base_of(config: PeftConfig) -> str | None:
