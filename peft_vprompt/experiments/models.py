@@ -204,7 +204,7 @@ def adapter_config(adapter: str | Path) -> PeftConfig:
             f"no {CONFIG_NAME} of that id on the Hub or among the files downloaded before "
             f"({type(error.__cause__ or error).__name__}). Check the spelling and the connection."
         ) from error
-    check_patterns(config, place)
+    check_patterns(vars(config), place)
     return config
 
 

@@ -17,14 +17,12 @@ from ..errors import AdapterMismatchError
 from ..models.open_clip import is_open_clip, load_open_clip
 from ..tuners.base.bounded import saved_numbers
 from ..tuners.base.patterns import check_patterns
+from ..tuners.base.peft_patches import OWN_PACKAGE
 from ..utils.fields import shown
 from .adapter_model import AdapterModel
 
 
 logger = logging.getLogger(__name__)
-
-#: The name of this package, whose `models` are base models too.
-OWN_PACKAGE = __name__.partition(".")[0]
 
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
@@ -164,7 +162,7 @@ def read_config(adapter: str, **options) -> PeftConfig:
             f"is missing or not allowed to read it. Received: token={'one' if options.get('token') else 'none'}. Check the "
             "name, and pass token=... or log in with `hf auth login`."
         ) from error
-    check_patterns(config, adapter)
+    check_patterns(vars(config), adapter)
     return config
 
 

@@ -14,10 +14,10 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
+from ..tuners.base.peft_patches import OWN_PACKAGE
 from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_row, is_known
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
-from .auto import OWN_PACKAGE
 from .labels import is_named
 from .publishing import hub_id
 

@@ -19,7 +19,6 @@ from ...errors import ContextLengthWarning
 from ...losses.label_checks import MULTI_LABEL
 from ...utils.fields import check_fields, shown
 from .class_name_checks import check_class_names, check_prompts, check_templates, digest_names
-from .patterns import check_patterns
 
 
 #: The task type under which PEFT finds `PeftModelForImageClassification`.
@@ -39,13 +38,8 @@ class SavedConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
-        """Read a saved config, as PEFT does.
-
-        Raises:
-            AdapterMismatchError: it has a pattern of modules that could take for ever.
-        """
+        """Read a saved config, as PEFT does."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        check_patterns(config, pretrained_model_name_or_path)
         config.saved_in = pretrained_model_name_or_path, {"subfolder": subfolder, **kwargs}
         return config
 

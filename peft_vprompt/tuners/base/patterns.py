@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,17 +26,17 @@ MAX_OPTIONS = 3
 _FIELDS = ("_modules", "_pattern")
 
 
-def check_patterns(config: Any, model_id: str | os.PathLike) -> None:
+def check_patterns(saved: Mapping[str, Any], place: str | os.PathLike) -> None:
     """Refuse a saved config with a pattern that could take longer than the model does.
 
     Args:
-        config: the config of an adapter of any method of PEFT.
-        model_id: its folder or Hub id.
+        saved: fields of the config of an adapter of any method of PEFT.
+        place: its file, folder or Hub id.
 
     Raises:
         AdapterMismatchError: names the field and the pattern.
     """
-    for name, value in vars(config).items():
+    for name, value in saved.items():
         if not name.endswith(_FIELDS) or not isinstance(value, (str, dict)):
             continue
         patterns = [value] if isinstance(value, str) else list(value)
@@ -44,7 +44,7 @@ def check_patterns(config: Any, model_id: str | os.PathLike) -> None:
         if bad is not None or len(patterns) > MAX_PATTERNS:
             received = f"{len(patterns):,} patterns" if bad is None else f"{name}={shown(bad)}"
             raise AdapterMismatchError(
-                f"Expected {name} of the adapter in {os.fspath(model_id)!r} to be at most {MAX_PATTERNS:,} plain patterns, "
+                f"Expected {name} of the adapter in {os.fspath(place)!r} to be at most {MAX_PATTERNS:,} plain patterns, "
                 f"without repeated groups and with at most {MAX_REPEATS} repetitions. Received: {received}. Write the "
                 "modules' names as a list in its adapter_config.json."
             )
