@@ -57,7 +57,7 @@ class _Command(TyperCommand):
         paths = {flag for parameter in self.params if parameter.name in _paths for flag in parameter.opts}
         for flag, value in zip(args, [*args[1:], None], strict=True):
             if flag in paths and value == "" or flag.endswith("=") and flag[:-1] in paths:
-                raise typer.BadParameter("Expected a path. Received none: ''.", param_hint=flag.rstrip("="))
+                raise typer.BadParameter("Expected a path. Received none: ''.", ctx, param_hint=flag.rstrip("="))
         return super().parse_args(ctx, args)
 
 

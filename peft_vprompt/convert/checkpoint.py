@@ -13,7 +13,7 @@ from peft import PeftConfig, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
@@ -108,11 +108,12 @@ def load_base_model(name_or_path: str) -> nn.Module:
         if not is_open_clip(path, revision=revision):
             raise
         return load_open_clip(path, revision=revision)
-    name = (config.architectures or ("none",))[0]
-    architecture = ResNetCLIPModel if name == ResNetCLIPModel.__name__ else getattr(transformers, name, None)
-    if architecture is None:
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else "none"
+    architecture: Any = ResNetCLIPModel if name == ResNetCLIPModel.__name__ else getattr(transformers, name, None)
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         raise ValueError(
-            f"Expected the config of {path!r} to name a class of transformers. Received: {config.architectures}. Load the "
+            f"Expected the config of {path!r} to name a class of models of transformers. Received: {names}. Load the "
             "model yourself and pass it as base_model."
         )
     return architecture.from_pretrained(path, **pinned)

@@ -30,6 +30,7 @@ from ..errors import UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.auto import check_head
 from ..peft_models.peft_model import PeftModelForImageClassification
+from ..tuners.base.patterns import check_patterns
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -216,6 +217,7 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
             reach.
+        AdapterMismatchError: it has a pattern of modules that could take for ever.
     """
     folder = Path(adapter, subfolder or "")
     finish_saving(folder)
@@ -223,7 +225,7 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(folder)!r} without it.")
     place, revision = split_revision(str(adapter))
     try:
-        return PeftConfig.from_pretrained(place, revision=revision, subfolder=subfolder)
+        config = PeftConfig.from_pretrained(place, revision=revision, subfolder=subfolder)
     except ValueError as error:
         if Path(adapter).is_dir():
             raise
@@ -232,6 +234,8 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
             f"no {CONFIG_NAME} of that id on the Hub or among the files downloaded before "
             f"({type(error.__cause__ or error).__name__}). Check the spelling and the connection."
         ) from error
+    check_patterns(vars(config), place)
+    return config
 
 
 def _base_of(config: PeftConfig) -> str | None:

@@ -16,6 +16,8 @@ from torch import nn
 from ..errors import AdapterMismatchError
 from ..models.open_clip import is_open_clip, load_open_clip
 from ..tuners.base.bounded import saved_numbers, saved_shapes
+from ..tuners.base.patterns import check_patterns
+from ..tuners.base.peft_patches import OWN_PACKAGE
 from ..utils.fields import shown
 from .adapter_model import AdapterModel
 
@@ -24,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: The weight [classes, width] of a classification head that is saved with an adapter.
 HEAD_WEIGHT = "base_model.model.classifier.weight"
-
-#: The name of this package, whose `models` are base models too.
-OWN_PACKAGE = __name__.partition(".")[0]
 
 
 class AutoPeftModelForImageClassification(_BaseAutoPeftModel):
@@ -188,9 +187,10 @@ def read_config(adapter: str, **options) -> PeftConfig:
 
     Raises:
         ValueError: there is none that can be read; says if that may be for want of a token.
+        AdapterMismatchError: it has a pattern of modules that could take for ever.
     """
     try:
-        return PeftConfig.from_pretrained(adapter, **options)
+        config = PeftConfig.from_pretrained(adapter, **options)
     except ValueError as error:
         if not isinstance(error.__cause__, RepositoryNotFoundError):  # a gated one is a case of it
             raise
@@ -199,6 +199,8 @@ def read_config(adapter: str, **options) -> PeftConfig:
             f"is missing or not allowed to read it. Received: token={'one' if options.get('token') else 'none'}. Check the "
             "name, and pass token=... or log in with `hf auth login`."
         ) from error
+    check_patterns(vars(config), adapter)
+    return config
 
 
 def _class_of_base(name: str, library: str) -> Any:

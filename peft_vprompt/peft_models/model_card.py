@@ -15,11 +15,11 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
+from ..tuners.base.peft_patches import OWN_PACKAGE
 from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_row, is_known
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
 from ..version import __version__
-from .auto import OWN_PACKAGE
 from .card_details import CardDetails
 from .labels import is_named
 from .publishing import hub_id

@@ -1,5 +1,7 @@
 """`vprompt convert`: a checkpoint on disk becomes an adapter that PEFT loads."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,6 +9,7 @@ from transformers import CLIPModel
 from typer.testing import CliRunner
 
 from peft_vprompt.convert import convert_checkpoint
+from peft_vprompt.convert.checkpoint import load_base_model
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_tokenizer
 from vprompt import app
 
@@ -62,3 +65,10 @@ def test_what_does_not_fit_is_one_line(base, tmp_path):
     assert result.exit_code == 2
     assert "has shape" in result.output and "Traceback" not in result.output
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("said", [["pipeline"], ["CLIPConfig"], ["Nothing"], [5], "CLIPModel", 5, None, []], ids=str)
+def test_a_base_model_is_of_the_class_that_its_config_names(said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": said}))
+    with pytest.raises((ValueError, TypeError), match="to name a class of models of transformers|architectures"):
+        load_base_model(str(tmp_path))

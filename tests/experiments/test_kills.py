@@ -111,7 +111,7 @@ def test_many_killed_runs_end_like_whole_ones(command, commands, embedded, tmp_p
     check(command, commands, tmp_path, kills=20)
 
 
-@pytest.mark.parametrize("command", often([*NAMES, *READERS], ["train", "answers", *READERS]))
+@pytest.mark.parametrize("command", often([*NAMES, *READERS], ["train", "convert-clip"]))
 def test_a_full_disk_is_one_line_and_the_next_start_goes_on(command, commands, embedded, tmp_path):
     limits = [0, 2000]
     result = full_disks(commands[command], tmp_path / "runs", limits)

@@ -34,7 +34,6 @@ from peft_vprompt.experiments.models import load_base
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
 from peft_vprompt.experiments.results import read_results, require_local_data
 from peft_vprompt.utils.hub import split_revision
-from peft_vprompt.utils.io import PENDING
 from tests.support.command_line import vprompt
 from tests.support.models import CLASS_NAMES, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -313,32 +312,6 @@ def test_a_revision_is_asked_for_and_recorded(monkeypatch, tmp_path):
     with pytest.raises(AttributeError):  # it goes on without a tokenizer, to the stand-in for a model
         convert_clip("me/clip@v3", tmp_path)
     assert asked == [("me/clip", "v3")]
-
-
-@pytest.mark.parametrize("how", ["absolute", "above", "by a link", "a link to a folder", "no list"])
-def test_a_saving_that_a_stranger_left_half_done_changes_nothing_outside(how, tmp_path):
-    adapter, outside = tmp_path / "adapter", tmp_path / "outside"
-    get_peft_model(tiny_clip(), ClassHeadConfig(**N)).save_pretrained(adapter)
-    outside.mkdir()
-    (outside / "kept").write_text("mine")
-    pending = adapter / PENDING
-    if how == "a link to a folder":
-        pending.symlink_to(outside)
-    else:
-        pending.mkdir()
-        removed = {"absolute": [str(outside / "kept")], "above": ["../outside/kept"], "no list": {"a": 1}}
-        (pending / ".removed").write_text(json.dumps(removed.get(how, [])))
-    if how == "by a link":
-        (adapter / "inside").symlink_to(outside)
-        (pending / "inside").mkdir()
-        (pending / "inside" / "kept").write_text("theirs")
-    for load in (
-        lambda: PeftModel.from_pretrained(tiny_clip(), str(adapter)),
-        lambda: get_peft_model(tiny_clip(), ClassHeadConfig(**N)).save_pretrained(adapter),
-    ):
-        with suppress(ValueError, OSError):
-            load()
-        assert (outside / "kept").read_text() == "mine" and len(list(outside.iterdir())) == 1
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])

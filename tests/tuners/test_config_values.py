@@ -123,6 +123,17 @@ def test_any_config_works_or_is_refused_by_name(drawn, tokenizer_path):
     check_config(drawn, tokenizer_path)
 
 
+@pytest.mark.parametrize("method", ["mlp-3", "clip-lora"])
+def test_modules_that_are_not_there_are_refused_by_the_field(method):
+    spec = OWN[method]
+    base = tiny_vit() if spec.is_baseline else tiny_clip()
+    config = spec.configure(
+        base, target_modules=["nothing"], **({} if spec.is_baseline else {"class_names": CLASS_NAMES})
+    )
+    with pytest.raises(ValueError, match="Expected target_modules to name .* Received: target_modules=.*nothing"):
+        get_peft_model(base, config)
+
+
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
 @given(drawn=configs())

@@ -15,6 +15,7 @@ from .classifier_parts import ClassifierParts
 from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
 from .module_layer import ModuleTunerLayer, check_finite
+from .patterns import targets_named
 from .switching import forget_copies, switch_copies
 from .tuned_module import TunedModule
 
@@ -79,7 +80,8 @@ class ModuleTuner(BaseTuner):
         check_adapter_name(adapter_name)
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         forget_copies(self, adapter_name, [])
-        with bounded(self.peft_config[adapter_name], model):
+        config = self.peft_config[adapter_name]
+        with bounded(config, model), targets_named(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         switch_copies(self, adapter_name)
 

@@ -24,10 +24,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from ...errors import AdapterMismatchError
 from ...utils.fields import shown
 from ...utils.late_imports import patch_methods
+from .patterns import check_patterns
 
 
 #: Largest config in bytes: two hundred thousand class names are a fifth of it.
 MAX_CONFIG_BYTES = 2**25
+
+#: Name of this package, which the classes of its configs and models are from.
+OWN_PACKAGE = __name__.partition(".")[0]
 
 _original = PeftConfigMixin.__dict__["from_json_file"]
 
@@ -46,7 +50,8 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
     """Read a config as PEFT does.
 
     Raises:
-        AdapterMismatchError: the file is no config of a method that is known here.
+        AdapterMismatchError: the file is no config of a method that is known here, or one of ours with patterns of modules
+            that could take for ever.
     """
     values: Any = None
     try:
@@ -64,6 +69,8 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
         _refuse(path_json_file, f"peft_type={shown(method)}, which is none of {known}")
+    if PEFT_TYPE_TO_CONFIG_MAPPING[method].__module__.startswith(f"{OWN_PACKAGE}."):
+        check_patterns(values, path_json_file)
     return values
 
 

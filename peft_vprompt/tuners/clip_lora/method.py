@@ -23,6 +23,7 @@ from ...errors import UnsupportedModelError
 from ..base.base_model import check_model, trainable
 from ..base.bounded import bounded
 from ..base.method import PromptMethod
+from ..base.patterns import targets_named
 from .config import CLIPLoraConfig
 
 
@@ -85,7 +86,7 @@ class CLIPLoraModel(LoraModel):
                 "Expected a base model whose weights are in memory. Received one whose weights are offloaded: PEFT makes a "
                 "LoRA where they are, so it would have no values. Load the model whole, without offloading."
             )
-        with bounded(config, model):
+        with bounded(config, model), targets_named(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: CLIPLoraConfig, model_config: dict) -> CLIPLoraConfig:
