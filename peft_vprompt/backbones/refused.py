@@ -6,10 +6,11 @@ from __future__ import annotations
 #: What compares images with texts all the same.
 DUAL = "Use a model that gives one vector for each image and each text, such as CLIPModel or SiglipModel"
 
-#: An image encoder for class prompts, or for prompts that are tokens.
-ENCODER = (
-    "Use it as the opaque image encoder of a dual encoder (VisionTextDualEncoderModel, peft_vprompt.models.OpaqueCLIPModel), "
-    "or an encoder of plain layers, such as ViTModel or Dinov2Model"
+#: An image encoder of layers that take prompts; for class prompts, what gives one vector for each image is enough.
+PLAIN = "Use an image encoder of plain layers, such as ViTModel or Dinov2Model"
+POOLED = (
+    "For class prompts, pool its output to one vector for each image and join it with CLIP's text encoder "
+    "(peft_vprompt.models.OpaqueCLIPModel). For prompts that are tokens: " + PLAIN
 )
 
 #: Why there is no place for tokens.
@@ -37,9 +38,7 @@ UNSUPPORTED: dict[str, str] = {
         "image and text read each other, so there are no features of a text alone. " + DUAL,
     ),
     "XCLIPModel": "its images are videos, and each video changes the features of the texts. " + DUAL,
-    **dict.fromkeys(
-        ("VideoPrismClipModel", "PeVideoModel", "PeAudioVideoModel"), "its images are videos. Use the frames. " + DUAL
-    ),
+    **dict.fromkeys(("VideoPrismClipModel", "PeVideoModel", "PeAudioVideoModel"), "its images are videos. " + DUAL),
     **dict.fromkeys(("ClapModel", "ClvpModelForConditionalGeneration", "PeAudioModel"), "it has no images. " + DUAL),
     **dict.fromkeys(
         ("Sam3Model", "Sam3LiteTextModel"),
@@ -76,7 +75,7 @@ UNSUPPORTED: dict[str, str] = {
             "SwiftFormerModel",
             "SwiftFormerForImageClassification",
         ),
-        f"{STAGES}. {ENCODER}, SwinModel",
+        f"{STAGES}. {POOLED}, or SwinModel",
     ),
     **dict.fromkeys(
         (
@@ -97,7 +96,7 @@ UNSUPPORTED: dict[str, str] = {
             "TextNetModel",
             "TextNetForImageClassification",
         ),
-        f"{CONVNET}. {ENCODER}; for prompts that are pixels, ConvNextModel",
+        f"{CONVNET}. {POOLED}; for prompts that are pixels, ConvNextModel",
     ),
     **dict.fromkeys(
         (
@@ -105,19 +104,19 @@ UNSUPPORTED: dict[str, str] = {
             "PerceiverForImageClassificationFourier",
             "PerceiverForImageClassificationConvProcessing",
         ),
-        "its layers carry latent vectors, not patches. " + ENCODER,
+        "its layers carry latent vectors, not patches. " + PLAIN,
     ),
     **dict.fromkeys(
-        ("ImageGPTModel", "ImageGPTForImageClassification"), "it reads pixels one after another, as words. " + ENCODER
+        ("ImageGPTModel", "ImageGPTForImageClassification"), "it reads pixels one after another, as words. " + PLAIN
     ),
-    "ShieldGemma2ForImageClassification": "it is a language model that answers yes or no. " + ENCODER,
+    "ShieldGemma2ForImageClassification": "it is a language model that answers yes or no. " + PLAIN,
     **dict.fromkeys(
         ("SamModel", "Sam2Model", "SamHQModel", "VitDetModel", "YolosModel"),
         "its tokens are a grid in which every row and column counts, and no feature of a whole image is read. "
-        + ENCODER,
+        + PLAIN,
     ),
     **dict.fromkeys(
         ("VideoMAEModel", "VivitModel", "TimesformerModel", "VJEPA2Model", "VideoPrismVisionModel"),
-        "its images are videos. " + ENCODER,
+        "its images are videos. " + PLAIN,
     ),
 }

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from examples.studies.pretrain_demo import TOKENIZER_SEED, Options, Stream
-from examples.studies.tiny_clip import train_tokenizer
+from examples.studies.tiny_clip import build_resnet, train_tokenizer
 from peft_vprompt.demo import CLASS_NAMES, TEMPLATE, demo_model_path, demo_task
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES, Style, draw
 from peft_vprompt.demo.task import PER_CLASS, STYLE
@@ -167,3 +167,14 @@ def test_zero_shot_is_as_recorded(record, model, tokenizer):
         accuracy = 100 * hits.float().mean().item()
         assert accuracy == pytest.approx(record["task_accuracy"][name], abs=2.0)
         assert 35 <= accuracy <= 75
+
+
+def test_the_resnet_for_the_same_world(tokenizer):
+    torch.manual_seed(0)
+    clip = build_resnet(Options(), tokenizer).eval()
+    text, image = clip.config.text_config, clip.config.vision_config
+    assert clip.num_parameters() * 4 < 8 * 2**20
+    assert (text.hidden_size, text.vocab_size, image.image_size // image.stride) == (128, len(tokenizer), 3)
+    call = tokenizer(["a red circle."], return_tensors="pt")
+    output = clip(**call, pixel_values=torch.zeros(2, 3, 48, 48), return_loss=False)
+    assert output.logits_per_image.shape == (2, 1) and output.image_embeds.shape == (2, Options().projection)
