@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +247,18 @@ def _options(config: Any) -> dict:
     """Return the fields of a config that are not the defaults and are the method's own."""
     plain = set(PeftConfig.__dataclass_fields__) | {"class_names", "class_names_digest", "id2label", "label2id"}
     plain |= {"tokenizer_name_or_path", "class_descriptions", "num_labels", "inference_mode"}
-    default: Any = type(config)()
+    own = {field.name: field for field in fields(config) if field.name not in plain}
+    given = {name: getattr(config, name) for name, field in own.items() if getattr(config, name) != _default(field)}
+    kinds = (bool, int, float, str, list, tuple, set, type(None))
     return {
         name: sorted(value) if isinstance(value, set) else value
-        for name, value in vars(config).items()
-        if name in config.__dataclass_fields__ and name not in plain and value != getattr(default, name, None)
-        if isinstance(value, (bool, int, float, str, list, tuple, set)) or value is None
+        for name, value in given.items()
+        if isinstance(value, kinds)
     }
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def inspect_with_model(
