@@ -172,20 +172,24 @@ def nearest_words(model: Any, limit: int = NEAREST) -> list[dict] | str:
     except TokenizerNotFoundError as error:
         return first_line(error) + "."
     distances = torch.cdist(first[:MOST_TOKENS].float(), table)
-    near = distances.topk(min(limit, table.shape[0]), largest=False)
+    distances[:, [place for place in tokenizer.all_special_ids if place < len(table)]] = float("inf")
+    near = distances.topk(min(limit, len(table)), largest=False)
     return [
         {
             "token": place + 1,
             "words": [
-                {
-                    "word": tokenizer.decode([int(word)]).strip() or repr(tokenizer.decode([int(word)])),
-                    "distance": float(d),
-                }
-                for d, word in zip(values, ids, strict=True)
+                {"word": _word(tokenizer, int(word)), "distance": float(distance)}
+                for distance, word in zip(values, ids, strict=True)
             ],
         }
         for place, (values, ids) in enumerate(zip(near.values, near.indices, strict=True))
     ]
+
+
+def _word(tokenizer: Any, token_id: int) -> str:
+    """Return a token as a person reads it; one of bytes that are no letter as the vocabulary has it."""
+    word = tokenizer.decode([token_id]).strip()
+    return word if word.isprintable() and word and "\ufffd" not in word else tokenizer.convert_ids_to_tokens(token_id)
 
 
 @torch.no_grad()
