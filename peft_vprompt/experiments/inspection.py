@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -171,20 +172,24 @@ def nearest_words(model: Any, limit: int = NEAREST) -> list[dict] | str:
     except TokenizerNotFoundError as error:
         return first_line(error) + "."
     distances = torch.cdist(first[:MOST_TOKENS].float(), table)
-    near = distances.topk(min(limit, table.shape[0]), largest=False)
+    distances[:, [place for place in tokenizer.all_special_ids if place < len(table)]] = float("inf")
+    near = distances.topk(min(limit, len(table)), largest=False)
     return [
         {
             "token": place + 1,
             "words": [
-                {
-                    "word": tokenizer.decode([int(word)]).strip() or repr(tokenizer.decode([int(word)])),
-                    "distance": float(d),
-                }
-                for d, word in zip(values, ids, strict=True)
+                {"word": _word(tokenizer, int(word)), "distance": float(distance)}
+                for distance, word in zip(values, ids, strict=True)
             ],
         }
         for place, (values, ids) in enumerate(zip(near.values, near.indices, strict=True))
     ]
+
+
+def _word(tokenizer: Any, token_id: int) -> str:
+    """Return a token as a person reads it; one of bytes that are no letter as the vocabulary has it."""
+    word = tokenizer.decode([token_id]).strip()
+    return word if word.isprintable() and word and "\ufffd" not in word else tokenizer.convert_ids_to_tokens(token_id)
 
 
 @torch.no_grad()
@@ -246,13 +251,18 @@ def _options(config: Any) -> dict:
     """Return the fields of a config that are not the defaults and are the method's own."""
     plain = set(PeftConfig.__dataclass_fields__) | {"class_names", "class_names_digest", "id2label", "label2id"}
     plain |= {"tokenizer_name_or_path", "class_descriptions", "num_labels", "inference_mode"}
-    default: Any = type(config)()
+    own = {field.name: field for field in fields(config) if field.name not in plain}
+    given = {name: getattr(config, name) for name, field in own.items() if getattr(config, name) != _default(field)}
+    kinds = (bool, int, float, str, list, tuple, set, type(None))
     return {
         name: sorted(value) if isinstance(value, set) else value
-        for name, value in vars(config).items()
-        if name in config.__dataclass_fields__ and name not in plain and value != getattr(default, name, None)
-        if isinstance(value, (bool, int, float, str, list, tuple, set)) or value is None
+        for name, value in given.items()
+        if isinstance(value, kinds)
     }
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def inspect_with_model(

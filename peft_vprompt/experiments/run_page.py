@@ -104,7 +104,7 @@ def look(model: Any, name: str, test_set: EvalSet) -> dict | None:
             for confidence, right, count in zip(found.confidence, found.accuracy, found.count, strict=True)
             if count
         ],
-        "confused": most_confused(labels, predicted, names),
+        "confused": most_confused(labels, predicted, names, limit=6),
         "names": names,
         "confusion": _shares(labels, predicted, len(names)) if is_small else None,
         "worst": [
