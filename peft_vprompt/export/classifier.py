@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -285,7 +284,7 @@ def _is_one(images: Any) -> bool:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    if isinstance(image, (str, Path, os.PathLike)):
+    if isinstance(image, (str, os.PathLike)):
         return read_rgb(image)
     raise TypeError(
         "Expected images of Pillow, paths of image files, or tensors as the image processor gives them. Received: "
