@@ -97,6 +97,15 @@ def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
     return trained
 
 
+def _leave_zero(trained: dict[str, Tensor]) -> None:
+    """Let a LoRA's second factors start from small values: where they are zero, so are the first ones' gradients."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in trained.items():
+        if name.endswith(".lora_B"):
+            values = torch.randn(tensor.shape, generator=generator)
+            tensor.data.copy_(0.02 * values)
+
+
 def clip_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
     """Layers of both towers, wrapped or not."""
     return {"text": model.text_model.encoder.layers, "vision": model.vision_model.encoder.layers}
@@ -110,6 +119,7 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     config.class_names, config.tokenizer_name_or_path = inputs.class_names(case.classes), inputs.tokenizer_path
     model = get_peft_model(clip, config)
     trained = learned(model)
+    _leave_zero(trained)
     plain = (PLAIN | PLAIN_FIELD)[case.method](bare, inputs.load_tokenizer(), config.class_names, trained)
     pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
     if case.part == "adapters":

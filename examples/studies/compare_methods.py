@@ -39,7 +39,7 @@ from peft_vprompt.utils.io import read_json, write_json
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "methods.json"
 
 #: Optimiser steps that no run exceeds by more than an epoch, but for the shortest length.
-MOST_STEPS = 320
+MOST_STEPS = 192
 
 #: Least epochs: the first is warm-up in most recipes, or nothing would be learned.
 LEAST_EPOCHS = 2
