@@ -54,10 +54,11 @@ def config_of(case: Case, model: PreTrainedModel) -> PeftConfig:
     """The published configuration of a method, with another number of prompts where the cell wants one.
 
     A newer method's is that of the method table, with published layers cut to those of the model; as the plain sides have
-    it, without dropout and with few templates.
+    it, without dropout and with few templates; and off the words that KgCoOp starts from, where its term has no gradient.
     """
     if case.method in FIELD_METHODS:
         changes = {
+            "kgcoop": {"prompt_init": "random", "prompt_init_text": None},
             "promptsrc": {"frozen_template": list(PlainPromptSRC.templates)},
             "clip-lora": {"lora_dropout": 0.0},
         }
