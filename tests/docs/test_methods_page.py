@@ -42,7 +42,7 @@ def test_every_method_of_the_table_has_a_row(page, study, results):
         assert f"{METHODS[name].title} is left out" in text
 
 
-def test_no_run_is_longer_than_the_rule(study, results):
+def test_no_run_is_longer_than_the_rule(results):
     """By more than the shortest length."""
     for run in results["runs"]:
         recipe = results["rows"][run["method"]]["recipe"]
