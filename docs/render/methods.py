@@ -5,6 +5,7 @@ python docs/render/methods.py
 
 import json
 import statistics
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +31,9 @@ TASKS = {
 
 #: Least difference of mean accuracies, in points, that the reading calls one.
 NOTICEABLE = 1.0
+
+#: Least seeds of a cell that the reading takes.
+ENOUGH = 2
 
 PAGE_TEXT = """# Methods compared
 
@@ -98,6 +102,11 @@ def runs_of(results: dict, task: str, shots: int, method: str) -> list[dict]:
     return [run for run in results["runs"] if (run["task"], run["shots"], run["method"]) == wanted]
 
 
+def is_run(results: dict, task: str, shots: int) -> bool:
+    """Whether there is any run."""
+    return any((run["task"], run["shots"]) == (task, shots) for run in results["runs"])
+
+
 def trained(results: dict) -> dict[str, dict]:
     """The rows that learn."""
     return {name: row for name, row in results["rows"].items() if row["trains"]}
@@ -131,7 +140,7 @@ def _section(task: str, results: dict) -> str:
     counts = [f"{facts['classes'][split]} {split} classes with {facts['test_images'][split]} test images" for split in ("base", "novel")]  # fmt: skip
     parts = [f"## {title}", f"{about} {_and(counts)}."]
     for shots in results["shots"]:
-        parts += [f"### {shots} shots", _table(task, shots, results)]
+        parts += [f"### {shots} shots", _table(task, shots, results) if is_run(results, task, shots) else "Not run."]
     return "\n\n".join(parts)
 
 
@@ -177,53 +186,67 @@ def _accuracy(runs: list[dict], name: str, zero_shot: float) -> str:
 # ---- what the numbers say ---------------------------------------------------------------------------------------------
 
 
-def changes(results: dict, name: str) -> dict[tuple[str, int], dict[str, float]]:
-    """Mean differences of every method to zero-shot by row, in the settings where it was run with all seeds.
+def settings_of(results: dict) -> list[tuple[str, int]]:
+    """Task and shots wherever all methods that were run at all have enough seeds."""
+    names = {run["method"] for run in results["runs"]}
+    return [
+        (task, shots)
+        for task, shots in product(results["tasks"], results["shots"])
+        if names and all(len(runs_of(results, task, shots, name)) >= ENOUGH for name in names)
+    ]
+
+
+def changes(results: dict, name: str, part: str) -> dict[tuple[str, int], float]:
+    """Mean difference of a method to zero-shot in each of those settings; none in a part that it has nothing for.
 
     Args:
         results: what the JSON holds.
         name: a row.
+        part: "base", "novel" or "hm".
     """
-    found = {}
-    for task, shots in product(results["tasks"], results["shots"]):
-        runs = runs_of(results, task, shots, name)
-        if len(runs) == len(results["seeds"]):
-            zero_shot = results["tasks"][task]["zero_shot"]
-            found[task, shots] = {
-                part: mean(runs, part) - zero_shot[part] for part in ("base", "novel", "hm") if part in runs[0]
-            }
-    return found
+    cells = {setting: runs_of(results, *setting, name) for setting in settings_of(results)}
+    return {
+        (task, shots): mean(runs, part) - results["tasks"][task]["zero_shot"][part]
+        for (task, shots), runs in cells.items()
+        if runs and part in runs[0]
+    }
 
 
 def _reading(results: dict) -> str:
     """Plain sentences that follow from the numbers."""
-    by_row = {row["title"]: changes(results, name) for name, row in trained(results).items()}
-    settings = max((len(found) for found in by_row.values()), default=0)
-    by_row = {title: list(found.values()) for title, found in by_row.items() if settings and len(found) == settings}
-    both = {title: found for title, found in by_row.items() if "hm" in found[0]}
-    if not both:
-        return "No setting has been run with all seeds yet."
-    gain = {title: statistics.mean(one["hm"] for one in found) for title, found in both.items()}
-    order = sorted(gain, key=gain.__getitem__, reverse=True)
-    helps = [title for title in order if all(one["hm"] >= NOTICEABLE for one in both[title])]
-    nothing = [title for title in order if all(abs(one["hm"]) < NOTICEABLE for one in both[title])]
-    hurts = [title for title in order if all(one["hm"] <= -NOTICEABLE for one in both[title])]
-    costs = [title for title in order if all(one["novel"] <= -NOTICEABLE for one in both[title])]
-    base = {title: statistics.mean(one["base"] for one in found) for title, found in by_row.items()}
-    most = sorted(base, key=base.__getitem__, reverse=True)
-    where = f"in all {settings} settings (task and shots)" if settings > 1 else "in the one setting that was run"
+    settings = settings_of(results)
+    if not settings:
+        return f"No setting has been run with {ENOUGH} seeds of all methods yet."
+    found = {part: _by_title(results, part) for part in ("base", "novel", "hm")}
+    average = {
+        part: {title: statistics.mean(values) for title, values in rows.items()} for part, rows in found.items()
+    }
+    order = {part: sorted(rows, key=rows.__getitem__, reverse=True) for part, rows in average.items()}
+
+    def those(part: str, wanted: Callable[[float], bool]) -> str:
+        titles = [title for title in order[part] if all(map(wanted, found[part][title]))]
+        return _named(titles, average[part])
+
+    where = _and([f"{TASKS[task][0][0].lower()}{TASKS[task][0][1:]} at {shots} shots" for task, shots in settings])
+    everywhere = "in each of them" if len(settings) > 1 else "there"
     lines = [
-        f"What helps here, in plain words, over the {len(by_row)} methods that were run with all seeds ({len(both)} of them have something "
-        f"for novel classes); a difference counts from {NOTICEABLE:g} point on:",
+        f"What the numbers say on {where}, where all methods have at least {ENOUGH} seeds. A difference counts from "
+        f"{NOTICEABLE:g} point on; in brackets are mean differences to zero-shot.",
         "",
-        f"* **Better than zero-shot in the harmonic mean** {where}: {_named(helps, gain)}.",
-        f"* Hardly another than zero-shot {where} (the recipe, cut short, moves a small CLIP too little): {_named(nothing, gain)}.",
-        f"* Worse than zero-shot in the harmonic mean {where}: {_named(hurts, gain)}.",
-        f"* Worse on novel classes {where}: {_named(costs, {title: statistics.mean(one['novel'] for one in both[title]) for title in both})}.",
-        f"* The highest base accuracies, on average: {_named(most[:5], base)}.",
-        f"* All others gain in some settings and lose in others. {_agreement(results)}",
+        f"* **Better in the harmonic mean** {everywhere}: {those('hm', lambda change: change >= NOTICEABLE)}.",
+        f"* Hardly another harmonic mean {everywhere}: {those('hm', lambda change: abs(change) < NOTICEABLE)}.",
+        f"* **Worse in the harmonic mean** {everywhere}: {those('hm', lambda change: change <= -NOTICEABLE)}.",
+        f"* Worse on novel classes {everywhere}: {those('novel', lambda change: change <= -NOTICEABLE)}.",
+        f"* Not worse on novel classes {everywhere}: {those('novel', lambda change: change > -NOTICEABLE)}.",
+        f"* The highest base accuracies: {_named(order['base'][:5], average['base'])}.",
+        *_agreement(results),
     ]
     return "\n".join(lines)
+
+
+def _by_title(results: dict, part: str) -> dict[str, list[float]]:
+    rows = {row["title"]: list(changes(results, name, part).values()) for name, row in trained(results).items()}
+    return {title: values for title, values in rows.items() if values}
 
 
 def _named(titles: list[str], values: dict[str, float]) -> str:
@@ -231,21 +254,21 @@ def _named(titles: list[str], values: dict[str, float]) -> str:
     return ", ".join(f"{title} ({values[title]:+.1f})" for title in titles) if titles else "none"
 
 
-def _agreement(results: dict) -> str:
-    """How far the order of the methods is the same on both tasks."""
+def _agreement(results: dict) -> list[str]:
+    """How far the order of the methods is the same on both tasks: a line, or none."""
     parts = []
+    by_row = [changes(results, name, "hm") for name in trained(results)]
     for shots in results["shots"]:
-        pairs = []
-        for name in trained(results):
-            found = changes(results, name)
-            if all("hm" in found.get((task, shots), {}) for task in TASKS):
-                pairs.append(tuple(found[task, shots]["hm"] for task in TASKS))
+        pairs = [
+            tuple(found[task, shots] for task in TASKS)
+            for found in by_row
+            if {(task, shots) for task in TASKS} <= found.keys()
+        ]
         if len(pairs) > 2:
             first, second = (_ranks(values) for values in zip(*pairs, strict=True))
             parts.append(f"{statistics.correlation(first, second):.2f} at {shots} shots")
-    if not parts:
-        return ""
-    return f"The order of the methods by harmonic mean on one task and on the other has a rank correlation of {_and(parts)}."
+    text = f"* The order of the methods on the one task and on the other has a rank correlation of {_and(parts)} (harmonic mean)."
+    return [text] if parts else []
 
 
 def _ranks(values: tuple[float, ...]) -> list[int]:
@@ -288,10 +311,13 @@ def draw(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    tasks, counts = list(results["tasks"]), results["shots"]
-    size = (5.5 * len(counts), 4.4 * len(tasks) + 1)
-    figure, panels = plt.subplots(len(tasks), len(counts), figsize=size, squeeze=False, layout="constrained")
-    for (task, shots), panel in zip(product(tasks, counts), panels.flat, strict=True):
+    cells = [cell for cell in product(results["tasks"], results["shots"]) if is_run(results, *cell)]
+    lines, columns = -(-len(cells) // 2), min(2, len(cells))
+    size = (5.5 * columns, 4.4 * lines + 1)
+    figure, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel in panels.flat[len(cells) :]:
+        panel.remove()
+    for (task, shots), panel in zip(cells, panels.flat, strict=False):
         zero_shot = results["tasks"][task]["zero_shot"]
         panel.axvline(zero_shot["base"], color="gray", linestyle=":")
         panel.axhline(zero_shot["novel"], color="gray", linestyle=":", label="Zero-shot")
@@ -310,7 +336,7 @@ def draw(results: dict, path: Path) -> None:
         panel.set_title(f"{TASKS[task][0]}, {shots} shots")
         panel.set_xlabel("base classes, accuracy (%)")
         panel.set_ylabel("novel classes, accuracy (%)")
-    labels = {label: line for panel in panels.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    labels = {label: line for panel in panels.flat[: len(cells)] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6, fontsize=8)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
