@@ -17,7 +17,16 @@ CLIP_METHODS = {
 }
 #: Methods on a ViT.
 VIT_METHODS = {"vpt-shallow": "VPT-shallow", "vpt-deep": "VPT-deep"}
-TITLES = CLIP_METHODS | VIT_METHODS
+#: Newer methods on a CLIP.
+FIELD_METHODS = {
+    "kgcoop": "KgCoOp (M=4)",
+    "prograd": "ProGrad (M=16)",
+    "promptsrc": "PromptSRC (n=4, depth 9)",
+    "mmrl": "MMRL (K=5, layers 6-12)",
+    "tcp": "TCP (M=4, layer 9)",
+    "clip-lora": "CLIP-LoRA (r=2, no dropout)",
+}
+TITLES = CLIP_METHODS | VIT_METHODS | FIELD_METHODS
 
 #: What one run of a side does.
 PARTS = {
@@ -122,6 +131,11 @@ EXPERIMENTS = {
                     at_least=False,
                 ),
             ),
+        ),
+        Experiment(
+            "field",
+            "A training step of the newer methods, with all terms of their losses",
+            grid(Case("kgcoop"), classes=(100, 10), batch=(4, 32), method=FIELD_METHODS),
         ),
         Experiment(
             "text_side",
@@ -230,9 +244,9 @@ EXPERIMENTS = {
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The same experiment with one small cell for each part, in "methods" for each method, and no bars."""
+    """The same experiment with one small cell for each part, in "methods" and "field" for each method, and no bars."""
     cases = {
-        case.method if experiment.name == "methods" else case.part: replace(
+        case.method if experiment.name in ("methods", "field") else case.part: replace(
             case, classes=5, batch=2, tokens=case.tokens and min(case.tokens, 3), adapters=min(case.adapters, 3)
         )
         for case in experiment.cases

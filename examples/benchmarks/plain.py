@@ -14,6 +14,12 @@ from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedTokenizerBase, ViTForImageClassification
 
 
+def learn(logits: Tensor, labels: Tensor) -> Tensor:
+    """Leave the gradients of the cross-entropy; return the logits."""
+    F.cross_entropy(logits.float(), labels).backward()
+    return logits.detach()
+
+
 class PlainCLIP:
     """Zero-shot CLIP; methods override what they change.
 
@@ -22,6 +28,7 @@ class PlainCLIP:
         tokenizer: reads the class prompts.
         names: class names.
         trained: the tensors that are learned, by name (`text.tokens`, `vision.weight`, ...).
+        template: what stands around each name; None: `prefix` before it and a full stop.
     """
 
     words = "a photo of a"
@@ -29,12 +36,20 @@ class PlainCLIP:
     per_image = False
     #: Whether gradients flow through the image tower.
     learns_vision = False
+    #: Whether every step also runs the image tower as it is.
+    runs_frozen_images = False
 
     def __init__(
-        self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, names: list[str], trained: dict[str, Tensor]
+        self,
+        clip: CLIPModel,
+        tokenizer: PreTrainedTokenizerBase,
+        names: list[str],
+        trained: dict[str, Tensor],
+        template: str | None = None,
     ):
         self.clip, self.trained, self.names = clip, trained, names
-        texts = [f"{self.prefix} {name.replace('_', ' ')}." for name in names]
+        template = template or f"{self.prefix} {{}}."
+        texts = [template.format(name.replace("_", " ")) for name in names]
         length = clip.config.text_config.max_position_embeddings
         batch = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
         self.ids = batch.input_ids.to(clip.device)
@@ -128,6 +143,10 @@ class PlainCLIP:
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Logits [b, c]."""
         return self.classify(self.image_features(pixel_values))
+
+    def step(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """Leave the gradients of a training step; return the logits [b, c]."""
+        return learn(self.logits(pixel_values), labels)
 
 
 class PlainCoOp(PlainCLIP):
@@ -308,6 +327,10 @@ class PlainViT:
                 hidden = torch.cat([hidden[:, :1], new, hidden[:, 1 + count :]], dim=1)
             hidden = layer(hidden)
         return self.classify(hidden)
+
+    def step(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """Leave the gradients of a training step; return the logits [b, c]."""
+        return learn(self.logits(pixel_values), labels)
 
     def classify(self, hidden: Tensor) -> Tensor:
         """The class token through the final norm and the head."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from peft_vprompt import (
     CoCoOpConfig,
@@ -21,11 +21,13 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.tuners.base.registry import get_method
 
-from .cases import VIT_METHODS, Case
+from .cases import FIELD_METHODS, VIT_METHODS, Case
 from .floor import Product, Products, layer_products
 from .inputs import Inputs, twin
-from .plain import PLAIN, PlainCLIP, PlainMRPO, PlainViT
+from .plain import PLAIN, PlainCLIP, PlainMRPO, PlainViT, learn
+from .plain_field import PLAIN_FIELD, PlainPromptSRC
 
 
 @dataclass
@@ -48,8 +50,19 @@ class Sides:
     products: dict[str, list[Product]] = field(default_factory=dict)
 
 
-def config_of(case: Case) -> PeftConfig:
-    """The published configuration of a method, with another number of prompts where the cell wants one."""
+def config_of(case: Case, model: PreTrainedModel) -> PeftConfig:
+    """The published configuration of a method, with another number of prompts where the cell wants one.
+
+    A newer method's is that of the method table, with published layers cut to those of the model; as the plain sides have
+    it, without dropout and with few templates; and off the words that KgCoOp starts from, where its term has no gradient.
+    """
+    if case.method in FIELD_METHODS:
+        changes = {
+            "kgcoop": {"prompt_init": "random", "prompt_init_text": None},
+            "promptsrc": {"frozen_template": list(PlainPromptSRC.templates)},
+            "clip-lora": {"lora_dropout": 0.0},
+        }
+        return get_method(case.method).configure(model, **changes.get(case.method, {}))
     tokens = {} if case.tokens is None else {"num_virtual_tokens": case.tokens}
     configs = {
         "coop": lambda: ContextOptConfig(**tokens),
@@ -71,13 +84,27 @@ def build(case: Case, inputs: Inputs) -> Sides:
 
 
 def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
-    """Return the trained tensors by tower and name."""
+    """Return the trained tensors by tower and name; PEFT's own by the module that they change, and theirs."""
     tuner = model.base_model
+    if not hasattr(tuner, "text_encoder"):
+        named = (
+            (name.removeprefix("base_model.model."), p) for name, p in model.named_parameters() if p.requires_grad
+        )
+        return {name.removesuffix(".default.weight"): parameter for name, parameter in named}
     trained = {}
     for side, encoder in (("text", tuner.text_encoder), ("vision", tuner.vision_encoder)):
         if encoder is not None and (prompts := encoder.prompts_of("default")) is not None:
             trained |= {f"{side}.{name}": tensor for name, tensor in prompts.named_parameters()}
     return trained
+
+
+def _leave_zero(trained: dict[str, Tensor]) -> None:
+    """Let a LoRA's second factors start from small values: where they are zero, so are the first ones' gradients."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in trained.items():
+        if name.endswith(".lora_B"):
+            values = torch.randn(tensor.shape, generator=generator)
+            tensor.data.copy_(0.02 * values)
 
 
 def clip_layers(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -89,11 +116,12 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     """A method on a CLIP."""
     clip = inputs.clip()
     bare = twin(clip)
-    config = config_of(case)
+    config = config_of(case, clip)
     config.class_names, config.tokenizer_name_or_path = inputs.class_names(case.classes), inputs.tokenizer_path
     model = get_peft_model(clip, config)
     trained = learned(model)
-    plain = PLAIN[case.method](bare, inputs.load_tokenizer(), config.class_names, trained)
+    _leave_zero(trained)
+    plain = (PLAIN | PLAIN_FIELD)[case.method](bare, inputs.load_tokenizer(), config.class_names, trained)
     pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
     if case.part == "adapters":
         return Sides(_adapters(model, case, pixel_values), layers={"ours": clip_layers(model.get_base_model())})
@@ -113,15 +141,10 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     )
 
 
-def _learn(logits: Tensor, labels: Tensor) -> Tensor:
-    F.cross_entropy(logits.float(), labels).backward()
-    return logits.detach()
-
-
 def _steps(model, plain, pixel_values, labels):
     return {
         "ours": lambda: _step(model, pixel_values, labels),
-        "plain": lambda: _learn(plain.logits(pixel_values), labels),
+        "plain": lambda: plain.step(pixel_values, labels),
     }
 
 
@@ -143,11 +166,14 @@ def _text_sides(model, plain, pixel_values, labels):
     # A fixed direction to differentiate in: features lie on a sphere, so their sum would have hardly any gradient.
     direction = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
 
-    def learn(features):
+    def differentiate(features):
         (features * direction).sum().backward()
         return features.detach()
 
-    return {"ours": lambda: learn(model.encode_classes()), "plain": lambda: learn(plain.text_features())}
+    return {
+        "ours": lambda: differentiate(model.encode_classes()),
+        "plain": lambda: differentiate(plain.text_features()),
+    }
 
 
 def _cached_steps(model, plain, pixel_values, labels):
@@ -159,7 +185,7 @@ def _cached_steps(model, plain, pixel_values, labels):
         output.loss.backward()
         return output.logits.detach()
 
-    return {"ours": ours, "plain": lambda: _learn(plain.classify(images), labels)}
+    return {"ours": ours, "plain": lambda: learn(plain.classify(images), labels)}
 
 
 def _inference(model, plain, pixel_values, labels):
@@ -213,10 +239,13 @@ def plain_products(case: Case, plain: PlainCLIP) -> list[Product]:
     """The matrix products of all rows that the plain side computes."""
     rows = plain_rows(case, plain)
     learns = (True, plain.learns_vision)
-    towers = clip_layers(plain.clip).values()
+    text, vision = clip_layers(plain.clip).values()
+    runs = list(zip((text, vision), rows, learns, strict=True))
+    if plain.runs_frozen_images:
+        runs.append((vision, case.batch * plain.clip.vision_model.embeddings.num_positions, False))
     return [
         product
-        for layers, count, backward in zip(towers, rows, learns, strict=True)
+        for layers, count, backward in runs
         for product in layer_products(layers, count, count, count, backward and case.part != "inference")
     ]
 
@@ -245,6 +274,8 @@ def clip_products(case: Case, plain: PlainCLIP, config: PeftConfig) -> list[Prod
     if has_images:
         rows = patches + case.batch * plain.num_extra_vision_rows
         products += layer_products(vision, rows, rows, case.batch, backward=learns and plain.learns_vision)
+        if plain.runs_frozen_images:
+            products += layer_products(vision, patches, patches, case.batch, backward=False)
     return products
 
 
@@ -252,7 +283,7 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
     """VPT on a ViT classifier. The bare side runs the layers, forward and backward to its input tokens."""
     vit = inputs.vit(case.classes)
     bare = twin(vit)
-    model = get_peft_model(vit, config_of(case))
+    model = get_peft_model(vit, config_of(case, vit))
     head = model.get_base_model().classifier.modules_to_save["default"]
     trained = learned(model) | {"head.weight": head.weight, "head.bias": head.bias}
     plain = PlainViT(bare, trained)
@@ -266,7 +297,7 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
         hidden = tokens
         for layer in bare.vit.layers:
             hidden = layer(hidden)
-        return _learn(bare.classifier(bare.vit.layernorm(hidden)[:, 0]), labels)
+        return learn(bare.classifier(bare.vit.layernorm(hidden)[:, 0]), labels)
 
     products = layer_products(bare.vit.layers, case.batch * rows, case.batch * rows, case.batch, backward=True)
     run = _steps(model, plain, pixel_values, labels)

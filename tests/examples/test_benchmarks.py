@@ -46,12 +46,12 @@ def results(folder):
 
 
 def test_every_experiment_agrees_with_the_plain_path(folder):
-    from examples.benchmarks.cases import CLIP_METHODS, EXPERIMENTS
+    from examples.benchmarks.cases import CLIP_METHODS, EXPERIMENTS, FIELD_METHODS
 
     files = results(folder)
     assert files.keys() == EXPERIMENTS.keys()
     compared = {key: cell for file in files.values() for key, cell in file["cells"].items() if "agreement" in cell}
-    assert {cell["case"]["method"] for cell in compared.values()} >= CLIP_METHODS.keys()
+    assert {cell["case"]["method"] for cell in compared.values()} >= CLIP_METHODS.keys() | FIELD_METHODS.keys()
     for key, cell in compared.items():
         assert len(cell["agreement"]) >= 2, key  # the output and at least one gradient
         assert max(cell["agreement"].values()) < 1e-4, key
