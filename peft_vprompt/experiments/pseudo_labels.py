@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 
 from ..data.class_names import class_label
 from ..training.cached_features import FEATURES
-from ..utils.arguments import typed
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.fields import shown
 from ..utils.io import atomic_path
@@ -159,7 +158,6 @@ def _all_below(positions: np.ndarray, count: int) -> bool:
     return not len(positions) or bool(positions.min() >= 0 and positions.max() < count)
 
 
-@typed
 def top_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16) -> PseudoLabels:
     """Choose the k most confident images of each predicted class (UPL); all with k=None.
 
@@ -174,7 +172,6 @@ def top_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None =
     return _per_class(probabilities, class_names, {"selector": "top-k", "k": _count(k)}, lambda rows: rows[:k])
 
 
-@typed
 def random_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | None = 16, seed: int = 1) -> PseudoLabels:
     """Choose k images of each predicted class at random (robust UPL): wrong labels are then spread, not concentrated.
 
@@ -193,7 +190,6 @@ def random_k(probabilities: np.ndarray, class_names: Sequence[str], k: int | Non
     return _per_class(probabilities, class_names, source, lambda rows: rows[np.sort(rng.permutation(len(rows))[:k])])
 
 
-@typed
 def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: float) -> PseudoLabels:
     """Choose all images whose confidence is above `minimum`.
 
@@ -214,7 +210,6 @@ def threshold(probabilities: np.ndarray, class_names: Sequence[str], minimum: fl
     )
 
 
-@typed
 def quota(probabilities: np.ndarray, class_names: Sequence[str], counts: int | Sequence[int]) -> PseudoLabels:
     """Choose a number of images for every class (one number for all, or one per class), if there are enough.
 

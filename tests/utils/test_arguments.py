@@ -23,7 +23,6 @@ from peft_vprompt.experiments import (
     grid_search,
     models,
     noise_study,
-    pseudo_labels,
     run,
     supervision,
     sweep,
@@ -37,7 +36,7 @@ NUMBERS = (int, float, bool, type(None))
 ENTRIES = [
     *(run.run_experiment, sweep.sweep, grid_search.search, noise_study.run_study, noise_study.linear_probe),
     *(models.build_model, models.load_adapter, diagnostics.diagnose, zero_shot_scores.zero_shot),
-    *(supervision.training_images, pseudo_labels.top_k, pseudo_labels.random_k, pseudo_labels.quota),
+    supervision.training_images,
 ]
 
 
