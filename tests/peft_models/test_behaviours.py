@@ -262,8 +262,8 @@ class TestBehaviours:
         base = base_of(row)
         plain = own_call(base, row)
         base.load_adapter(str(tmp_path), adapter_name="first")
-        if refusal(row, "texts") is None:
-            torch.testing.assert_close(own_call(base, row), own_call(model.get_base_model(), row), rtol=0, atol=0)
+        if refusal(row, "texts") is None:  # views into the file, whose alignment changes the last bits of sums
+            torch.testing.assert_close(own_call(base, row), own_call(model.get_base_model(), row))
             assert not torch.allclose(own_call(base, row), plain)
         saved = load_file(tmp_path / "adapter_model.safetensors")
         state = base.get_adapter_state_dict("first")
@@ -280,7 +280,7 @@ class TestBehaviours:
         torch.testing.assert_close(own_call(base, row), plain, rtol=0, atol=0)
         base.load_adapter(str(tmp_path))
         if refusal(row, "texts") is None and row != "lora":  # whose head PEFT leaves off then
-            torch.testing.assert_close(own_call(base, row), own_call(model.get_base_model(), row), rtol=0, atol=0)
+            torch.testing.assert_close(own_call(base, row), own_call(model.get_base_model(), row))
 
     def test_texts(self, row, model):
         if row in EMPTY["texts"]:
