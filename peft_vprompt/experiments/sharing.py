@@ -5,14 +5,19 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 
 from ..errors import CannotPublishError
 from ..peft_models.adapter_files import CARD
 from ..peft_models.card_details import CardDetails
+from ..peft_models.model_card import render_model_card
+from ..peft_models.publishing import hub_id, publish_configs
+from ..peft_models.safe_saving import SavedPeftModel
 from ..utils.validation import first_line
 from .cards import card_details
 from .identity import RESULTS
@@ -91,14 +96,30 @@ def publish(
     card = Path(adapter, CARD)
     said: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
     asked = {"language": language or said.get("language"), "license": license or said.get("license")}
-    model.card_details = replace(card_details(saved) if saved else CardDetails(), **asked)
+    details = replace(card_details(saved) if saved else CardDetails(), **asked)
     try:
+        if not isinstance(model, SavedPeftModel):
+            return _publish_plain(model, repo_id, private, details)
+        model.card_details = details
         return model.push_to_hub(repo_id, private=private, card=card).commit_url
     except Exception as error:
         raise CannotPublishError(
             f"The adapter in {str(adapter)!r} is whole and stays; publishing it to {repo_id!r} failed: {_reason(error)}. "
             f"Publish it again with `{shlex.join(['vprompt', 'push', str(adapter), repo_id])}`."
         ) from error
+
+
+def _publish_plain(model: PeftModel, repo_id: str, private: bool | None, details: CardDetails) -> str:
+    """Upload an adapter of PEFT's own model class, whose way would leave local paths in; return the commit's address."""
+    repo_id = HfApi().create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        publish_configs(folder)
+        Path(folder, CARD).write_text(render_model_card(model, True, details, repo_id=repo_id), encoding="utf-8")
+        said: Any = ModelCard.load(Path(folder, CARD))
+        said.data.base_model = hub_id(model.get_base_model().name_or_path)
+        said.save(Path(folder, CARD))
+        return HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload adapter").commit_url
 
 
 def _reason(error: Exception) -> str:

@@ -128,6 +128,15 @@ scope = {}
 exec(ModelCard.load("me/colours").text.split("```python\\n")[1].split("```")[0], scope)
 assert set(scope["scores"]) == {"blue", "green"} and abs(sum(scope["scores"].values()) - 1) < 1e-5
 
+from peft import LoraConfig
+from transformers import ViTImageProcessorPil
+from peft_vprompt.experiments.sharing import publish
+
+ViTImageProcessorPil(size=size).save_pretrained(folder / "vit")
+plain = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+get_peft_model(ViTForImageClassification.from_pretrained(folder / "vit"), plain).save_pretrained(folder / "lora")
+publish(folder / "lora", "me/lora", str(folder / "vit"))
+
 before = {path.name: path.read_bytes() for path in (folder / "here").iterdir() if path.is_file()}
 shown = vprompt("push", folder / "here", "me/broken", code=2)
 assert "is whole and stays; publishing it to 'me/broken' failed: 403" in shown or "Forbidden" in shown, shown
@@ -232,7 +241,7 @@ def test_a_small_adapter_of_the_hub_is_compared_with_its_file(published):
     assert config["num_virtual_tokens"] == 200_000
 
 
-@pytest.mark.parametrize("name", ["me/maple", "me/two", "me/local", "me/trained"])
+@pytest.mark.parametrize("name", ["me/maple", "me/two", "me/local", "me/trained", "me/lora"])
 def test_no_local_path_leaves_the_machine(published, name):
     repositories, folder = published
     files = repositories[name].revisions["main"]
