@@ -17,7 +17,7 @@ from types import ModuleType
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
-from ..utils.late_imports import patch_methods
+from ..utils.late_imports import patch_functions
 from .publishing import publish_configs
 from .safe_saving import SavedPeftModel
 
@@ -30,7 +30,7 @@ def patch_trainer(module: ModuleType) -> None:
         "push_to_hub": published,
         "_push_from_checkpoint": published_checkpoint,
     }
-    patch_methods(module.Trainer, patches)
+    patch_functions(module.Trainer, patches)
 
 
 def contrastive_evaluation(prediction_step: Callable) -> Callable:

@@ -48,14 +48,14 @@ def when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
         sys.meta_path.insert(0, PatchOnImport(name, patch))
 
 
-def patch_methods(cls: type, patches: Mapping[str, Callable[[Callable], Callable]]) -> None:
-    """Put another function in the place of some methods of a class: what `patches` makes of the original, by name.
+def patch_functions(owner: type | ModuleType, patches: Mapping[str, Callable[[Callable], Callable]]) -> None:
+    """Put another function in the place of some of a class or a module: what `patches` makes of the original, by name.
 
     Where this was done before, the original is patched anew.
     """
     for name, patch in patches.items():
-        original: Any = getattr(cls, name)
+        original: Any = getattr(owner, name)
         original = getattr(original, "unpatched", original)
         patched: Any = functools.wraps(original)(patch(original))
         patched.unpatched = original
-        setattr(cls, name, patched)
+        setattr(owner, name, patched)
