@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from ..tuners.base import registry
 from ..tuners.base.config import TASK_TYPE
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..utils.io import read_json
-from ..utils.late_imports import patch_methods
+from ..utils.late_imports import patch_functions
 from .auto import AutoPeftModelForImageClassification
 from .peft_model import PeftModelForImageClassification
 from .safe_saving import SavedPeftModel
@@ -53,12 +52,11 @@ def tell_tasks(module: ModuleType) -> None:
 def patch_loading(module: ModuleType) -> None:
     """Patch `transformers.pipelines`, so that adapters of ours are loaded by PEFT."""
     revisions: dict[str, str | None] = {}
-    for name, patch in (("find_adapter_config_file", remember_revision), ("load_model", load_adapters)):
-        original: Any = getattr(module, name)
-        original = getattr(original, "unpatched", original)
-        patched: Any = functools.wraps(original)(patch(original, revisions))
-        patched.unpatched = original
-        setattr(module, name, patched)
+    patches = {
+        "find_adapter_config_file": lambda find: remember_revision(find, revisions),
+        "load_model": lambda load: load_adapters(load, revisions),
+    }
+    patch_functions(module, patches)
 
 
 def remember_revision(find: Callable, revisions: dict[str, str | None]) -> Callable:
@@ -110,12 +108,12 @@ def _is_own(config_file: str) -> bool:
 def patch_zero_shot(module: ModuleType) -> None:
     """Patch the pipeline of `transformers.pipelines.zero_shot_image_classification`."""
     patches = {"preprocess": lambda preprocess: as_seen(own_template(preprocess)), "_forward": own_classes}
-    patch_methods(module.ZeroShotImageClassificationPipeline, patches)
+    patch_functions(module.ZeroShotImageClassificationPipeline, patches)
 
 
 def patch_classification(module: ModuleType) -> None:
     """Patch the pipeline of `transformers.pipelines.image_classification`."""
-    patch_methods(module.ImageClassificationPipeline, {"preprocess": as_seen})
+    patch_functions(module.ImageClassificationPipeline, {"preprocess": as_seen})
 
 
 def as_seen(preprocess: Callable) -> Callable:

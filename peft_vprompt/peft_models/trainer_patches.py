@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
-from ..utils.late_imports import patch_methods
+from ..utils.late_imports import patch_functions
 from .publishing import publish_configs
 from .safe_saving import SavedPeftModel
 
@@ -44,8 +44,8 @@ def patch_trainer(module: ModuleType) -> None:
         "push_to_hub": published,
         "_push_from_checkpoint": published_checkpoint,
     }
-    patch_methods(module.Trainer, patches)
-    patch_methods(module.TrainingArguments, {"__getstate__": published_arguments})
+    patch_functions(module.Trainer, patches)
+    patch_functions(module.TrainingArguments, {"__getstate__": published_arguments})
 
 
 def contrastive_evaluation(prediction_step: Callable) -> Callable:

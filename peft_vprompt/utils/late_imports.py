@@ -48,10 +48,10 @@ def when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
         sys.meta_path.insert(0, PatchOnImport(name, patch))
 
 
-def patch_methods(owner: type | ModuleType, patches: Mapping[str, Callable[[Callable], Callable]]) -> None:
-    """Put another function in the place of some of a class's methods, or of a module's functions.
+def patch_functions(owner: type | ModuleType, patches: Mapping[str, Callable[[Callable], Callable]]) -> None:
+    """Put another function in the place of some of a class or a module: what `patches` makes of the original, by name.
 
-    `patches` makes it of the original, by name. Where this was done before, the original is patched anew.
+    Where this was done before, the original is patched anew.
     """
     for name, patch in patches.items():
         original: Any = getattr(owner, name)

@@ -23,7 +23,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ...errors import AdapterMismatchError
 from ...utils.fields import shown
-from ...utils.late_imports import patch_methods
+from ...utils.late_imports import patch_functions
 from .patterns import check_patterns
 
 
@@ -82,7 +82,7 @@ def _refuse(path: str, received: str, cause: Exception | None = None) -> None:
 
 def keep_wrapped_names(conversion: ModuleType) -> None:
     """Let PEFT's module of the renamings that transformers needs keep the name of what a tuner layer has inside."""
-    patch_methods(conversion, {"build_peft_weight_mapping": _with_base_layer})
+    patch_functions(conversion, {"build_peft_weight_mapping": _with_base_layer})
 
 
 def _with_base_layer(original: Callable) -> Callable:
