@@ -99,7 +99,10 @@ def test_cell(method, model, tokenizers, tmp_path):
             answers = [m.encode_images(**inputs(model)) for m in (prompted, loaded)]
         else:
             answers = [m(**inputs(model)).logits for m in (prompted, loaded)]
-    assert torch.equal(*answers)
+    if model == "Aimv2Model":  # the last digit of its attention pool depends on where weights lie in memory
+        torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(*answers)
 
 
 @pytest.mark.parametrize("model", [name for name in HEADS if name in VISION_MODELS])

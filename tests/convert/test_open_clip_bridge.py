@@ -85,6 +85,7 @@ TEXTS = [f"a photo of a {name}." for name in CLASS_NAMES]
         ("bert", "cls_pooler", "linear"),
         ("roberta", "mean_pooler", "mlp"),
         ("roberta", None, "linear"),  # mean, which open_clip takes for a RoBERTa
+        ("bert", None, "linear"),  # the class token, without the pooler, which open_clip does not make then
         ("bert", "absent", "mlp"),
     ],
 )

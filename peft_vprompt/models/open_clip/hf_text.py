@@ -16,7 +16,7 @@ from .files import CONFIG_FILE
 #: What open_clip takes for what its configuration does not say.
 DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}
 #: Model types of transformers that a text tower may be -> what open_clip pools by where its configuration says null.
-POOLERS = {"bert": "cls_pooler", "roberta": "mean_pooler", "xlm-roberta": "mean_pooler"}
+POOLERS = {"bert": "cls_last_hidden_state_pooler", "roberta": "mean_pooler", "xlm-roberta": "mean_pooler"}
 #: What open_clip pools by -> whether the model's own pooler takes part, and whether tokens are averaged.
 POOLING = {
     "cls_pooler": (True, False),
