@@ -56,7 +56,7 @@ class Settings:
     seed: int = field(default=1, metadata=SEED)
     base_novel: bool = True
     epochs: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | None = field(default=None, metadata={"max": 1e30})  # near a float32's last, Adam overflows
     batch_size: int | None = None
     weight_decay: float | None = None
     config: dict = field(default_factory=dict)
