@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -55,7 +56,7 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         paths = {flag for parameter in self.params if parameter.name in _paths for flag in parameter.opts}
-        for flag, value in zip(args, [*args[1:], None], strict=True):
+        for flag, value in pairwise([*args, None]):
             if flag in paths and value == "" or flag.endswith("=") and flag[:-1] in paths:
                 raise typer.BadParameter("Expected a path. Received none: ''.", ctx, param_hint=flag.rstrip("="))
         return super().parse_args(ctx, args)

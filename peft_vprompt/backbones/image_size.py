@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ SPARE_NUMBERS = 2**22
 def set_image_size(model: PreTrainedModel, size: int) -> None:
     """Let a model take square images of another size, in place.
 
-    Where positions are fixed, they become those that the model's own `interpolate_pos_encoding` (bicubic) gives images of
-    that size, so that no call has to ask for them.
+    Positions become those that the model's own `interpolate_pos_encoding` (bicubic) gives images of that size, so that no
+    call has to ask for them, and prompts of pixels fit them.
 
     Args:
         model: the base model.
@@ -55,7 +56,11 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
             f"Expected an image size that is a multiple of the patch size {patch}. Received: {size}. The nearest is "
             f"{nearest}."
         )
-    if tower.fixed_size and tower.image_size != (size, size):
+    if tower.image_size == (size, size):
+        return
+    embeddings: Any = tower.module.embeddings
+    interpolates = hasattr(embeddings, "interpolate_pos_encoding")
+    if tower.fixed_size or (interpolates and getattr(embeddings, "position_embeddings", None) is not None):
         numbers = (size // patch) ** 2 * tower.width
         most = sum(parameter.numel() for parameter in model.parameters()) + SPARE_NUMBERS
         if numbers > most:
@@ -64,6 +69,8 @@ def set_image_size(model: PreTrainedModel, size: int) -> None:
                 f"Received: image_size={size}, which takes {numbers:,}. Use a smaller one."
             )
         _interpolate(tower, size)
+    else:
+        _set_sizes([tower.module.config], {"image_size": size})  # what prompts of pixels are made for
 
 
 def _interpolate(tower: VisionView, size: int) -> None:
@@ -86,7 +93,11 @@ def _interpolate(tower: VisionView, size: int) -> None:
         embeddings.position_embedding = nn.Embedding.from_pretrained(positions[0], freeze=not reference.requires_grad)
         embeddings.position_ids = torch.arange(rows, device=reference.device).expand(1, -1)
     new = {"image_size": size, "num_patches": patches, "num_positions": rows}
-    for part in (embeddings, getattr(embeddings, "patch_embeddings", None), tower.module.config):
+    _set_sizes([embeddings, getattr(embeddings, "patch_embeddings", None), tower.module.config], new)
+
+
+def _set_sizes(parts: Iterable[Any], new: Mapping[str, int]) -> None:
+    for part in parts:
         for name, value in new.items():
             if hasattr(part, name):
                 pair = name == "image_size" and isinstance(getattr(part, name), (tuple, list))

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
 from ..utils.validation import MAX_WORKERS, require_int
+from ..utils.warning import warn_caller
 from .averaging import AverageWeights
 from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
@@ -184,9 +184,8 @@ def _check(train_set: Sequence[dict], epochs: int | None, steps: int | None) -> 
 
 def _warn_of_warmup(recipe: Recipe, epochs: int) -> None:
     if epochs <= recipe.warmup_epochs:
-        warnings.warn(
-            f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned.",
-            stacklevel=3,
+        warn_caller(
+            f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned."
         )
 
 

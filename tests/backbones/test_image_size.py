@@ -15,7 +15,9 @@ from tests.support.saved_models import save_tiny
 
 
 SIZE = 48
-WHOLE = [name for name in VISION_MODELS if not name.startswith("Siglip2")]
+#: Models that take images of any shape, and those of one size.
+OTHERS = ("Siglip2", "Aimv2")
+WHOLE = [name for name in VISION_MODELS if not name.startswith(OTHERS)]
 
 
 def large(count=2):
@@ -43,7 +45,7 @@ def test_positions_are_those_of_a_call_that_interpolates(name):
     }
 
 
-@pytest.mark.parametrize("name", [name for name in DUAL_MODELS if name != "Siglip2Model"])
+@pytest.mark.parametrize("name", [name for name in DUAL_MODELS if not name.startswith(OTHERS)])
 @pytest.mark.parametrize("location", ["prepend", "pad"])
 def test_prompts_at_another_size(name, location, tmp_path):
     path = save_tiny(tmp_path / "base", name)
@@ -69,6 +71,8 @@ def test_sizes_that_do_not_fit():
             set_image_size(tiny("CLIPModel"), size)
     with pytest.raises(ValueError, match="positions take at most .* image_size=16384, which takes"):
         set_image_size(tiny("CLIPModel"), 16_384)
+    with pytest.raises(UnsupportedModelError, match="cannot be interpolated, so it takes images of 32 pixels only"):
+        set_image_size(tiny("Aimv2Model"), SIZE)
     with pytest.raises(UnsupportedModelError, match="images of any shape"):
         set_image_size(tiny("Siglip2Model"), SIZE)
 

@@ -143,7 +143,7 @@ class TestPublishedTask:
     """Its preprocessing is the published one, as in every other run."""
 
     def options(self, tmp_path):
-        return DataOptions(str(write_vtab(tmp_path)), "vtab-1k/patch_camelyon", class_names=("no", "yes"))
+        return DataOptions(str(write_vtab(tmp_path / "data")), "vtab-1k/patch_camelyon", class_names=("no", "yes"))
 
     def test_linear_probe(self, clip_path, tmp_path, monkeypatch):
         options, transforms, cache = self.options(tmp_path), [], noise_study.cache_features

@@ -238,7 +238,7 @@ def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
         return report | {"trials": [trial], "best": trial}
 
     monkeypatch.setattr("peft_vprompt.experiments.sweep.sweep", fake)
-    monkeypatch.setattr(sys.modules["vprompt.sweep"], "read_data", lambda options: None)
+    monkeypatch.setattr(sys.modules["vprompt.sweep"], "read_data", lambda *_, **__: None)
     arguments = (
         "--model",
         vit_path,

@@ -26,7 +26,7 @@ DETAILS = CardDetails(
 )  # fmt: skip
 #: What `results.json` says, as far as a card reads it.
 REPORT = {
-    "settings": {"method": "coop", "shots": 4, "seed": 3, "bf16": False, "loss": None, "model": "/home/alice/clip",
+    "settings": {"method": "coop", "shots": 4, "seed": 3, "precision": "float32", "loss": None, "model": "/home/alice/clip",
                  "config": {"num_virtual_tokens": 2, "tokenizer_name_or_path": "/home/alice/words"},
                  "supervision": {"noise": "symmetric", "noise_rate": 0.25}},
     "recipe": {"optimizer": "sgd", "learning_rate": 0.002, "weight_decay": 5e-4, "batch_size": 32, "epochs": 50,

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import CLIPImageProcessorPil, TrainerCallback
 
 from peft_vprompt.data import TrainTransform
 from peft_vprompt.training import Recipe, lr_schedule, lr_scheduler, make_optimizer, train
@@ -253,12 +253,9 @@ class TestRecipe:
         assert by_step.source == "test; changed by the user: steps"
 
     def test_crops_are_those_of_the_transform(self):
-        class Processor:
-            size = {"height": SIZE, "width": SIZE}
-            __call__ = to_dict = None
-
+        processor = CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE})
         for crop in typing.get_args(typing.get_type_hints(Recipe)["crop"]):
-            TrainTransform(Processor(), crop, SGD.override(crop=crop).crop_scale)
+            TrainTransform(processor, crop, SGD.override(crop=crop).crop_scale)
 
     @pytest.mark.parametrize(
         ("fields", "message"),

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
 from peft_vprompt import ContextOptConfig, PromptSRCConfig, VisualPromptConfig
+from peft_vprompt.backbones.supported import dual_encoder_view
 from peft_vprompt.losses import BinaryCrossEntropy
 from peft_vprompt.training.evaluation import compute_metrics
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
@@ -56,7 +57,7 @@ def test_any_model_has_its_own_scale_and_bias(name, tmp_path):
     tiny_tokenizer(frame(name)).save_pretrained(tmp_path)
     config = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tmp_path), "problem_type": SEVERAL}
     base = tiny(name)
-    scale, bias = base.logit_scale.exp(), getattr(base, "logit_bias", torch.zeros(1))
+    scale, bias = dual_encoder_view(base).logit_scale, getattr(base, "logit_bias", torch.zeros(1))
     model = get_peft_model(base, ContextOptConfig(num_virtual_tokens=2, **config)).eval()
     with torch.no_grad():
         output = model(**inputs(name), labels=LABELS)

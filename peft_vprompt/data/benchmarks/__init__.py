@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 
 from ...utils.arguments import typed
 from ...utils.validation import shorten
+from ...utils.warning import warn_caller
 from ..class_names import class_label
 from ..few_shot import few_shot
 from ..images import RGBImage
@@ -114,9 +114,7 @@ def _check_classes(task: Task, ids: list[int], class_names: Sequence[str] | None
     if len(ids) > task.num_classes:
         raise ValueError(f"{task.title} has {task.num_classes} classes. Received: {len(ids)} in the published files.")
     if len(ids) < task.num_classes:
-        warnings.warn(
-            f"{task.title} has {task.num_classes} classes; the published files name {len(ids)}.", stacklevel=3
-        )
+        warn_caller(f"{task.title} has {task.num_classes} classes; the published files name {len(ids)}.")
     if class_names and len(class_names) != len(ids):
         raise ValueError(f"Expected {len(ids)} class names. Received: {len(class_names)} ({shorten(class_names)}).")
 

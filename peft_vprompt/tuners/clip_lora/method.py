@@ -106,11 +106,11 @@ class CLIPLoraModel(LoraModel):
 def _in_layers(layers: list[int] | int | None, pattern: list[str] | str | None) -> str:
     """Return the expression that names of modules in some layers go on with, the empty one for all layers.
 
-    As PEFT has it, the first number in a name is its layer's, or the first behind one of the names in `pattern`.
+    As PEFT has it, the first number in a name is its layer's, or the one behind one of the names in `pattern`.
     """
     numbers = [layers] if isinstance(layers, int) else layers
     if not numbers:
         return ""
-    names = [pattern] if isinstance(pattern, str) else pattern or [r"[^.]+"]
-    stack = rf"(?:{'|'.join(names)})\."
-    return rf"(?:(?!{stack}\d+\.)[^.]+\.)*{stack}(?:{'|'.join(map(str, numbers))})\."
+    names = [pattern] if isinstance(pattern, str) else pattern
+    before = rf".*(?<=\.)(?:{'|'.join(names)})\." if names else r"\D*(?<=\.)"
+    return rf"{before}(?:{'|'.join(map(str, numbers))})\."
