@@ -111,7 +111,7 @@ def epochs_of(recipe: Recipe, shots: int, images: int) -> int:
         shots: images per class.
         images: images in all.
     """
-    per_epoch = math.ceil(images / recipe.batch_size)
+    per_epoch = max(1, images // recipe.batch_size)  # full batches only, as the training has it
     steps = recipe.steps_for(shots)
     published = recipe.epochs_for(shots) if steps is None else math.ceil(steps / per_epoch)
     return min(published, max(LEAST_EPOCHS, MOST_STEPS // per_epoch))
