@@ -50,10 +50,11 @@ method's paper ([index](paper_index.md)).
 
 ## How it was measured
 
-* **One recipe for each method, fixed before any test image was seen**: the authors' of the [method table](paper_index.md), with its
-  length cut by one rule, the same for all: whole epochs, at most {most_steps} optimiser steps, but {least_epochs} epochs at least. Nothing was
-  chosen on these data, so a method whose recipe does not fit a small CLIP or a short training shows it; `vprompt demo` and
-  `vprompt sweep` are for finding better ones.
+* **One recipe for each method, the same on both tasks, and none chosen by an accuracy**: the authors' of the [method table](paper_index.md),
+  with its length cut by one rule for all: whole epochs, at most {most_steps} optimiser steps, but {least_epochs} epochs at least. That number was
+  set by the time that runs take, after a timing of two epochs of each method on the embedded task. So a method whose recipe does not
+  fit a small CLIP or a short training shows it (MRPO's paper states none: it has RPO's); `vprompt demo` and `vprompt sweep` are for
+  finding better ones.
 * Every training image is augmented once. {shots} images per base class, seeds {seeds}: the seed draws the shots, the first values and the
   order; the test images stay the same. Accuracy in percent, mean ± standard deviation over the seeds, in brackets the
   difference to zero-shot; ▼ marks what is worse than zero-shot.

@@ -7,8 +7,8 @@ python docs/render/methods.py                                              # the
 Options: `--minutes 30` starts no new run after half an hour, `--shots 16` makes the runs of one size alone. Each run is entered into the JSON when
 it is done, and what stands there is not run again.
 
-One recipe per method, fixed before any test image was seen: the authors' of the method table, with its length cut by
-`epochs_of`, the same rule for all. Nothing is chosen on these data. Base classes are the first half of the classes.
+One recipe per method, none chosen by an accuracy: the authors' of the method table, with its length cut by `epochs_of`, the
+same rule for all, whose number of steps was set by the time that runs take. Base classes are the first half of the classes.
 """
 
 from __future__ import annotations
