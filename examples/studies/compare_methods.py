@@ -4,8 +4,8 @@ python examples/studies/compare_methods.py runs/methods                    # the
 python examples/studies/compare_methods.py runs/methods --task emoji --model emoji-clip --data emoji.parquet
 python docs/render/methods.py                                              # the page from the JSON
 
-Options: `--minutes 30` starts no new run after half an hour, `--shots 16` makes the runs of one size alone. Each run is entered into the JSON when
-it is done, and what stands there is not run again.
+Options: `--minutes 30` starts no new run after half an hour, `--shots 16` makes the runs of one size alone. Each run is
+entered into the JSON when it is done, and what stands there is not run again.
 
 One recipe per method, none chosen by an accuracy: the authors' of the method table, with its length cut by `epochs_of`, the
 same rule for all, whose number of steps was set by the time that runs take. Base classes are the first half of the classes.
