@@ -4,11 +4,11 @@ python examples/studies/compare_methods.py runs/methods                    # the
 python examples/studies/compare_methods.py runs/methods --task emoji --model emoji-clip --data emoji.parquet
 python docs/render/methods.py                                              # the page from the JSON
 
-Options: `--minutes 30` starts no new run after half an hour, `--shots 16` makes the runs of one size alone. Each run is entered into the JSON when
-it is done, and what stands there is not run again.
+Options: `--minutes 30` starts no new run after half an hour, `--shots 16` makes the runs of one size alone. Each run is
+entered into the JSON when it is done, and what stands there is not run again.
 
-One recipe per method, fixed before any test image was seen: the authors' of the method table, with its length cut by
-`epochs_of`, the same rule for all. Nothing is chosen on these data. Base classes are the first half of the classes.
+One recipe per method, none chosen by an accuracy: the authors' of the method table, with its length cut by `epochs_of`, the
+same rule for all, whose number of steps was set by the time that runs take. Base classes are the first half of the classes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def epochs_of(recipe: Recipe, shots: int, images: int) -> int:
         shots: images per class.
         images: images in all.
     """
-    per_epoch = math.ceil(images / recipe.batch_size)
+    per_epoch = max(1, images // recipe.batch_size)  # full batches only, as the training has it
     steps = recipe.steps_for(shots)
     published = recipe.epochs_for(shots) if steps is None else math.ceil(steps / per_epoch)
     return min(published, max(LEAST_EPOCHS, MOST_STEPS // per_epoch))

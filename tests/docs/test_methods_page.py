@@ -61,6 +61,7 @@ def test_lengths_are_cut_to_whole_epochs(study, monkeypatch, length, epochs):
     recipe = Recipe(learning_rate=1.0, batch_size=32, source="", **length)
     assert study.epochs_of(recipe, 16, 256) == epochs
     assert study.epochs_of(Recipe(1.0, 1, 10, ""), 16, 256) == study.LEAST_EPOCHS
+    assert study.epochs_of(Recipe(1.0, 128, 100, ""), 16, 192) == 80  # full batches only: one step per epoch
 
 
 def test_only_what_is_missing_is_run(study, monkeypatch, tmp_path):
