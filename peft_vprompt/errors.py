@@ -44,5 +44,9 @@ class FolderInUseError(OSError):
     """Another process writes to the same folder, or took it over while this one stood still."""
 
 
+class CannotPublishError(OSError):
+    """An adapter was not published: the Hub refused it, or was not reached. What lies on the disk stays."""
+
+
 class ContextLengthWarning(UserWarning):
     """The words that a context starts from set its length, and another length was asked for."""

@@ -5,7 +5,21 @@ command runs: a help text appears at once. What help texts say about the package
 messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
 """
 
-from . import convert, convert_clip, demo, evaluate, export, methods, noise_study, predict, pseudo_label, sweep, train
+from . import (
+    convert,
+    convert_clip,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    methods,
+    noise_study,
+    predict,
+    pseudo_label,
+    push,
+    sweep,
+    train,
+)
 from .app import app
 
 
@@ -16,10 +30,12 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "inspect",
     "methods",
     "noise_study",
     "predict",
     "pseudo_label",
+    "push",
     "sweep",
     "train",
 ]

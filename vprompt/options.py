@@ -122,6 +122,13 @@ ReportTo = Annotated[
     list[str] | None,
     option("Log to tensorboard, wandb, trackio or another tracker of the Trainer. May be repeated.", panel="Machine"),
 ]
+PushToHub = Annotated[
+    str | None,
+    option("Publish the adapter there when all is done: owner/name on the Hub. Asked for first.", panel="Hub"),
+]
+Private = Annotated[bool, option("Make a new repository private.", "--private", panel="Hub")]
+Language = Annotated[str | None, option("Language of the class names, such as en, for the card.", panel="Hub")]
+License = Annotated[str | None, option("License of the adapter, such as mit, for the card.", panel="Hub")]
 EvalBf16 = Annotated[bool, option("Autocast to bfloat16.", "--bf16", panel="Machine")]
 MethodName = Annotated[str, option(f"One of: {', '.join(METHODS)}. What they are: `vprompt methods`.")]
 Shots = Annotated[int, option("Training images per class; 0 for all.")]

@@ -1,5 +1,6 @@
 """`vprompt train`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,12 @@ from .options import (
     Cached,
     Device,
     ImageSize,
+    Language,
+    License,
     MethodName,
     Model,
+    Private,
+    PushToHub,
     ReportTo,
     Seed,
     Shots,
@@ -27,6 +32,7 @@ from .options import (
     takes_recipe,
     takes_supervision,
 )
+from .push import say_published
 
 
 if TYPE_CHECKING:
@@ -76,6 +82,10 @@ def train(
     device: Device = "auto",
     image_size: ImageSize = None,
     report_to: ReportTo = None,
+    report: Annotated[
+        bool,
+        option("Write report.html: what was trained and what it gets wrong, on one page.", "--report/--no-report"),
+    ] = True,
     teacher: Annotated[
         str | None,
         option(
@@ -85,6 +95,10 @@ def train(
     teacher_model: Annotated[
         str | None, option("Base model of the teacher's adapter; default: the one it names.", panel=TEACHER)
     ] = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
+    language: Language = None,
+    license: License = None,
     wait: Wait = False,
 ):
     """Train one method on your images and evaluate it.
@@ -118,10 +132,19 @@ def train(
     from peft_vprompt.experiments.reports import explain, results_table
     from peft_vprompt.experiments.run import run_experiment
     from peft_vprompt.experiments.settings import Settings
+    from peft_vprompt.experiments.sharing import check_hub, publish
     from peft_vprompt.tuners.base.registry import get_method
 
     row = get_method(method)
     require_model(model, data, method)
+    if private and not push_to_hub:
+        raise ValueError("--private is about the repository of --push-to-hub. Give that, too, or leave it out.")
+    if push_to_hub and not row.trains:
+        raise ValueError(
+            f"Expected a method that leaves an adapter to publish. Received: --push-to-hub with {method}."
+        )
+    if push_to_hub:
+        check_hub(push_to_hub)
     distils = teacher is not None
     if base_novel is None:
         base_novel = data is None and row.new_classes and supervision.uses_labels
@@ -153,6 +176,9 @@ def train(
         class_names=data.listed_names if data else None,
         device=device,
         report_to=report_to or (),
+        report=report,
+        language=language,
+        license=license,
         wait=wait,
     )
     console.print(results_table([run]))
@@ -173,6 +199,9 @@ def train(
         novel = ["--subset", "novel"] if base_novel else []
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
         say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
+        say_next("inspect", output)
+    if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
+        say_published(publish(output, push_to_hub, model, private=private or None))
 
 
 def _tested_on(run: dict) -> list[str]:

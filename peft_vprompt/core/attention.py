@@ -7,6 +7,8 @@ attention by that pattern; without it the function does exactly what the user's 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -239,7 +241,24 @@ class ReadAll:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Let queries [b, h, n, d] read the KV cache; their own key and value are not read."""
         kv_cache = (self.key.to(query.dtype), self.value.to(query.dtype))
+        if _kept is not None:
+            _kept.append((query @ kv_cache[0].transpose(-1, -2) * scaling).softmax(-1))
         return F.scaled_dot_product_attention(query, *kv_cache, dropout_p=dropout, scale=scaling)
+
+
+#: Where `kept_weights` collects; None: nowhere.
+_kept: list[Tensor] | None = None
+
+
+@contextmanager
+def kept_weights() -> Iterator[list[Tensor]]:
+    """Collect the attention weights [b, h, n, s] of all rows that read a whole KV cache, while the block runs."""
+    global _kept
+    before, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = before
 
 
 def prompt_attention(

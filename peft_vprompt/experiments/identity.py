@@ -23,6 +23,9 @@ from .settings import Settings, as_json, changed_settings
 #: What a run says about itself, in the folder of its adapter.
 RESULTS = "results.json"
 
+#: The page of a run, beside them.
+PAGE = "report.html"
+
 #: Entry of `results.json` that holds the identity.
 IDENTITY = "identity"
 
@@ -163,15 +166,19 @@ def _read(path: Path) -> dict | None:
     return about.get(IDENTITY) if isinstance(about, dict) else None
 
 
-def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> None:
+def keep_previous(folder: Path, identity: dict, report: str = RESULTS) -> bool:
     """Copy the results, and the adapter, of another run, whose place this run's take, to `previous/` in their folder.
+
+    Returns:
+        Whether there was another run.
 
     Raises:
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     found = finished_report(folder, report) or {}
-    names = (*ADAPTER, report) if report == RESULTS else (report,)
+    names = (*ADAPTER, report, PAGE) if report == RESULTS else (report,)
     files = [folder / name for name in names if (folder / name).is_file()]
     if not files or found.get(IDENTITY) == identity:
-        return
+        return False
     keep_files(files, folder, digest_json(found[IDENTITY], 12) if IDENTITY in found else None)
+    return True

@@ -124,6 +124,7 @@ def load_adapter(
     image_size: int | None = None,
     device: str | torch.device | None = None,
     class_descriptions: str | Path | None = None,
+    subfolder: str | None = None,
 ) -> ModelBundle:
     """Load a trained adapter on its base model, for evaluation.
 
@@ -135,21 +136,23 @@ def load_adapter(
         image_size: edge in pixels of the images to take; None for the model's own.
         device: where to put the model; None leaves it on the CPU.
         class_descriptions: JSON file of sentences by class, beside those that the adapter was saved with.
+        subfolder: of an adapter that is not in the first place.
 
     Raises:
         OSError: there is no such adapter, or no such base model.
         AdapterMismatchError: the adapter does not fit the base model, or its file cannot be read.
     """
-    config = adapter_config(adapter)
+    config = adapter_config(adapter, subfolder)
     if model_name_or_path is None and not embedded:
         model_name_or_path = _base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     place, revision = split_revision(str(adapter))
     if classifier:
-        check_head(config, place, {"revision": revision}, len(class_names or ()))
+        check_head(config, place, {"revision": revision, "subfolder": subfolder}, len(class_names or ()))
     base = load_base(model_name_or_path, class_names, classifier)
     processor = _image_processor(base, image_size)
-    model = PeftModel.from_pretrained(base, place, revision=revision).eval()
+    inside: dict[str, Any] = {} if subfolder is None else {"subfolder": subfolder}
+    model = PeftModel.from_pretrained(base, place, revision=revision, **inside).eval()
     if class_descriptions is not None:
         if not isinstance(model, PeftModelForImageClassification):
             raise ValueError(
@@ -174,25 +177,26 @@ def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
     return replace(bundle, image_processor=processor, recipe=recipe)
 
 
-def adapter_config(adapter: str | Path) -> PeftConfig:
+def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftConfig:
     """Read the config of a saved adapter.
 
     Args:
         adapter: its folder or Hub id, `id@revision` for one revision.
+        subfolder: of an adapter that is not in the first place.
 
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
             reach.
     """
-    folder = Path(adapter)
+    folder = Path(adapter, subfolder or "")
     finish_saving(folder)
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
-        raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(adapter)!r} without it.")
+    if Path(adapter).is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(folder)!r} without it.")
     place, revision = split_revision(str(adapter))
     try:
-        return PeftConfig.from_pretrained(place, revision=revision)
+        return PeftConfig.from_pretrained(place, revision=revision, subfolder=subfolder)
     except ValueError as error:
-        if folder.is_dir():
+        if Path(adapter).is_dir():
             raise
         raise OSError(
             f"Expected the folder or the Hub id of an adapter. Received: {str(adapter)!r}. There is no such folder, and "

@@ -30,10 +30,12 @@ from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
 from ..utils.validation import MAX_WORKERS, require_int
+from .cards import card_details
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
-from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, tell_changes
+from .identity import IDENTITY, PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
 from .models import as_published, build_model
+from .run_page import look, write_page
 from .run_report import report_of
 from .run_state import RunOptions, RunState
 from .settings import Settings, changed_recipe
@@ -293,17 +295,31 @@ class Run(RunState):
             CannotWriteError: the disk is full, or the folder is not to be written.
         """
         writer.check()
-        keep_previous(self.output, self.identity)
+        was_other = keep_previous(self.output, self.identity)
         with atomic_files(self.output) as staging:
-            adapter_bytes = None
+            report = report_of(self)
             if self.spec.trains:
                 take_card(self.output, staging)
+                self.bundle.model.card_details = card_details(
+                    report, language=self.options.language, license=self.options.license
+                )
                 self.bundle.model.save_pretrained(str(staging))
-                adapter_bytes = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
-            report = report_of(self, adapter_bytes)
+                report["adapter_bytes"] = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
             write_json(report, staging / RESULTS)
             writer.check()
+        if self.options.report:
+            self._write_page(report)
+        elif was_other:
+            (self.output / PAGE).unlink(missing_ok=True)
         return report
+
+    def _write_page(self, report: dict) -> None:
+        """Write `report.html`, and leave the model with the classes it was trained on."""
+        model = self.bundle.model
+        with nullcontext() if self.spec.trains else model.disable_adapter():
+            findings = [look(model, name, test_set) for name, test_set in self.test_sets.items()]
+        set_class_names(model, self.trained_classes)
+        write_page(report, [found for found in findings if found], self.output / PAGE)
 
     def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
         """Return the epochs or the steps of each stage of the training."""

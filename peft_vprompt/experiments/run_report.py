@@ -14,20 +14,15 @@ from .run_state import RunState
 from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
 
 
-def report_of(run: RunState, adapter_bytes: int | None) -> dict:
-    """Return what `results.json` holds, of a run that was evaluated.
-
-    Args:
-        run: the run.
-        adapter_bytes: size of the file of its adapter; None where nothing was trained.
-    """
+def report_of(run: RunState) -> dict:
+    """Return what `results.json` holds, of a run that was evaluated, but for the size of the adapter's file."""
     return {
         "title": get_method(run.settings.method).title,
         "settings": asdict(run.settings),
         "model_commit": getattr(run.bundle.model.get_base_model().config, "_commit_hash", None),
         "recipe": _recipe_report(run.recipe, run.settings.shots) if run.recipe else None,
         "trainable_parameters": run.bundle.trainable_parameters if run.results else 0,
-        "adapter_bytes": adapter_bytes,
+        "adapter_bytes": None,
         **_training_report(run.results),
         "data": portable(run.options.data_description, run.output),  # seen from the folder of the results
         "cached": run.options.cached,

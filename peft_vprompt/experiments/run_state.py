@@ -41,6 +41,9 @@ class RunOptions:
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
         report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
         compare: also measure zero-shot, where the model has a text tower.
+        report: write `report.html`, which looks at some test images once more when all is saved.
+        language: language of the class names, such as "en", for the card.
+        license: license of the adapter, such as "mit", for the card.
     """
 
     data_description: dict | None = None
@@ -54,6 +57,9 @@ class RunOptions:
     device: str | None = None
     report_to: Sequence[str] = ()
     compare: bool = True
+    report: bool = False
+    language: str | None = None
+    license: str | None = None
 
 
 @dataclass

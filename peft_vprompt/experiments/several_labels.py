@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from datasets import Dataset
 
 from ..data import select_classes
@@ -15,7 +17,7 @@ from .settings import Settings
 MEAN_AVERAGE_PRECISION = "mean average precision"
 
 
-def metric_of(run: dict) -> str:
+def metric_of(run: Mapping) -> str:
     """Return the name of what the accuracies of a run are: accuracy, unless images have several labels."""
     return run.get("metric", "accuracy")
 

@@ -62,10 +62,18 @@ def publish_card(card: Any) -> None:
     card.data.tags = tags
 
 
-def download_card(repo_id: str, folder: str, revision: str | None, token: str | bool | None) -> None:
-    """Put the card that a repository has, if any, into a folder."""
+def download_card(
+    repo_id: str,
+    folder: str,
+    revision: str | None,
+    token: str | bool | None,
+    other: str | os.PathLike | None = None,
+) -> None:
+    """Put the card that a repository has into a folder; where it has none, the file `other`, if that is there."""
     try:
         path = hf_hub_download(repo_id, "README.md", revision=revision, token=token)
     except (EntryNotFoundError, RevisionNotFoundError):
-        return
+        if other is None or not os.path.isfile(other):
+            return
+        path = os.fspath(other)
     Path(folder, "README.md").write_bytes(Path(path).read_bytes())

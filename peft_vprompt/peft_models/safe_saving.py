@@ -37,8 +37,18 @@ from ..utils.readable import unreadable_files
 from ..utils.validation import first_line, shorten
 from .adapter_files import adapter_files, check_digest, complete_adapter
 from .adapter_model import AdapterModel
+from .card_details import CardDetails
 from .labels import plain_config
-from .model_card import add_tags, is_generated, is_untouched, render_model_card, row_of, seal, with_snippet
+from .model_card import (
+    add_tags,
+    is_generated,
+    is_untouched,
+    render_model_card,
+    row_of,
+    seal,
+    take_results,
+    with_snippet,
+)
 from .publishing import download_card, publish_card, publish_configs
 
 
@@ -55,6 +65,10 @@ class SavedPeftModel(AdapterModel):
 
     _has_loaded = False
     _is_published = False
+    #: Repository and branch of the Hub that is published to.
+    _published_as: tuple[str | None, str | None] = (None, None)
+    #: What the card says of the training.
+    card_details: CardDetails | None = None
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
@@ -209,14 +223,14 @@ class SavedPeftModel(AdapterModel):
             )
 
     @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """Save without paths of this machine until the block ends: for what others will load."""
-        before = self._is_published
-        self._is_published = True
+    def publishing(self, repo_id: str | None = None, revision: str | None = None) -> Iterator[None]:
+        """Save without paths of this machine until the block ends: for what others will load, from a repository."""
+        before = self._is_published, self._published_as
+        self._is_published, self._published_as = True, (repo_id, revision)
         try:
             yield
         finally:
-            self._is_published = before
+            self._is_published, self._published_as = before
 
     def push_to_hub(
         self,
@@ -230,15 +244,17 @@ class SavedPeftModel(AdapterModel):
         create_pr: bool = False,
         max_shard_size: int | str | None = None,
         tags: Sequence[str] | None = None,
+        card: str | os.PathLike | None = None,
     ) -> Any:
         """Upload the adapters, their configs and the card to the Hub; see `transformers.utils.PushToHubMixin`.
 
         A card that the repository has already is kept and updated, if somebody wrote or edited it; transformers' own
-        method would write another one over ours. Local paths are left out. `max_shard_size` means nothing here.
+        method would write another one over ours. Local paths are left out. `max_shard_size` means nothing here. A file
+        `card` stands for the card where the repository has none.
         """
         repo_id = HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with TemporaryDirectory() as folder, self.publishing():
-            download_card(repo_id, folder, revision, token)
+        with TemporaryDirectory() as folder, self.publishing(repo_id, revision):
+            download_card(repo_id, folder, revision, token, card)
             self.save_pretrained(folder)
             if tags:
                 add_tags(Path(folder, "README.md"), tags)
@@ -327,11 +343,16 @@ class SavedPeftModel(AdapterModel):
         path = Path(output_dir) / "README.md"
         text = path.read_text(encoding="utf-8") if path.is_file() else None
         ours = text is None or is_untouched(text)
-        rendered = render_model_card(self, self._is_published)
+        repo_id, revision = self._published_as
+        rendered = render_model_card(self, self._is_published, self.card_details, repo_id=repo_id, revision=revision)
         if ours:
             path.write_text(rendered, encoding="utf-8")
         elif is_generated(text):
             path.write_text(with_snippet(text, rendered), encoding="utf-8")
+        else:
+            edited = ModelCard(text, ignore_metadata_errors=True)
+            take_results(edited, ModelCard(rendered))
+            path.write_text(str(edited), encoding="utf-8")
         before: Any = ModelCard.load(path).data
         tags = set(before.tags or ())
         super().create_or_update_model_card(output_dir)

@@ -7,19 +7,33 @@
   so that the last values would be kept in the place of the best. Goes when the Trainer looks there.
 * Publishing. Reason: the folder that is uploaded has the base model's local path in its config. Goes when the Trainer
   lets the model write what is uploaded.
+* The arguments that are published. Reason: `training_args.bin` is a pickle of all of them, the token of the Hub and the
+  folder of the output included. Goes when transformers leaves these out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..utils.late_imports import patch_methods
 from .publishing import publish_configs
 from .safe_saving import SavedPeftModel
+
+
+#: Name of the file in which the Trainer keeps its arguments.
+ARGUMENTS = "training_args.bin"
+
+#: Whether what is pickled goes to others.
+_publishes: ContextVar[bool] = ContextVar("publishes", default=False)
 
 
 def patch_trainer(module: ModuleType) -> None:
@@ -31,6 +45,7 @@ def patch_trainer(module: ModuleType) -> None:
         "_push_from_checkpoint": published_checkpoint,
     }
     patch_methods(module.Trainer, patches)
+    patch_methods(module.TrainingArguments, {"__getstate__": published_arguments})
 
 
 def contrastive_evaluation(prediction_step: Callable) -> Callable:
@@ -77,7 +92,9 @@ def published(push_to_hub: Callable) -> Callable:
     def push(self, *args, **kwargs):
         if not isinstance(self.model, SavedPeftModel):
             return push_to_hub(self, *args, **kwargs)
-        with self.model.publishing():
+        # What the Trainer falls back to is known only when it has made the repository.
+        repo_id = self.hub_model_id or self.args.hub_model_id
+        with self.model.publishing(repo_id), publishing_arguments():
             return push_to_hub(self, *args, **kwargs)
 
     return push
@@ -87,8 +104,43 @@ def published_checkpoint(push_from_checkpoint: Callable) -> Callable:
     """Take paths of this machine out of a checkpoint that is uploaded while training goes on."""
 
     def push(self, checkpoint_folder):
-        if isinstance(self.model, SavedPeftModel) and self.is_world_process_zero():
-            publish_configs(checkpoint_folder)
-        return push_from_checkpoint(self, checkpoint_folder)
+        if not isinstance(self.model, SavedPeftModel):
+            return push_from_checkpoint(self, checkpoint_folder)
+        with publishing_arguments():
+            if self.is_world_process_zero():
+                publish_configs(checkpoint_folder)
+                if (saved := Path(checkpoint_folder, ARGUMENTS)).is_file():
+                    torch.save(self.args, saved)
+            return push_from_checkpoint(self, checkpoint_folder)
 
     return push
+
+
+@contextmanager
+def publishing_arguments() -> Iterator[None]:
+    """Pickle training arguments without what is nobody else's until the block ends."""
+    before = _publishes.set(True)
+    try:
+        yield
+    finally:
+        _publishes.reset(before)
+
+
+def published_arguments(getstate: Callable) -> Callable:
+    """Pickle `TrainingArguments` without tokens and paths of this machine where they are published."""
+
+    def state(self):
+        values = getstate(self)
+        return {name: _publishable(name, value) for name, value in values.items()} if _publishes.get() else values
+
+    return state
+
+
+def _publishable(name: str, value: Any) -> Any:
+    """Return a value of the training arguments as others may see it."""
+    if name == "output_dir":
+        return "output"
+    if isinstance(value, dict):
+        return {key: _publishable(str(key), item) for key, item in value.items()}
+    is_path = isinstance(value, str) and (os.path.isabs(value) or os.sep in value and os.path.exists(value))
+    return None if is_path or name.endswith("_token") else value

@@ -26,8 +26,8 @@ ANYTHING = st.one_of(
     st.text(max_size=8),
 )
 
-#: Options that say where a command writes, and those that only let it take long.
-LEFT_OUT = {"help", "output", "diagnosis", "epochs", "wait"}
+#: Options that say where a command writes, the Hub for one, and those that only let it take long.
+LEFT_OUT = {"help", "output", "diagnosis", "epochs", "wait", "push_to_hub"}
 
 
 def options_of(command):
@@ -37,7 +37,7 @@ def options_of(command):
 @st.composite
 def calls(draw):
     """Draw a command and values of one or two of its options."""
-    command = draw(st.sampled_from(sorted(set(COMMANDS) - {"methods"})))
+    command = draw(st.sampled_from(sorted(set(COMMANDS) - {"methods", "push"})))
     chosen = draw(st.lists(st.sampled_from(options_of(command)), min_size=1, max_size=2, unique_by=lambda p: p.name))
     flags = [parameter.opts[0] for parameter in chosen if getattr(parameter, "is_flag", False)]
     values = {p.opts[0]: draw(ANYTHING) for p in chosen if p.opts[0] not in flags and p.param_type_name == "option"}
@@ -57,6 +57,7 @@ def places(tmp_path_factory, clip_path, colours):
         "sweep": data | quick | one | {"--model": clip_path, "--method": "linear", "--weight-decays": "0"},
         "noise-study": data | quick | one | {"--model": clip_path, "--methods": "coop", "--losses": "ce"},
         "pseudo-label": data | {"--model": clip_path},
+        "inspect": {},
         "evaluate": data | {"--adapter": folder / "adapter", "--model": clip_path},
         "predict": {"--data": colours, "--adapter": folder / "adapter", "--model": clip_path},
         "export": {"--adapter": folder / "adapter", "--model": clip_path, "--format": "plain"},
@@ -73,6 +74,7 @@ def places(tmp_path_factory, clip_path, colours):
 def run(command, values, flags, folder):
     arguments = [text for name, value in values.items() for text in (name, str(value))]
     arguments += [str(folder / "model.pth")] if command.startswith("convert") else []
+    arguments += [str(folder / "adapter")] if command == "inspect" else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CliRunner().invoke(app, [command, *arguments, *flags], env={"COLUMNS": "200"})
@@ -83,7 +85,7 @@ def check_call(call, places, monkeypatch):
     folder, plain = places
     monkeypatch.chdir(folder)
     name = f"{command}.csv" if command == "predict" else command
-    output = {} if command == "evaluate" else {"--output": folder / "out" / name}
+    output = {} if command in ("evaluate", "inspect") else {"--output": folder / "out" / name}
     result = run(command, plain[command] | output | values, flags, folder)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)[:1000]
     assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output

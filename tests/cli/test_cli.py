@@ -11,6 +11,7 @@ from peft_vprompt.backbones.supported import DUAL_ENCODERS
 from peft_vprompt.experiments.models import DEMO_CHANGES, METHODS
 from peft_vprompt.version import __version__
 from tests.support.command_line import QUICK, train, vprompt
+from tests.support.finished_runs import check_inspection, check_page
 from tests.support.rows import every_row
 from tests.support.saved_models import COLOURS, save_tiny
 from vprompt import app
@@ -54,6 +55,9 @@ def test_train_every_method(method, clip_path, colours, tmp_path, monkeypatch):
         assert results["trainable_parameters"] == results["steps"] == 0
     else:
         assert results["steps"] == 2 * (len(next(iter(results["classes"].values()))) * 4 // 4)
+    check_page(tmp_path / "report.html", results)
+    if method != "zero-shot":
+        check_inspection(method, tmp_path, results)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.new_classes])

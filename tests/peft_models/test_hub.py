@@ -10,10 +10,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from peft_vprompt.peft_models.publishing import hub_id
-from tests.support.hub import serve
+from tests.support.hub import TOKEN, serve
 
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = "adapter_model.safetensors"
+#: Folder of the user, which nobody else is to read of.
+HOME = "home-of-alice"
 
 #: What a user does, in a process of its own: the client reads its environment once.
 PROGRAM = """
@@ -79,7 +82,7 @@ else:
 
 tiny_vit().save_pretrained(folder / "vit")
 vit = get_peft_model(ViTForImageClassification.from_pretrained(folder / "vit"), VisualPromptConfig(num_virtual_tokens=2))
-vit.push_to_hub("me/local")
+vit.push_to_hub("me/local", token=TOKEN)
 try:
     AutoPeftModelForImageClassification.from_pretrained("me/local")
 except ValueError as error:
@@ -94,14 +97,56 @@ trainer.train()
 trainer.push_to_hub()
 loaded = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(folder / "vit"), "me/trained", token=TOKEN)
 assert torch.equal(logits(loaded), logits(vit.eval()))
+
+import os
+from tests.support.command_line import QUICK, train, vprompt
+from transformers import CLIPImageProcessorPil
+from tests.support.saved_models import save_colours
+
+os.chdir(folder)
+size = {"height": 32, "width": 32}
+CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).push_to_hub("me/clip", token=TOKEN)
+colours = save_colours(folder / "colours.parquet", 4)
+of_hub = ("--method", "coop", "--base-novel", *QUICK, "--push-to-hub")
+shown = train(folder / "refused", "me/clip", colours, *of_hub, "me/colours", code=2)
+assert "Cannot publish to 'me/colours'" in shown and "hf auth login" in shown, shown
+assert not (folder / "refused").exists()
+os.environ["HF_TOKEN"] = TOKEN
+shown = train(folder / "here", "me/clip", colours, *of_hub, "me/colours", "--private", "--language", "en")
+assert "Published: " in shown and "me/colours/commit/" in shown, shown
+of_colours = ("--data", colours, "--label-column", "colour", "--new-classes")
+shown = vprompt("evaluate", "--adapter", "me/colours", *of_colours)
+assert "Accuracy on all (4 classes" in shown, shown
+shown = vprompt("inspect", "me/colours")
+assert "CoOp" in shown and "Nearest words" in shown and "blue / green" in shown, shown
+
+from huggingface_hub import ModelCard
+from PIL import Image
+
+Image.new("RGB", (40, 30), "red").save("image.jpg")
+scope = {}
+exec(ModelCard.load("me/colours").text.split("```python\\n")[1].split("```")[0], scope)
+assert set(scope["scores"]) == {"blue", "green"} and abs(sum(scope["scores"].values()) - 1) < 1e-5
+
+before = {path.name: path.read_bytes() for path in (folder / "here").iterdir() if path.is_file()}
+shown = vprompt("push", folder / "here", "me/broken", code=2)
+assert "is whole and stays; publishing it to 'me/broken' failed: 403" in shown or "Forbidden" in shown, shown
+assert f"vprompt push {folder}/here me/broken" in shown, shown
+card = folder / "here" / "README.md"
+card.write_text(card.read_text().replace("## Limits", "By hand.\\n\\n## Limits"))
+before["README.md"] = card.read_bytes()
+vprompt("push", folder / "here", "me/edited", "--license", "mit")
+assert {path.name: path.read_bytes() for path in (folder / "here").iterdir() if path.is_file()} == before
 """
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """The repositories after a user has published some adapters, and the folder that the user worked in."""
-    folder = tmp_path_factory.mktemp("hub")
+def hub_of_user(tmp_path_factory):
+    """A Hub after a user has published some adapters, and the folder that the user worked in."""
+    folder = tmp_path_factory.mktemp("hub") / HOME
+    folder.mkdir()
     with serve() as hub:
+        hub.broken["/me/broken/commit"] = 403
         variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
         variables |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
         run = subprocess.run(
@@ -111,7 +156,49 @@ def published(tmp_path_factory):
             text=True,
         )
         assert run.returncode == 0, run.stderr[-3000:]
-        yield hub.repositories, folder
+        yield hub, folder
+
+
+@pytest.fixture(scope="module")
+def published(hub_of_user):
+    hub, folder = hub_of_user
+    return hub.repositories, folder
+
+
+def test_weights_went_by_lfs_and_a_failed_upload_left_nothing(hub_of_user):
+    hub, _ = hub_of_user
+    assert "POST /me/maple.git/info/lfs/objects/batch" in hub.seen
+    assert any(request.startswith("PUT /lfs/") for request in hub.seen)
+    assert not hub.repositories["me/broken"].revisions["main"]
+
+
+def test_nothing_that_was_sent_names_the_machine_or_the_token(hub_of_user):
+    """Neither a path, whose folders have the user's name, nor the token, in any byte of any file."""
+    hub, folder = hub_of_user
+    assert len(hub.received) > 20 and b"adapter_model.safetensors" in b"".join(hub.received)
+    for data in hub.received:
+        for secret in (str(folder.parent), HOME, TOKEN):
+            assert secret.encode() not in data, data[:300]
+    assert "training_args.bin" in hub.repositories["me/trained"].revisions["main"]
+
+
+def test_the_card_of_a_trained_adapter(published):
+    repositories, _ = published
+    card = card_of(repositories["me/colours"])
+    assert repositories["me/colours"].private
+    assert (card.data.language, card.data.base_model, card.data.base_model_relation) == ("en", "me/clip", "adapter")
+    assert {result.metric_name for result in card.data.eval_results} == {
+        "Accuracy (base)", "Accuracy (novel)", "Accuracy (hm)"
+    }  # fmt: skip
+    assert "| base: the classes trained on |" in card.text and '"me/colours")' in card.text
+    assert set(repositories["me/colours"].revisions["main"]) == {"README.md", "adapter_config.json", WEIGHTS}
+
+
+def test_a_card_edited_by_hand_is_published_with_its_text(published):
+    repositories, _ = published
+    card = card_of(repositories["me/edited"])
+    assert "By hand." in card.text and card.data.license == "mit" and card.data.base_model == "me/clip"
+    assert len(card.data.eval_results) == 3
 
 
 def card_of(repository, revision="main") -> ModelCard:

@@ -1,7 +1,8 @@
 """A Hub of a few repositories in memory, behind HTTP on this machine, for the real client of huggingface_hub.
 
 Start it with `serve()` and point a new process at it with HF_ENDPOINT. A private repository asks for the token. As the real
-Hub does, it refuses a card whose `base_model` is no name of a repository.
+Hub does, it refuses a card whose `base_model` is no name of a repository, and takes weights by LFS: the batch endpoint, then
+PUT (what the client does without Xet).
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 
 TOKEN = "hf_" + "t" * 34
+
+#: Whose token it is.
+USER = "me"
+
+#: How files end that the Hub wants by LFS.
+LARGE = (".safetensors", ".bin")
 
 
 class Repository:
@@ -44,6 +51,8 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         repositories: by name.
         seen: method and path of every request.
+        received: bodies of all requests, and the files in them as they are.
+        broken: part of a path -> status with which requests to it fail.
     """
 
     daemon_threads = True
@@ -52,6 +61,9 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.seen: list[str] = []
+        self.received: list[bytes] = []
+        self.broken: dict[str, int] = {}
+        self.objects: dict[str, bytes] = {}
 
     @property
     def endpoint(self) -> str:
@@ -90,11 +102,26 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return repository
 
-    def do_GET(self):
-        """Send a file, or what is known of a repository."""
+    def begin(self) -> str | None:
+        """Return the path that is asked for; None where it is broken, after having said so."""
         path = unquote(urlsplit(self.path).path)
         self.server.seen.append(f"{self.command} {path}")
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        status = next((status for part, status in self.server.broken.items() if part in path), None)
+        if status is None:
+            return path
+        self.close_connection = True
+        self.send({"error": "the server has a bad day"}, status, Connection="close")
+        return None
+
+    def do_GET(self):
+        """Send a file, or what is known of a repository or of the user."""
+        if (path := self.begin()) is None:
+            return
+        if path == "/api/whoami-v2":
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            said = {"type": "user", "name": USER, "orgs": [], "auth": {"type": "access_token"}}
+            self.send(said if known else {"error": "Invalid credentials"}, 200 if known else 401)
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.send_file(*match.groups())
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+).*)?", path):
             name, kind, revision = match.groups()
@@ -115,8 +142,12 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse("EntryNotFound")
         else:
             data = repository.revisions[revision][file]
-            etag = hashlib.sha1(data).hexdigest()
-            self.send(data, ETag=f'"{etag}"', X_Repo_Commit=repository.commits[revision], Accept_Ranges="bytes")
+            etag = f'"{hashlib.sha1(data).hexdigest()}"'
+            linked = {}
+            if file.endswith(LARGE):
+                etag = f'"{hashlib.sha256(data).hexdigest()}"'
+                linked = {"X_Linked_ETag": etag, "X_Linked_Size": str(len(data))}
+            self.send(data, ETag=etag, X_Repo_Commit=repository.commits[revision], Accept_Ranges="bytes", **linked)
 
     def send_info(self, repository: Repository, name: str, kind: str | None, revision: str) -> None:
         """Send what is known of a repository, or its list of files."""
@@ -133,13 +164,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         """Create a repository or a branch, or take files."""
-        path = unquote(urlsplit(self.path).path)
-        self.server.seen.append(f"POST {path}")
-        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = self.body()
+        if (path := self.begin()) is None:
+            return
         if path == "/api/repos/create":
             self.create(json.loads(data))
         elif path == "/api/validate-yaml":
             self.validate(json.loads(data)["content"])
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            if self.allowed(match[1]) is not None:
+                self.send_places(json.loads(data)["objects"])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", path):
             name, kind, revision = match.groups()
             if (repository := self.allowed(name)) is not None:
@@ -147,9 +181,47 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.refuse("EntryNotFound")
 
+    def do_PUT(self):
+        """Take one object of LFS."""
+        data = self.body()
+        if (path := self.begin()) is None:
+            return
+        digest = path.rpartition("/")[2]
+        if hashlib.sha256(data).hexdigest() != digest:
+            self.refuse("BadDigest", 400)
+            return
+        self.server.objects[digest] = data
+        self.send()
+
+    def body(self) -> bytes:
+        """Read what is sent, in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            pieces = []
+            while size := int(self.rfile.readline(), 16):
+                pieces.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            data = b"".join(pieces)
+        else:
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.received.append(data)
+        return data
+
+    def send_places(self, objects: list[dict]) -> None:
+        """Say where objects of LFS are to be put; those that are there are not taken again."""
+        answer = []
+        for each in objects:
+            known = each["oid"] in self.server.objects
+            href = f"{self.server.endpoint}/lfs/{each['oid']}"
+            answer.append(each if known else each | {"actions": {"upload": {"href": href}}})
+        self.send({"transfer": "basic", "objects": answer}, Content_Type="application/vnd.git-lfs+json")
+
     def create(self, wanted: dict) -> None:
         """Create a repository."""
-        name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        if self.headers.get("Authorization") is None:
+            self.refuse("Unauthorized", 401)
+            return
+        name = f"{wanted.get('organization') or USER}/{wanted['name']}"
         known = name in self.server.repositories
         self.server.repositories.setdefault(
             name, Repository(wanted.get("visibility") == "private" or bool(wanted.get("private")))
@@ -164,22 +236,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"errors": errors, "warnings": []}, 400 if bad else 200)
 
     def take(self, repository: Repository, name: str, kind: str, revision: str, data: bytes) -> None:
-        """Take files, all of them in the request itself."""
+        """Take files: small ones in the request itself, large ones that were put by LFS before."""
         if kind == "branch":
             repository.commit(revision, {})
             self.send({})
         elif kind == "preupload":
+            modes = {True: "lfs", False: "regular"}
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(data)["files"]
+                {"path": f["path"], "uploadMode": modes[f["path"].endswith(LARGE)], "shouldIgnore": False}
+                for f in json.loads(data)["files"]
             ]
             self.send({"files": files})
         else:
             lines = [json.loads(line) for line in data.splitlines() if line.strip()]
-            files = {
-                line["value"]["path"]: base64.b64decode(line["value"]["content"])
-                for line in lines
-                if line["key"] == "file"
-            }
+            values = [(line["key"], line["value"]) for line in lines]
+            files = {value["path"]: base64.b64decode(value["content"]) for key, value in values if key == "file"}
+            files |= {value["path"]: self.server.objects[value["oid"]] for key, value in values if key == "lfsFile"}
+            self.server.received += files.values()
             digest = repository.commit(revision, files)
             url = f"{self.server.endpoint}/{name}/commit/{digest}"
             self.send({"success": True, "commitOid": digest, "commitUrl": url, "hookOutput": ""})

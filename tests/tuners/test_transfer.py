@@ -3,7 +3,14 @@
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import CLIPForImageClassification, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import (
+    CLIPForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from peft_vprompt import (
     AutoPeftModelForImageClassification,
@@ -16,6 +23,7 @@ from peft_vprompt import (
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
 from peft_vprompt.experiments.models import METHODS, get_method
 from peft_vprompt.tuners.base.registry import BASELINES
+from tests.support.finished_runs import run_snippet
 from tests.support.models import NUM_LABELS, VISION, images, labels, often, tiny_clip, tiny_vit
 from tests.support.published_counts import COUNTS
 
@@ -146,9 +154,9 @@ def test_the_card_has_a_snippet_that_runs(name, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "Jia et al." in card
-    snippet = card.split("```python\n")[1].split("```")[0]
-    scope = {}
-    exec(snippet.replace("path/or/hub-id-of-this-adapter", str(tmp_path / "adapter")), scope)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "base")
+    scope = run_snippet(card, tmp_path / "adapter", monkeypatch)
+    assert len(scope["scores"]) == NUM_LABELS
     torch.testing.assert_close(logits(scope["model"].eval()), logits(model), rtol=0, atol=0)
 
 
