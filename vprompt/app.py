@@ -34,22 +34,23 @@ console = Console()
 _state: dict[str, Any] = {"traceback": False, "context": None}
 
 
-def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
+def command(function: Callable | None = None, *, name: str | None = None, several_processes: bool = False) -> Callable:
     """Make a function a command; what the user can mend is one line and exit status 2 (1 where training diverged).
 
     Args:
         function: does the work; imports what it needs when it is called.
+        name: of the command; default: the function's.
         several_processes: whether the command has a use for the processes of a launcher; others refuse them.
     """
     if function is None:
-        return functools.partial(command, several_processes=several_processes)
+        return functools.partial(command, name=name, several_processes=several_processes)
 
     @functools.wraps(function)
     def wrapped(context: typer.Context, **kwargs):
         _state["context"] = context
         try:
             if not several_processes:
-                _require_one_process(function.__name__.replace("_", "-"))
+                _require_one_process(name or function.__name__.replace("_", "-"))
             _quiet_libraries()
             return function(**kwargs)
         except Exception as error:
@@ -63,7 +64,7 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads these two
     wrapped.__signature__ = inspect.Signature([context, *(p.replace(kind=p.KEYWORD_ONLY) for p in shown)])
     wrapped.__annotations__ = {"context": typer.Context, **function.__annotations__}
-    return app.command()(wrapped)
+    return app.command(name)(wrapped)
 
 
 def _can_be_mended(error: Exception) -> bool:
