@@ -59,9 +59,8 @@ def predict(
     from peft_vprompt.data.any_images import load_any
     from peft_vprompt.experiments.results import require_own
     from peft_vprompt.experiments.trained import SavedAdapter
-    from peft_vprompt.export.classifier import Classifier
-    from peft_vprompt.export.predictions import PredictOptions
-    from peft_vprompt.export.predictions import predict as write_predictions
+    from peft_vprompt.export import Classifier, PredictOptions
+    from peft_vprompt.export import predict as write_predictions
     from peft_vprompt.export.tables import is_predictions, require_format
     from peft_vprompt.utils.devices import find_device
 
@@ -84,7 +83,7 @@ def predict(
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
-        f"{', ...' if len(found.labels) > 8 else ''}.",
+        f"{', ...' if len(found.labels) > 8 else '.'}",
         soft_wrap=True,
         highlight=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,10 +26,9 @@ def load_gradio() -> Any:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio
+        return importlib.import_module("gradio")
     except ImportError as error:
         raise ImportError("The page needs Gradio: pip install 'peft_vprompt[app]'.") from error
-    return gradio
 
 
 def answer(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -53,7 +54,7 @@ class NamedImages:
 
     def digest(self) -> str:
         """Return a digest by which the same images are known again: names, and size and time of files or their content."""
-        digest = Digest().add(repr(replace(self.feature, decode=True)).encode())
+        digest = Digest().add(repr(self.feature).encode())
         for name, (path, content) in zip(self.names, _encoded(self.rows), strict=True):
             digest.add(f"{name}\0".encode(errors="surrogateescape"))
             digest.add(_mark(path) if content is None else Digest().add(content).hex().encode())
@@ -75,15 +76,18 @@ def load_any(options: DataOptions, split: str | None = None) -> NamedImages:
     """
     splits = read_splits(options, labelled=False)
     chosen = splits if split is None else {split: split_named(splits, split, options)}
-    parts, names = [], []
-    for rows in chosen.values():
+    parts: list[Dataset] = []
+    names: list[str] = []
+    for split_name, rows in chosen.items():
         check_column(rows, options.image_column)
         kept = np.flatnonzero(where_mask(rows, options.where))
-        rows = rows if len(kept) == len(rows) else rows.select(kept)
-        images = image_column(rows, options).cast_column(
-            "image", RGBImage(decode=False, background=options.background)
-        )
-        names += _names(images, rows, options, len(names))
+        images = image_column(rows, options)
+        feature: Any = images.features["image"]
+        images = images.cast_column("image", replace(feature, decode=False))
+        images = images if len(kept) == len(rows) else images.select(kept)
+        unnamed = "row" if len(splits) == 1 else f"{split_name} row"
+        said = _said_paths(rows, options.image_column, unnamed)
+        names += _names(images, options.path, [said[row] for row in kept])
         parts.append(images)
     if not names:
         raise ValueError(f"No image in {options.path!r}.")
@@ -94,19 +98,22 @@ def load_any(options: DataOptions, split: str | None = None) -> NamedImages:
     return found
 
 
-def _names(images: Dataset, rows: Dataset, options: DataOptions, first: int) -> list[str]:
-    """Return the paths of images from where the data are, else what a column of paths says, else their rows."""
-    others = [
+def _said_paths(rows: Dataset, image_column: str, unnamed: str) -> list[str]:
+    """Return what a column of paths beside the images says, else the numbers of the rows."""
+    columns = [
         name
-        for name in rows.column_names
-        if name.lower() in PATH_COLUMNS and name != options.image_column and isinstance(rows.features[name], Value)
+        for name, feature in rows.features.items()
+        if name.lower() in PATH_COLUMNS and name != image_column and isinstance(feature, Value)
     ]
-    said = rows[others[0]][:] if others else [None] * len(rows)
-    roots = _roots(options.path)
-    return [
-        _below(path, roots) if path else str(other) if other else f"row {first + index}"
-        for index, ((path, _), other) in enumerate(zip(_encoded(images), said, strict=True))
-    ]
+    said = rows[columns[0]][:] if columns else [None] * len(rows)
+    return [str(path or f"{unnamed} {row}") for row, path in enumerate(said)]
+
+
+def _names(images: Dataset, place: str, others: list[str]) -> list[str]:
+    """Return the paths of images from where the data are; of those without one, another name."""
+    roots = _roots(place)
+    encoded = zip(_encoded(images), others, strict=True)
+    return [_below(path, roots) if path else other for (path, _), other in encoded]
 
 
 def _roots(path: str) -> list[Path]:

@@ -85,11 +85,23 @@ def walk(root: str | Path) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        if strange := [entry.path for entry in visible if not _is_text(entry.name)]:
+            warn_caller(f"Names that are no UTF-8 are left out: {shorten(list(map(ascii, strange)), 5)}. Rename them.")
+        visible = [entry for entry in visible if _is_text(entry.name)]
         folders = [entry for entry in visible if entry.name not in _NO_CLASSES and entry.is_dir()]
         if lost := [entry.path for entry in visible if _is_lost_folder(entry)]:
             warn_caller(f"Links to folders that are not there are left out: {shorten(lost, 5)}.")
         yield from ((parts, entry.path) for entry in visible if not entry.is_dir())
         waiting += [(entry.path, (*parts, entry.name), above | {place}) for entry in reversed(folders)]
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be written in a table: that of a file may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_lost_folder(entry: os.DirEntry) -> bool:
@@ -145,7 +157,7 @@ def _split(root: Path, found: Found) -> dict[str, Found]:
 
 def _unlabelled(found: Found) -> dict[str, Dataset]:
     """Return all images: by split where each lies in a folder with the name of one, else as `train`."""
-    tops = [split_name(parts[0]) if parts else None for parts, _ in found]
+    tops = [(split_name(parts[0]) or "") if parts else "" for parts, _ in found]
     splits = tops if all(tops) else ["train"] * len(found)
     files = [path for _, path in found]
     return {

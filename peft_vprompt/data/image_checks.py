@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
@@ -19,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
-from .images import convert_to_rgb, is_animation
+from .images import UNREADABLE, convert_to_rgb, is_animation
 
 
 _THREADS = 16
@@ -134,7 +132,7 @@ def examine(name: str, path: str | None, content: memoryview | None, thorough: b
         return Finding(name, "not an image")
     except Image.DecompressionBombError:
         return Finding(name, "too large to be decoded safely")
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error, EOFError) as error:
+    except UNREADABLE as error:
         return Finding(name, "cut off" if "truncated" in str(error).lower() else "damaged")
 
 

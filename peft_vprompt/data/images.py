@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass, field
 
 import datasets
@@ -21,7 +23,10 @@ from ..utils.warning import warn_caller
 #: Modes of Pillow with an alpha channel.
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 #: What Pillow raises of a file that it cannot read.
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, OSError, EOFError),
+    *(SyntaxError, ValueError, TypeError, struct.error, zlib.error),
+)
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -112,7 +117,7 @@ class RGBImage(datasets.Image):
             if value["path"] is not None and "://" not in value["path"]:
                 return _read_file(value["path"], self.background)
             return convert_to_rgb(super().decode_example(value, token_per_repo_id), self.background)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"Cannot read the image {_name_of(value)}: {str(error).rstrip('.')}. Mend or remove it, or read the data with "
                 "skip_bad_images=True (--skip-bad-images), which decodes every image before and leaves such out."
@@ -130,7 +135,7 @@ def read_rgb(path: str | os.PathLike, background: str = "white") -> Image.Image:
         return _read_file(path, background)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"No image file {os.fspath(path)!r}.") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"Cannot read the image {os.fspath(path)!r}: {str(error).rstrip('.')}. Mend it, or leave it out."
         ) from error

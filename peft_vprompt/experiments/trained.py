@@ -9,7 +9,11 @@ from typing import Any
 
 from peft import PeftConfig
 
+from ..errors import ClassNamesError
+from ..peft_models.labels import is_named
 from ..training.evaluation import own_classes
+from ..utils.hub import split_revision
+from ..utils.validation import shorten
 from .adapter_classes import known_classes
 from .identity import RESULTS
 from .models import ModelBundle, adapter_config, as_published, load_adapter
@@ -39,7 +43,8 @@ class SavedAdapter:
             ValueError: the results are damaged.
         """
         config = adapter_config(adapter)  # before anything is said about what lies beside it
-        return cls(str(adapter), config, read_results(Path(adapter) / RESULTS))
+        place, _ = split_revision(str(adapter))
+        return cls(str(adapter), config, read_results(Path(place) / RESULTS))
 
     @property
     def is_embedded(self) -> bool:
@@ -79,10 +84,25 @@ class SavedAdapter:
 
         Raises:
             OSError, AdapterMismatchError: as `load_adapter`.
+            ClassNamesError: a head for another number of classes.
         """
-        trained = next(iter(self.run["classes"].values())) if self.run else class_names or _labels(self.config)
+        trained = next(iter(self.run["classes"].values())) if self.run else self._head_classes(class_names)
         size = image_size or self.image_size
         return load_adapter(self.adapter, model, trained, embedded=self.is_embedded, image_size=size, **place)
+
+    def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
+        """Return the classes of a head: as the config names them, or as they are given for one that names none."""
+        config: Any = self.config
+        labels: Any = getattr(config, "id2label", None)
+        if is_named(labels):
+            return list(labels.values())
+        count = getattr(config, "num_labels", None)
+        if given and count and len(given) != count:
+            raise ClassNamesError(
+                f"The adapter {self.adapter!r} has a head for {count} classes, and cannot tell others apart. Received: "
+                f"{len(given)} names, {shorten(given, 4)}. Name its own classes, or leave them out."
+            )
+        return given
 
     def load_as_trained(self, model: str | None = None, **options) -> ModelBundle:
         """Load the adapter with the preprocessing of its training; options are those of `load`."""
@@ -91,8 +111,3 @@ class SavedAdapter:
     def classes_of(self, model) -> list[str] | None:
         """Return the classes that a loaded model is asked for by default: all that it can tell apart together."""
         return own_classes(model) or self.known_classes or getattr(model, "class_names", None)
-
-
-def _labels(config: Any) -> list[str] | None:
-    labels = getattr(config, "id2label", None)
-    return list(labels.values()) if labels else None

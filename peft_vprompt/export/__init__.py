@@ -2,7 +2,8 @@
 
 from .classifier import Classifier, Prediction
 from .folder import Exported, export
-from .predictions import PredictOptions, predict
+from .predictions import predict
+from .tables import PredictOptions
 
 
 __all__ = ["Classifier", "Exported", "PredictOptions", "Prediction", "export", "predict"]

@@ -184,7 +184,8 @@ class Classifier:
         if isinstance(images, Tensor) and images.ndim == 4:
             yield from ({"pixel_values": some} for some in images.split(batch_size))
             return
-        waiting = iter([images] if _is_one(images) else images)
+        several: Any = [images] if _is_one(images) else images
+        waiting = iter(several)
         while some := list(islice(waiting, batch_size)):
             yield self.preprocess(some)
 

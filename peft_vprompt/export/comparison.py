@@ -49,7 +49,6 @@ def compare(
     """
     own, theirs, labels = [], [], []
     transformed = rows.with_transform(EvalTransform(classifier.image_processor))
-    # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
     for batch in with_progress(batches(transformed, batch_size), progress):
         labels.append(batch.pop("labels").numpy())
         own.append(classifier.logits_of(batch).argmax(-1).numpy())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..utils.io import atomic_files, finish_saving, read_json, write_json
-from ..utils.locks import LOCK, only_writer
+from ..utils.locks import only_writer
 from ..utils.validation import require_choice, shorten
 from . import standalone
 from .classifier import Classifier
@@ -111,11 +111,13 @@ def export(
             if bf16:
                 save_plain(classifier, staging, bf16=True)
             if int8:
-                quantise(staging)
+                quantise(staging, len(classifier.class_names))
+            for (
+                path
+            ) in staging.iterdir():  # whoever reads the labels reads the weights, which are written for one alone
+                shutil.copymode(staging / LABELS, path)
             writer.check()
-    return Exported(
-        folder, kind, difference, sum(path.stat().st_size for path in folder.iterdir() if path.name != LOCK)
-    )
+    return Exported(folder, kind, difference, sum(path.stat().st_size for path in folder.iterdir()))
 
 
 def _describe(classifier: Classifier, folder: Path, kind: str) -> None:

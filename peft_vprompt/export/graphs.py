@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram, ExportGraphSignature
+from torch.export.graph_signature import InputKind
 
 from ..utils.eval_mode import eval_mode
 from .classifier import Classifier
@@ -82,8 +85,35 @@ def save_torch_export(classifier: Classifier, folder: Path, pixels: Tensor) -> s
     """Write `model.pt2`; arguments as of `save_onnx`."""
     with _quietly(classifier) as model:
         program = torch.export.export(model, (pixels,), dynamic_shapes=_any_batch(), strict=False)
-    torch.export.save(program, folder / TORCH_EXPORT)
+    torch.export.save(without_unread(program), folder / TORCH_EXPORT)
     return "torch-export"
+
+
+def without_unread(program: ExportedProgram) -> ExportedProgram:
+    """Return a program without the weights that nothing in it reads: of the text encoder, where class features are constants."""
+    unread = [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]
+    names = {node.name for node in unread}
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    signature = program.graph_signature
+    dropped = [spec for spec in signature.input_specs if spec.kind in kinds and spec.arg.name in names]
+    targets = {spec.target for spec in dropped}
+    arguments = {spec.arg.name for spec in dropped}
+    for node in unread:
+        if node.name in arguments:
+            program.graph.erase_node(node)
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=ExportGraphSignature(
+            [spec for spec in signature.input_specs if spec.arg.name not in arguments], signature.output_specs
+        ),
+        state_dict={name: tensor for name, tensor in program.state_dict.items() if name not in targets},
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants={name: value for name, value in program.constants.items() if name not in targets},
+        verifiers=program.verifiers,
+    )
 
 
 def _any_batch() -> dict:
@@ -94,6 +124,12 @@ def _any_batch() -> dict:
 def _quietly(classifier: Classifier) -> Iterator[nn.Module]:
     """Give what is exported, without gradients and without what exporters say of their own code."""
     wrapped = Logits(classifier.model)
-    with torch.no_grad(), eval_mode(wrapped), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield wrapped
+    logger = logging.getLogger("torch.onnx")  # tells of packages that are not there and not needed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), eval_mode(wrapped), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield wrapped
+    finally:
+        logger.setLevel(level)

@@ -46,6 +46,7 @@ def save_plain(classifier: Classifier, folder: Path, bf16: bool = False) -> str:
     known = model.class_name_classifier if isinstance(model, PeftModelForImageClassification) else None
     if known is None or known.adapted.backbone.dual is None:
         plain = _merged(model, of_head=True)
+        _require_own_parts(plain)
         plain.config.id2label = dict(enumerate(classifier.class_names))
         plain.config.label2id = {name: label for label, name in enumerate(classifier.class_names)}
         plain.to(dtype).save_pretrained(folder)
@@ -101,14 +102,26 @@ def _merged(model: Any, of_head: bool) -> PreTrainedModel:
         ) from error
 
 
+def _require_own_parts(plain: PreTrainedModel) -> None:
+    """Refuse a classifier with parts that its class does not make, such as a head of several layers."""
+    with torch.device("meta"):
+        own = type(plain)(plain.config)
+    if own.state_dict().keys() != plain.state_dict().keys():
+        raise UnsupportedModelError(
+            f"Cannot make a plain model of this adapter: {type(plain).__name__} has no place for what it learned. {_REMEDY}"
+        )
+
+
 def _image_tower(base: nn.Module) -> PreTrainedModel:
     """Return the image side of a dual encoder, with its projection, as a model of its own."""
     whole: Any = base
     config = copy.deepcopy(whole.config.vision_config)
-    config.projection_dim = getattr(whole.config, "projection_dim", None) or config.hidden_size
+    projection = getattr(whole, "visual_projection", None)
+    if projection is not None:
+        config.projection_dim = whole.config.projection_dim
     tower = getattr(transformers, TOWERS[class_name(base)])(config)
-    if hasattr(tower, "visual_projection"):
-        tower.visual_projection.load_state_dict(whole.visual_projection.state_dict())
+    if projection is not None:
+        tower.visual_projection.load_state_dict(projection.state_dict())
     inner = getattr(tower, "vision_model", tower)
     inner.load_state_dict(whole.vision_model.state_dict())
     return tower.eval()

@@ -6,28 +6,31 @@ Parts lie in a hidden folder beside the file, with what they were made with; the
 from __future__ import annotations
 
 import shutil
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+import torch
+from torch import Tensor
 
 from ..data.any_images import NamedImages
 from ..experiments.identity import differences
+from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.progress import with_progress
-from ..utils.validation import require_int, shorten
+from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .classifier import Classifier, best
-from .tables import COLUMNS, PROBLEM, columns_of, require_format, write_problems, write_table
+from .tables import COLUMNS, PROBLEM, PredictOptions, columns_of, require_format, write_problems, write_table
 
 
 #: Images in a part, about; a part has whole batches.
@@ -39,26 +42,8 @@ IDENTITY = "identity.json"
 #: Entries of an adapter's config that change nothing it computes: places, and what is digested by itself.
 _PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inference_mode", "auto_mapping")
 
-_THREADS = 4
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What is written, and how.
-
-    Attributes:
-        top_k: how many labels of each image.
-        embeddings: whether features are written, too.
-        batch_size: images per forward pass.
-    """
-
-    top_k: int = 1
-    embeddings: bool = False
-    batch_size: int = 32
-
-    def __post_init__(self):
-        require_int("top_k", self.top_k, 1)
-        require_int("batch_size", self.batch_size, 1)
+#: Batches that are read while another is classified, each by a thread.
+_AHEAD = 4
 
 
 class Summary(NamedTuple):
@@ -106,16 +91,16 @@ def predict(
     """
     output = Path(output)
     require_format(output, options.embeddings)
-    with only_writer(output, wait, is_file=True) as writer:
+    with only_writer(output, wait, is_file=True) as writer, fixed_weights():
         parts = _Parts(output, identity_of(classifier, images, options))
-        reader = ThreadPoolExecutor(_THREADS)
+        reader = ThreadPoolExecutor(_AHEAD)
         try:
             for part, rows in _made(classifier, images, options, parts, reader, progress):
                 writer.check()
                 parts.write(part, rows)
         finally:
             reader.shutdown(cancel_futures=True)
-        summary = _finish(output, parts, classifier, images, options)
+        summary = _finish(output, parts, images, options)
         writer.check()
         parts.remove()
     return summary
@@ -125,6 +110,7 @@ def identity_of(classifier: Classifier, images: NamedImages, options: PredictOpt
     """Return what predictions depend on, by content."""
     model = classifier.model
     config: Any = model.peft_config[model.active_adapter].to_dict()
+    config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     known = getattr(model, "class_name_classifier", None)
     classes = known.in_use.tokenised if known is not None and known.adapted.text is not None else None
     return {
@@ -186,6 +172,17 @@ class _Parts:
         except (OSError, pa.ArrowException):
             return None
 
+    def need(self, part: int) -> pa.Table:
+        """Return a part that was made.
+
+        Raises:
+            OSError: it went away meanwhile.
+        """
+        found = self.read(part)
+        if found is None:
+            raise OSError(f"The part {str(self.path(part))!r} went away meanwhile. Start again.")
+        return found
+
     def remove(self) -> None:
         """Remove all of them."""
         with suppress(OSError):
@@ -210,70 +207,69 @@ def _made(
     left = [(part, span) for part, span in enumerate(spans(len(images), options)) if parts.read(part) is None]
     size = options.batch_size
     batches = [(part, span[first : first + size]) for part, span in left for first in range(0, len(span), size)]
-    ahead = [reader.submit(_read, images, batch) for _, batch in batches[:_THREADS]]
+    waiting = iter(batches)
+    ahead = deque(reader.submit(_read, classifier, images, batch) for _, batch in islice(waiting, _AHEAD))
     rows: list[pa.Table] = []
     for number, (part, batch) in enumerate(with_progress(batches, progress)):
-        if number + _THREADS < len(batches):
-            ahead.append(reader.submit(_read, images, batches[number + _THREADS][1]))
-        found = ahead[number].result()
-        ahead[number] = None  # pyrefly: ignore[unsupported-operation]  # its images are not needed any more
+        found = ahead.popleft().result()
+        ahead.extend(reader.submit(_read, classifier, images, further) for _, further in islice(waiting, 1))
         rows.append(_rows(classifier, [images.names[index] for index in batch], found, options))
         if number + 1 == len(batches) or batches[number + 1][0] != part:
             yield part, pa.concat_tables(rows)
             rows = []
 
 
-def _read(images: NamedImages, batch: Sequence[int]) -> list[Image.Image | str]:
-    return [images.read(index) for index in batch]
+def _read(classifier: Classifier, images: NamedImages, batch: Sequence[int]) -> list[dict[str, Tensor] | str]:
+    """Return what the model takes of each image, or why it cannot be read; one decoded image is held at a time."""
+    found = []
+    for index in batch:
+        image = images.read(index)
+        try:
+            found.append(image if isinstance(image, str) else classifier.preprocess([image]))
+        except (ValueError, ArithmeticError, MemoryError) as error:  # a shape that it cannot bring to its own
+            found.append(f"not to be preprocessed: {first_line(error)}")
+    return found
 
 
 def _rows(
-    classifier: Classifier, names: list[str], found: list[Image.Image | str], options: PredictOptions
+    classifier: Classifier, names: list[str], found: list[dict[str, Tensor] | str], options: PredictOptions
 ) -> pa.Table:
     """Return the rows of a batch, with a problem in those that were not read."""
-    read = [index for index, image in enumerate(found) if not isinstance(image, str)]
+    inputs = {index: each for index, each in enumerate(found) if isinstance(each, dict)}
     predictions: list = []
     features = None
-    if read:
-        inputs = classifier.preprocess([found[index] for index in read])
+    if inputs:
+        keys = next(iter(inputs.values()))
+        together = {name: torch.cat([each[name] for each in inputs.values()]) for name in keys}
         if options.embeddings:
-            logits, features = classifier.logits_and_features_of(inputs)
+            logits, features = classifier.logits_and_features_of(together)
         else:
-            logits = classifier.logits_of(inputs)
+            logits = classifier.logits_of(together)
         predictions = best(classifier.probabilities_of(logits), classifier.class_names, options.top_k)
-    problems = [image if isinstance(image, str) else None for image in found]
-    return columns_of(names, read, predictions, features, problems, classifier.class_names, options)
+    problems = [each if isinstance(each, str) else None for each in found]
+    return columns_of(names, list(inputs), predictions, features, problems, classifier.class_names, options)
 
 
-def _finish(
-    output: Path, parts: _Parts, classifier: Classifier, images: NamedImages, options: PredictOptions
-) -> Summary:
+def _finish(output: Path, parts: _Parts, images: NamedImages, options: PredictOptions) -> Summary:
     """Make the file of its parts."""
     numbers = range(len(spans(len(images), options)))
     problems: list[tuple[str, str]] = []
-    counts = dict.fromkeys(classifier.class_names, 0)
-
-    def rows() -> Iterator[pa.Table]:
-        for number in numbers:
-            part = parts.read(number)
-            if part is None:
-                raise OSError(f"The part {parts.path(number)} went away meanwhile. Start again.")
-            bad = part.filter(pa.compute.is_valid(part[PROBLEM]))
-            problems.extend(zip(bad[COLUMNS[0]].to_pylist(), bad[PROBLEM].to_pylist(), strict=True))
-            good = part.filter(pa.compute.is_null(part[PROBLEM])).drop_columns(PROBLEM)
-            for label in good[COLUMNS[1]].to_pylist():
-                counts[label] += 1
-            yield good
-
-    whole = [len(part.filter(pa.compute.is_null(part[PROBLEM]))) for part in map(parts.read, numbers) if part]
-    if not sum(whole):
-        first = parts.read(0)
-        why = f": {first[COLUMNS[0]][0]} is {first[PROBLEM][0]}" if first is not None else ""
-        raise ValueError(f"None of {len(images)} images can be read{why}.")
-    write_table(output, rows())
+    counts: Counter[str] = Counter()
+    for number in numbers:
+        part = parts.need(number)
+        bad = part.filter(part[PROBLEM].is_valid())
+        problems += zip(bad[COLUMNS[0]].to_pylist(), bad[PROBLEM].to_pylist(), strict=True)
+        counts.update(label for label in part[COLUMNS[1]].to_pylist() if label is not None)
+    if len(problems) == len(images):
+        parts.remove()
+        raise ValueError(f"None of {len(images)} images can be read: {problems[0][0]} is {problems[0][1]}.")
+    write_table(output, (_without_problems(parts.need(number)) for number in numbers))
     listed = write_problems(output, problems)
     if problems:
         named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
         warn_caller(f"{len(problems)} of {len(images)} images cannot be read and were skipped: {named}.")
-    most = dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda pair: -pair[1]))
-    return Summary(len(images) - len(problems), len(problems), most, listed)
+    return Summary(len(images) - len(problems), len(problems), dict(counts.most_common()), listed)
+
+
+def _without_problems(part: pa.Table) -> pa.Table:
+    return part.filter(part[PROBLEM].is_null()).drop_columns(PROBLEM)

@@ -19,6 +19,8 @@ def read_image(path):
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F" or image.mode.startswith("I"):
             values = np.asarray(image, np.float64)
+            if not np.isfinite(values).all():
+                raise ValueError("its pixel values are not finite")
             low, high = float(values.min()), float(values.max())
             if image.mode.startswith("I;16"):
                 low, high = 0.0, 65535.0
@@ -147,7 +149,7 @@ def main():
     for path in arguments.images:
         try:
             found = predictor(path, arguments.top_k)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             print(f"Skipped {path}: {error}", file=sys.stderr)
             skipped += 1
             continue

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,11 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from ..utils.io import atomic_path, disk_errors, read_text
+from ..utils.validation import require_int
 
 
 if TYPE_CHECKING:
     from .classifier import Prediction
-    from .predictions import PredictOptions
 
 
 #: Columns of every file; further labels are `label_2`, `probability_2` and so on.
@@ -30,6 +31,25 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 _PROBLEMS_HEADER = "file,problem"
 #: Digits of probabilities in text.
 _DIGITS = 6
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is written, and how.
+
+    Attributes:
+        top_k: how many labels of each image.
+        embeddings: whether features are written, too.
+        batch_size: images per forward pass.
+    """
+
+    top_k: int = 1
+    embeddings: bool = False
+    batch_size: int = 32
+
+    def __post_init__(self):
+        require_int("top_k", self.top_k, 1)
+        require_int("batch_size", self.batch_size, 1)
 
 
 def require_format(output: Path, embeddings: bool) -> None:

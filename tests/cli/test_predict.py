@@ -62,7 +62,7 @@ def test_tables_of_labelled_images_are_images(adapter, colours, tmp_path):
     vprompt(
         "predict", "--adapter", adapter, "--data", colours, "--where", "colour=red", "--output", tmp_path / "o.csv"
     )
-    assert [row["file"] for row in rows(tmp_path / "o.csv")] == [f"row {index}" for index in range(10)]
+    assert [row["file"] for row in rows(tmp_path / "o.csv")] == [f"row {index}" for index in range(20, 30)]
     costs = ("--data", colours, "--label-column", "colour", "--format", "plain")
     shown = vprompt("export", "--adapter", adapter, "--output", tmp_path / "plain", *costs)
     results = json.loads((adapter / "results.json").read_text())

@@ -1,5 +1,7 @@
 """Images of which nothing else is known: from every kind of source, under their names."""
 
+import os
+import struct
 import zipfile
 
 import pytest
@@ -51,6 +53,10 @@ def test_tables_and_archives(photos, tmp_path, monkeypatch):
     assert names(tmp_path / "bytes.parquet") == ["row 0", "row 1"]
     Dataset.from_dict({"image": [content] * 2, "file_name": ["x.png", None]}).to_parquet(tmp_path / "named.parquet")
     assert names(tmp_path / "named.parquet") == ["x.png", "row 1"]
+    table = {"image": [content] * 3, "kind": ["a", "b", "b"], "split": ["train", "test", "train"]}
+    Dataset.from_dict(table).to_parquet(tmp_path / "kinds.parquet")
+    assert names(tmp_path / "kinds.parquet", where=("kind=b",)) == ["row 1", "row 2"]
+    assert names(tmp_path / "kinds.parquet", split_column="split") == ["test row 0", "train row 0", "train row 1"]
     load_dataset("imagefolder", data_dir=str(photos / "test" / "deep"), split="train").save_to_disk(tmp_path / "disk")
     assert [name.rpartition("/")[2] for name in names(tmp_path / "disk")] == ["0.png"]
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:
@@ -69,11 +75,33 @@ def test_what_cannot_be_read_is_told_one_by_one(tmp_path):
     assert isinstance(found.read(0), Image.Image) and found.read(1) == "missing"
 
 
+@pytest.mark.parametrize("error", [struct.error("x"), EOFError(), TypeError("x"), OSError("x")])
+def test_whatever_a_damaged_file_raises(error, tmp_path, monkeypatch):
+    picture("a", 0).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("peft_vprompt.data.images.convert_to_rgb", fail)
+    monkeypatch.setattr("peft_vprompt.data.image_checks.convert_to_rgb", fail)
+    assert load_any(DataOptions(tmp_path)).read(0) == "damaged"
+
+
 def test_addresses_are_followed_only_when_asked(tmp_path):
     (tmp_path / "t.csv").write_text("image\nhttps://example.org/a.png\n")
     with pytest.raises(ValueError, match="follow_urls"):
         load_any(DataOptions(tmp_path / "t.csv"))
     assert load_any(DataOptions(tmp_path / "t.csv", follow_urls=True)).names == ["https://example.org/a.png"]
+
+
+def test_names_that_are_no_text_are_told(tmp_path):
+    picture("a", 0).save(tmp_path / "a.png")
+    try:
+        (tmp_path / os.fsdecode(b"b\xff.png")).write_bytes((tmp_path / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes names in UTF-8 alone")
+    with pytest.warns(UserWarning, match=r"no UTF-8 are left out: .*udcff.*Rename"):
+        assert load_any(DataOptions(tmp_path)).names == ["a.png"]
 
 
 def test_nothing_there(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.support.peft_behaviours import save_row
+
 
 pytestmark = pytest.mark.nightly
 
@@ -123,6 +125,22 @@ def test_test_time_tuning(cli, tmp_path):
     (cell,) = json.loads(path.read_text())["cells"]
     assert list(cell["milliseconds_per_image"]) == ["together", "one by one", "authors' way", "views"]
     assert max(cell["agreement"].values()) < 1e-4
+
+
+def test_exported_models(cli, tmp_path, clip_path, colours, tokenizer_path):
+    pytest.importorskip("onnxruntime", reason="onnx, onnxscript and onnxruntime are not installed")
+    from examples.benchmarks import exported
+
+    names = {"class_names": ["blue", "green", "red", "white"]}
+    adapter = save_row(tmp_path / "adapter", "coop", clip_path, tokenizer_path, **names)
+    output = tmp_path / "out"
+    exported.main(adapter, output, data=colours, label_column="colour", batches=[2], repeats=1, threads=1)
+    (path,) = output.iterdir()
+    result = json.loads(path.read_text())
+    assert all(side["ms_per_image"] > 0 for side in result["cells"]["2"].values())
+    page = exported.with_table(exported.PAGE.read_text(), result)
+    assert "| ONNX, int8 |" in page and page.count("end of exported") == 1
+    assert result["agreement"]["ONNX"]["agreement"] == 100 and result["files"]["ONNX"]["difference"] < 1e-3
 
 
 def test_a_missed_bar_is_reported():

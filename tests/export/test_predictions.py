@@ -173,6 +173,22 @@ def test_files_of_other_kinds(name, options, message, classifier, photos, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_an_image_that_cannot_be_preprocessed(classifier, tmp_path, monkeypatch):
+    for index in range(2):
+        Image.new("RGB", (9 + index, 9)).save(tmp_path / f"{index}.png")
+    preprocess = Classifier.preprocess
+
+    def refuses_one(self, images):
+        if images[0].width == 9:
+            raise ValueError("too narrow")
+        return preprocess(self, images)
+
+    monkeypatch.setattr(Classifier, "preprocess", refuses_one)
+    with pytest.warns(UserWarning, match=r"0.png \(not to be preprocessed: too narrow\)"):
+        predict(classifier, load_any(DataOptions(tmp_path)), tmp_path / "out.csv")
+    assert [row["file"] for row in read(tmp_path / "out.csv")] == ["1.png"]
+
+
 def test_no_image_can_be_read(classifier, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"None of 1 images can be read: a.png is not an image"):

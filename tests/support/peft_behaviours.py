@@ -114,7 +114,10 @@ def save_row(path, row: str, base: str, tokenizer: str, **options) -> str:
     """A folder with an adapter of a row, moved away from its start, on the model that lies in the folder `base`."""
     loaded = (CLIPModel if ROWS[row] == "CLIPModel" else ViTForImageClassification).from_pretrained(base)
     torch.manual_seed(0)
-    disturb(get_peft_model(loaded, config_of(row, loaded, tokenizer, **options))).save_pretrained(path)
+    model = disturb(get_peft_model(loaded, config_of(row, loaded, tokenizer, **options)))
+    if row == "lora-on-class-names":
+        model.set_class_names(CLASS_NAMES)
+    model.save_pretrained(path)
     return str(path)
 
 
