@@ -83,20 +83,10 @@ def build_page(playground: Playground) -> Any:
 def _inputs(gr: Any, playground: Playground) -> list:
     """Lay out the widgets, and return those that `answer` takes, in its order."""
 
-    class ImageFile(gr.Image):
-        """An image that is handed over as its file, whatever is in it: the file is read, or refused, by this package."""
-
-        def get_block_name(self) -> str:
-            return "image"
-
-        def preprocess(self, payload):
-            if payload is None or payload.path is None or (payload.url or "").startswith("data:"):
-                return super().preprocess(payload)
-            return payload.path
-
-    image = ImageFile(
+    image = gr.Image(
         type="filepath", label="Image", sources=["upload", "clipboard"], height=300, elem_id="vp-image", buttons=[]
     )
+    _hand_over_as_file(image)
     if examples := playground.examples():
         gr.Examples(examples, image, label="Images of the embedded task")
     names = gr.Textbox(
@@ -112,6 +102,21 @@ def _inputs(gr: Any, playground: Playground) -> list:
         top_k = gr.Slider(1, 10, value=5, step=1, label="Labels of each", elem_id="vp-top-k")
         attention = gr.Checkbox(True, label="Attention", elem_id="vp-attention")
     return [image, names, models, top_k, attention]
+
+
+def _hand_over_as_file(image: Any) -> None:
+    """Let an image be handed over as its file, whatever is in it: this package reads it, or says why it cannot.
+
+    Gradio opens it before, and fails without a word to the visitor. (Of a subclass it would write a stub beside this file.)
+    """
+    decode = image.preprocess
+
+    def preprocess(payload):
+        if payload is None or payload.path is None or (payload.url or "").startswith("data:"):
+            return decode(payload)
+        return payload.path
+
+    image.preprocess = preprocess
 
 
 def serve(
