@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import models
 from tests.support.models import CLASS_NAMES, CONFIGS, tiny_tokenizer
 from tests.support.saved_models import save_colours, save_tiny_clip, save_tiny_vit
+
+
+MEMORY = Path("/dev/shm")
+#: Temporary folders of the tests may take this much memory, in bytes; with less they are on disk.
+ROOM = 4 * 2**30
+
+
+def pytest_configure(config):
+    """Keep temporary folders in memory where there is room: every adapter is written durably, and disks are slow."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 torch.set_num_threads(1)  # the models are so small that waiting for a second thread costs more than it gives
@@ -99,9 +111,8 @@ def quick():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what lives now is imported code for the most part, and is not looked at again
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -19,7 +19,7 @@ SHOWN = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
-    "security.md": "SECURITY.md",
+    "reporting.md": "SECURITY.md",
 }
 
 #: Modules of the public API, in the order of the reference.

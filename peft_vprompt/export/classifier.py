@@ -6,9 +6,9 @@ Shapes: b = images, c = classes, e = size of a feature.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -257,25 +257,12 @@ class Classifier:
             hook.remove()
         return read[0]
 
-    def _computing(self) -> _Computing:
-        return _Computing(self.model, self.bf16)
-
-
-class _Computing:
-    """A block in which the model computes, and what brings inputs to it."""
-
-    def __init__(self, model: nn.Module, bf16: bool):
-        self.device = device_of(model)
-        self.contexts = [eval_mode(model), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)]
-
-    def __enter__(self):
-        for context in self.contexts:
-            context.__enter__()
-        return lambda inputs: {name: tensor.to(self.device) for name, tensor in inputs.items()}
-
-    def __exit__(self, *error):
-        for context in reversed(self.contexts):
-            context.__exit__(*error)
+    @contextmanager
+    def _computing(self) -> Iterator[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
+        """Give what brings inputs to the model, which computes in the block."""
+        device = device_of(self.model)
+        with eval_mode(self.model), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            yield lambda inputs: {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def best(probabilities: Tensor, class_names: Sequence[str], top_k: int) -> list[list[Prediction]]:
@@ -296,7 +283,7 @@ def _is_one(images: Any) -> bool:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    if isinstance(image, (str, Path, os.PathLike)):
+    if isinstance(image, (str, os.PathLike)):
         return read_rgb(image)
     raise TypeError(
         "Expected images of Pillow, paths of image files, or tensors as the image processor gives them. Received: "

@@ -100,8 +100,8 @@ def predict(
                 parts.write(part, rows)
         finally:
             reader.shutdown(cancel_futures=True)
-        summary = _finish(output, parts, images, options)
         writer.check()
+        summary = _finish(output, parts, images, options)
         parts.remove()
     return summary
 

@@ -85,12 +85,9 @@ def test_what_visitors_write():
     assert read_names(" fox \n\n grey   wolf\nfox\n") == (["fox", "grey wolf"], ["Counted once: fox."])
     assert read_names("fox, wolf") == (["fox", "wolf"], [])
     assert "add another" in read_names("fox")[1][0]
-    for text, match in (("", "at least two"), (" \n ,", "at least two"), ("a\n" * 9 + " \n", "add another")):
-        if match == "add another":
-            assert match in read_names(text)[1][-1]
-        else:
-            with pytest.raises(ValueError, match=match):
-                read_names(text.replace(",", ""))
+    for nothing in ("", " \n ,"):
+        with pytest.raises(ValueError, match="at least two"):
+            read_names(nothing)
     with pytest.raises(ValueError, match="vprompt predict"):
         read_names("\n".join(map(str, range(MAX_NAMES + 1))))
 

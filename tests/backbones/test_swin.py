@@ -156,13 +156,20 @@ def test_drop_path_and_dropout_are_drawn_for_images():
             assert torch.equal(model.eval()(pixel_values=images()).logits, model(pixel_values=images()).logits)
 
 
-def test_compiled_copied_and_in_half_precision():
+@pytest.mark.nightly
+def test_compiled():
     model = get_peft_model(swin(2), VisualPromptConfig(num_virtual_tokens=2, deep=True)).eval()
     expected = model(pixel_values=images()).logits
     with torch.no_grad():
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(pixel_values=images()).logits, expected, **CLOSE)
+
+
+def test_copied_and_in_half_precision():
+    model = get_peft_model(swin(2), VisualPromptConfig(num_virtual_tokens=2, deep=True)).eval()
+    with torch.no_grad():
+        expected = model(pixel_values=images()).logits
         assert torch.equal(pickle.loads(pickle.dumps(model))(pixel_values=images()).logits, expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = model(pixel_values=images()).logits.float()
