@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from ..backbones.supported import HEADS, class_name, view
 from ..data.images import to_rgb
+from ..errors import TokenizerNotFoundError
 from ..peft_models.adapter_files import complete_adapter
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..tuners.base.registry import METHODS, find_row, is_known
@@ -25,7 +27,9 @@ from ..utils.devices import device_of, find_device
 from ..utils.hub import split_revision
 from ..utils.validation import first_line
 from .attention_maps import attention_maps, plot_attention
+from .identity import RESULTS
 from .models import adapter_config
+from .results import read_results
 from .sharing import load_with_results
 
 
@@ -61,8 +65,10 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
     recorded = config.auto_mapping or {}
     is_classifier = recorded.get("base_model_class", "").endswith("ForImageClassification")
     row = _row(config, is_classifier)
-    names = getattr(config, "class_names", None) or recorded.get("class_names")
     labels = getattr(config, "id2label", None)
+    names = getattr(config, "class_names", None) or recorded.get("class_names") or list((labels or {}).values())
+    if not names and (saved := read_results(Path(adapter, RESULTS))) is not None:
+        names = next(iter(saved["classes"].values()))
     return {
         "method": row.name if row else None,
         "title": row.title if row else f"PEFT's {config.peft_type.value}",
@@ -73,7 +79,7 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
         "base_class": recorded.get("base_model_class"),
         "revision": config.revision,
         "tokenizer": getattr(config, "tokenizer_name_or_path", None),
-        "classes": list(names or (labels or {}).values()) or None,
+        "classes": list(names) or None,
         "options": _options(config),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bytes": path.stat().st_size,
@@ -159,22 +165,31 @@ def nearest_words(model: Any, limit: int = NEAREST) -> list[dict] | str:
     if learned is None or learned.shape[-1] != table.shape[1] or prompts.first_layer:
         return "The learned tokens are not among the words: they come in at a later layer, or from another space."
     first = learned if learned.ndim == 2 else learned[0]
-    tokenizer = model.class_name_classifier.adapted.tokenizers.find(model.active_peft_config.tokenizer_name_or_path)
+    try:
+        tokenizer = model.class_name_classifier.adapted.tokenizers.find(
+            model.active_peft_config.tokenizer_name_or_path
+        )
+    except TokenizerNotFoundError as error:
+        return first_line(error) + "."
     distances = torch.cdist(first[:MOST_TOKENS].float(), table)
-    near = distances.topk(min(limit, table.shape[0]), largest=False)
+    distances[:, [place for place in tokenizer.all_special_ids if place < len(table)]] = float("inf")
+    near = distances.topk(min(limit, len(table)), largest=False)
     return [
         {
             "token": place + 1,
             "words": [
-                {
-                    "word": tokenizer.decode([int(word)]).strip() or repr(tokenizer.decode([int(word)])),
-                    "distance": float(d),
-                }
-                for d, word in zip(values, ids, strict=True)
+                {"word": _word(tokenizer, int(word)), "distance": float(distance)}
+                for distance, word in zip(values, ids, strict=True)
             ],
         }
         for place, (values, ids) in enumerate(zip(near.values, near.indices, strict=True))
     ]
+
+
+def _word(tokenizer: Any, token_id: int) -> str:
+    """Return a token as a person reads it; one of bytes that are no letter as the vocabulary has it."""
+    word = tokenizer.decode([token_id]).strip()
+    return word if word.isprintable() and word and "\ufffd" not in word else tokenizer.convert_ids_to_tokens(token_id)
 
 
 @torch.no_grad()
@@ -236,13 +251,18 @@ def _options(config: Any) -> dict:
     """Return the fields of a config that are not the defaults and are the method's own."""
     plain = set(PeftConfig.__dataclass_fields__) | {"class_names", "class_names_digest", "id2label", "label2id"}
     plain |= {"tokenizer_name_or_path", "class_descriptions", "num_labels", "inference_mode"}
-    default: Any = type(config)()
+    own = {field.name: field for field in fields(config) if field.name not in plain}
+    given = {name: getattr(config, name) for name, field in own.items() if getattr(config, name) != _default(field)}
+    kinds = (bool, int, float, str, list, tuple, set, type(None))
     return {
-        name: value
-        for name, value in vars(config).items()
-        if name in config.__dataclass_fields__ and name not in plain and value != getattr(default, name, None)
-        if isinstance(value, (bool, int, float, str, list, tuple, set)) or value is None
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in given.items()
+        if isinstance(value, kinds)
     }
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def inspect_with_model(

@@ -80,7 +80,7 @@ def look(model: Any, name: str, test_set: EvalSet) -> dict | None:
     rows: Any = test_set.rows
     names = test_set.class_names
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(MOST_IMAGES, len(rows))).round().astype(int)).tolist()
-    some = rows.select(chosen) if isinstance(rows, Dataset) else Subset(rows, chosen)
+    some: Any = rows.select(chosen) if isinstance(rows, Dataset) else Subset(rows, chosen)
     among = among_own_classes(model, EvalSet(some, names))
     set_class_names(model, among.class_names)
     logits, labels = predict_logits(model, among.rows)
@@ -104,7 +104,7 @@ def look(model: Any, name: str, test_set: EvalSet) -> dict | None:
             for confidence, right, count in zip(found.confidence, found.accuracy, found.count, strict=True)
             if count
         ],
-        "confused": most_confused(labels, predicted, names),
+        "confused": most_confused(labels, predicted, names, limit=6),
         "names": names,
         "confusion": _shares(labels, predicted, len(names)) if is_small else None,
         "worst": [

@@ -218,6 +218,17 @@ def test_what_a_folder_or_file_held_is_not_lost(clip_path, colours, tmp_path):
         vprompt("pseudo-label", "--output", tmp_path / "own.safetensors", *same)
 
 
+def test_the_page_of_another_run_does_not_stay(clip_path, colours, tmp_path):
+    train(tmp_path, clip_path, colours, "--method", "coop", *QUICK)
+    page = (tmp_path / "report.html").read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the folder holds another run
+        train(tmp_path, clip_path, colours, "--method", "coop", "--lr", 0.5, "--no-report", *QUICK)
+    assert not (tmp_path / "report.html").exists()
+    (kept,) = (tmp_path / "previous").glob("*/report.html")
+    assert kept.read_bytes() == page
+
+
 def test_the_demo_keeps_what_its_folder_held(embedded, tmp_path):
     (tmp_path / "results.json").write_text("of somebody")
     for _ in range(2):

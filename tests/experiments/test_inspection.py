@@ -45,9 +45,7 @@ def test_norms_by_depth():
     (tensor,) = found["tensors"]
     assert len(norms["norms"]) == tensor["shape"][0] == 3
     assert min(norms["norms"]) <= tensor["norm"] / 6**0.5 <= max(norms["norms"]) * 1.2
-    (lora,) = describe_adapter(
-        KEPT / "ln_tuning-both" if (KEPT / "ln_tuning-both").is_dir() else KEPT / "norm_tuning-both"
-    )["norms"][:1]
+    lora, *_ = describe_adapter(KEPT / "clip_lora-both")["norms"]
     assert lora["layers"] == sorted(lora["layers"]) and len(lora["norms"]) == len(lora["layers"])
     (classes,) = describe_adapter(KEPT / "context_opt-class-specific")["norms"]
     assert len(classes["norms"]) == 1
@@ -64,12 +62,15 @@ def test_a_context_of_words_is_nearest_to_these(tokenizer_path):
     tokenizer = tiny_tokenizer()
     ids = tokenizer("a photo of a", add_special_tokens=False).input_ids
     near = nearest_words(model)
-    assert [each["words"][0]["word"] for each in near] == [tokenizer.decode([each]).strip() for each in ids]
+    assert [each["words"][0]["word"] for each in near] == [
+        tokenizer.decode([each]).strip() for each in ids[: len(near)]
+    ]
     assert all(each["words"][0]["distance"] < 1e-4 < each["words"][1]["distance"] for each in near)
 
 
 def test_classes_that_are_alike_come_first(clip_path):
-    model = build_model(clip_path, "coop", ["cat", "dog", "cat", "fox"]).model
+    with pytest.warns(UserWarning, match="class_names repeats"):
+        model = build_model(clip_path, "coop", ["cat", "dog", "cat", "fox"]).model
     first, *others = similar_classes(model)
     assert first["classes"] == ["cat", "cat"] and first["cosine"] == pytest.approx(1, abs=1e-5)
     assert len(others) == 5 and [each["cosine"] for each in others] == sorted(

@@ -102,11 +102,11 @@ def test_a_card_edited_by_hand_keeps_its_text_and_gets_new_results(model, tmp_pa
     file.write_text(
         file.read_text().replace("## Limits", "Mine.\n\n## Limits").replace("license: mit", "license: gpl-3.0")
     )
-    edited = ModelCard.load(file).text
+    edited = ModelCard.load(file).text.strip()
     model.card_details = replace(DETAILS, scores=(replace(SCORES[0], value=90.0),))
     for _ in range(2):
         card = saved_card(model, tmp_path)
-        assert card.text == edited and card.data.license == "gpl-3.0"
+        assert card.text.strip() == edited and card.data.license == "gpl-3.0"
         assert [result.metric_value for result in card.data.eval_results] == [0.9]
 
 
