@@ -83,7 +83,7 @@ def _look(answer: Answer) -> str:
 
 def _bars(predictions: Sequence[Prediction]) -> str:
     rows = "".join(
-        f'<li><span class="vp-label">{escape(label)}</span><span class="vp-value">{_percent(probability)}</span>'
+        f'<li><span class="vp-label">{escape(label)}</span><span class="vp-value">{escape(_percent(probability))}</span>'
         f'<span class="vp-track" aria-hidden="true"><span style="width:{100 * probability:.2f}%"></span></span></li>'
         for label, probability in predictions
     )

@@ -163,7 +163,9 @@ def _zero_shot(base: str | None, several: bool, device: torch.device) -> Contest
 
 def _trained(saved: SavedAdapter, name: str, model: str | None, device: torch.device) -> Contestant:
     def load(class_names: Sequence[str]) -> Classifier:
-        return Classifier.of(saved, model, None if saved.known_classes else class_names, device=device)
+        # What a head tells apart is never what a visitor happened to ask for first.
+        names = None if saved.known_classes or _is_classifier(saved) else class_names
+        return Classifier.of(saved, model, names, device=device)
 
     base = _base(saved, model)
     return Contestant(name, f"{_title(saved)} on {_last(base) if base else EMBEDDED}", load, base, saved.known_classes)

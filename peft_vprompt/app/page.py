@@ -88,7 +88,7 @@ def _inputs(gr: Any, playground: Playground) -> list:
     )
     _hand_over_as_file(image)
     if examples := playground.examples():
-        gr.Examples(examples, image, label="Images of the embedded task")
+        gr.Examples(examples, image, label="Images of the embedded task", elem_id="vp-examples")
     names = gr.Textbox(
         "\n".join(playground.class_names),
         label="Class names",

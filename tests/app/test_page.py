@@ -62,6 +62,7 @@ def expect(browser):
     """Playwright's assertions, which wait."""
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=60_000)
     return expect
 
 
@@ -196,7 +197,7 @@ def test_the_space_on_the_embedded_model(browser, theme, tmp_path):
         serving(tmp_path / "server", SPACE / "app.py") as (address, server),
         opened(browser, f"{address}/?__theme={theme}", server, viewport={"width": 1280, "height": 900}) as page,
     ):
-        page.locator("button.gallery-item, .gallery button").first.click()
+        page.locator("#vp-examples button").first.click()
         page.locator(".vp-card .vp-bars li").nth(4).wait_for(timeout=60_000)
         ink, paper = (
             [int(each) for each in re.findall(r"\d+", page.evaluate(f"getComputedStyle({element}).{what}"))[:3]]
