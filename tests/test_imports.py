@@ -29,6 +29,7 @@ FLOORS = (
     ("experiments",),
     ("convert",),
     ("export",),
+    ("app",),
     ("cli",),
     ("__main__",),
 )

@@ -56,30 +56,31 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         paths = {flag for parameter in self.params if parameter.name in _paths for flag in parameter.opts}
-        for flag, value in pairwise([*args, None]):
+        for flag, value in pairwise([*args, "the end"]):
             if flag in paths and value == "" or flag.endswith("=") and flag[:-1] in paths:
                 raise typer.BadParameter("Expected a path. Received none: ''.", ctx, param_hint=flag.rstrip("="))
         return super().parse_args(ctx, args)
 
 
-def command(function: Callable | None = None, *, several_processes: bool = False) -> Callable:
+def command(function: Callable | None = None, *, name: str | None = None, several_processes: bool = False) -> Callable:
     """Make a function a command; what the user can mend is one line and exit status 2 (1 where training diverged).
 
     Args:
         function: does the work; imports what it needs when it is called.
+        name: of the command; default: the function's.
         several_processes: whether the command has a use for the processes of a launcher; others refuse them.
     """
     if function is None:
-        return functools.partial(command, several_processes=several_processes)
+        return functools.partial(command, name=name, several_processes=several_processes)
 
-    _paths.update(name for name, hint in function.__annotations__.items() if _is_path(hint))
+    _paths.update(argument for argument, hint in function.__annotations__.items() if _is_path(hint))
 
     @functools.wraps(function)
     def wrapped(context: typer.Context, **kwargs):
         _state["context"] = context
         try:
             if not several_processes:
-                _require_one_process(function.__name__.replace("_", "-"))
+                _require_one_process(name or function.__name__.replace("_", "-"))
             _quiet_libraries()
             return function(**kwargs)
         except Exception as error:
@@ -93,7 +94,7 @@ def command(function: Callable | None = None, *, several_processes: bool = False
     # pyrefly: ignore[missing-attribute]  # functions take any attribute; Typer reads these two
     wrapped.__signature__ = inspect.Signature([context, *(p.replace(kind=p.KEYWORD_ONLY) for p in shown)])
     wrapped.__annotations__ = {"context": typer.Context, **function.__annotations__}
-    return app.command(cls=_Command)(wrapped)
+    return app.command(name, cls=_Command)(wrapped)
 
 
 def _is_path(hint: Any) -> bool:

@@ -34,6 +34,7 @@ FLOORS = (
     "experiments",
     "convert",
     "export",
+    "app",
     "cli",
 )
 #: Files beside the folders that belong to a floor.

@@ -29,6 +29,7 @@ PUBLIC = (
     "peft_vprompt.data",
     "peft_vprompt.convert",
     "peft_vprompt.export",
+    "peft_vprompt.app",
     "peft_vprompt.models",
     "peft_vprompt.demo",
 )

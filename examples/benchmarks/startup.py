@@ -24,7 +24,7 @@ from .results import ROOT, commit, verdict
 
 
 RUN = "from vprompt import app; app(prog_name='vprompt')"
-COMMANDS = [command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+COMMANDS = [info.name or info.callback.__name__.replace("_", "-") for info in app.registered_commands]
 #: Arguments of the interpreter by what they do.
 CASES: dict[str, list[str]] = {
     "python alone": ["-c", "pass"],

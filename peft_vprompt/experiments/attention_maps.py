@@ -1,8 +1,10 @@
-"""Where visual prompts look: their attention over the patches of an image, as numbers and as a picture."""
+"""Where an image encoder looks: the attention of visual prompts or of its output over the patches of an image."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones.supported import find_backbone
+from ..backbones.supported import view as view_of
 from ..core.attention import kept_weights
+from ..core.layer_loop import attention_weights
 from ..errors import UnsupportedModelError
 from ..tuners.base.prompted_vision_encoder import PromptedVisionEncoder
 from ..utils.plotting import saved_figure
@@ -67,7 +72,7 @@ def attention_maps(model: Any, pixel_values: Tensor) -> AttentionMaps:
         looked = [each for each in weights if each.shape[-2] == count][-1:]
         to_patches = [each[:, :, :, view.num_prefix_tokens :] for each in looked]
     else:
-        to_patches = _of_tokens(model, vision, view, prompts, count, pixel_values)
+        to_patches = _of_tokens(vision, view, prompts, count, pixel_values)
     grid = _grid(view, pixel_values)
     if not to_patches or to_patches[0].shape[-1] < math.prod(grid):
         raise UnsupportedModelError(
@@ -75,28 +80,88 @@ def attention_maps(model: Any, pixel_values: Tensor) -> AttentionMaps:
             "the image or its tokens, or an encoder that shows no attention. Leave the image out."
         )
     maps = to_patches[0][0, :, :, : math.prod(grid)].mean(0).unflatten(-1, grid)
+    return AttentionMaps(_seen(view, pixel_values), maps.float().cpu().numpy())
+
+
+@torch.no_grad()
+def output_attention(model: Any, inputs: Mapping[str, Tensor]) -> AttentionMaps:
+    """Return what the image feature attends to in an image, in the last layer: one map, whatever the adapter is.
+
+    It is the class token's attention. Of an encoder without such a token it is the mean of all patches' attention. What
+    prompts get is left out of the map.
+
+    Args:
+        model: a PEFT model of this package.
+        inputs: what the model takes of one image.
+
+    Raises:
+        UnsupportedModelError: the encoder has no attention over the patches of the whole image, or prompts change the image.
+    """
+    model.eval()
+    base = model.get_base_model()
+    tower: Any = base.get_submodule(find_backbone(base).vision)
+    encoder: Any = view_of(tower)
+    pixel_values = inputs["pixel_values"]
+    if encoder.no_layers or not encoder.gives_attentions or pixel_values.ndim != 4:
+        raise UnsupportedModelError(
+            "Expected an image encoder whose tokens attend to the patches of a whole image of fixed size. Received: "
+            f"{type(encoder.module).__name__}, which has none to show."
+        )
+    encode = getattr(model, "encode_images", model)
+    with _eager(encoder.module), attention_weights(encoder, True) as found:
+        encode(**inputs)
+    last = [each for each in found if each is not None][-1][0].mean(0)
+    grid = _grid(encoder, pixel_values)
+    patches = _rows_of_tokens(tower, encoder, pixel_values, last.shape[-1])[encoder.num_prefix_tokens :]
+    if len(patches) != math.prod(grid):
+        raise UnsupportedModelError(
+            "Expected an adapter that leaves the image as it is. Received prompts that are pixels around it, so that patches "
+            "are not those of the image."
+        )
+    readers = last[:1] if encoder.num_prefix_tokens else last[patches]
+    shares = readers.mean(0)[patches].unflatten(0, grid)
+    return AttentionMaps(_seen(encoder, pixel_values), shares[None].float().cpu().numpy())
+
+
+def _rows_of_tokens(tower: Any, encoder: Any, pixel_values: Tensor, rows: int) -> list[int]:
+    """Return those of the last layer's rows that are no prompts."""
+    prompts = tower.active_prompts if isinstance(tower, PromptedVisionEncoder) else None
+    length = encoder.num_prefix_tokens + math.prod(_grid(encoder, pixel_values))
+    if prompts is None or prompts.read_only or rows <= length:
+        return list(range(rows))
+    inserted = prompts.insertion_rule(encoder, length).prompt_rows(rows - length)
+    return [row for row in range(rows) if not inserted.start <= row < inserted.stop]
+
+
+@contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """Compute attention in the one way that gives weights, while the block runs."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _seen(view: Any, pixel_values: Tensor) -> np.ndarray:
+    """Return what the encoder sees of the first image, in [0, 1]: [height, width, 3]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (view.pixel_mean, view.pixel_std))
-    image = (pixel_values[0].float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0)
-    return AttentionMaps(image.numpy(), maps.float().cpu().numpy())
+    return (pixel_values[0].float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def _of_tokens(
-    model: Any, vision: PromptedVisionEncoder, view: Any, prompts: Any, count: int, pixel_values: Tensor
+    vision: PromptedVisionEncoder, view: Any, prompts: Any, count: int, pixel_values: Tensor
 ) -> list[Tensor]:
     """Return the weights [b, h, n, patches] of prompts among the tokens; none where they are no rows of their own."""
     length = view.num_prefix_tokens + math.prod(_grid(view, pixel_values))
     rows = prompts.insertion_rule(view, length).prompt_rows(count)
     if rows.stop == rows.start:
         return []
-    base = model.get_base_model()
-    before = base.config._attn_implementation
-    base.set_attn_implementation("eager")  # the others give no weights
-    try:
+    with _eager(view.module):
         attentions = vision(pixel_values, output_attentions=True).attentions
-    finally:
-        base.set_attn_implementation(before)
     with_prompts = [each for each in attentions or () if each is not None and each.shape[-1] == length + count]
-    plain = [row for row in range(length + count) if not rows.start <= row < rows.stop][view.num_prefix_tokens :]
+    plain = _rows_of_tokens(vision, view, pixel_values, length + count)[view.num_prefix_tokens :]
     return [each[:, :, rows][..., plain] for each in with_prompts[-1:]]
 
 

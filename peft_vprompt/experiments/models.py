@@ -155,7 +155,7 @@ def load_adapter(
     """
     config = adapter_config(adapter, subfolder)
     if model_name_or_path is None and not embedded:
-        model_name_or_path = _base_of(config)
+        model_name_or_path = base_of(config)
     classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
     place, revision = split_revision(str(adapter))
     if classifier:
@@ -238,7 +238,7 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
     return config
 
 
-def _base_of(config: PeftConfig) -> str | None:
+def base_of(config: PeftConfig) -> str | None:
     """Return the base model that a saved adapter names, at the revision that it names."""
     name = config.base_model_name_or_path
     return f"{name}@{config.revision}" if name and config.revision else name

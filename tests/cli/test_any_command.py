@@ -42,7 +42,7 @@ def options_of(command):
 @st.composite
 def calls(draw):
     """Draw a command and values of one or two of its options."""
-    command = draw(st.sampled_from(sorted(set(COMMANDS) - {"methods", "push"})))
+    command = draw(st.sampled_from(sorted(set(COMMANDS) - {"methods", "app", "push"})))
     chosen = draw(st.lists(st.sampled_from(options_of(command)), min_size=1, max_size=2, unique_by=lambda p: p.name))
     flags = [parameter.opts[0] for parameter in chosen if getattr(parameter, "is_flag", False)]
     values = {p.opts[0]: draw(ANYTHING) for p in chosen if p.opts[0] not in flags and p.param_type_name == "option"}
