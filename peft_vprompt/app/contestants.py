@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -80,13 +81,14 @@ class Contestant:
                 self._classifier = self.load(class_names)
             classifier = self._classifier
             inputs = classifier.preprocess([image])
-            logits = _logits_among(classifier, inputs, class_names)
-            if not logits.isfinite().all():
-                raise ValueError(
-                    "This model gives values that are not finite: its weights or its training went wrong."
-                )
-            probabilities = classifier.probabilities_of(logits)
-            found, why = _attention(classifier, inputs) if attention else (None, None)
+            with classifier.model.disable_adapter() if self.is_zero_shot else nullcontext():
+                logits = _logits_among(classifier, inputs, class_names)
+                if not logits.isfinite().all():
+                    raise ValueError(
+                        "This model gives values that are not finite: its weights or its training went wrong."
+                    )
+                probabilities = classifier.probabilities_of(logits)
+                found, why = _attention(classifier, inputs) if attention else (None, None)
         return Outcome(best(probabilities, list(class_names), top_k)[0], found, why)
 
 

@@ -67,8 +67,7 @@ def build_page(playground: Playground) -> Any:
                 widgets = _inputs(gr, playground)
             with gr.Column(scale=7, min_width=420):
                 shown = gr.HTML(placeholder(), elem_id="vp-answers", container=False)
-        image, names, *others = widgets
-        changes = [image.change, names.input, *(each.change for each in others)]
+        changes = [each.change for each in widgets]
         gr.on(
             changes,
             lambda *values: answer(playground, *values),

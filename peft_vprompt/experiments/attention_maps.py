@@ -15,7 +15,6 @@ from torch import Tensor
 from ..backbones.supported import find_backbone
 from ..backbones.supported import view as view_of
 from ..core.attention import kept_weights
-from ..core.layer_loop import attention_weights
 from ..errors import UnsupportedModelError
 from ..tuners.base.prompted_vision_encoder import PromptedVisionEncoder
 from ..utils.plotting import saved_figure
@@ -107,10 +106,8 @@ def output_attention(model: Any, inputs: Mapping[str, Tensor]) -> AttentionMaps:
             "Expected an image encoder whose tokens attend to the patches of a whole image of fixed size. Received: "
             f"{type(encoder.module).__name__}, which has none to show."
         )
-    encode = getattr(model, "encode_images", model)
-    with _eager(encoder.module), attention_weights(encoder, True) as found:
-        encode(**inputs)
-    last = [each for each in found if each is not None][-1][0].mean(0)
+    with _eager(encoder.module):
+        last = tower(**inputs, output_attentions=True).attentions[-1][0].mean(0)
     grid = _grid(encoder, pixel_values)
     patches = _rows_of_tokens(tower, encoder, pixel_values, last.shape[-1])[encoder.num_prefix_tokens :]
     if len(patches) != math.prod(grid):

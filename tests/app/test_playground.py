@@ -55,6 +55,12 @@ def test_models_side_by_side(playground, places, picture):
         assert [p.label for p in each.predictions] == [p.label for p in alone]
         assert [p.probability for p in each.predictions] == pytest.approx([p.probability for p in alone], abs=1e-5)
     zero_shot, coop, _, head = answers
+    plain = Classifier.from_pretrained(places["coop"], device="cpu")
+    with plain.model.disable_adapter():
+        plain.set_class_names([*CLASS_NAMES[1:], CLASS_NAMES[0]])
+        expected = plain(picture, top_k=2)
+    assert [p.label for p in zero_shot.predictions] == [p.label for p in expected]
+    assert [p.probability for p in zero_shot.predictions] == pytest.approx([p.probability for p in expected], abs=1e-5)
     assert "LABEL_0" in head.problem  # nothing says its classes, so it has none of the names that are asked for
     assert zero_shot.attention.maps.shape == coop.attention.maps.shape == (1, 4, 4)
     np.testing.assert_allclose(zero_shot.attention.maps, coop.attention.maps, atol=1e-5)  # nothing is put into images
