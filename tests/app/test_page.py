@@ -75,6 +75,7 @@ def serving(folder: Path, *arguments, **environment):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     asked = folder / "asked_for.txt"
+    said = folder / "said.txt"
     places = {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), "ASKED_FOR": str(asked)}
     places |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder / "gradio")}
     server = subprocess.Popen(
@@ -82,16 +83,15 @@ def serving(folder: Path, *arguments, **environment):
         cwd=folder,
         env={**os.environ, **places, **environment},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=said.open("w"),
     )
     try:
         yield f"http://127.0.0.1:{port}", server
     finally:
         server.terminate()
-        said = server.communicate()[1]
+        server.wait()
     assert not asked.exists(), asked.read_text()
-    assert "Traceback" not in said, said
+    assert "Traceback" not in said.read_text(), said.read_text()
     assert not (folder / ".gradio").exists()
 
 
@@ -103,7 +103,7 @@ def opened(browser, address, server, **options):
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     for _ in range(120):
-        assert server.poll() is None, server.stderr.read()
+        assert server.poll() is None
         try:
             page.goto(address)
             break
