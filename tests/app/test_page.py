@@ -150,7 +150,7 @@ def test_adapters_side_by_side(browser, expect, picture, clip_path, tokenizer_pa
         expect(labels).to_have_count(min(5, len(CLASS_NAMES)))
 
         names.fill("\n".join(NEW_NAMES))
-        expect(answers.locator(".vp-card .vp-problem")).to_contain_text("knows no other")
+        expect(answers.locator(".vp-card .vp-problem")).to_contain_text("means nothing for other names")
         assert set(labels.all_inner_texts()) == set(NEW_NAMES)
 
         page.locator("#vp-models").get_by_label("classifier-r", exact=True).click()

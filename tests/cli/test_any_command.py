@@ -102,7 +102,7 @@ def check_call(call, places, monkeypatch):
 
 @pytest.mark.usefixtures("embedded")
 class TestCommands:
-    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"methods", "inspect", "push"}))
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "inspect", "push"}))
     def test_a_place_that_cannot_be_written_is_one_line(self, command, places, monkeypatch, tmp_path):
         folder, plain = places
         monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ class TestCommands:
             assert result.exit_code == 2 and said.startswith("Error: Cannot write '") and "file stands where" in said
         assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
 
-    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"methods", "push"}))
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "push"}))
     def test_an_empty_path_is_not_the_current_folder(self, command, places, monkeypatch, tmp_path):
         folder, plain = places
         monkeypatch.chdir(tmp_path)
