@@ -92,8 +92,8 @@ def _inputs(gr: Any, playground: Playground) -> list:
         "\n".join(playground.class_names),
         label="Class names",
         info="One on each line",
-        lines=6,
-        max_lines=10,
+        lines=10,
+        max_lines=10,  # of one height: growing with a thousand names keeps a browser busy for minutes
         elem_id="vp-names",
     )
     models = gr.CheckboxGroup(playground.names, value=playground.names[:4], label="Models", elem_id="vp-models")

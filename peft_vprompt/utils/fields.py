@@ -19,6 +19,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 #: Bounds of what has none of its own: nothing that is counted in a config is larger.
 MAX_INTEGER = 1_000_000
+#: Largest integer in the place of a float: torch multiplies by integers of 64 bits.
+MAX_FACTOR = 2**63 - 1
 MAX_TEXT = 10_000
 MAX_ITEMS = 200_000
 
@@ -125,8 +127,8 @@ def _matches_items(value: Any, origin: Any, items: tuple, bounds: Mapping) -> bo
 
 
 def _in_bounds(value: float, bounds: Mapping, kind: type) -> bool:
-    if kind is float and not abs(value) <= sys.float_info.max:
-        return False  # infinite, NaN, or an integer that no float holds
+    if kind is float and not abs(value) <= (MAX_FACTOR if isinstance(value, int) else sys.float_info.max):
+        return False  # infinite, NaN, or an integer that no tensor can be multiplied by
     most = bounds.get("max", MAX_INTEGER if kind is int else math.inf)
     least = bounds.get("min", -most)
     return least <= value <= most and bounds.get("above", -math.inf) < value < bounds.get("below", math.inf)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftConfig, get_peft_model
 
+from peft_vprompt import MMRLConfig
 from peft_vprompt.data import DataOptions
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.supervision import Supervision
@@ -193,6 +194,13 @@ def test_every_field_of_every_method_is_checked(name):
             OWN[name].config_class(
                 **{"class_names": CLASS_NAMES} | {field: value} if not OWN[name].is_baseline else {field: value}
             )
+
+
+def test_integers_that_no_tensor_can_be_multiplied_by_are_refused():
+    for value in (2**63, -(2**64)):
+        with pytest.raises(ValueError, match="Expected logit_scale to be a finite number.*Received: logit_scale="):
+            MMRLConfig(class_names=CLASS_NAMES, logit_scale=value)
+    assert MMRLConfig(class_names=CLASS_NAMES, logit_scale=2**62).logit_scale == 2**62
 
 
 @pytest.mark.parametrize("name", OWN)
