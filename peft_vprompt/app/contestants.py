@@ -137,7 +137,7 @@ def find_contestants(
         raise ValueError(f"Expected each adapter once. Received twice: {shorten(twice)}.")
     place = device if isinstance(device, torch.device) else find_device(device)
     found = [SavedAdapter.find(each) for each in adapters]
-    bases = dict.fromkeys(_base(each, model) for each in found if not _is_classifier(each)) if found else {model: None}
+    bases = dict.fromkeys(_base(each, model) for each in found if not each.is_classifier) if found else {model: None}
     names = _short_names([each.adapter for each in found])
     return [
         *(_zero_shot(base, len(bases) > 1, place) for base in bases),
@@ -148,11 +148,6 @@ def find_contestants(
 def _base(saved: SavedAdapter, model: str | None) -> str | None:
     """Return the base model of an adapter; None for the embedded one."""
     return model or (None if saved.is_embedded else base_of(saved.config))
-
-
-def _is_classifier(saved: SavedAdapter) -> bool:
-    """Tell whether an adapter's base model has a head in the place of texts."""
-    return (saved.config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
 
 
 def _zero_shot(base: str | None, several: bool, device: torch.device) -> Contestant:
@@ -169,7 +164,7 @@ def _zero_shot(base: str | None, several: bool, device: torch.device) -> Contest
 def _trained(saved: SavedAdapter, name: str, model: str | None, device: torch.device) -> Contestant:
     def load(class_names: Sequence[str]) -> Classifier:
         # What a head tells apart is never what a visitor happened to ask for first.
-        names = None if saved.known_classes or _is_classifier(saved) else class_names
+        names = None if saved.known_classes or saved.is_classifier else class_names
         return Classifier.of(saved, model, names, device=device)
 
     base = _base(saved, model)
@@ -181,7 +176,7 @@ def _title(saved: SavedAdapter) -> str:
     if saved.run is not None:
         return get_method(saved.run["settings"]["method"]).title
     kind = saved.config.peft_type
-    return find_row(saved.config, _is_classifier(saved)).title if is_known(kind) else f"PEFT's {PeftType(kind).value}"
+    return find_row(saved.config, saved.is_classifier).title if is_known(kind) else f"PEFT's {PeftType(kind).value}"
 
 
 def _short_names(adapters: Sequence[str]) -> list[str]:

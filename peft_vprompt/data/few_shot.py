@@ -46,8 +46,7 @@ def few_shot(
         ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
-    names = _check_draw(dataset, shots, seed, label_column, class_names)
-    wanted = _label_numbers(names, names if class_names is None else class_names)
+    wanted = _check_draw(dataset, shots, seed, label_column, class_names)
     of_class = _members(dataset, label_column)
     chosen = [
         np.random.default_rng([seed, label]).permutation(np.flatnonzero(of_class(label)))[:shots]
@@ -72,8 +71,7 @@ def published_few_shot(
 
     Args, returns and raises: as `few_shot`; the rows are in the order in which they were drawn.
     """
-    names = _check_draw(dataset, shots, seed, label_column, class_names)
-    wanted = set(_label_numbers(names, names if class_names is None else class_names))
+    wanted = set(_check_draw(dataset, shots, seed, label_column, class_names))
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(dataset[label_column][:]):
         rows_of.setdefault(label, []).append(row)
@@ -85,8 +83,10 @@ def published_few_shot(
     return dataset.select(chosen)
 
 
-def _check_draw(dataset: Dataset, shots: int, seed: int, label_column: str, class_names) -> list[str]:
-    """Return the names of a data set's classes; check what a draw is asked for, and warn of small classes."""
+def _check_draw(
+    dataset: Dataset, shots: int, seed: int, label_column: str, class_names: Sequence[str] | None
+) -> list[int]:
+    """Check what a draw is asked for, and warn of small classes; return the labels to draw from."""
     require_int("shots", shots, 1)
     require_seed(seed)
     names = _class_names(dataset, label_column)
@@ -97,7 +97,7 @@ def _check_draw(dataset: Dataset, shots: int, seed: int, label_column: str, clas
             f"{len(small)} of {len(wanted)} classes have fewer than {shots} training images, and all of theirs are taken: "
             f"{shorten(small)}. `min_images` leaves small classes out."
         )
-    return names
+    return wanted
 
 
 @typed

@@ -28,9 +28,9 @@ from ..utils.hub import split_revision
 from ..utils.validation import first_line
 from .attention_maps import attention_maps, plot_attention
 from .identity import RESULTS
-from .models import adapter_config
+from .models import adapter_config, has_head
 from .results import read_results
-from .sharing import load_with_results
+from .trained import SavedAdapter
 
 
 #: Words that are listed for each token of a context, and the tokens that are listed.
@@ -63,8 +63,7 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
     with safe_open(path, "pt") as file:
         tensors = {_short(name): file.get_tensor(name) for name in sorted(file.keys())}
     recorded = config.auto_mapping or {}
-    is_classifier = recorded.get("base_model_class", "").endswith("ForImageClassification")
-    row = _row(config, is_classifier)
+    row = _row(config, has_head(config))
     labels = getattr(config, "id2label", None)
     names = getattr(config, "class_names", None) or recorded.get("class_names") or list((labels or {}).values())
     if not names and (saved := read_results(Path(adapter, RESULTS))) is not None:
@@ -294,7 +293,7 @@ def inspect_with_model(
         UnsupportedModelError: there is an image, and the adapter has no visual prompts whose attention could be shown.
     """
     try:
-        bundle, _ = load_with_results(adapter, model_name_or_path, device=find_device(device), subfolder=subfolder)
+        bundle = SavedAdapter.find(adapter, subfolder).load(model_name_or_path, device=find_device(device))
     except (OSError, ValueError) as error:
         if must or image is not None:
             raise

@@ -156,7 +156,7 @@ def load_adapter(
     config = adapter_config(adapter, subfolder)
     if model_name_or_path is None and not embedded:
         model_name_or_path = base_of(config)
-    classifier = (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
+    classifier = has_head(config)
     place, revision = split_revision(str(adapter))
     if classifier:
         check_head(config, place, {"revision": revision, "subfolder": subfolder}, len(class_names or ()))
@@ -180,6 +180,11 @@ def _compute_in(
 ) -> PreTrainedModel:
     """Hold a dual encoder, which stays frozen, in a precision; an image classifier's head or layers are trained."""
     return hold(base, precision) if dual else autocast(base, precision, torch.device(device or "cpu"))
+
+
+def has_head(config: PeftConfig) -> bool:
+    """Tell whether an adapter's base model has a classification head in the place of texts."""
+    return (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:

@@ -20,9 +20,7 @@ from ..peft_models.publishing import hub_id, publish_configs
 from ..peft_models.safe_saving import SavedPeftModel
 from ..utils.validation import first_line
 from .cards import card_details
-from .identity import RESULTS
-from .models import ModelBundle, load_adapter
-from .results import read_results
+from .trained import SavedAdapter
 
 
 def check_hub(repo_id: str) -> None:
@@ -40,26 +38,6 @@ def check_hub(repo_id: str) -> None:
             f"Cannot publish to {repo_id!r}: {_reason(error)}. Nothing was done. Log in with `hf auth login`, or set HF_TOKEN "
             "to a token that may write; without a connection, train first and publish later with `vprompt push`."
         ) from error
-
-
-def load_with_results(
-    adapter: str | Path, model_name_or_path: str | None = None, **options
-) -> tuple[ModelBundle, dict | None]:
-    """Load a trained adapter with what the `results.json` beside it says, if there is one.
-
-    Args:
-        adapter: folder or Hub id.
-        model_name_or_path: base model; default: the one that the adapter names, or the embedded one it was trained on.
-        **options: further ones of `load_adapter`.
-
-    Raises:
-        OSError, AdapterMismatchError: as `load_adapter`.
-        ValueError: the file of results is damaged.
-    """
-    saved = read_results(Path(adapter, RESULTS))
-    embedded = saved is not None and saved["settings"]["model"] is None
-    names = next(iter(saved["classes"].values())) if saved else None
-    return load_adapter(adapter, model_name_or_path, names, embedded=embedded, **options), saved
 
 
 def publish(
@@ -91,12 +69,12 @@ def publish(
     validate_repo_id(repo_id)
     if not Path(adapter).is_dir():
         raise ValueError(f"Expected the folder of an adapter to publish. Received: {str(adapter)!r}.")
-    bundle, saved = load_with_results(adapter, model_name_or_path)
-    model: Any = bundle.model
+    saved = SavedAdapter.find(adapter)
+    model: Any = saved.load(model_name_or_path).model
     card = Path(adapter, CARD)
     said: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
     asked = {"language": language or said.get("language"), "license": license or said.get("license")}
-    details = replace(card_details(saved) if saved else CardDetails(), **asked)
+    details = replace(card_details(saved.run) if saved.run else CardDetails(), **asked)
     try:
         if not isinstance(model, SavedPeftModel):
             return _publish_plain(model, repo_id, private, details)

@@ -16,7 +16,7 @@ from ..utils.hub import split_revision
 from ..utils.validation import shorten
 from .adapter_classes import known_classes
 from .identity import RESULTS
-from .models import ModelBundle, adapter_config, as_published, load_adapter
+from .models import ModelBundle, adapter_config, as_published, has_head, load_adapter
 from .results import read_results
 
 
@@ -28,28 +28,35 @@ class SavedAdapter:
         adapter: folder or Hub id, `id@revision` for one revision.
         config: its config.
         run: what `vprompt train` wrote beside it; None where it did not.
+        subfolder: of an adapter that is not in the first place.
     """
 
     adapter: str
     config: PeftConfig
     run: dict | None
+    subfolder: str | None = None
 
     @classmethod
-    def find(cls, adapter: str | Path) -> SavedAdapter:
+    def find(cls, adapter: str | Path, subfolder: str | None = None) -> SavedAdapter:
         """Read config and results.
 
         Raises:
             OSError: there is no such adapter.
             ValueError: the results are damaged.
         """
-        config = adapter_config(adapter)  # before anything is said about what lies beside it
+        config = adapter_config(adapter, subfolder)  # before anything is said about what lies beside it
         place, _ = split_revision(str(adapter))
-        return cls(str(adapter), config, read_results(Path(place) / RESULTS))
+        return cls(str(adapter), config, read_results(Path(place) / RESULTS), subfolder)
 
     @property
     def is_embedded(self) -> bool:
         """Whether it was trained on the embedded model, wherever that is installed now."""
         return self.run is not None and self.run["settings"]["model"] is None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether its base model has a head in the place of texts."""
+        return has_head(self.config)
 
     @property
     def image_size(self) -> int | None:
@@ -88,7 +95,8 @@ class SavedAdapter:
         """
         trained = next(iter(self.run["classes"].values())) if self.run else self._head_classes(class_names)
         size = image_size or self.image_size
-        return load_adapter(self.adapter, model, trained, embedded=self.is_embedded, image_size=size, **place)
+        place |= {"embedded": self.is_embedded, "image_size": size, "subfolder": self.subfolder}
+        return load_adapter(self.adapter, model, trained, **place)
 
     def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
         """Return the classes of a head: as the config names them, or as they are given for one that names none."""

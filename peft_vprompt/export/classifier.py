@@ -114,7 +114,11 @@ class Classifier:
         device: str | torch.device | None = "auto",
         precision: str = "auto",
     ) -> Classifier:
-        """Load an adapter that was found; see `from_pretrained`."""
+        """Load an adapter that was found; arguments and errors are those of `from_pretrained`.
+
+        Raises:
+            OSError, AdapterMismatchError, ClassNamesError, ValueError: as there.
+        """
         place = device if isinstance(device, torch.device) else find_device(device)
         found = find_precision(precision, place)
         options: Any = {"image_size": image_size, "device": place, "precision": found}

@@ -112,9 +112,8 @@ def export(
                 save_plain(classifier, staging, bf16=True)
             if int8:
                 quantise(staging, len(classifier.class_names))
-            for (
-                path
-            ) in staging.iterdir():  # whoever reads the labels reads the weights, which are written for one alone
+            # Whoever reads the labels reads the weights, which are written for one alone.
+            for path in staging.iterdir():
                 shutil.copymode(staging / LABELS, path)
             writer.check()
     return Exported(folder, kind, difference, sum(path.stat().st_size for path in folder.iterdir()))
