@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, given, say_next, say_saved
+from .app import command, console, given, say_next, say_next_line, say_saved
 from .options import (
     SAME_IMAGES,
     UNLABELLED,
@@ -204,7 +204,11 @@ def train(
         novel = ["--subset", "novel"] if base_novel else []
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
         say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
+        predictions = output.with_name(f"{output.name}-predictions.csv")
+        say_next("predict", "--adapter", output, "--data", "path/to/other/images", "--output", predictions)
         say_next("inspect", output)
+    if "tensorboard" in (report_to or ()):
+        say_next_line("tensorboard", "--logdir", output)
     if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
         say_published(publish(output, push_to_hub, model, private=private or None))
 
