@@ -311,7 +311,8 @@ def linear_probe(
     """
     names = class_names_of(data)
     clip = _plain_clip(settings, names, data_description, device)
-    draw = draw_of((data_description or {}).get("benchmark"))
+    about = data_description or {}
+    draw = draw_of(about.get("benchmark"), about.get("path"))
     labelled = training_images(
         settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True, draw
     )

@@ -17,11 +17,12 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.utils.data import Subset
 
+from ..metrics import calibration
 from ..training.evaluation import EvalSet, among_own_classes, predict_logits, set_class_names
 from ..utils.io import atomic_path
 from ..version import __version__
 from .cards import card_details
-from .diagnostics import calibration, image_names, most_confused, worst_images
+from .diagnostics import image_names, most_confused, worst_images
 
 
 #: Test images of each set of classes that the page looks at, evenly taken from all of them.
