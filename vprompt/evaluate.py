@@ -356,7 +356,8 @@ def _templates(
     from peft_vprompt.experiments.templates import published_template, read_templates
 
     if given:
-        task = data.benchmark if data is not None else found and found.benchmark
+        known = data if data is not None else found
+        task = None if known is None else known.benchmark
         return read_templates(given, task, described)
     return None if described else published_template(_other_task(data, found))
 

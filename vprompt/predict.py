@@ -1,7 +1,7 @@
 """`vprompt predict`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
@@ -87,7 +87,7 @@ def predict(
     if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
     images = load_any(data, split)
-    place = {"image_size": image_size, **machine._asdict()}
+    place: dict[str, Any] = {"image_size": image_size, **machine._asdict()}
     if saved is None:
         classifier = Classifier.zero_shot(model, names or [], template=templates, **place)
     else:
