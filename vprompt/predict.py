@@ -82,7 +82,9 @@ def predict(
     names = read_names(class_names)
     saved = SavedAdapter.find(adapter) if adapter is not None else None
     if saved is None and (model is None or names is None):
-        raise ValueError("Expected --adapter, or --model and --class-names for zero-shot. Received neither. Add them.")
+        raise ValueError(
+            "Expected --adapter, or --model and --class-names for zero-shot. Received no adapter, and not both of the others."
+        )
     templates = read_templates(template, saved.benchmark if saved else None)
     if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
