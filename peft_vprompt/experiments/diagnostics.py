@@ -19,6 +19,7 @@ from peft import PeftModel
 from sklearn.metrics import confusion_matrix
 
 from ..data.images import image_paths
+from ..metrics import scores
 from ..metrics.reliability import Calibration, calibration, check_probabilities
 from ..training.evaluation import EvalSet, predict_logits
 from ..utils.arguments import typed
@@ -183,7 +184,7 @@ def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot:
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
     report = {
-        "accuracy": float((predicted == labels).mean()),
+        "accuracy": scores.accuracy(predicted, labels),
         "accuracy_per_class": dict(zip(names, shares.tolist(), strict=True)),
         "calibration": result.to_dict(),
         "confused": most_confused(labels, predicted, names),
@@ -231,7 +232,7 @@ def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -
     correct = np.bincount(chosen.labels, weights=right, minlength=num_classes)
     return report | {
         "accuracy": float(right.mean()) if len(chosen) else None,
-        "accuracy_of_all": float((table.argmax(1) == labels).mean()),
+        "accuracy_of_all": scores.accuracy(table.argmax(1), labels),
         "accuracy_per_class": {
             name: float(ok / count) if count else None for name, ok, count in zip(names, correct, counts, strict=True)
         },
