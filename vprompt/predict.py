@@ -8,6 +8,7 @@ from rich.markup import escape
 from .app import command, console, given, say_named, say_next, say_saved
 from .options import (
     LABELS,
+    ClassDescriptions,
     ImageSize,
     Machine,
     Templates,
@@ -40,6 +41,7 @@ def predict(
         option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
     ] = None,
     template: Templates = None,
+    class_descriptions: ClassDescriptions = None,
     top_k: Annotated[int, option("Labels of each image.")] = 1,
     embeddings: Annotated[bool, option("Write image features, too; to .jsonl or .parquet.", "--embeddings")] = False,
     batch_size: Annotated[int, option("Images per forward pass.", panel="Machine")] = 32,
@@ -85,11 +87,12 @@ def predict(
         raise ValueError(
             "Expected --adapter, or --model and --class-names for zero-shot. Received no adapter, and not both of the others."
         )
-    templates = read_templates(template, saved.benchmark if saved else None)
+    described = class_descriptions is not None
+    templates = read_templates(template, saved.benchmark if saved else None, described)
     if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
     images = load_any(data, split)
-    place: dict[str, Any] = {"image_size": image_size, **machine._asdict()}
+    place: dict[str, Any] = {"image_size": image_size, "class_descriptions": class_descriptions, **machine._asdict()}
     if saved is None:
         classifier = Classifier.zero_shot(model, names or [], template=templates, **place)
     else:
@@ -112,7 +115,7 @@ def predict(
             "train", "--model", model, "--data", "path/to/labelled", "--method", "maple", "--output", "runs/maple"
         )
         return
-    if template:  # which the exported model would not have
+    if template or described:  # which the exported model would not have
         say_next("inspect", adapter)
         return
     say_next(

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.class_descriptions import read_descriptions
 from ..data.images import read_rgb, to_rgb
 from ..errors import ClassNamesError, UnsupportedModelError
 from ..experiments.models import ModelBundle, build_model
@@ -113,8 +114,11 @@ class Classifier:
         image_size: int | None = None,
         device: str | torch.device | None = "auto",
         precision: str = "auto",
+        class_descriptions: str | os.PathLike | None = None,
     ) -> Classifier:
         """Load an adapter that was found; arguments and errors are those of `from_pretrained`.
+
+        `class_descriptions` is a JSON file of sentences by class, beside those that the adapter was saved with.
 
         Raises:
             OSError, AdapterMismatchError, ClassNamesError, ValueError: as there.
@@ -122,6 +126,7 @@ class Classifier:
         place = device if isinstance(device, torch.device) else find_device(device)
         found = find_precision(precision, place)
         options: Any = {"image_size": image_size, "device": place, "precision": found}
+        options |= {"class_descriptions": class_descriptions}
         bundle = saved.load_as_trained(model, class_names=class_names, **options)
         names = class_names or saved.classes_of(bundle.model)
         if not names:
@@ -137,6 +142,7 @@ class Classifier:
         class_names: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
+        class_descriptions: str | os.PathLike | None = None,
         image_size: int | None = None,
         device: str | torch.device | None = "auto",
         precision: str = "auto",
@@ -147,6 +153,7 @@ class Classifier:
             model: folder or Hub id of a model that compares images with texts; None for the embedded one.
             class_names: classes to tell apart.
             template: text around their names, or several whose features are averaged; default: "a photo of a {}.".
+            class_descriptions: JSON file of sentences by class, which stand for templates.
             image_size, device, precision: as for `from_pretrained`.
 
         Raises:
@@ -157,6 +164,7 @@ class Classifier:
         found = find_precision(precision, place)
         options: Any = {"image_size": image_size, "device": place, "precision": found}
         options |= {} if template is None else {"template": template}
+        options |= {} if class_descriptions is None else {"class_descriptions": read_descriptions(class_descriptions)}
         bundle = build_model(model, "zero-shot", class_names, **options)
         bundle.model.base_model.disable_adapter_layers()
         return cls(bundle, class_names, found)

@@ -164,5 +164,19 @@ def test_predictions_of_zero_shot(colours, clip_path, tmp_path):
     labels = [row["label"] for row in rows]
     assert labels == [names[index] for index in table.argmax(1)]
     np.testing.assert_allclose([row["probability"] for row in rows], table.max(1), atol=1e-5)
+    described = {name: [text.format(name) for text in ENSEMBLES["ensemble-7"]] for name in names}
+    (tmp_path / "described.json").write_text(json.dumps(described))
+    vprompt(
+        "predict",
+        "--model",
+        clip_path,
+        *images,
+        "--class-descriptions",
+        tmp_path / "described.json",
+        "--output",
+        output,
+    )
+    again = pq.read_table(output).to_pylist()
+    np.testing.assert_allclose([row["probability"] for row in again], table.max(1), atol=1e-5)
     said = vprompt("predict", "--model", clip_path, "--data", colours, "--output", output, code=2)
     assert "Expected --adapter, or --model and --class-names" in " ".join(said.split())
