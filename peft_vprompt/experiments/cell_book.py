@@ -347,9 +347,9 @@ def _last_trials(storage: BaseStorage, study: int) -> dict[str, FrozenTrial]:
 
 def _trial(storage: BaseStorage, study: int, cell: str) -> tuple[FrozenTrial, int]:
     """Return the last trial of a cell and its number in the storage; in a book that was lost it is made."""
-    if cell not in _last_trials(storage, study):
+    if (trial := _last_trials(storage, study).get(cell)) is None:
         _add(storage, study, cell)
-    trial = _last_trials(storage, study)[cell]
+        trial = _last_trials(storage, study)[cell]
     return trial, storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
 
