@@ -19,6 +19,7 @@ from peft_vprompt.data import (
     read_class_names,
 )
 from peft_vprompt.experiments import (
+    cells,
     diagnostics,
     grid_search,
     models,
@@ -29,12 +30,14 @@ from peft_vprompt.experiments import (
     zero_shot_scores,
 )
 from peft_vprompt.utils.arguments import check_arguments, hints_of, typed
+from peft_vprompt.utils.fields import alternatives
 
 
 NUMBERS = (int, float, bool, type(None))
 
 ENTRIES = [
     *(run.run_experiment, sweep.sweep, grid_search.search, noise_study.run_study, noise_study.linear_probe),
+    *(cells.run_cells, cells.grid_state),
     *(models.build_model, models.load_adapter, diagnostics.diagnose, zero_shot_scores.zero_shot),
     supervision.training_images,
 ]
@@ -69,7 +72,7 @@ def test_no_public_function_takes_what_it_cannot_use(function):
     arguments = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     assert not [p.name for p in arguments if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]
     for name, hint in hints_of(function).items():
-        arms = set(typing.get_args(hint) or (hint,))
+        arms = set(alternatives(hint))
         if arms <= set(NUMBERS) or typing.get_origin(hint) in (typing.Literal, tuple) or typing.Any in arms:
             continue
         with pytest.raises(TypeError, match=rf"^Expected {name} of \S+ to be .*\. Received: {name}=<.*Odd"):
