@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from peft_vprompt.experiments.test_time import TestTimeSettings
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.evaluation import EvalSet
+    from peft_vprompt.utils.processes import Processes
 
 
 TUNING = "Test-time tuning"
@@ -36,7 +37,7 @@ TUNING = "Test-time tuning"
 WORDS = "a photo of a"
 
 
-@command
+@command(several_processes=True)
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 @takes_machine
 def evaluate(
@@ -106,6 +107,7 @@ def evaluate(
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.processes import all_processes
 
     if output is not None:
         require_own(output, "the result of an evaluation", holds("adapter", "subset", "accuracy"))
@@ -147,7 +149,10 @@ def evaluate(
     if new_classes:
         require_moves(own_classes(bundle.model), classes["all"])
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
+    processes = all_processes(machine.device)
+    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, processes)
+    if not processes.is_first:
+        return
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
@@ -196,6 +201,7 @@ def _measure(
     sets: "dict[str, EvalSet]",
     zero_shot: bool,
     tuning: "TestTimeSettings | None",
+    processes: "Processes",
 ) -> tuple[dict, dict | None, dict | None]:
     """Return the accuracy, and beside it those of zero-shot and without tuning, where they are others."""
     from peft_vprompt.experiments.test_time import view_sets
@@ -203,7 +209,7 @@ def _measure(
     from peft_vprompt.training.evaluation import evaluate as evaluate_model
     from peft_vprompt.training.test_time import evaluate_at_test_time
 
-    options = {"progress": "Test"}
+    options: dict[str, Any] = {"progress": "Test", "processes": processes}
     if zero_shot:
         return evaluate_model(bundle.model, sets, zero_shot=True, **options), None, None
     if tuning is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
 
 
-@command
+@command(several_processes=True)
 @takes_data(default="none, it is needed; one image will do, too", without=LABELS)
 @takes_machine
 def predict(
@@ -63,6 +63,7 @@ def predict(
     from peft_vprompt.export import Classifier, PredictOptions
     from peft_vprompt.export import predict as write_predictions
     from peft_vprompt.export.tables import is_predictions, require_format
+    from peft_vprompt.utils.processes import all_processes
 
     if data is None:
         raise ValueError(
@@ -78,7 +79,10 @@ def predict(
         say_named(saved.config)
     images = load_any(data, split)
     classifier = Classifier.of(saved, model, names, image_size=image_size, **machine._asdict())
-    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
+    processes = all_processes(machine.device)
+    found = write_predictions(
+        classifier, images, output, options, progress="Predict", wait=wait, processes=processes
+    )
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"

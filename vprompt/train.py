@@ -1,6 +1,5 @@
 """`vprompt train`."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,6 +135,7 @@ def train(
     from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.experiments.sharing import check_hub, publish
     from peft_vprompt.tuners.base.registry import get_method
+    from peft_vprompt.utils.processes import launched_number
 
     row = get_method(method)
     require_model(model, data, method)
@@ -205,7 +205,7 @@ def train(
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
         say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
         say_next("inspect", output)
-    if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
+    if push_to_hub and not launched_number():  # of several processes the first one
         say_published(publish(output, push_to_hub, model, private=private or None))
 
 

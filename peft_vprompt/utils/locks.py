@@ -17,6 +17,7 @@ from filelock import SoftFileLease, Timeout
 
 from ..errors import FolderInUseError
 from .io import disk_errors
+from .processes import launched_number
 
 
 #: Seconds after which the lock of an owner on another host is taken over, if nobody touched it meanwhile.
@@ -72,7 +73,7 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
     place = Path(place)
     path = place.with_name(f".{place.name}.lock") if is_file else place / LOCK
     lease = SoftFileLease(path, lease_duration=LEASE, timeout=0, is_singleton=False)
-    if int(os.environ.get("RANK", "0") or 0):
+    if launched_number():
         yield Writer(lease, place)
         return
     made = [folder for folder in path.parents if not folder.exists()]
