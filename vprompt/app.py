@@ -148,6 +148,7 @@ def _processes(device: str | None) -> Iterator[None]:
     if count == 1:
         yield
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process would say what only one need
     from peft_vprompt.utils.process_watch import watched
 
     console.quiet = number > 0

@@ -80,9 +80,7 @@ def predict(
     images = load_any(data, split)
     classifier = Classifier.of(saved, model, names, image_size=image_size, **machine._asdict())
     processes = all_processes(machine.device)
-    found = write_predictions(
-        classifier, images, output, options, progress="Predict", wait=wait, processes=processes
-    )
+    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait, processes=processes)
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"

@@ -328,7 +328,7 @@ class Run(RunState):
                 take_card(self.output, staging)
                 self.bundle.model.card_details = card_details(
                     report, language=self.options.language, license=self.options.license
-            )
+                )
                 self.bundle.model.save_pretrained(str(staging))
                 report["adapter_bytes"] = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
             write_json(report, staging / RESULTS)

@@ -127,9 +127,7 @@ class _Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def _encode(
-    clip: ModelBundle, images, class_names: Sequence[str], batch_size: int, processes: Processes
-) -> _Encoded:
+def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int, processes: Processes) -> _Encoded:
     """Encode images and class names by the CLIP without its adapter."""
     model = clip.model
     classifier = model.class_name_classifier

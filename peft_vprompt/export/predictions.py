@@ -223,7 +223,9 @@ def _made(
     """Give the parts that are left, each as soon as it is made. Images are read while others are classified."""
     size = options.batch_size
     parts = spans(len(images), options)
-    own = {part: processes.share([parts[part][i : i + size] for i in range(0, len(parts[part]), size)]) for part in left}
+    own = {
+        part: processes.share([parts[part][i : i + size] for i in range(0, len(parts[part]), size)]) for part in left
+    }
     batches = [(part, batch) for part in left for batch in own[part]]
     waiting = iter(batches)
     ahead = deque(reader.submit(_read, classifier, images, batch) for _, batch in islice(waiting, _AHEAD))

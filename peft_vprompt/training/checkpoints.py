@@ -58,7 +58,9 @@ class KeepLastCheckpoint(TrainerCallback):
 
 def say_kept(checkpoint: Path | None) -> None:
     """Let the message of an end that nobody wanted say what a start in the same way goes on from."""
-    place = f"the training goes on from {checkpoint}" if checkpoint else "the training starts afresh, as no epoch is done"
+    place = (
+        f"the training goes on from {checkpoint}" if checkpoint else "the training starts afresh, as no epoch is done"
+    )
     keep(f"Started again in the same way, {place}.")
 
 

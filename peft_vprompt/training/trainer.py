@@ -143,7 +143,9 @@ def train(
     )
     if device not in (None, "auto") and not arguments.use_cpu:
         _compute_on(arguments, find_device(device))
-    if arguments.n_gpu > 1:  # `nn.DataParallel`, which the Trainer starts wherever it sees several, multiplies the batch
+    if (
+        arguments.n_gpu > 1
+    ):  # `nn.DataParallel`, which the Trainer starts wherever it sees several, multiplies the batch
         arguments._n_gpu = 1
     if steps is not None:
         epochs = math.ceil(steps / len(batches))

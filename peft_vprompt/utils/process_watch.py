@@ -73,10 +73,10 @@ class Watch(threading.Thread):
         heard = -1
         while not self._left.wait(LOOK):
             if os.getppid() != self._parent:
-                return self._stop("The launcher has gone.")
+                return self._end("The launcher has gone.")
             try:
                 if self.store.check(["ended"]):
-                    return self._stop(None)
+                    return self._end(None)
                 if time.monotonic() < beat_at:
                     continue
                 beat_at = time.monotonic() + BEAT
@@ -85,9 +85,9 @@ class Watch(threading.Thread):
                 if count != heard or self.store.check([f"left/{self._next}"]):
                     heard, heard_at = count, time.monotonic()
             except (RuntimeError, OSError):
-                return self._stop("The launcher, or the first process, has gone.")
+                return self._end("The launcher, or the first process, has gone.")
             if time.monotonic() - heard_at > SILENCE:
-                return self._stop(*self._silent())
+                return self._end(*self._silent())
 
     def leave(self) -> None:
         """Stop watching, and let the others know that this process is done."""
@@ -105,7 +105,7 @@ class Watch(threading.Thread):
         except (RuntimeError, OSError):  # without the launcher's store: one process of each machine says it
             return not int(os.environ.get("LOCAL_RANK", "0") or 0)
 
-    def _stop(self, reason: str | None, pid: int | None = None) -> None:
+    def _end(self, reason: str | None, pid: int | None = None) -> None:
         """End this process, unless it leaves or ends all itself, and before it process `pid` of this machine."""
         if self._left.is_set() or self.is_ending:
             return

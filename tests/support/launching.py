@@ -2,16 +2,22 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 ROOT = Path(__file__).parents[2]
 #: What each process of `run_in` runs: one command after the other.
-COMMANDS = "import json, sys; from vprompt import app; [app(each, standalone_mode=False) for each in json.loads(sys.argv[1])]"
+COMMANDS = (
+    "import json, sys; from vprompt import app; [app(each, standalone_mode=False) for each in json.loads(sys.argv[1])]"
+)
 
 
 def free_port() -> int:
@@ -32,9 +38,9 @@ def accelerate_launch(processes: int) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *options, *port]
 
 
-def environment() -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     # Every process has one thread, as the tests.
-    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
 
 def run_in(launcher: list[str], tmp_path: Path, *commands) -> str:
@@ -49,34 +55,50 @@ def run_in(launcher: list[str], tmp_path: Path, *commands) -> str:
     return run.stdout + run.stderr
 
 
-@contextmanager
-def started(launcher: list[str], *command):
-    """A command in the processes of a launcher while the block runs; what it prints is in `stdout`."""
-    process = subprocess.Popen(
-        [*launcher, "-m", "peft_vprompt", *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        for pid in [*workers(process.pid), process.pid]:
+class Launched:
+    """A command in the processes of a launcher.
+
+    Attributes:
+        launcher: its process.
+    """
+
+    def __init__(self, launcher: list[str], *command):
+        self.mark = uuid4().hex
+        self.launcher = subprocess.Popen(
+            [*launcher, "-m", "peft_vprompt", *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(LAUNCHED_BY_A_TEST=self.mark),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for pid in [self.launcher.pid, *self.workers().values()]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.launcher.wait()
+        self.launcher.stdout.close()
+
+    def workers(self) -> dict[int, int]:
+        """Process ids of those that live, by number; a launcher that was killed has them no more."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                pass
-        process.wait()
-        process.stdout.close()
+                is_dead = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+                variables = dict(item.partition("=")[::2] for item in (folder / "environ").read_text().split("\0"))
+            except (OSError, UnicodeDecodeError):
+                continue
+            if variables.get("LAUNCHED_BY_A_TEST") == self.mark and "LOCAL_RANK" in variables and not is_dead:
+                found[int(variables["RANK"])] = int(folder.name)
+        return found
 
-
-def workers(launcher: int) -> dict[int, int]:
-    """The processes of a launcher that live, by process id, with the number of each."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (folder / "stat").read_text().rpartition(")")[2].split()
-            variables = dict(item.partition("=")[::2] for item in (folder / "environ").read_text().split("\0"))
-        except (OSError, UnicodeDecodeError):
-            continue
-        if int(status[1]) == launcher and status[0] != "Z" and "LOCAL_RANK" in variables:
-            found[int(folder.name)] = int(variables["RANK"])
-    return found
+    def until(self, condition: Callable[[], object], seconds: float) -> float:
+        """Wait until a condition holds; give the seconds that it took."""
+        start = time.monotonic()
+        while not condition():
+            assert time.monotonic() - start < seconds, f"not within {seconds:.0f} seconds"
+            time.sleep(0.1)
+        return time.monotonic() - start
