@@ -55,6 +55,7 @@ def predict(
     - `vprompt predict --adapter runs/a --data "photos/2026-*/*.jpg" --output predictions.jsonl`
     - `vprompt predict --adapter runs/a --data photos --class-names other.txt --output others.csv`
     - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
+    - `torchrun --nproc_per_node 2 -m peft_vprompt predict --adapter runs/a --data photos --output predictions.csv`
     """
     from peft_vprompt.data.any_images import load_any
     from peft_vprompt.data.options import require_outside

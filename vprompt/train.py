@@ -123,6 +123,7 @@ def train(
       --test-fraction 0`
     - `vprompt train --output runs/m --model google/siglip-base-patch16-224 --data scenes.csv --multi-label --method coop`
     - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
+    - `torchrun --nproc_per_node 2 -m peft_vprompt train --output runs/d2 --method maple` (as one process, on two devices)
     - `vprompt train --output runs/e --method coop --cache-features --views 8`
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
     - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4

@@ -110,7 +110,7 @@ class Ending:
 
     def __call__(self, strike) -> str:
         with Launched(torchrun(2), *self.command) as launched:
-            launched.until(lambda: [*self.output.glob("checkpoints/*/checkpoint-*/complete.json")], 120)
+            launched.until(lambda: [*self.output.glob("checkpoints/*/checkpoint-*/complete.json")], 240)
             strike(launched, launched.workers())
             launched.until(lambda: not launched.workers(), MINUTE)
             launched.launcher.wait(MINUTE)
@@ -149,7 +149,7 @@ def test_the_end_of_one_process_is_the_end_of_all(strike, ending):
 def test_a_killed_training_goes_on_to_the_same_end(tmp_path, data):
     command = ("train", *data, "--method", "coop", "--shots", 4, "--epochs", 60, "--batch-size", 6, "--output")
     with Launched(torchrun(2), *command, tmp_path / "killed") as launched:
-        launched.until(lambda: [*(tmp_path / "killed").glob("checkpoints/*/checkpoint-*/complete.json")], 120)
+        launched.until(lambda: [*(tmp_path / "killed").glob("checkpoints/*/checkpoint-*/complete.json")], 240)
         os.kill(launched.workers()[1], signal.SIGKILL)
         launched.until(lambda: not launched.workers(), MINUTE)
     run_in(torchrun(2), tmp_path, (*command, tmp_path / "killed"))
@@ -161,6 +161,6 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path, data):
 @pytest.mark.nightly
 def test_an_error_is_said_once_and_ends_all(tmp_path, data):
     with Launched(torchrun(2), "train", "--output", tmp_path, *data, "--shots", 1, "--batch-size", 1) as launched:
-        launched.launcher.wait(MINUTE)
+        launched.launcher.wait(240)
         shown = launched.launcher.stdout.read()
     assert shown.count("Expected a row of each batch for each of 2 processes. Received: batches of 1.") == 1
