@@ -135,7 +135,7 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
         if isinstance(images, Dataset) and FEATURES in images.column_names:
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
         else:
-            rows = _Pixels(images, EvalTransform(clip.image_processor))
+            rows: Any = _Pixels(images, EvalTransform(clip.image_processor))
             own = [encode_frozen(model, batch) for batch in batches(rows, batch_size, processes)]
             features = torch.cat(processes.gather(own))
         model.set_class_names(list(class_names))

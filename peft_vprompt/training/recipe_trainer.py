@@ -51,7 +51,8 @@ class RecipeTrainer(Trainer):
         The stock Trainer does so for a loss of its own (`compute_loss_func`), which it tells how many labels count in all.
         """
         labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = found
         if self.processes.count > 1 and model.training and self.compute_loss_func is None:
             loss = self._of_whole_batch(loss, outputs.get("aux_loss"), labels)
         return (loss, outputs) if return_outputs else loss
@@ -76,7 +77,6 @@ class RecipeTrainer(Trainer):
 
         Of several processes each has its share of them.
         """
-        # pyrefly: ignore[bad-argument-type]  # the Trainer asks only where there is one
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.eval_batch_size
         options: Any = {"collate_fn": self.data_collator, "num_workers": self.args.dataloader_num_workers}
@@ -96,8 +96,8 @@ class RecipeTrainer(Trainer):
         model.eval()
         found = []
         for inputs in dataloader:
-            loss, logits, labels = self.prediction_step(model, inputs, False, ignore_keys=ignore_keys)
-            found.append([part.cpu() for part in (loss, logits, labels)])
+            parts: Any = self.prediction_step(model, inputs, False, ignore_keys=ignore_keys)  # loss, logits, labels
+            found.append([part.cpu() for part in parts])
         losses, logits, labels = zip(*self.processes.gather(found), strict=True)
         sizes = [len(part) for part in labels]
         predictions, label_ids = (torch.cat(parts).numpy() for parts in (logits, labels))
