@@ -28,10 +28,10 @@ def data(clip_path, tmp_path) -> tuple:
 def commands(folder, data) -> dict[str, tuple]:
     """One command after the other, each on what the ones before it left."""
     same = ("--adapter", folder / "coop", *data)
-    few = ("--method", "kgcoop", "--shots", 1, "--epochs", 2, "--batch-size", 32)
+    few = ("--method", "kgcoop", "--shots", 2, "--epochs", 2, "--batch-size", 5, "--no-report")
     return {
-        "train": ("train", "--output", folder / "coop", *data, *RECIPE, "--watch"),
-        # Four images in batches of up to 32: a batch that is not full, and regularisers.
+        "train": ("train", "--output", folder / "coop", *data, *RECIPE, "--watch", "--no-report"),
+        # Batches that cannot be shared out evenly, regularisers, classes shared out.
         "uneven": ("train", "--output", folder / "uneven", *data, *few, "--set", "shard_classes=true"),
         "evaluate": ("evaluate", *same, "--output", folder / "result.json"),
         "predict": ("predict", *same[:4], "--data", data[3], "--output", folder / "all.jsonl", "--batch-size", 64),
