@@ -4,13 +4,19 @@ python docs/render/versions.py
 """
 
 import json
+import sys
+from itertools import product
 from pathlib import Path
 
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from examples.studies.versions import PYTHONS, RESULTS, SETS
 from peft_vprompt.utils.io import atomic_path
 
 
-DOCS = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = DOCS / "results" / "versions.json", DOCS / "versions.md"
+PAGE = ROOT / "docs" / "versions.md"
 
 TEXT = """<!-- Written by docs/render/versions.py from docs/results/versions.json: change those. -->
 # Versions
@@ -45,10 +51,10 @@ Classes are looked up by name: one that a release lacks is only missing from the
 def render(results: dict) -> str:
     """Return the page."""
     rows, failed = [], []
-    for pair, run in results["runs"].items():
-        python, name = pair.split()
+    for python, name in product(PYTHONS, SETS):
+        run = results["runs"].get(f"{python} {name}", {"not_run": "not tried yet"})
         if "not_run" in run:
-            rows.append(f"| {python} | {name} | – | – | – | not run: {run['not_run']} | | |")
+            rows.append(f"| {python} | {name} | – | – | – | {run['not_run']} | | |")
             continue
         versions = run["versions"]
         counts = f"{run['passed']} | {len(run['failed'])} | {run['skipped']}"
