@@ -164,3 +164,25 @@ def test_an_error_is_said_once_and_ends_all(tmp_path, data):
         launched.launcher.wait(240)
         shown = launched.launcher.stdout.read()
     assert shown.count("Expected a row of each batch for each of 2 processes. Received: batches of 1.") == 1
+
+
+#: Methods in several stages, with averages of weights, with features of the training images, labelled by zero-shot.
+METHODS = {
+    "2sfs": (),
+    "promptsrc": (),
+    "tip-adapter-f": (),
+    "coop": ("--unlabelled", "--cache-features", "--views", 2),
+    "cocoop": ("--loss", "gce"),
+}
+
+
+@pytest.mark.nightly
+def test_what_methods_do_beside_their_steps_is_one(tmp_path, data):
+    def command(folder, method):
+        options = ("--shots", 4, "--epochs", 3, "--batch-size", 6, "--no-report", *METHODS[method])
+        return ("train", *data, "--method", method, *options, "--output", folder / method)
+
+    run_in(torchrun(2), tmp_path, *(command(tmp_path / "two", method) for method in METHODS))
+    for method in METHODS:
+        vprompt(*command(tmp_path / "one", method))
+        torch.testing.assert_close(adapter(tmp_path / "two" / method), adapter(tmp_path / "one" / method), **CLOSE)
