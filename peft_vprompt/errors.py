@@ -60,6 +60,10 @@ class FolderInUseError(OSError):
     """Another process writes to the same folder, or took it over while this one stood still."""
 
 
+class ProcessLostError(OSError):
+    """Another process of the same launcher has ended, and this one with it."""
+
+
 class CannotPublishError(OSError):
     """An adapter was not published: the Hub refused it, or was not reached. What lies on the disk stays."""
 

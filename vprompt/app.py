@@ -7,7 +7,8 @@ import runpy
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -81,13 +82,18 @@ def command(function: Callable | None = None, *, name: str | None = None, severa
         try:
             if not several_processes:
                 _require_one_process(name or function.__name__.replace("_", "-"))
-            _quiet_libraries()
-            return function(**kwargs)
+            with _processes(kwargs.get("device")):
+                _quiet_libraries()
+                return function(**kwargs)
         except Exception as error:
             if _state["traceback"] or not _can_be_mended(error):
                 raise
-            _say("[bold red]Error:[/]", str(error) or type(error).__name__)
-            raise typer.Exit(1 if _is_a(error, "peft_vprompt.errors", "TrainingDivergedError") else 2) from error
+            _say(f"[bold red]Error{_where()}:[/]", str(error) or type(error).__name__)
+            code = 1 if _is_a(error, "peft_vprompt.errors", "TrainingDivergedError") else 2
+            if several_processes and _launched()[1] > 1:
+                sys.stderr.flush()
+                os._exit(code)  # threads of the others' connections may wait for ever
+            raise typer.Exit(code) from error
 
     shown = inspect.signature(function).parameters.values()
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -116,13 +122,41 @@ def _is_a(error: Exception, module: str, name: str) -> bool:
 
 def _require_one_process(name: str) -> None:
     """Refuse a command under a launcher of several processes, of which each would do and write everything."""
-    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    _, processes = _launched()
     if processes > 1:
         raise ValueError(
             f"`vprompt {name}` runs in one process. Received: {processes}, each of which "
-            "would repeat all work in the same folder. Start it without torchrun or accelerate launch; of several "
-            "processes one training can make use, see examples/train_with_accelerate.py."
+            "would repeat all work in the same folder. Start it without torchrun or accelerate launch. Of several "
+            "processes train, evaluate, predict and pseudo-label make use."
         )
+
+
+def _launched() -> tuple[int, int]:
+    """Return the number of this process of a launcher, from 0, and how many there are."""
+    return int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
+def _where() -> str:
+    """Say which process of a launcher this is, where it is not the first, which speaks for all."""
+    return f" in process {_launched()[0]}" if _launched()[0] else ""
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[None]:
+    """Share the work of the block with the other processes of a launcher, of which the first one alone prints."""
+    number, count = _launched()
+    if count == 1:
+        yield
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each process would say what only one need
+    from peft_vprompt.utils.process_watch import watched
+
+    console.quiet = number > 0
+    try:
+        with watched(device, functools.partial(_say, f"[bold red]Stopped{_where()}:[/]")):
+            yield
+    finally:
+        console.quiet = False
 
 
 def _quiet_libraries() -> None:
@@ -206,7 +240,8 @@ def _typed(parameter, value) -> list[str]:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    _say("[yellow]Warning:[/]", str(message))
+    if not _launched()[0]:  # of several processes the first one speaks for all
+        _say("[yellow]Warning:[/]", str(message))
 
 
 def version() -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from peft_vprompt.experiments.test_time import TestTimeSettings
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.evaluation import EvalSet
+    from peft_vprompt.utils.processes import Processes
 
 
 TUNING = "Test-time tuning"
@@ -37,7 +38,7 @@ TUNING = "Test-time tuning"
 WORDS = "a photo of a"
 
 
-@command
+@command(several_processes=True)
 @takes_data(default="the data of the training", without=("train_split", "test_split"))
 @takes_machine
 def evaluate(
@@ -118,6 +119,7 @@ def evaluate(
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
+    from peft_vprompt.utils.processes import all_processes
 
     if output is not None:
         require_own(output, "the result of an evaluation", holds("adapter", "subset", "accuracy"))
@@ -166,7 +168,10 @@ def evaluate(
     if new_classes:
         require_moves(own_classes(bundle.model), classes["all"])
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    measured, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
+    processes = all_processes(machine.device)
+    measured, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, processes)
+    if not processes.is_first:
+        return
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
@@ -218,13 +223,14 @@ def _measure(
     sets: "dict[str, EvalSet]",
     zero_shot: bool,
     tuning: "TestTimeSettings | None",
+    processes: "Processes",
 ) -> tuple[dict[str, dict], dict | None, dict | None]:
     """Return metrics by name, and beside them the accuracies of zero-shot and without tuning, where they are others."""
     from peft_vprompt.experiments.test_time import view_sets
     from peft_vprompt.training.evaluation import among_own_classes, main_metric, measure, measure_beside_zero_shot
     from peft_vprompt.training.test_time import evaluate_at_test_time
 
-    options = {"progress": "Test"}
+    options: dict[str, Any] = {"progress": "Test", "processes": processes}
     if zero_shot:
         return measure(bundle.model, sets, zero_shot=True, **options), None, None
     if tuning is None:

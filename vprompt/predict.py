@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
 
 
-@command
+@command(several_processes=True)
 @takes_data(default="none, it is needed; one image will do, too", without=LABELS)
 @takes_machine
 def predict(
@@ -63,6 +63,7 @@ def predict(
     - `vprompt predict --model openai/clip-vit-base-patch16 --data photos --class-names names.txt --template ensemble-80
       --output zero-shot.csv`
     - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
+    - `torchrun --nproc_per_node 2 -m peft_vprompt predict --adapter runs/a --data photos --output predictions.csv`
     """
     from peft_vprompt.data.any_images import load_any
     from peft_vprompt.data.options import require_outside
@@ -72,6 +73,7 @@ def predict(
     from peft_vprompt.export import Classifier, PredictOptions
     from peft_vprompt.export import predict as write_predictions
     from peft_vprompt.export.tables import is_predictions, require_format
+    from peft_vprompt.utils.processes import all_processes
 
     if data is None:
         raise ValueError(
@@ -99,7 +101,8 @@ def predict(
         classifier = Classifier.of(saved, model, names, **place)
         if templates is not None:
             set_templates(classifier.model, templates)
-    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
+    processes = all_processes(machine.device)
+    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait, processes=processes)
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"

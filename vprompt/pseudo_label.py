@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft_vprompt.experiments.pseudo_labels import PseudoLabels
 
 
-@command
+@command(several_processes=True)
 @takes_data(without=SEVERAL_LABELS)
 @takes_machine
 def pseudo_label(
@@ -79,6 +79,7 @@ def pseudo_label(
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
     from peft_vprompt.utils.locks import only_writer
+    from peft_vprompt.utils.processes import all_processes
 
     require_own(output, "pseudo-labels", lambda path: PseudoLabels.load(path) is not None)
     if check:
@@ -92,7 +93,10 @@ def pseudo_label(
     fields |= {"image_size": image_size, "device": find_device(machine.device), "precision": machine.precision}
     with only_writer(output, wait, is_file=True):
         clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]
-        table = zero_shot(clips, images["train"], names, combine=combine)
+        processes = all_processes(machine.device)
+        table = zero_shot(clips, images["train"], names, combine=combine, processes=processes)
+        if not processes.is_first:
+            return
         chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
         report = pseudo_label_report(chosen, _true_labels(data) if check else None)
         console.print(

@@ -1,6 +1,5 @@
 """`vprompt train`."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,6 +125,7 @@ def train(
       --test-fraction 0`
     - `vprompt train --output runs/m --model google/siglip-base-patch16-224 --data scenes.csv --multi-label --method coop`
     - `vprompt train --output runs/d --method coop --set num_virtual_tokens=4 --epochs 20`
+    - `torchrun --nproc_per_node 2 -m peft_vprompt train --output runs/d2 --method maple` (as one process, on two devices)
     - `vprompt train --output runs/e --method coop --cache-features --views 8`
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
     - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4
@@ -141,6 +141,7 @@ def train(
     from peft_vprompt.experiments.sharing import check_hub, publish
     from peft_vprompt.experiments.templates import read_templates
     from peft_vprompt.tuners.base.registry import get_method
+    from peft_vprompt.utils.processes import launched_number
 
     row = get_method(method)
     require_model(model, data, method)
@@ -225,7 +226,7 @@ def train(
         say_next("inspect", output)
     if "tensorboard" in (report_to or ()):
         say_next_line("tensorboard", "--logdir", output)
-    if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
+    if push_to_hub and not launched_number():  # of several processes the first one
         say_published(publish(output, push_to_hub, model, private=private or None))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def run_experiment(
         run.search()
         with run.values_kept():
             run.evaluate()
-        return run.save(writer)
+        return run.processes.from_first(partial(run.save, writer))
 
 
 def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
@@ -206,6 +207,7 @@ class Run(RunState):
             self.bundle,
             self.settings.cache_features,
             draw_of(self.benchmark, self.data_path),
+            self.processes,
         )
 
     def take_support(self) -> None:
@@ -221,7 +223,8 @@ class Run(RunState):
         transform = TrainTransform(self.bundle.image_processor, crop, support.crop_scale)
         views = support.views if self.settings.views == 1 else self.settings.views
         options = {"views": views, "seed": self.settings.seed, "normalized": support.trained_on}
-        features = cache_features(model, labelled.rows, transform, workers=self.options.workers, **options)
+        with self.processes.one_by_one():
+            features = cache_features(model, labelled.rows, transform, workers=self.options.workers, **options)
         if support.trained_on:
             self.features = feature_rows(features, views)
         if model.uses_support:
@@ -261,7 +264,8 @@ class Run(RunState):
             if self.recipe is None:
                 raise
             folder = self.output / DIVERGED
-            self.bundle.model.save_pretrained(str(folder))
+            if self.processes.is_first:
+                self.bundle.model.save_pretrained(str(folder))
             said = str(error) if isinstance(error, TrainingDivergedError) else f"Training diverged. {error}"
             message = f"{said} The last finite values are in {folder}; nothing else was written."
             last = self.recipe.epochs_for(self.settings.shots) or 0
@@ -282,33 +286,34 @@ class Run(RunState):
     def _distillation_rows(self, teacher: Teacher) -> DistillationRows:
         recipe, labelled = self._to_train
         config: Any = self.bundle.model.active_peft_config
-        return teacher.rows(
-            labelled.rows,
-            self.bundle.image_processor,
-            recipe,
-            config.temperature,
-            views=self.settings.views,
-            seed=self.settings.seed,
-            progress=None if self.options.quiet else "Teacher",
-        )
+        with self.processes.one_by_one():
+            return teacher.rows(
+                labelled.rows,
+                self.bundle.image_processor,
+                recipe,
+                config.temperature,
+                views=self.settings.views,
+                seed=self.settings.seed,
+                progress=None if self.options.quiet else "Teacher",
+            )
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        shown = None if self.options.quiet else "Test"
+        options: dict[str, Any] = {"progress": None if self.options.quiet else "Test", "processes": self.processes}
         model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
-            found = measure(model, self.test_sets, zero_shot=untrained, progress=shown)
+            found = measure(model, self.test_sets, zero_shot=untrained, **options)
             plain = found if untrained else None
         else:
-            found, plain = measure_beside_zero_shot(model, self.test_sets, progress=shown)
+            found, plain = measure_beside_zero_shot(model, self.test_sets, **options)
         self.accuracy = main_metric(found)
         self.per_class = found.get("per_class")
         self.zero_shot = None if plain is None else main_metric(plain)
         if self.teacher is not None and self.test_sets:
             sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
-            self.teacher_accuracy = self.teacher.accuracy(sets, shown)
+            self.teacher_accuracy = self.teacher.accuracy(sets, **options)
         if self.validation_sets:
-            self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
+            self.validation = evaluate(model, self.validation_sets, zero_shot=untrained, processes=self.processes)
         set_class_names(self.bundle.model, self.trained_classes)
 
     def save(self, writer: Writer) -> dict:
@@ -406,6 +411,6 @@ class Run(RunState):
             rows = images.with_transform(transform)
             return cache_pixels(rows) if in_memory else rows
         model = self.bundle.model
-        with nullcontext() if self.spec.trains else model.disable_adapter():
+        with self.processes.one_by_one(), nullcontext() if self.spec.trains else model.disable_adapter():
             features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
         return feature_rows(features, views)

@@ -17,6 +17,7 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.base.spec import MethodSpec
 from ..tuners.tip_adapter.search import Found
+from ..utils.processes import Processes, all_processes
 from .eval_sets import class_names_of, split_classes
 from .models import ModelBundle
 from .settings import Settings, loss_of
@@ -126,6 +127,11 @@ class RunState:
     def __post_init__(self):
         check_labels(self.settings, self.multi_label)
         self.classes = split_classes(class_names_of(self.data, self.options.class_names), self.settings.base_novel)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the work; the first one writes."""
+        return all_processes(self.options.device)
 
     @property
     def spec(self) -> MethodSpec:

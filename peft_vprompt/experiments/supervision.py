@@ -19,6 +19,7 @@ from ..training.cached_features import cache_features
 from ..utils.arguments import typed
 from ..utils.digests import digest_arrays
 from ..utils.fields import check_fields
+from ..utils.processes import ALONE, Processes
 from ..utils.warning import warn_caller
 from .pseudo_labels import SELECTORS, PseudoLabels
 from .zero_shot_scores import zero_shot
@@ -115,6 +116,7 @@ def training_images(
     clip: ModelBundle,
     cached: bool = False,
     draw: Callable[..., Dataset] = few_shot,
+    processes: Processes = ALONE,
 ) -> LabelledImages:
     """Return the images to train on, with the labels to train with.
 
@@ -127,6 +129,7 @@ def training_images(
         clip: the model, which labels images without its adapter.
         cached: keep the image features that zero-shot needs on the disk.
         draw: how the shots are drawn of labelled images.
+        processes: share the images to label with these, which all make the same call.
 
     Returns:
         Rows with `image` and `label`, and what is worth reporting about the labels.
@@ -136,7 +139,7 @@ def training_images(
         ValueError: classes that are too small, or what the kind of supervision refuses.
     """
     if not supervision.uses_labels:
-        chosen = _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached)
+        chosen = _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached, processes)
         digest = digest_arrays(chosen.indices, chosen.labels)
         report = {"source": chosen.source, "images": len(chosen), "digest": digest}
         return LabelledImages(chosen.label(images), {"pseudo_labels": report})
@@ -147,14 +150,14 @@ def training_images(
     images = select_classes(images, class_names)
     if supervision.noise is None:
         return LabelledImages(images, {})
-    table = _table(images, class_names, clip, cached) if supervision.noise == "confusion" else None
+    table = _table(images, class_names, clip, cached, processes) if supervision.noise == "confusion" else None
     images, noise = add_noise(images, supervision.noise, supervision.noise_rate, seed, probabilities=table)
     return LabelledImages(images, _noise_report(supervision, noise, images))
 
 
-def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) -> PseudoLabels:
+def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached, processes) -> PseudoLabels:
     if supervision.pseudo_labels is None:
-        table = _table(images, class_names, clip, cached)
+        table = _table(images, class_names, clip, cached, processes)
         return SELECTORS[supervision.unlabelled](table, class_names, shots, seed)
     chosen = PseudoLabels.load(supervision.pseudo_labels)
     if list(chosen.class_names) != list(class_names):
@@ -172,12 +175,14 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached) 
     return chosen
 
 
-def _table(images: Dataset, class_names: list[str], clip: ModelBundle, cached: bool) -> np.ndarray:
+def _table(
+    images: Dataset, class_names: list[str], clip: ModelBundle, cached: bool, processes: Processes
+) -> np.ndarray:
     images = images.select_columns("image")
     if cached:
-        with clip.model.disable_adapter():
+        with processes.one_by_one(), clip.model.disable_adapter():
             images = cache_features(clip.model, images, EvalTransform(clip.image_processor))
-    return zero_shot(clip, images, class_names)
+    return zero_shot(clip, images, class_names, processes=processes)
 
 
 def _false_positives(supervision, images, class_names, shots, seed) -> LabelledImages:

@@ -75,9 +75,9 @@ class Teacher:
         logits = teacher_logits(self.model, images, transform, names, views=views, seed=seed, progress=progress)
         return DistillationRows(images, TrainTransform(student_processor, *crop), logits, temperature, seed)
 
-    def accuracy(self, test_sets: dict, progress: str | None) -> dict[str, float]:
-        """Return its accuracies in percent on test sets with images as it takes them."""
-        return evaluate(self.model, test_sets, progress=progress)
+    def accuracy(self, test_sets: dict, **options) -> dict[str, float]:
+        """Return its accuracies in percent on test sets with images as it takes them; `options` are those of `evaluate`."""
+        return evaluate(self.model, test_sets, **options)
 
 
 def check_teacher(settings: Settings) -> None:

@@ -13,12 +13,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from ..data import EvalTransform
 from ..data.image_digests import image_digests
 from ..training.cached_features import FEATURES, encode_frozen
+from ..training.evaluation import batches
 from ..utils.arguments import typed
+from ..utils.processes import ALONE, Processes
 
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def zero_shot(
     *,
     combine: str = "probabilities",
     batch_size: int = 100,
+    processes: Processes = ALONE,
 ) -> np.ndarray:
     """Return the zero-shot probabilities of every image, float32 [images, classes], which remember their images.
 
@@ -44,6 +46,7 @@ def zero_shot(
         class_names: names of the classes.
         combine: what is averaged over several CLIPs: "probabilities" (the default, as in UPL), "logits" or "features".
         batch_size: images per forward pass.
+        processes: share the images with these, which all make the same call and all get the whole table.
 
     Raises:
         ValueError: no images, an unknown `combine`, or features of different sizes.
@@ -51,7 +54,7 @@ def zero_shot(
     bundles: Any = clips if isinstance(clips, (list, tuple)) else [clips]
     if not len(images) or not bundles:
         raise ValueError(f"Expected images and CLIPs. Received: {len(images)} images, {len(bundles)} CLIPs.")
-    encoded = [_encode(clip, images, class_names, batch_size) for clip in bundles]
+    encoded = [_encode(clip, images, class_names, batch_size, processes) for clip in bundles]
     if combine == "features":
         table = _combine_features(encoded)
     else:
@@ -124,7 +127,7 @@ class _Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int) -> _Encoded:
+def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: int, processes: Processes) -> _Encoded:
     """Encode images and class names by the CLIP without its adapter."""
     model = clip.model
     classifier = model.class_name_classifier
@@ -132,8 +135,9 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
         if isinstance(images, Dataset) and FEATURES in images.column_names:
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
         else:
-            rows = _Pixels(images, EvalTransform(clip.image_processor))
-            features = torch.cat([encode_frozen(model, batch) for batch in DataLoader(rows, batch_size)])
+            rows: Any = _Pixels(images, EvalTransform(clip.image_processor))
+            own = [encode_frozen(model, batch) for batch in batches(rows, batch_size, processes)]
+            features = torch.cat(processes.gather(own))
         model.set_class_names(list(class_names))
         classes = model.encode_classes()
         scale = classifier.adapted.dual.logit_scale

@@ -25,6 +25,8 @@ from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
+from ..utils.process_watch import keep
+from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
 from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
@@ -70,6 +72,7 @@ def predict(
     *,
     progress: str | None = None,
     wait: bool = False,
+    processes: Processes = ALONE,
 ) -> Summary:
     """Write the most probable labels of images to a file (.csv, .jsonl or .parquet).
 
@@ -83,6 +86,7 @@ def predict(
         options: what is written.
         progress: label of a progress bar; None for no bar.
         wait: wait while another process writes to the file.
+        processes: share the images with these, which all make the same call; the first one writes.
 
     Raises:
         ValueError: another kind of file, embeddings in a CSV file, or no image can be read.
@@ -92,18 +96,21 @@ def predict(
     output = Path(output)
     require_format(output, options.embeddings)
     with only_writer(output, wait, is_file=True) as writer, fixed_weights():
-        parts = _Parts(output, identity_of(classifier, images, options))
+        parts = _Parts(output)
+        left = processes.from_first(
+            lambda: parts.begin(identity_of(classifier, images, options), len(spans(len(images), options)))
+        )
+        keep("Started again in the same way, it goes on: what is done is kept.")
         reader = ThreadPoolExecutor(_AHEAD)
         try:
-            for part, rows in _made(classifier, images, options, parts, reader, progress):
-                writer.check()
-                parts.write(part, rows)
+            for part, rows in _made(classifier, images, options, left, reader, progress, processes):
+                if processes.is_first:
+                    writer.check()
+                    parts.write(part, rows)
         finally:
             reader.shutdown(cancel_futures=True)
         writer.check()
-        summary = _finish(output, parts, images, options)
-        parts.remove()
-    return summary
+        return processes.from_first(lambda: _finish(output, parts, images, options))
 
 
 def identity_of(classifier: Classifier, images: NamedImages, options: PredictOptions) -> dict:
@@ -130,13 +137,22 @@ class _Parts:
 
     Args:
         output: the file.
-        identity: what they are made with; parts of anything else are thrown away.
     """
 
-    def __init__(self, output: Path, identity: dict):
+    def __init__(self, output: Path):
+        self.output = output
         self.folder = output.with_name(f".{output.name}.parts")
-        with disk_errors(output):
+
+    def begin(self, identity: dict, count: int) -> list[int]:
+        """Keep the parts that were made with `identity`, throw away those of anything else; return which are left to make.
+
+        Args:
+            identity: what they are made with.
+            count: how many there are.
+        """
+        with disk_errors(self.output):
             self._begin(identity)
+        return [part for part in range(count) if self.read(part) is None]
 
     def _begin(self, identity: dict) -> None:
         about = self.folder / IDENTITY
@@ -199,24 +215,28 @@ def _made(
     classifier: Classifier,
     images: NamedImages,
     options: PredictOptions,
-    parts: _Parts,
+    left: list[int],
     reader: ThreadPoolExecutor,
     progress: str | None,
+    processes: Processes,
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Give the parts that are not there yet, each as soon as it is made. Images are read while others are classified."""
-    left = [(part, span) for part, span in enumerate(spans(len(images), options)) if parts.read(part) is None]
+    """Give the parts that are left, each as soon as it is made. Images are read while others are classified."""
     size = options.batch_size
-    batches = [(part, span[first : first + size]) for part, span in left for first in range(0, len(span), size)]
+    parts = spans(len(images), options)
+    own = {
+        part: processes.share([parts[part][i : i + size] for i in range(0, len(parts[part]), size)]) for part in left
+    }
+    batches = [(part, batch) for part in left for batch in own[part]]
     waiting = iter(batches)
     ahead = deque(reader.submit(_read, classifier, images, batch) for _, batch in islice(waiting, _AHEAD))
-    rows: list[pa.Table] = []
-    for number, (part, batch) in enumerate(with_progress(batches, progress)):
-        found = ahead.popleft().result()
-        ahead.extend(reader.submit(_read, classifier, images, further) for _, further in islice(waiting, 1))
-        rows.append(_rows(classifier, [images.names[index] for index in batch], found, options))
-        if number + 1 == len(batches) or batches[number + 1][0] != part:
-            yield part, pa.concat_tables(rows)
-            rows = []
+    shown = with_progress(batches, progress)
+    for part in left:
+        rows: list[pa.Table] = []
+        for _, batch in islice(shown, len(own[part])):
+            found = ahead.popleft().result()
+            ahead.extend(reader.submit(_read, classifier, images, further) for _, further in islice(waiting, 1))
+            rows.append(_rows(classifier, [images.names[index] for index in batch], found, options))
+        yield part, pa.concat_tables(processes.gather(rows))
 
 
 def _read(classifier: Classifier, images: NamedImages, batch: Sequence[int]) -> list[dict[str, Tensor] | str]:
@@ -265,6 +285,7 @@ def _finish(output: Path, parts: _Parts, images: NamedImages, options: PredictOp
         raise ValueError(f"None of {len(images)} images can be read: {problems[0][0]} is {problems[0][1]}.")
     write_table(output, (_without_problems(parts.need(number)) for number in numbers))
     listed = write_problems(output, problems)
+    parts.remove()
     if problems:
         named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
         warn_caller(f"{len(problems)} of {len(images)} images cannot be read and were skipped: {named}.")

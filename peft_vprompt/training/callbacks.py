@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import TrainerCallback
 
 from ..data.augmentation import RandomRows
+from ..data.epoch_batches import EpochBatches
 from ..utils.arguments import typed
 from ..utils.progress import make_bar
 
@@ -48,18 +49,16 @@ class StopIfDiverged(TrainerCallback):
         self._finite = [value.detach().clone() for value in trained_values(model)]
 
 
-class EpochOfRows(TrainerCallback):
-    """Tell rows with random numbers of their own which epoch it is.
+class EpochOf(TrainerCallback):
+    """Tell batches, and rows with random numbers of their own, which epoch it is."""
 
-    The Trainer does so in one process only.
-    """
-
-    def __init__(self, rows: RandomRows):
-        self.rows = rows
+    def __init__(self, batches: EpochBatches, rows: Sequence[dict]):
+        self.drawn = [batches, rows] if isinstance(rows, RandomRows) else [batches]
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Count the epochs from 0, those before a resume included."""
-        self.rows.set_epoch(round(state.epoch or 0))
+        for each in self.drawn:
+            each.set_epoch(round(state.epoch or 0))
 
 
 def named_trained_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:

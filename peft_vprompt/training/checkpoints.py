@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..utils.arguments import typed
 from ..utils.digests import digest_json
 from ..utils.io import read_json, write_json
+from ..utils.process_watch import keep
 from ..utils.readable import unreadable_files
 from ..utils.warning import warn_caller
 from .averaging import AVERAGE_FILE, find_average
@@ -39,9 +40,10 @@ class KeepLastCheckpoint(TrainerCallback):
         """
         if args.world_size > 1:  # each process writes its random numbers into it
             args.distributed_state.wait_for_everyone()
+        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        say_kept(new)
         if not state.is_world_process_zero:
             return
-        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if problems := unreadable_files(new):
             shutil.rmtree(new, ignore_errors=True)
             raise OSError(
@@ -52,6 +54,14 @@ class KeepLastCheckpoint(TrainerCallback):
         for other in new.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if other != new:
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def say_kept(checkpoint: Path | None) -> None:
+    """Let the message of an end that nobody wanted say what a start in the same way goes on from."""
+    place = (
+        f"the training goes on from {checkpoint}" if checkpoint else "the training starts afresh, as no epoch is done"
+    )
+    keep(f"Started again in the same way, {place}.")
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:

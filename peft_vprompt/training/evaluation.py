@@ -19,6 +19,7 @@ from ..metrics import expected_calibration_error, harmonic_mean, scores
 from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
+from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
 from ..utils.validation import shorten
 from .cached_features import FEATURES, encode_frozen
@@ -111,6 +112,7 @@ def predict_logits(
     batch_size: int = 100,
     *,
     progress: str | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
 
@@ -119,35 +121,43 @@ def predict_logits(
         rows: labelled rows.
         batch_size: images per batch.
         progress: label of a progress bar; None for no bar.
+        processes: share the batches with these, which all make the same call and all get the whole result.
 
     Returns:
         Logits, float32 [images, classes], and true labels, int [images], or multi-hot [images, classes].
     """
-    labels: list[np.ndarray] = []
+    labels: list[torch.Tensor] = []
 
     def unlabelled() -> Iterator[dict[str, torch.Tensor]]:
-        for batch in with_progress(batches(rows, batch_size), progress):
-            labels.append(batch.pop("labels").numpy())
+        for batch in with_progress(batches(rows, batch_size, processes), progress):
+            labels.append(batch.pop("labels"))
             yield batch
 
-    logits = logits_of(model, unlabelled())
-    return logits.numpy(), np.concatenate(labels)
+    logits = processes.gather(_logits_by_batch(model, unlabelled()))
+    return _finite(torch.cat(logits)).numpy(), torch.cat(processes.gather(labels)).numpy()
 
 
-@torch.no_grad()
 def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Return logits, float32 [images, classes] on the CPU, of batches of what a model's call takes; model as above.
 
     Raises:
         OutputNotFiniteError: some are NaN or infinite, of which no class is the largest.
     """
+    return _finite(torch.cat(_logits_by_batch(model, inputs)))
+
+
+@torch.no_grad()
+def _logits_by_batch(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
     device = device_of(model)
     logits = []
     with eval_mode(model):
         for batch in inputs:
             output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
-    table = torch.cat(logits)
+    return logits
+
+
+def _finite(table: torch.Tensor) -> torch.Tensor:
     if bad := int((~table.isfinite()).any(-1).sum()):
         raise OutputNotFiniteError(
             f"Expected finite logits. Received NaN or infinity for {bad} of {len(table)} images: the training of the adapter "
@@ -157,10 +167,20 @@ def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]])
     return table
 
 
-def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
-    """Return batches of all rows; going through them draws from no random numbers but their own."""
+def batches(rows: Sequence[dict], batch_size: int, processes: Processes = ALONE) -> DataLoader:
+    """Return batches of all rows; going through them draws from no random numbers but their own.
+
+    Of several processes each has its share of the batches.
+    """
+    options: dict[str, Any] = {"collate_fn": default_data_collator, "generator": torch.Generator()}
+    own = processes.share(batches_of(len(rows), batch_size))
     # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
-    return DataLoader(rows, batch_size, collate_fn=default_data_collator, generator=torch.Generator())
+    return DataLoader(rows, batch_sampler=own, **options)
+
+
+def batches_of(rows: int, batch_size: int) -> list[list[int]]:
+    """Return the places of the rows of each batch, in their order; the last batch may be short."""
+    return [list(range(first, min(first + batch_size, rows))) for first in range(0, rows, batch_size)]
 
 
 @typed
@@ -245,7 +265,7 @@ def measure(
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
         metrics: names in `METRICS`. Where images have several labels, `map` is measured in their place.
-        **options: `progress` of `predict_logits`.
+        **options: `progress` and `processes` of `predict_logits`.
 
     Returns:
         By metric, what it is in percent by test-set name; and `hm`, the harmonic mean of base and novel, of accuracies.
@@ -294,9 +314,9 @@ def measure_beside_zero_shot(
     if not compares_with_text(model):
         return measure(model, test_sets, batch_size, **options), None
     if _leaves_images(model):
-        label = options.get("progress")
         test_sets = {
-            name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()
+            name: EvalSet(_encoded(model, rows, batch_size, **options), names)
+            for name, (rows, names) in test_sets.items()
         }
     return (
         measure(model, test_sets, batch_size, **options),
@@ -319,16 +339,18 @@ def _leaves_images(model) -> bool:
     return not classifier.changes_images()
 
 
-def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None) -> Sequence[dict]:
+def _encoded(
+    model, rows: Sequence[dict], batch_size: int, progress: str | None = None, processes: Processes = ALONE
+) -> Sequence[dict]:
     """Return the rows with features in the place of images."""
     if FEATURES in getattr(rows, "column_names", ()):
         return rows
     encoded = []
-    for batch in with_progress(batches(rows, batch_size), progress):
+    for batch in with_progress(batches(rows, batch_size, processes), progress):
         labels = batch.pop("labels")
-        features = encode_frozen(model, batch)
-        encoded += [{FEATURES: x, "labels": y} for x, y in zip(features, labels, strict=True)]
-    return encoded
+        encoded.append((encode_frozen(model, batch), labels))
+    pairs = [pair for features, labels in processes.gather(encoded) for pair in zip(features, labels, strict=True)]
+    return [{FEATURES: features, "labels": label} for features, label in pairs]
 
 
 def own_classes(model) -> list[str] | None:

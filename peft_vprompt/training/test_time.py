@@ -36,6 +36,7 @@ from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.fields import check_fields
+from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
 from ..utils.validation import require_int
 from .evaluation import EvalSet, batches, set_class_names, with_harmonic_mean
@@ -286,6 +287,7 @@ def evaluate_at_test_time(
     batch_size: int = 8,
     *,
     progress: str | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Measure the accuracy with test-time tuning, and that of the same context without it.
 
@@ -295,6 +297,7 @@ def evaluate_at_test_time(
         tuning: how; default: as the authors.
         batch_size: images per batch; the result does not depend on it.
         progress: label of a progress bar; None for no bar.
+        processes: share the batches with these, which all make the same call.
 
     Returns:
         Accuracies in percent by the name of the test set, tuned and untuned, both of the plain view.
@@ -310,9 +313,10 @@ def evaluate_at_test_time(
             raise ValueError("No image to evaluate on.")
         set_class_names(model, test_set.class_names)
         right = []
-        for batch in with_progress(batches(test_set.rows, batch_size), progress):
+        for batch in with_progress(batches(test_set.rows, batch_size, processes), progress):
             output = tune_on_views(model, batch["pixel_values"].to(device), tuning)
             both = torch.stack([output.logits, output.view_logits[:, 0]]).argmax(-1).cpu()
             right.append((both == batch["labels"]).numpy())
-        tuned[name], untuned[name] = (100 * float(share) for share in np.concatenate(right, axis=1).mean(axis=1))
+        shares = np.concatenate(processes.gather(right), axis=1).mean(axis=1)
+        tuned[name], untuned[name] = (100 * float(share) for share in shares)
     return with_harmonic_mean(tuned), with_harmonic_mean(untuned)

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -20,19 +20,22 @@ from transformers import (
     default_data_collator,
 )
 
-from ..data.augmentation import RandomRows, with_own_random_numbers
+from ..data.augmentation import with_own_random_numbers
+from ..data.epoch_batches import EpochBatches
 from ..errors import TrainingDivergedError
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
+from ..utils.processes import all_processes, launched, on_cpu
 from ..utils.validation import MAX_WORKERS, require_int
 from ..utils.warning import warn_caller
 from .averaging import AverageWeights
-from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
-from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
+from .callbacks import EpochOf, StepTimer, StopIfDiverged, progress_bar
+from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept
 from .evaluation import compute_metrics
+from .recipe_trainer import RecipeTrainer
 from .recipes import lr_scheduler
 from .trackers import check_trackers
 
@@ -120,24 +123,37 @@ def train(
     _check(train_set, epochs, steps)
     require_int("workers", workers, 0, MAX_WORKERS)
     train_set = with_own_random_numbers(train_set, seed)
+    processes = all_processes(device)
+    batches = EpochBatches(len(train_set), recipe.batch_size, seed, processes)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
     )
     arguments = _arguments(
-        recipe, folder, epochs or 1, seed, checkpoints, scale_loss, workers, eval_set is not None, report_to
+        recipe,
+        folder,
+        epochs or 1,
+        seed,
+        checkpoints,
+        scale_loss,
+        workers,
+        eval_set is not None,
+        report_to,
+        launched() > 1 and on_cpu(device),
     )
-    if device not in (None, "auto"):
+    if device not in (None, "auto") and not arguments.use_cpu:
         _compute_on(arguments, find_device(device))
-    _keep_batch(arguments, recipe, len(train_set))
-    steps_per_epoch = _steps_per_epoch(arguments, len(train_set))
+    if (
+        arguments.n_gpu > 1
+    ):  # `nn.DataParallel`, which the Trainer starts wherever it sees several, multiplies the batch
+        arguments._n_gpu = 1
     if steps is not None:
-        epochs = math.ceil(steps / steps_per_epoch)
+        epochs = math.ceil(steps / len(batches))
         arguments.max_steps = steps
     _warn_of_warmup(recipe, epochs)  # pyrefly: ignore[bad-argument-type]  # there is one of `epochs` and `steps`
     optimizer = make_optimizer(model, recipe)
     # pyrefly: ignore[bad-argument-type]  # likewise
-    scheduler = lr_scheduler(optimizer, recipe, epochs, steps_per_epoch, steps)
+    scheduler = lr_scheduler(optimizer, recipe, epochs, len(batches), steps)
     timer = StepTimer()
     divergence = StopIfDiverged()
     method_callbacks = getattr(model, "method_callbacks", list)
@@ -145,17 +161,19 @@ def train(
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
     # One writer from the choice of a checkpoint on, so that nobody takes it away before it is read.
     with progress_bar(progress) as bars, only_writer(folder) if checkpoints else nullcontext(), disk_errors(folder):
-        if checkpoints and arguments.process_index == 0:
+        if checkpoints and processes.is_first:
             write_json(settings or {}, folder / "identity.json")
-        checkpoint = last_checkpoint(folder, averaged=bool(average)) if checkpoints else None
+        find = partial(last_checkpoint, folder, averaged=bool(average))
+        checkpoint = processes.from_first(find) if checkpoints else None
+        say_kept(checkpoint)
         resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if steps is not None and resumed_step >= steps:
             # All steps are made: without this the Trainer would make one more, to complete the last epoch.
             arguments.max_steps = -1
-            arguments.num_train_epochs = resumed_step // steps_per_epoch
-        watchers = [timer, *method_callbacks(), *callbacks, divergence, *average, *bars, KeepLastCheckpoint()]
-        watchers += [EpochOfRows(train_set)] if isinstance(train_set, RandomRows) else []
-        trainer = _trainer(model, arguments, train_set, eval_set, (optimizer, scheduler), loss, watchers)
+            arguments.num_train_epochs = resumed_step // len(batches)
+        watchers = [EpochOf(batches, train_set), timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
+        watchers += [KeepLastCheckpoint()]
+        trainer = _trainer(model, arguments, batches, train_set, eval_set, (optimizer, scheduler), loss, watchers)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if divergence.epoch is not None:
@@ -192,6 +210,7 @@ def _warn_of_warmup(recipe: Recipe, epochs: int) -> None:
 def _trainer(
     model: torch.nn.Module,
     arguments: TrainingArguments,
+    batches: EpochBatches,
     train_set: Sequence[dict],
     eval_set: Sequence[dict] | None,
     optimizers: tuple[torch.optim.Optimizer, LambdaLR],
@@ -199,6 +218,7 @@ def _trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     trainer = RecipeTrainer(
+        batches,
         model=model,
         args=arguments,
         train_dataset=train_set,
@@ -224,10 +244,11 @@ def _arguments(
     workers: int,
     watch: bool,
     report_to: Sequence[str],
+    use_cpu: bool,
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size,  # `EpochBatches` shares it out
         per_device_eval_batch_size=100,
         num_train_epochs=epochs,
         max_grad_norm=0.0,  # the authors do not clip; the Trainer would
@@ -239,6 +260,7 @@ def _arguments(
         logging_strategy="epoch",
         logging_nan_inf_filter=False,  # the Trainer would log a loss of NaN as 0
         report_to=check_trackers(report_to) or "none",
+        use_cpu=use_cpu,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=workers,
@@ -264,27 +286,6 @@ def _compute_on(arguments: TrainingArguments, device: torch.device) -> None:
     arguments.__dict__["_setup_devices"] = device  # what `arguments.device` has looked up
 
 
-def _keep_batch(arguments: TrainingArguments, recipe: Recipe, images: int) -> None:
-    """Let one step see the recipe's batch, however many processes and devices there are.
-
-    One process takes one device: `nn.DataParallel`, which the Trainer starts wherever it sees several, would multiply
-    the batch. Several processes (`accelerate launch`) share it.
-
-    Raises:
-        ValueError: the batch cannot be shared out evenly.
-    """
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    processes = arguments.world_size
-    if recipe.batch_size % processes:
-        raise ValueError(
-            f"Expected a batch that {processes} processes can share. Received: batch_size={recipe.batch_size}. Give "
-            "another batch size, or use another number of processes."
-        )
-    arguments.per_device_train_batch_size = recipe.batch_size // processes
-    arguments.dataloader_drop_last = images >= recipe.batch_size  # full batches only, as the authors' loader
-
-
 @typed
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer of the parameters of `model` that require gradients."""
@@ -294,31 +295,3 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, betas=tuple(recipe.betas), eps=recipe.eps, **shared)
-
-
-def _steps_per_epoch(arguments: TrainingArguments, images: int) -> int:
-    batch = arguments.train_batch_size * arguments.world_size
-    return max(images // batch if arguments.dataloader_drop_last else math.ceil(images / batch), 1)
-
-
-class RecipeTrainer(Trainer):
-    """Evaluate on every image, where the stock Trainer would apply `dataloader_drop_last` to evaluation as well.
-
-    Evaluation takes no random number from the training, whose dropout goes on as if there had been none.
-    """
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate as the stock Trainer does."""
-        with torch.random.fork_rng(devices=[]):  # the loader draws a seed for its workers; the model draws nothing
-            return super().evaluate(*args, **kwargs)
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Return batches of all rows of `eval_dataset` (default: the Trainer's own) in their order, the last one short."""
-        loader = DataLoader(
-            # pyrefly: ignore[bad-argument-type]  # the Trainer asks only where there is one
-            self.eval_dataset if eval_dataset is None else eval_dataset,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
-        return self.accelerator.prepare(loader)

@@ -18,6 +18,7 @@ from filelock import SoftFileLease, Timeout
 
 from ..errors import FolderInUseError
 from .io import disk_errors
+from .processes import launched_number
 
 
 #: Seconds after which the lock of an owner on another host is taken over, if nobody touched it meanwhile.
@@ -160,7 +161,7 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
     """
     place = Path(place)
     lease = _lease(place, is_file)
-    if int(os.environ.get("RANK", "0") or 0):
+    if launched_number():
         yield Writer(lease, place)
         return
     path = Path(lease.lock_file)

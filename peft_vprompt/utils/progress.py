@@ -5,6 +5,8 @@ from typing import Protocol, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .processes import launched_number
+
 
 Item = TypeVar("Item", covariant=True)
 
@@ -27,12 +29,15 @@ def make_bar(label: str, unit: str, transient: bool = False) -> Progress:
 
 
 def with_progress(batches: Batches[Item], label: str | None) -> Iterator[Item]:
-    """Yield the batches under a bar that goes when they are done; without a label, or where no screen is, under none."""
+    """Yield the batches under a bar that goes when they are done.
+
+    Without a label, where no screen is, and in other processes of a launcher than the first there is no bar.
+    """
     if label is None:
         yield from batches
         return
     bar = make_bar(label, "batches", transient=True)
-    bar.disable = not bar.console.is_terminal
+    bar.disable = not bar.console.is_terminal or launched_number() > 0
     with bar:
         task = bar.add_task("", total=len(batches), note="")
         for batch in batches:

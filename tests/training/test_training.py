@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from peft_vprompt.errors import FolderInUseError, OutputNotFiniteError, TrainingDivergedError
 from peft_vprompt.experiments import reports
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
+from peft_vprompt.training import trainer
 from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
 from peft_vprompt.training.evaluation import (
     EvalSet,
@@ -27,6 +28,7 @@ from peft_vprompt.training.recipes import Recipe, lr_schedule
 from peft_vprompt.training.trainer import train
 from peft_vprompt.utils import io
 from peft_vprompt.utils.environment import environment
+from peft_vprompt.utils.processes import Processes
 from tests.support.callbacks import Diverge, Kill
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
 from tests.support.peft_behaviours import SUPPORT
@@ -222,13 +224,18 @@ class TestTrain:
         assert set(batches) == {QUICK.batch_size}
 
     def test_processes_share_the_batch(self, clip_path, rows, tmp_path, monkeypatch):
-        monkeypatch.setattr(TrainingArguments, "world_size", property(lambda arguments: 2))
+        # Without others to add up with: what the first of two processes would do.
+        monkeypatch.setattr(trainer, "all_processes", lambda device: Processes(0, 2))
+        monkeypatch.setattr(Processes, "gather", lambda processes, mine: mine)
+        monkeypatch.setattr(Processes, "from_first", lambda processes, make: make())
         model = build_model(clip_path, "coop", CLASS_NAMES).model
-        batches = batch_sizes(model)
-        train(model, rows[:7], QUICK, tmp_path, epochs=2, checkpoints=False)
-        assert set(batches) == {QUICK.batch_size // 2}  # full batches only: the seventh image waits for the next epoch
-        with pytest.raises(ValueError, match="batch that 2 processes can share. Received: batch_size=3"):
-            train(model, rows, replace(QUICK, batch_size=3), tmp_path, epochs=2, checkpoints=False)
+        for recipe, own in ((QUICK, QUICK.batch_size // 2), (replace(QUICK, batch_size=3), 1)):
+            batches = batch_sizes(model)
+            # Full batches only: the seventh image waits for the next epoch.
+            steps = train(model, rows[:7], recipe, tmp_path, epochs=2, checkpoints=False).steps
+            assert set(batches) == {own} and steps == 2 * (7 // recipe.batch_size)
+        with pytest.raises(ValueError, match="each of 2 processes. Received: batches of 1"):
+            train(model, rows, replace(QUICK, batch_size=1), tmp_path, epochs=2, checkpoints=False)
 
     def test_an_interrupted_run_leaves_no_bar(self, clip_path, rows, tmp_path):
         model = build_model(clip_path, "coop", CLASS_NAMES).model
