@@ -1,5 +1,6 @@
 """`vprompt predict`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,10 @@ from .options import (
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peft_vprompt.data import DataOptions
+    from peft_vprompt.export.predictions import Summary
 
 
 @command
@@ -32,6 +36,15 @@ def predict(
     output: Annotated[Path, option("File for the predictions: .csv, .jsonl or .parquet.")],
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[str | None, option("Split to take; default: all images.", panel="Data")] = None,
+    stream: Annotated[
+        bool,
+        option(
+            "Read parquet and tar files, or a data set of the Hub, image by image without keeping anything of them; an address is "
+            "always read so.",
+            "--stream",
+            panel="Data",
+        ),
+    ] = False,
     class_names: Annotated[
         Path | None,
         option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
@@ -45,7 +58,8 @@ def predict(
     """Classify any images with a trained adapter: one row for each image, with its file name.
 
     Images need no labels: one file, a folder and all folders in it, a pattern, a table, an archive or a data set. Those
-    that cannot be read are named, skipped and counted. A run that was stopped goes on where it was when started again in
+    that cannot be read are named, skipped and counted. Files at an address, and with `--stream` any parquet and tar files, are
+    read without being kept; a folder of `vprompt features` stands for its images. A run that was stopped goes on where it was when started again in
     the same way, and gives the same file.
 
     **Examples**
@@ -55,13 +69,13 @@ def predict(
     - `vprompt predict --adapter runs/a --data "photos/2026-*/*.jpg" --output predictions.jsonl`
     - `vprompt predict --adapter runs/a --data photos --class-names other.txt --output others.csv`
     - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
+    - `vprompt predict --adapter runs/a --data "s3://bucket/shards/*.tar" --output predictions.parquet`
+    - `vprompt predict --adapter runs/a --data features --output predictions.csv`
     """
-    from peft_vprompt.data.any_images import load_any
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.experiments.results import require_own
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.export import Classifier, PredictOptions
-    from peft_vprompt.export import predict as write_predictions
     from peft_vprompt.export.tables import is_predictions, require_format
 
     if data is None:
@@ -76,9 +90,9 @@ def predict(
     saved = SavedAdapter.find(adapter)
     if model is None and not saved.is_embedded:
         say_named(saved.config)
-    images = load_any(data, split)
+    write = _prepared(data, split, stream)
     classifier = Classifier.of(saved, model, names, image_size=image_size, **machine._asdict())
-    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
+    found = write(classifier, output=output, options=options, progress="Predict", wait=wait)
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
@@ -97,3 +111,23 @@ def predict(
         "--output",
         f"{output.stem}-model",
     )
+
+
+def _prepared(data: "DataOptions", split: str | None, stream: bool) -> "Callable[..., Summary]":
+    """Open the images, or their features, and return what writes predictions for them with a classifier."""
+    from peft_vprompt.data.any_images import load_any
+    from peft_vprompt.data.feature_folders import is_feature_folder
+    from peft_vprompt.data.streams import can_stream, open_stream
+    from peft_vprompt.export import predict as predict_images
+    from peft_vprompt.export.streamed import features_of, predict_features, predict_stream
+
+    if is_feature_folder(data.path):
+        return partial(predict_features, features=features_of(data, split))
+    if stream and not can_stream(data):
+        raise ValueError(
+            f"Expected files of parquet or tar, or a data set of the Hub, to stream. Received: --stream --data {data.path}. Leave "
+            "--stream out."
+        )
+    if stream or "://" in data.path:
+        return partial(predict_stream, images=open_stream(data, split))
+    return partial(predict_images, images=load_any(data, split))

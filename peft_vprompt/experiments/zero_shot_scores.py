@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..data import EvalTransform
+from ..data.feature_folders import DIGESTS
 from ..data.image_digests import image_digests
-from ..training.cached_features import FEATURES, encode_frozen
+from ..training.cached_features import FEATURES, encode_frozen, require_features_of
 from ..utils.arguments import typed
 
 
@@ -78,7 +79,7 @@ class ScoreTable(np.ndarray):
 
 def digests_of(images) -> np.ndarray | None:
     """Return which images the rows are, if it is known: of a list of pictures it is not."""
-    if isinstance(images, Dataset) and FEATURES not in images.column_names:
+    if isinstance(images, Dataset) and (DIGESTS in images.column_names or FEATURES not in images.column_names):
         return image_digests(images)
     return getattr(images, "image_digests", None)
 
@@ -130,6 +131,8 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
     classifier = model.class_name_classifier
     with model.disable_adapter():
         if isinstance(images, Dataset) and FEATURES in images.column_names:
+            if DIGESTS in images.column_names:  # of a folder, which somebody may have made with another model
+                require_features_of(model, EvalTransform(clip.image_processor), images)
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
         else:
             rows = _Pixels(images, EvalTransform(clip.image_processor))

@@ -55,7 +55,7 @@ class Writer:
 
 
 @contextmanager
-def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) -> Iterator[Writer]:
+def only_writer(place: str | Path, wait: bool = False, is_file: bool = False, each: bool = False) -> Iterator[Writer]:
     """Be the only one that writes to a folder, or to a file and what lies beside it under its name.
 
     Of several processes of one training (`torchrun`) the first one holds the lock for all.
@@ -64,15 +64,16 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
         place: the folder, which is made, or the file.
         wait: wait until another writer is done; else refuse.
         is_file: whether `place` is a file.
+        each: let each process of one training hold a lock of its own, for places that they share out among them.
 
     Raises:
         FolderInUseError: another process writes there; says which.
         CannotWriteError: the place is not to be written.
     """
     place = Path(place)
-    path = place.with_name(f".{place.name}.lock") if is_file else place / LOCK
+    path = _lock_of(place, is_file)
     lease = SoftFileLease(path, lease_duration=LEASE, timeout=0, is_singleton=False)
-    if int(os.environ.get("RANK", "0") or 0):
+    if int(os.environ.get("RANK", "0") or 0) and not each:
         yield Writer(lease, place)
         return
     made = [folder for folder in path.parents if not folder.exists()]
@@ -86,6 +87,15 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
         with suppress(OSError):  # what was not refused left something
             for folder in made:
                 folder.rmdir()
+
+
+def is_locked(place: str | Path, is_file: bool = True) -> bool:
+    """Tell whether somebody holds the lock of a place, or died with it."""
+    return _lock_of(Path(place), is_file).exists()
+
+
+def _lock_of(place: Path, is_file: bool) -> Path:
+    return place.with_name(f".{place.name}.lock") if is_file else place / LOCK
 
 
 def _acquire(lease: SoftFileLease, place: Path, wait: bool) -> None:
