@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 
 from ..utils.checked_files import is_intact, said_checksum
 from ..utils.io import read_json
@@ -78,7 +78,7 @@ def is_feature_folder(path: str | Path) -> bool:
 
 def made_with(rows: Dataset) -> dict | None:
     """Return what made the features of some rows: digests by what they are of; None where the rows do not say it."""
-    said = rows.features[FEATURES].id
+    said = getattr(rows.features.get(DIGESTS), "id", None)
     try:
         content = json.loads(said or "")
     except ValueError:
@@ -86,9 +86,12 @@ def made_with(rows: Dataset) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def say_made_with(content: Mapping[str, str | None]) -> str:
-    """Return the `id` of a column of features by which `made_with` knows what made them."""
-    return json.dumps(content, sort_keys=True)
+def digests_column(content: Mapping[str, str | None]) -> Value:
+    """Return the type of the column of digests, from whose `id` `made_with` knows what made the features beside it.
+
+    The column of features cannot hold it: `datasets` makes plain lists of lists anew.
+    """
+    return Value("binary", id=json.dumps(content, sort_keys=True))
 
 
 def read_manifest(folder: str | Path) -> dict:

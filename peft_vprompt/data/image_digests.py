@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..utils.digests import Digest
-from .feature_folders import DIGESTS, FEATURES, holds_features
+from .feature_folders import DIGESTS, holds_features
 
 
 #: Bytes of the digest of one image.
@@ -55,7 +55,7 @@ def image_fingerprint(images: Dataset, digests: np.ndarray | None = None) -> str
         ValueError, FileNotFoundError: as `image_digests`.
     """
     digests = image_digests(images) if digests is None else digests
-    read = str(images.features[FEATURES].id if holds_features(images) else replace(images.features["image"], id=None))
+    read = str(images.features[DIGESTS].id if holds_features(images) else replace(images.features["image"], id=None))
     return Digest().add(read.encode()).add(np.ascontiguousarray(digests).tobytes()).hex()
 
 

@@ -31,9 +31,9 @@ from ..data.feature_folders import (
     KIND,
     MANIFEST,
     NAMES,
+    digests_column,
     is_feature_folder,
     read_manifest,
-    say_made_with,
     shard_details,
 )
 from ..data.image_digests import image_digest
@@ -134,8 +134,7 @@ class _Work:
     def __init__(self, maker: FeatureMaker, images: EncodedShards, folder: Path, batch_size: int, shard_size: int):
         self.maker, self.images, self.folder = maker, images, folder
         self.batch_size, self.shard_size = batch_size, shard_size
-        columns = {FEATURES: List(Value("float32"), id=say_made_with(maker.content))}
-        columns |= {DIGESTS: Value("binary"), NAMES: Value("string")}
+        columns = {FEATURES: List(Value("float32")), DIGESTS: digests_column(maker.content), NAMES: Value("string")}
         self.columns = Features(columns | ({} if images.label is None else {"label": images.label}))
         self.manifest = {
             "kind": KIND,
