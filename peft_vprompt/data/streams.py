@@ -262,7 +262,7 @@ def _find(path: str, must_exist: bool = True) -> list[tuple[str, str, str]]:
     """
     system, inside = _system(path)
     if glob.has_magic(inside):
-        names = [name for name in system.glob(inside) if _builder(name)]
+        names = [name for name in system.glob(inside) if _builder(name) and _is_seen(PurePosixPath(name).name)]
     elif _builder(inside) or not system.isdir(inside):
         names = [inside] if system.isfile(inside) else []
     else:
