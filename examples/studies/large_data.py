@@ -135,7 +135,9 @@ class Watch:
         """Count images."""
         if (self.done + images) // self.step > self.done // self.step:
             seconds = time.perf_counter() - self.start
-            self.samples.append({"images": self.done + images, "seconds": round(seconds, 2), "mb": round(resident(), 1)})
+            self.samples.append(
+                {"images": self.done + images, "seconds": round(seconds, 2), "mb": round(resident(), 1)}
+            )
             print(self.samples[-1], flush=True)
         self.done += images
 

@@ -86,8 +86,8 @@ class RowShards:
             for first in range(0, len(names), size)
         ]
         self._rows = rows
-        self.splits = [split for split, _, _ in self._runs]
-        self.sizes = [end - first for _, first, end in self._runs]
+        self.splits: Sequence[str] = [split for split, _, _ in self._runs]
+        self.sizes: Sequence[int | None] = [end - first for _, first, end in self._runs]
         labelled = [images.features["label"] for images, _ in rows.values() if "label" in images.column_names]
         self.label = labelled[0] if labelled else None
         self.image = image
@@ -140,7 +140,7 @@ def made_ahead(items: Iterator[Item], make: Callable[[Item], Made]) -> Iterator[
 
     An error of taking or making is raised where its item's turn comes.
     """
-    end = object()
+    end: Any = object()
     with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(AHEAD) as makers:
 
         def take() -> Any:

@@ -17,6 +17,7 @@ from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
 from .columns import set_column
+from .feature_folders import images_alone
 from .few_shot import class_counts, stratified_split
 from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
@@ -253,7 +254,7 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
 
 def _without_labels(labelled: DatasetDict) -> DatasetDict:
     tests = {name: rows for name, rows in labelled.items() if name == "test"}
-    return DatasetDict(train=labelled["train"].select_columns("image"), **tests)
+    return DatasetDict(train=images_alone(labelled["train"]), **tests)
 
 
 def _load_benchmark(options: DataOptions) -> DatasetDict:

@@ -85,8 +85,8 @@ class StreamedImages:
             if _feature(features, column) is None:
                 raise ValueError(f"No column {column!r}. The data has: {', '.join(features)}.")
         self._features = features
-        self.splits = [file.split for file in files]
-        self.sizes: list[int | None] = [None] * len(files)
+        self.splits: Sequence[str] = [file.split for file in files]
+        self.sizes: Sequence[int | None] = [None] * len(files)
         self.label = None if self._label is None else _feature(features, self._label)
         self.image = RGBImage(background=options.background)
 
@@ -244,7 +244,8 @@ def _of_files(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[st
     try:
         return dict(load_dataset(str(kind), data_files=places, streaming=True, **own)), files
     except _UNREADABLE as error:
-        raise ValueError(f"Cannot read {options.path}: {first_line(error.__cause__ or error)}.") from error
+        cause: Any = error.__cause__ or error
+        raise ValueError(f"Cannot read {options.path}: {first_line(cause)}.") from error
 
 
 def _root(names: list[PurePosixPath]) -> PurePosixPath | None:

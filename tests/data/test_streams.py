@@ -98,7 +98,9 @@ def test_what_is_streamed(tmp_path):
     write_tars(tmp_path / "tars", IMAGES, 1)
     write_tar(tmp_path / "packed.tar", {"ant/0.png": encoded("ant", 0), "bee/0.png": encoded("bee", 0)})
     (tmp_path / "table.csv").write_text("image\nfolder/ant/0.png\n")
-    told = {name: can_stream(DataOptions(tmp_path / name)) for name in ("folder", "tars", "packed.tar", "table.csv", "no")}
+    told = {
+        name: can_stream(DataOptions(tmp_path / name)) for name in ("folder", "tars", "packed.tar", "table.csv", "no")
+    }
     assert told == {"folder": False, "tars": True, "packed.tar": False, "table.csv": False, "no": False}
     assert can_stream(DataOptions("owner/name")) and can_stream(DataOptions("s3://bucket/x.tar"))
 
@@ -108,7 +110,9 @@ def test_paths_are_read_from_a_local_table_alone(memory, tmp_path):
     Dataset.from_dict({"image": ["ant/0.png"]}).to_parquet(tmp_path / "t.parquet")
     assert read(open_stream(DataOptions(tmp_path / "t.parquet")))[0][1] == expected("ant", 0)
     memory.pipe("/t.parquet", (tmp_path / "t.parquet").read_bytes())
-    with pytest.raises(ValueError, match=r"Expected encoded images in t.parquet, which is not on this machine.*'ant/0.png'"):
+    with pytest.raises(
+        ValueError, match=r"Expected encoded images in t.parquet, which is not on this machine.*'ant/0.png'"
+    ):
         read(open_stream(DataOptions("memory://t.parquet")))
     Dataset.from_dict({"image": ["https://example.org/a.png"]}).to_parquet(tmp_path / "u.parquet")
     with pytest.raises(ValueError, match="followed only where you ask for it by follow_urls"):
@@ -143,7 +147,9 @@ def test_nothing_in_a_stream_is_run_or_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Cannot read .*evil.parquet"):
         read(open_stream(DataOptions(tmp_path / "evil.parquet")))
     pq.write_table(table.replace_schema_metadata({b"pandas": evil}), tmp_path / "evil.parquet")
-    assert [row[1:] for row in read(open_stream(DataOptions(tmp_path / "evil.parquet")))] == [(expected("ant", 0), "x")]
+    assert [row[1:] for row in read(open_stream(DataOptions(tmp_path / "evil.parquet")))] == [
+        (expected("ant", 0), "x")
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["array.tar", "evil.parquet", "evil.tar", "inside"]
     assert not list((tmp_path / "inside").iterdir())
 
