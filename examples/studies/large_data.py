@@ -112,10 +112,11 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def resident() -> float:
-    """Return the resident memory of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory() -> dict[str, float]:
+    """Return the resident memory of this process in MB, and what of it is its own: not pages of files that it maps."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    entries = {"rss_mb": "VmRSS", "own_mb": "RssAnon"}
+    return {name: round(int(lines[entry].split()[0]) * 1024 / 1e6, 1) for name, entry in entries.items()}
 
 
 class Watch:
@@ -135,22 +136,19 @@ class Watch:
         """Count images."""
         if (self.done + images) // self.step > self.done // self.step:
             seconds = time.perf_counter() - self.start
-            self.samples.append(
-                {"images": self.done + images, "seconds": round(seconds, 2), "mb": round(resident(), 1)}
-            )
+            self.samples.append({"images": self.done + images, "seconds": round(seconds, 2)} | memory())
             print(self.samples[-1], flush=True)
         self.done += images
 
     def result(self) -> dict:
         """Return images a second, and memory after the first tenth, at the most and at the end."""
         seconds = time.perf_counter() - self.start
-        later = [sample["mb"] for sample in self.samples[len(self.samples) // 10 :]]
-        return {
-            "images_per_second": round(self.done / seconds, 1),
-            "seconds": round(seconds, 1),
-            "mb": [later[0], max(later), later[-1]],
-            "samples": self.samples,
-        }
+        later = self.samples[len(self.samples) // 10 :]
+        found = {"images_per_second": round(self.done / seconds, 1), "seconds": round(seconds, 1)}
+        for name in ("rss_mb", "own_mb"):
+            values = [sample[name] for sample in later]
+            found[name] = [values[0], max(values), values[-1]]
+        return found | {"samples": self.samples}
 
 
 def watched(maker: FeatureMaker, watch: Watch) -> FeatureMaker:
