@@ -23,6 +23,7 @@ from ..utils.digests import digest_json
 from ..utils.validation import first_line, shorten
 from .encoded import Encoded
 from .feature_folders import is_feature_folder
+from .folders import is_image
 from .images import RGBImage
 from .labels import parse_condition
 from .options import DataOptions
@@ -173,11 +174,11 @@ def can_stream(options: DataOptions) -> bool:
     place = Path(os.path.expanduser(options.path))
     if is_feature_folder(place):
         return False
-    found = _find(options.path, must_exist=False)
-    kinds = {_builder(name) for _, name, _ in found}
-    if len(found) == 1 and kinds == {"webdataset"}:
-        return not holds_a_folder(place)
-    return bool(found) and len(kinds) == 1 and None not in kinds
+    names = _find(options.path)
+    kinds = set(map(_builder, names))
+    if "parquet" in kinds or "webdataset" not in kinds:
+        return "parquet" in kinds
+    return not any(map(is_image, names)) and not (len(names) == 1 and holds_a_folder(Path(names[0])))
 
 
 def open_stream(options: DataOptions, split: str | None = None) -> StreamedImages:
@@ -193,12 +194,8 @@ def open_stream(options: DataOptions, split: str | None = None) -> StreamedImage
         ValueError: files of no kind or of several, no images in them, or no such split.
         ImportError: the file system of an address is not installed.
     """
-    try:
-        by_split, files = (
-            _of_hub(options) if not is_local(options.path) and "://" not in options.path else _of_files(options)
-        )
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(f"No data set {options.path!r} on the Hub: {first_line(error)}.") from error
+    is_id = not is_local(options.path) and "://" not in options.path
+    by_split, files = _of_hub(options) if is_id else _of_files(options)
     if split is not None and split not in by_split:
         raise ValueError(f"No split {split!r}. The data has: {', '.join(by_split)}.")
     chosen = {name: rows for name, rows in by_split.items() if split in (None, name)}
@@ -207,7 +204,13 @@ def open_stream(options: DataOptions, split: str | None = None) -> StreamedImage
 
 
 def _of_hub(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str, list[_File]]]:
-    builder = load_dataset_builder(options.path)
+    try:
+        builder = load_dataset_builder(options.path)
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"No file or folder {options.path}, and no data set of that id on the Hub or among those downloaded before "
+            f"({type(error).__name__}: {first_line(error)}). Check the spelling and the current folder."
+        ) from error
     by_split = dict(builder.as_streaming_dataset())
     known: Any = builder.config.data_files or {}
     files = {}
@@ -221,28 +224,30 @@ def _of_hub(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str,
 
 
 def _of_files(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str, list[_File]]]:
+    system, _ = _system(options.path)
     found = _find(options.path)
-    kinds = {_builder(name) for _, name, _ in found}
-    if not found or len(kinds) > 1 or None in kinds:
-        what = shorten([PurePosixPath(name).name for _, name, _ in found]) if found else "none"
-        raise ValueError(
-            f"Expected files of one kind, that end in {', '.join(ending for endings in _BUILDERS for ending in endings)}, in "
-            f"{options.path!r}. Received: {what}."
-        )
-    (kind,) = kinds
-    by_name = {PurePosixPath(name): (url, mark) for url, name, mark in found}
-    grouped: dict[str, list[Any]] = group_by_split(list(by_name), _root(list(by_name)))
+    kind = next((kind for kind in _BUILDERS.values() if kind in map(_builder, found)), None)
+    if kind is None:
+        endings = ", ".join(ending for some in _BUILDERS for ending in some)
+        what = shorten([PurePosixPath(name).name for name in found])
+        raise ValueError(f"Expected files that end in {endings}, in {options.path!r}. Received: {what}.")
+    chosen = [PurePosixPath(name) for name in found if _builder(name) == kind]
+    grouped = {split: sorted(names) for split, names in group_by_split(chosen, _root(chosen)).items()}
     here = "file" in _protocols(options.path)
     files = {
         split: [
-            _File(split, name.name, by_name[name][1], str(name.parent) if here else None) for name in sorted(names)
+            _File(split, name.name, _mark(system.info(str(name))), str(name.parent) if here else None)
+            for name in names
         ]
         for split, names in grouped.items()
     }
-    places = {split: [by_name[name][0] for name in sorted(names)] for split, names in grouped.items()}
+    places = {
+        split: [str(name) if here else system.unstrip_protocol(str(name)) for name in names]
+        for split, names in grouped.items()
+    }
     own = {"batch_size": _ROWS} if kind == "parquet" else {}
     try:
-        return dict(load_dataset(str(kind), data_files=places, streaming=True, **own)), files
+        return dict(load_dataset(kind, data_files=places, streaming=True, **own)), files
     except _UNREADABLE as error:
         cause: Any = error.__cause__ or error
         raise ValueError(f"Cannot read {options.path}: {first_line(cause)}.") from error
@@ -255,26 +260,22 @@ def _root(names: list[PurePosixPath]) -> PurePosixPath | None:
     return PurePosixPath(os.path.commonpath([str(name.parent) for name in names]))
 
 
-def _find(path: str, must_exist: bool = True) -> list[tuple[str, str, str]]:
-    """Return the files at a place: where each is, its path there, and by what it is known again.
+def _find(path: str) -> list[str]:
+    """Return the files at a place in their order, by their paths there.
 
     Raises:
-        FileNotFoundError: there is nothing, and something must be.
+        FileNotFoundError: there is nothing.
     """
     system, inside = _system(path)
     if glob.has_magic(inside):
-        names = [name for name in system.glob(inside) if _builder(name) and _is_seen(PurePosixPath(name).name)]
+        names = [name for name in system.glob(inside) if _is_seen(PurePosixPath(name).name)]
     elif _builder(inside) or not system.isdir(inside):
         names = [inside] if system.isfile(inside) else []
     else:
         names = [name for name in system.find(inside) if _is_seen(name.removeprefix(inside))]
-        names = [name for name in names if _builder(name)] or names
-    if not names and must_exist:
+    if not names:
         raise FileNotFoundError(f"No file or folder {path}, or nothing in it.")
-    here = "file" in _protocols(path)
-    return [
-        (name if here else system.unstrip_protocol(name), name, _mark(system.info(name))) for name in sorted(names)
-    ]
+    return sorted(names)
 
 
 def _protocols(path: str) -> Sequence[str]:

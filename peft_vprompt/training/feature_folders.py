@@ -50,6 +50,8 @@ from .cached_features import encode_frozen, features_content
 
 #: List of the images that could not be read, in a folder of features.
 SKIPPED_FILE = "skipped.csv"
+#: Most images of a file, whose numbers Arrow counts by 32 bits.
+MAX_SHARD = 1_000_000
 #: Most rows that a reader gets at once from a shard.
 _CHUNK = 1024
 
@@ -113,7 +115,7 @@ def write_features(
         FolderInUseError: this process stood still so long that another took over.
     """
     require_int("batch_size", batch_size, 1)
-    require_int("shard_size", shard_size, 1)
+    require_int("shard_size", shard_size, 1, MAX_SHARD)
     if shard_size % batch_size:
         raise ValueError(
             f"Expected shards of whole batches. Received: shard_size={shard_size}, batch_size={batch_size}. Take a multiple, such "
@@ -179,7 +181,7 @@ class _Work:
             changed[:1] = [name for name, value in self.maker.content.items() if found["content"].get(name) != value]
         if changed:
             raise ValueError(
-                f"The image features in {str(self.folder)!r} were made with another {', '.join(changed)}. Choose another "
+                f"The image features in {str(self.folder)!r} were made with other {', '.join(changed)}. Choose another "
                 "--output, or the same options."
             )
 
@@ -237,8 +239,11 @@ class _Work:
 
     def _read(self, batch: list[Encoded]) -> list[tuple[bytes, dict[str, Tensor] | str]]:
         """Return the digest of each image of a batch, and what the model takes of it or why it cannot be read."""
-        image, preprocess = self.images.image, self.maker.preprocess
-        return [(image_digest(each.value), preprocessed(decode(each, image), preprocess)) for each in batch]
+        return [self._read_one(encoded) for encoded in batch]
+
+    def _read_one(self, encoded: Encoded) -> tuple[bytes, dict[str, Tensor] | str]:
+        inputs = preprocessed(decode(encoded, self.images.image), self.maker.preprocess)
+        return (b"", inputs) if isinstance(inputs, str) else (image_digest(encoded.value), inputs)
 
     def _add(self, part: _Part, batch: list[Encoded], made: list[tuple[bytes, dict[str, Tensor] | str]]) -> None:
         """Encode what was read of a batch."""

@@ -112,7 +112,7 @@ def test_the_same_command_again_and_another(features, clip_path):
     assert "15 images in 4 files" in vprompt("features", *arguments, "--output", folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     shown = vprompt("features", *arguments[:-1], 8, "--output", folder, code=2)
-    assert "made with another shard size" in shown and len(shown.strip().splitlines()) == 1
+    assert "made with other shard size" in shown and len(shown.strip().splitlines()) == 1
 
 
 def test_streams_at_an_address(clip_path, features, tmp_path):

@@ -98,10 +98,10 @@ def test_what_is_streamed(tmp_path):
     write_tars(tmp_path / "tars", IMAGES, 1)
     write_tar(tmp_path / "packed.tar", {"ant/0.png": encoded("ant", 0), "bee/0.png": encoded("bee", 0)})
     (tmp_path / "table.csv").write_text("image\nfolder/ant/0.png\n")
-    told = {
-        name: can_stream(DataOptions(tmp_path / name)) for name in ("folder", "tars", "packed.tar", "table.csv", "no")
-    }
-    assert told == {"folder": False, "tars": True, "packed.tar": False, "table.csv": False, "no": False}
+    told = {n: can_stream(DataOptions(tmp_path / n)) for n in ("folder", "tars", "packed.tar", "table.csv", "tars/..")}
+    assert told == {"folder": False, "tars": True, "packed.tar": False, "table.csv": False, "tars/..": False}
+    with pytest.raises(FileNotFoundError, match="No file or folder"):
+        can_stream(DataOptions(tmp_path / "no"))
     assert can_stream(DataOptions("owner/name")) and can_stream(DataOptions("s3://bucket/x.tar"))
 
 

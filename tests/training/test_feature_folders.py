@@ -217,6 +217,11 @@ def test_images_that_cannot_be_read_are_named_and_left_out(maker, tmp_path):
         "a.tar/3.png,empty",
     ]
     assert read_features(tmp_path / "out")["train"][NAMES][:] == ["a.tar/0.png", "a.tar/2.png"]
+    (tmp_path / "folder" / "ant").mkdir(parents=True)
+    (tmp_path / "folder" / "ant" / "0.png").write_bytes(encoded("ant", 0))
+    (tmp_path / "folder" / "ant" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.warns(UserWarning, match=r"ant/1.png \(broken link\)"):
+        write(maker, load_shards(DataOptions(tmp_path / "folder")), tmp_path / "of-files")
     write_tar(tmp_path / "b.tar", {"0.png": b"x", "1.png": b"y"})
     with pytest.raises(ValueError, match="None of 2 images can be read: b.tar/0.png is not an image"):
         write(maker, open_stream(DataOptions(tmp_path / "b.tar")), tmp_path / "none")
@@ -224,11 +229,11 @@ def test_images_that_cannot_be_read_are_named_and_left_out(maker, tmp_path):
 
 def test_another_model_or_other_images_do_not_go_on(maker, places, whole):
     other = feature_folders.FeatureMaker(maker.content | {"model": "x"}, maker.preprocess, maker.encode)
-    with pytest.raises(ValueError, match="made with another model. Choose another --output"):
+    with pytest.raises(ValueError, match="made with other model. Choose another --output"):
         write(other, tars(places), whole)
-    with pytest.raises(ValueError, match="made with another images"):
+    with pytest.raises(ValueError, match="made with other images"):
         write(maker, open_stream(DataOptions(places / "parquets")), whole)
-    with pytest.raises(ValueError, match="made with another batch size"):
+    with pytest.raises(ValueError, match="made with other batch size"):
         write_features(maker, tars(places), whole, batch_size=4, shard_size=4)
     with pytest.raises(ValueError, match="Expected shards of whole batches.*as 6"):
         write_features(maker, tars(places), whole, batch_size=3, shard_size=4)
