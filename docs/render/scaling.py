@@ -34,8 +34,8 @@ def large_data(found: dict) -> str:
             "",
             f"{found['images']:,} JPEGs of {found['image_bytes']:,} bytes in {found['tars']:,} tar files that are made when they "
             f"are opened and lie on no disk; {found['feature_mb']:,.0f} MB of features; a tiny CLIP, so that the way of the data "
-            f"is what is measured. One process of one thread on {machine['cpu']}, whose {machine['cores']} cores others used, "
-            f"too (a load of {load:.0f}); Python {versions['python']}, torch {versions['torch']}, datasets {versions['datasets']}. "
+            f"is what is measured. One process of one thread on {machine['cpu']} with {machine['cores']} cores, at a load average of "
+            f"{load:.0f}; Python {versions['python']}, torch {versions['torch']}, datasets {versions['datasets']}. "
             "`python -m examples.studies.large_data FOLDER` measures the same.",
         ]
     )
