@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -38,10 +39,9 @@ from ..data.feature_folders import (
 )
 from ..data.image_digests import image_digest
 from ..data.transforms import EvalTransform, ImageProcessor
-from ..errors import FolderInUseError
 from ..utils.checked_files import add_checksum, keep_intact, said_checksum
 from ..utils.io import atomic_path, disk_errors, write_json
-from ..utils.locks import Writer, is_locked, only_writer
+from ..utils.locks import Claim, Writer, only_writer
 from ..utils.progress import counting
 from ..utils.validation import require_int, shorten
 from ..utils.warning import warn_caller
@@ -52,6 +52,8 @@ from .cached_features import encode_frozen, features_content
 SKIPPED_FILE = "skipped.csv"
 #: Most images of a file, whose numbers Arrow counts by 32 bits.
 MAX_SHARD = 1_000_000
+#: Seconds between two looks for what others have left.
+_WAIT = 0.2
 #: Most rows that a reader gets at once from a shard.
 _CHUNK = 1024
 
@@ -206,18 +208,18 @@ class _Work:
         processes, rank = (int(os.environ.get(name) or default) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
         first = count * rank // processes
         left = [number for number in [*range(first, count), *range(first)] if not self.is_done(number)]
-        for wait in (False, True):
+        claims = {source: Claim(self.path(source, 0)) for source in left}
+        while left:
+            before = len(left)
             for source in list(left):
-                place = self.path(source, 0)
-                if not wait and is_locked(place):
-                    continue
-                try:
-                    with only_writer(place, wait, is_file=True, each=True) as writer:
-                        if not self.is_done(source):
-                            yield source, writer
+                with claims[source].tried() as writer:
+                    if writer is None:
+                        continue
+                    if not self.is_done(source):
+                        yield source, writer
                     left.remove(source)
-                except FolderInUseError:  # somebody was quicker
-                    continue
+            if len(left) == before:  # others have all that is left
+                time.sleep(_WAIT)
 
     def make(self, source: int, writer: Writer, advance: Callable[[int], None]) -> None:
         """Write the parts of a source that are not there."""
