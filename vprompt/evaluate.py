@@ -1,5 +1,6 @@
 """`vprompt evaluate`."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,6 +101,7 @@ def evaluate(
     - `vprompt evaluate --words "a photo of a" --test-time --test-time-set views=32 --model path/to/clip
       --data path/to/folder`
     """
+    from peft_vprompt.data import EvalTransform
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.experiments.adapter_classes import require_moves, subsets, warn_trained
@@ -109,6 +111,7 @@ def evaluate(
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
     from peft_vprompt.experiments.templates import set_templates
     from peft_vprompt.experiments.trained import SavedAdapter
+    from peft_vprompt.training.cached_features import require_features_of
     from peft_vprompt.training.evaluation import (
         among_own_classes,
         chance,
@@ -159,6 +162,8 @@ def evaluate(
         "class_descriptions": class_descriptions,
     }
     bundle = as_published(_load(found, words, model, classes["all"], **place), data.benchmark if data else None)
+    with bundle.model.disable_adapter() if zero_shot else nullcontext():
+        require_features_of(bundle.model, EvalTransform(bundle.image_processor), rows)
     if templates is not None and (template or compares_with_text(bundle.model)):
         set_templates(bundle.model, templates)
     if target is not None:

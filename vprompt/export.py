@@ -54,6 +54,7 @@ def export(
     - `python model/predict.py photo.jpg --top-k 3`
     """
     from peft_vprompt.data import load_split
+    from peft_vprompt.data.feature_folders import require_images
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.export import Classifier
     from peft_vprompt.export import export as write_export
@@ -65,6 +66,7 @@ def export(
         saved, model, read_names(class_names), image_size=image_size, device="cpu", precision="float32"
     )
     rows = None if data is None else load_split(data, split, classifier.class_names)
+    require_images(rows, ", by which the export is compared")
     exported = write_export(classifier, output, format, bf16=bf16, int8=int8, wait=wait)
     console.print(
         f"Saved in {escape(str(output))}: {exported.bytes / 1e6:.1f} MB, logits within {exported.difference:.1g} of the adapter's"

@@ -1,5 +1,6 @@
 """`vprompt predict`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,10 @@ from .options import (
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peft_vprompt.data import DataOptions
+    from peft_vprompt.export.predictions import Summary
 
 
 @command(several_processes=True)
@@ -36,6 +40,15 @@ def predict(
     ] = None,
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[str | None, option("Split to take; default: all images.", panel="Data")] = None,
+    stream: Annotated[
+        bool,
+        option(
+            "Read parquet and tar files, or a data set of the Hub, image by image without keeping anything of them; an address is "
+            "always read so.",
+            "--stream",
+            panel="Data",
+        ),
+    ] = False,
     class_names: Annotated[
         Path | None,
         option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
@@ -51,7 +64,8 @@ def predict(
     """Classify any images, with a trained adapter or by zero-shot: one row for each image, with its file name.
 
     Images need no labels: one file, a folder and all folders in it, a pattern, a table, an archive or a data set. Those
-    that cannot be read are named, skipped and counted. A run that was stopped goes on where it was when started again in
+    that cannot be read are named, skipped and counted. Files at an address, and with `--stream` any parquet and tar files, are
+    read without being kept; a folder of `vprompt features` stands for its images. A run that was stopped goes on where it was when started again in
     the same way, and gives the same file.
 
     **Examples**
@@ -64,16 +78,15 @@ def predict(
       --output zero-shot.csv`
     - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
     - `torchrun --nproc_per_node 2 -m peft_vprompt predict --adapter runs/a --data photos --output predictions.csv`
+    - `vprompt predict --adapter runs/a --data "s3://bucket/shards/*.tar" --output predictions.parquet`
+    - `vprompt predict --adapter runs/a --data features --output predictions.csv`
     """
-    from peft_vprompt.data.any_images import load_any
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.experiments.results import require_own
     from peft_vprompt.experiments.templates import read_templates, set_templates
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.export import Classifier, PredictOptions
-    from peft_vprompt.export import predict as write_predictions
     from peft_vprompt.export.tables import is_predictions, require_format
-    from peft_vprompt.utils.processes import all_processes
 
     if data is None:
         raise ValueError(
@@ -93,7 +106,7 @@ def predict(
     templates = read_templates(template, saved.benchmark if saved else None, described)
     if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
-    images = load_any(data, split)
+    write = _prepared(data, split, stream, machine)
     place: dict[str, Any] = {"image_size": image_size, "class_descriptions": class_descriptions, **machine._asdict()}
     if saved is None:
         classifier = Classifier.zero_shot(model, names or [], template=templates, **place)
@@ -101,8 +114,7 @@ def predict(
         classifier = Classifier.of(saved, model, names, **place)
         if templates is not None:
             set_templates(classifier.model, templates)
-    processes = all_processes(machine.device)
-    found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait, processes=processes)
+    found = write(classifier, output=output, options=options, progress="Predict", wait=wait)
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
         f"{found.images} images, {found.skipped} skipped. Most often: {escape(shown)}"
@@ -129,3 +141,32 @@ def predict(
         "--output",
         f"{output.stem}-model",
     )
+
+
+def _prepared(data: "DataOptions", split: str | None, stream: bool, machine: Machine) -> "Callable[..., Summary]":
+    """Open the images, or their features, and return what writes predictions for them with a classifier."""
+    from peft_vprompt.data.any_images import load_any
+    from peft_vprompt.data.feature_folders import is_feature_folder
+    from peft_vprompt.data.streams import can_stream, open_stream
+    from peft_vprompt.export import predict as predict_images
+    from peft_vprompt.export.streamed import features_of, predict_features, predict_stream
+    from peft_vprompt.utils.processes import all_processes
+
+    streams = stream or "://" in data.path
+    processes = all_processes(machine.device)
+    if processes.count > 1 and (streams or is_feature_folder(data.path)):
+        raise ValueError(
+            "Expected images that the processes can share out. Received: streamed images or a folder of features, which one "
+            "process classifies. Start it without torchrun or accelerate launch; of streamed images, the processes of `vprompt "
+            "features` share the work."
+        )
+    if is_feature_folder(data.path):
+        return partial(predict_features, features=features_of(data, split))
+    if stream and not can_stream(data):
+        raise ValueError(
+            f"Expected files of parquet or tar, or a data set of the Hub, to stream. Received: --stream --data {data.path}. Leave "
+            "--stream out."
+        )
+    if streams:
+        return partial(predict_stream, images=open_stream(data, split))
+    return partial(predict_images, images=load_any(data, split), processes=processes)

@@ -14,8 +14,9 @@ import numpy as np
 from datasets import Dataset, Value, concatenate_datasets
 from PIL import Image
 
-from ..utils.digests import Digest
-from .image_checks import examine
+from ..utils.digests import Digest, digest_json
+from .encoded import Encoded, RowShards, decode
+from .feature_folders import images_alone, require_images
 from .images import RGBImage
 from .labels import check_column, image_column, where_mask
 from .options import DataOptions
@@ -43,14 +44,7 @@ class NamedImages:
     def read(self, index: int) -> Image.Image | str:
         """Return an image in RGB, or why it cannot be read."""
         value = self.rows[index]["image"] or {"bytes": None, "path": None}
-        try:
-            if value["bytes"] is None and value["path"] is None:
-                return "missing"
-            return self.feature.decode_example(value)
-        except ValueError as error:
-            content = None if value["bytes"] is None else memoryview(value["bytes"])
-            problem = examine(self.names[index], value["path"], content, thorough=True).problem
-            return problem or str(error.__cause__ or error)
+        return decode(Encoded(self.names[index], value), self.feature)
 
     def digest(self) -> str:
         """Return a digest by which the same images are known again: names, and size and time of files or their content."""
@@ -74,28 +68,59 @@ def load_any(options: DataOptions, split: str | None = None) -> NamedImages:
         FileNotFoundError: there is nothing of that name.
         ValueError: what is there holds no images, or no such split; images are addresses that are not to be followed.
     """
-    splits = read_splits(options, labelled=False)
+    return _together(_load(options, split, labelled=False), options)
+
+
+def load_shards(options: DataOptions, split: str | None = None, size: int = 4096) -> RowShards:
+    """Read images as `load_any`, in shards and with their labels where the data say them.
+
+    Args:
+        options: where they are.
+        split: the split to take; None for all images.
+        size: images of a shard.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_any`.
+    """
+    parts = _load(options, split, labelled=True)
+    together = _together({name: (images_alone(rows), names) for name, (rows, names) in parts.items()}, options)
+    labels = [rows["label"][:] for rows, _ in parts.values() if "label" in rows.column_names]
+    return RowShards(parts, together.feature, size, lambda: digest_json([together.digest(), *labels], 32))
+
+
+def _together(parts: dict[str, tuple[Dataset, list[str]]], options: DataOptions) -> NamedImages:
+    names = [name for _, some in parts.values() for name in some]
+    if not names:
+        raise ValueError(f"No image in {options.path!r}.")
+    images = [rows for rows, _ in parts.values()]
+    found = NamedImages(
+        images[0] if len(images) == 1 else concatenate_datasets(images), names, RGBImage(background=options.background)
+    )
+    if not options.follow_urls:
+        _refuse_addresses(found)
+    return found
+
+
+def _load(options: DataOptions, split: str | None, labelled: bool) -> dict[str, tuple[Dataset, list[str]]]:
+    """Return encoded images, with the column `label` where it is asked for and there, and their names, by split."""
+    splits = read_splits(options, labelled=labelled, keep_loose=labelled)
     chosen = splits if split is None else {split: split_named(splits, split, options)}
-    parts: list[Dataset] = []
-    names: list[str] = []
+    parts = {}
     for split_name, rows in chosen.items():
+        require_images(rows, f" in {options.path!r}")
         check_column(rows, options.image_column)
         kept = np.flatnonzero(where_mask(rows, options.where))
         images = image_column(rows, options)
         feature: Any = images.features["image"]
         images = images.cast_column("image", replace(feature, decode=False))
+        if labelled and options.label_column in rows.column_names:
+            labels = rows.select_columns(options.label_column).rename_columns({options.label_column: "label"})
+            images = concatenate_datasets([images, labels], axis=1)
         images = images if len(kept) == len(rows) else images.select(kept)
         unnamed = "row" if len(splits) == 1 else f"{split_name} row"
         said = _said_paths(rows, options.image_column, unnamed)
-        names += _names(images, options.path, [said[row] for row in kept])
-        parts.append(images)
-    if not names:
-        raise ValueError(f"No image in {options.path!r}.")
-    images = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    found = NamedImages(images, names, RGBImage(background=options.background))
-    if not options.follow_urls:
-        _refuse_addresses(found)
-    return found
+        parts[split_name] = (images, _names(images, options.path, [said[row] for row in kept]))
+    return parts
 
 
 def _said_paths(rows: Dataset, image_column: str, unnamed: str) -> list[str]:

@@ -15,6 +15,7 @@ from ..utils.fields import shown
 from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
+from .columns import set_column
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
 
 
@@ -141,8 +142,7 @@ def select_classes(dataset: Dataset, class_names: Sequence[str], label_column: s
     kept = np.flatnonzero(labels >= 0)
     if not len(kept):
         raise ValueError(f"No image of the classes {shorten(list(class_names))} in this split.")
-    rows = dataset.select(kept).remove_columns(label_column)
-    return rows.add_column(label_column, labels[kept], feature=class_label(class_names))
+    return set_column(dataset.select(kept), label_column, labels[kept], class_label(class_names))
 
 
 @typed

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..utils.digests import Digest
+from .feature_folders import DIGESTS, holds_features
 
 
 #: Bytes of the digest of one image.
@@ -21,12 +22,15 @@ SIZE = 16
 def image_digests(images: Dataset) -> np.ndarray:
     """Return a digest of the encoded bytes of every image, uint8 [n, 16], whether they are in a table or in files.
 
-    Nothing but the images is read. Files are read by several threads.
+    Nothing but the images is read. Files are read by several threads. Of features it is what stands beside them.
 
     Raises:
         ValueError: there is no column `image` of encoded images.
         FileNotFoundError: a file is not there any more.
     """
+    if holds_features(images):
+        found = images.select_columns(DIGESTS).with_format("arrow")[:][DIGESTS]
+        return np.frombuffer(b"".join(found.to_pylist()), dtype=np.uint8).reshape(-1, SIZE)
     feature = images.features.get("image")
     if not isinstance(feature, Image):
         raise ValueError(
@@ -36,7 +40,7 @@ def image_digests(images: Dataset) -> np.ndarray:
     found = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for batch in column.iter(batch_size=256):
-            found.extend(pool.map(_digest, batch["image"]))
+            found.extend(pool.map(image_digest, batch["image"]))
     return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, SIZE)
 
 
@@ -51,11 +55,11 @@ def image_fingerprint(images: Dataset, digests: np.ndarray | None = None) -> str
         ValueError, FileNotFoundError: as `image_digests`.
     """
     digests = image_digests(images) if digests is None else digests
-    read = repr(replace(images.features["image"], id=None))
+    read = str(images.features[DIGESTS].id if holds_features(images) else replace(images.features["image"], id=None))
     return Digest().add(read.encode()).add(np.ascontiguousarray(digests).tobytes()).hex()
 
 
-def _digest(image: dict | None) -> bytes:
+def image_digest(image: dict | None) -> bytes:
     """Return the digest of one image; of one behind a URL, which nobody has read, of the URL."""
     content = (image or {}).get("bytes")
     path = (image or {}).get("path")

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from ..utils.fields import MAX_ITEMS, shown
 from ..utils.validation import is_number, require_int, require_seed, shorten
+from .columns import set_column
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,7 @@ def add_noise(
         noise = confusion_noise(labels, rate, probabilities, seed)
     else:
         noise = KINDS[kind](labels, rate, feature.num_classes, seed)
-    rows = data.remove_columns(label_column).add_column(label_column, noise.labels, feature=feature)
-    return rows, noise
+    return set_column(data, label_column, noise.labels, feature), noise
 
 
 #: Kinds of noise by name.

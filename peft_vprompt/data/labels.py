@@ -19,6 +19,8 @@ from .class_names import (
     sorted_keys,
     warn_repeated,
 )
+from .columns import set_column
+from .feature_folders import holds_features, images_alone
 from .image_checks import unreadable
 from .images import RGBImage
 from .multi_hot import NOT_KNOWN, with_label_matrix
@@ -48,7 +50,7 @@ def label_splits(
     """
     labelled = () if options.label_columns else (options.label_column,)
     for split in splits.values():
-        for column in (options.image_column, *labelled):
+        for column in (*(() if holds_features(split) else (options.image_column,)), *labelled):
             check_column(split, column)
     masks = {name: where_mask(split, options.where) for name, split in splits.items()}
     images = {name: image_column(split, options) for name, split in splits.items()}
@@ -64,8 +66,8 @@ def label_splits(
     labels, names = _number_labels(splits, masks, options, counted)
     feature = class_label(names)
     return {
-        name: rows.select(np.flatnonzero(labels[name] >= 0)).add_column(
-            "label", labels[name][labels[name] >= 0], feature=feature
+        name: set_column(
+            rows.select(np.flatnonzero(labels[name] >= 0)), "label", labels[name][labels[name] >= 0], feature
         )
         for name, rows in images.items()
     }
@@ -77,6 +79,8 @@ def _readable(images: Dataset, mask: np.ndarray, split: str, options: DataOption
     Raises:
         ValueError: some have none, and are not to be skipped.
     """
+    if holds_features(images):  # only images that could be read have features
+        return mask
     rows = np.flatnonzero(mask)
     chosen = images if mask.all() else images.select(rows)
     if not options.skip_bad_images:
@@ -118,6 +122,18 @@ def check_column(dataset: Dataset, column: str) -> None:
     )
 
 
+def parse_condition(condition: str) -> tuple[str, str, bool]:
+    """Return column and value of a row filter, and whether rows of that value are left out.
+
+    Raises:
+        ValueError: the condition cannot be read.
+    """
+    column, equals, value = condition.partition("=")
+    if not equals:
+        raise ValueError(f"A row filter reads COLUMN=VALUE or COLUMN!=VALUE. Received: {condition!r}.")
+    return column.removesuffix("!").strip(), value.strip(), column.endswith("!")
+
+
 def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
     """Return which rows meet every condition, bool [rows].
 
@@ -126,14 +142,10 @@ def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
     """
     mask = np.ones(len(dataset), dtype=bool)
     for condition in where:
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise ValueError(f"A row filter reads COLUMN=VALUE or COLUMN!=VALUE. Received: {condition!r}.")
-        negated = column.endswith("!")
-        column = column.removesuffix("!").strip()
+        column, value, negated = parse_condition(condition)
         check_column(dataset, column)
         values = texts(dataset, column)
-        mask &= (values == value.strip()) != negated
+        mask &= (values == value) != negated
         if not mask.any():
             raise ValueError(
                 f"No row is left after the filter {condition!r}. Values of {column!r}: "
@@ -299,11 +311,13 @@ def _require_images(name: str, rows: Dataset) -> None:
 
 
 def image_column(dataset: Dataset, options: DataOptions) -> Dataset:
-    """Return the images alone, in a column `image`, decoded to RGB when they are asked for.
+    """Return the images alone, in a column `image`, decoded to RGB when they are asked for; or their features.
 
     Raises:
         ValueError: the column holds no images.
     """
+    if holds_features(dataset):
+        return images_alone(dataset)
     feature = dataset.features[options.image_column]
     encoded = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
     if not (encoded or isinstance(feature, Image)):

@@ -12,6 +12,8 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.features.features import register_feature
 
+from .columns import set_column
+
 
 #: Entry of a class of which nobody knows whether an image is of it.
 NOT_KNOWN = -100
@@ -59,8 +61,7 @@ def label_matrix(rows: Dataset, column: str = "label") -> np.ndarray:
 
 def with_label_matrix(rows: Dataset, labels: np.ndarray, names: Sequence[str], column: str = "label") -> Dataset:
     """Return rows with multi-hot labels [rows, classes] in the place of those they have, if any."""
-    rows = rows.remove_columns(column) if column in rows.column_names else rows
-    return rows.add_column(column, list(labels.astype(np.float32)), feature=MultiHot(names=list(names)))
+    return set_column(rows, column, labels.astype(np.float32), MultiHot(names=list(names)))
 
 
 def share_of_labels(rows: Dataset, class_names: Sequence[str]) -> float:

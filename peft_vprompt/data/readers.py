@@ -23,6 +23,7 @@ from ..utils.io import disk_errors
 from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
 from .class_names import nearest
+from .feature_folders import is_feature_folder, read_features
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_empty, warn_other_pictures
 from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
 
@@ -77,8 +78,9 @@ def read_rows(
         return _read_files([local], columns, folder)
     if "://" in path:
         raise FileNotFoundError(
-            f"Expected a file, a folder, or a data set on the Hub by its id (owner/name). Received an address: {path}. "
-            "Download it once, and name the file."
+            f"Expected a file, a folder, or a data set on the Hub by its id (owner/name). Received an address: {path}. Images are "
+            "streamed by `vprompt features`, whose folder is then the data, and by `vprompt predict`; or download the file once, "
+            "and name it."
         )
     if glob.has_magic(path):
         return _read_pattern(local, columns, folder)
@@ -106,6 +108,8 @@ def _beside(missing: Path) -> str:
 
 
 def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
+    if is_feature_folder(root):
+        return read_features(root)
     if any((root / name).is_file() for name in _SAVED):
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
@@ -154,7 +158,7 @@ def _read_files(files: Sequence[Path], columns: dict, folder: dict, root: Path |
     (kind,) = kinds
     if kind in TABLE_SUFFIXES:
         return read_tables(files, columns["image_column"], root)
-    if len(files) == 1 and (kind in _ARCHIVES or (kind in TAR_SUFFIXES and _holds_a_folder(files[0]))):
+    if len(files) == 1 and (kind in _ARCHIVES or (kind in TAR_SUFFIXES and holds_a_folder(files[0]))):
         return _read_directory(_unpacked(files[0], kind), columns, folder)
     if kind in TAR_SUFFIXES:
         return read_tars(files, **columns, root=root)
@@ -220,7 +224,7 @@ def _folder_split(root: Path, path: str) -> str:
     return split_name(Path(os.path.relpath(path, root)).parts[0]) or "train"
 
 
-def _holds_a_folder(archive: Path) -> bool:
+def holds_a_folder(archive: Path) -> bool:
     """Tell whether a tar file is a packed folder of class folders: images with nothing beside each of the same name."""
     seen: dict[tuple[str, str], str] = {}
     images = False

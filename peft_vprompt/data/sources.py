@@ -16,6 +16,8 @@ from ..utils.io import disk_errors
 from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
+from .columns import set_column
+from .feature_folders import images_alone
 from .few_shot import class_counts, stratified_split
 from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
@@ -147,7 +149,7 @@ def with_class_names(rows: Dataset, class_names: Sequence[str]) -> Dataset:
     found = find_classes([names[label] for label in here], class_names)
     new = np.zeros(len(names), dtype=int)
     new[here] = [found[position] for position in range(len(here))]
-    return rows.remove_columns("label").add_column("label", new[labels], feature=class_label(class_names))
+    return set_column(rows, "label", new[labels], class_label(class_names))
 
 
 def _load_split(options: DataOptions, split: str | None) -> Dataset:
@@ -252,7 +254,7 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
 
 def _without_labels(labelled: DatasetDict) -> DatasetDict:
     tests = {name: rows for name, rows in labelled.items() if name == "test"}
-    return DatasetDict(train=labelled["train"].select_columns("image"), **tests)
+    return DatasetDict(train=images_alone(labelled["train"]), **tests)
 
 
 def _load_benchmark(options: DataOptions) -> DatasetDict:

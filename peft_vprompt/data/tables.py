@@ -8,7 +8,8 @@ import re
 import tarfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 import pandas as pd
 from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
@@ -16,6 +17,8 @@ from datasets.exceptions import DatasetsError
 
 from .folders import is_image, split_name
 
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
@@ -51,12 +54,12 @@ def read_tables(files: Sequence[Path], image_column: str, root: Path | None = No
     return {name: located(tables[name], image_column, some[0].parent) for name, some in splits.items()}
 
 
-def group_by_split(files: Sequence[Path], root: Path | None) -> dict[str, list[Path]]:
+def group_by_split(files: Sequence[AnyPath], root: PurePath | None) -> dict[str, list[AnyPath]]:
     """Return files by the split that their names, or else their folders below `root`, say; `train` for others.
 
     A name says it by one of its words, as in `train-00000-of-00001.parquet`.
     """
-    splits: dict[str, list[Path]] = {}
+    splits: dict[str, list[AnyPath]] = {}
     for path in files:
         parts = [] if root is None else reversed(path.relative_to(root).parts)
         words = [word for part in parts for word in re.split(r"[^A-Za-z]+", part)]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from datasets import Dataset, DatasetDict
 
 from ..data import EvalTransform, base_novel_split, select_classes
+from ..data.feature_folders import holds_features
+from ..training.cached_features import feature_rows
 from ..training.evaluation import EvalSet
 
 
@@ -51,7 +53,7 @@ def split_classes(names: list[str], base_novel: bool) -> dict[str, list[str]]:
 
 
 def eval_sets(
-    test: Dataset, classes: dict[str, list[str]], image_processor, keep: Callable = Dataset.with_transform
+    test: Dataset, classes: dict[str, list[str]], image_processor, keep: Callable | None = None
 ) -> dict[str, EvalSet]:
     """Return the test images of every split, preprocessed as the model wants them.
 
@@ -59,10 +61,15 @@ def eval_sets(
         test: labelled images.
         classes: class names by the name of the split.
         image_processor: the model's.
-        keep: applies the transform to images of one split.
+        keep: applies the transform to images of one split; default: when they are read, of features not at all.
 
     Raises:
         ValueError: a name is not a class of the images, or a split has no image.
     """
     transform = EvalTransform(image_processor)
+    keep = keep or _as_read
     return {name: EvalSet(keep(select_classes(test, names), transform), names) for name, names in classes.items()}
+
+
+def _as_read(images: Dataset, transform: EvalTransform) -> Dataset:
+    return feature_rows(images) if holds_features(images) else images.with_transform(transform)

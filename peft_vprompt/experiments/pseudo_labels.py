@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..data.class_names import class_label
-from ..training.cached_features import FEATURES
+from ..data.columns import set_column
+from ..data.feature_folders import images_alone
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.fields import shown
 from ..utils.io import atomic_path
@@ -97,9 +98,8 @@ class PseudoLabels:
         self._require_same(images)
         if not len(self):
             raise ValueError("No image was chosen. Lower the threshold, or choose by top-k.")
-        column = FEATURES if FEATURES in images.column_names else "image"
-        rows = images.select_columns(column).select(self.indices)
-        return rows.add_column("label", self.labels, feature=class_label(self.class_names))
+        rows = images_alone(images).select(self.indices)
+        return set_column(rows, "label", self.labels, class_label(self.class_names))
 
     def _require_same(self, images: Dataset) -> None:
         expected = self.images

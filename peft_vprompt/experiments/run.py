@@ -12,6 +12,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..data import TrainTransform, cache_pixels, draw_of, find_task
+from ..data.feature_folders import holds_features
 from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
@@ -40,6 +41,7 @@ from ..utils.validation import MAX_WORKERS, require_int
 from .cards import card_details
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
+from .feature_data import check_features
 from .identity import IDENTITY, PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
 from .models import as_published, build_model, published_fields
 from .run_page import look, write_page
@@ -156,6 +158,7 @@ class Run(RunState):
         if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
             bundle = replace(bundle, recipe=replace(bundle.recipe, crop="none"))
         self.bundle = as_published(bundle, self.benchmark)
+        check_features(self.data, settings, self.bundle)
         self.recipe = None if self.bundle.recipe is None else changed_recipe(self.bundle.recipe, settings)
         if self.recipe is not None:
             self._stages(self.recipe)  # too short a length is refused here
@@ -407,6 +410,8 @@ class Run(RunState):
 
     def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
         """Return transformed images: as features on the disk, as pixels in memory, or as they are read."""
+        if holds_features(images):
+            return feature_rows(images)
         if not self.settings.cache_features:
             rows = images.with_transform(transform)
             return cache_pixels(rows) if in_memory else rows

@@ -13,6 +13,8 @@ from datasets import Dataset
 
 from ..data import EvalTransform, few_shot, select_classes
 from ..data.class_names import class_label
+from ..data.columns import set_column
+from ..data.feature_folders import images_alone
 from ..data.image_digests import image_fingerprint
 from ..data.label_noise import KINDS, NoisyLabels, add_noise, inject_false_positives
 from ..training.cached_features import cache_features
@@ -178,7 +180,7 @@ def _pseudo_labels(supervision, images, class_names, shots, seed, clip, cached, 
 def _table(
     images: Dataset, class_names: list[str], clip: ModelBundle, cached: bool, processes: Processes
 ) -> np.ndarray:
-    images = images.select_columns("image")
+    images = images_alone(images)
     if cached:
         with processes.one_by_one(), clip.model.disable_adapter():
             images = cache_features(clip.model, images, EvalTransform(clip.image_processor))
@@ -196,8 +198,7 @@ def _false_positives(supervision, images, class_names, shots, seed) -> LabelledI
             "false positive. Use more shots or a higher rate."
         )
     chosen, noise = inject_false_positives(images["label"][:], shots, num_false, len(class_names), seed)
-    rows = images.select(chosen).remove_columns("label")
-    rows = rows.add_column("label", noise.labels, feature=class_label(class_names))
+    rows = set_column(images.select(chosen), "label", noise.labels, class_label(class_names))
     return LabelledImages(rows, _noise_report(supervision, noise, rows))
 
 

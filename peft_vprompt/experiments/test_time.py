@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datasets import Dataset
 
 from ..data import AugmentedRows, ViewTransform
+from ..data.feature_folders import require_images
 from ..training.evaluation import EvalSet
 from ..training.test_time import TestTimeTuning
 from ..utils.fields import check_fields
@@ -57,6 +58,7 @@ def view_sets(
     Raises:
         ValueError: as `eval_sets`, or a model that takes images of any shape.
     """
+    require_images(test, ", of which test-time tuning looks at views")
     views = ViewTransform(image_processor, settings.views, settings.augmix)
     keep = lambda rows, transform: AugmentedRows(rows, views, settings.seed)  # noqa: E731
     return eval_sets(test, {name: list(names) for name, names in classes.items()}, image_processor, keep)

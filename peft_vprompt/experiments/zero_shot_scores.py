@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import EvalTransform
+from ..data.feature_folders import DIGESTS
 from ..data.image_digests import image_digests
-from ..training.cached_features import FEATURES, encode_frozen
+from ..training.cached_features import FEATURES, encode_frozen, require_features_of
 from ..training.evaluation import batches
 from ..utils.arguments import typed
 from ..utils.processes import ALONE, Processes
@@ -81,7 +82,7 @@ class ScoreTable(np.ndarray):
 
 def digests_of(images) -> np.ndarray | None:
     """Return which images the rows are, if it is known: of a list of pictures it is not."""
-    if isinstance(images, Dataset) and FEATURES not in images.column_names:
+    if isinstance(images, Dataset) and (DIGESTS in images.column_names or FEATURES not in images.column_names):
         return image_digests(images)
     return getattr(images, "image_digests", None)
 
@@ -133,6 +134,8 @@ def _encode(clip: ModelBundle, images, class_names: Sequence[str], batch_size: i
     classifier = model.class_name_classifier
     with model.disable_adapter():
         if isinstance(images, Dataset) and FEATURES in images.column_names:
+            if DIGESTS in images.column_names:  # of a folder, which somebody may have made with another model
+                require_features_of(model, EvalTransform(clip.image_processor), images)
             features = images.select_columns(FEATURES).with_format("torch")[:][FEATURES]
         else:
             rows: Any = _Pixels(images, EvalTransform(clip.image_processor))

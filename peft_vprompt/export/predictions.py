@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..data.any_images import NamedImages
+from ..data.encoded import EncodedShards, preprocessed
 from ..experiments.identity import differences
 from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
@@ -28,7 +29,7 @@ from ..utils.locks import only_writer
 from ..utils.process_watch import keep
 from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
-from ..utils.validation import first_line, shorten
+from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .classifier import Classifier, best
@@ -42,10 +43,14 @@ PART = 1024
 IDENTITY = "identity.json"
 
 #: Entries of an adapter's config that change nothing it computes: places, and what is digested by itself.
-_PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inference_mode", "auto_mapping")
+PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inference_mode", "auto_mapping")
 
 #: Batches that are read while another is classified, each by a thread.
 _AHEAD = 4
+
+
+#: What a part is called: its number, or a name.
+Part = int | str
 
 
 class Summary(NamedTuple):
@@ -96,10 +101,13 @@ def predict(
     output = Path(output)
     require_format(output, options.embeddings)
     with only_writer(output, wait, is_file=True) as writer, fixed_weights():
-        parts = _Parts(output)
-        left = processes.from_first(
-            lambda: parts.begin(identity_of(classifier, images, options), len(spans(len(images), options)))
-        )
+        parts = Parts(output)
+
+        def begin() -> list[int]:
+            parts.begin(identity_of(classifier, images, options))
+            return [part for part in range(len(spans(len(images), options))) if parts.read(part) is None]
+
+        left = processes.from_first(begin)
         keep("Started again in the same way, it goes on: what is done is kept.")
         reader = ThreadPoolExecutor(_AHEAD)
         try:
@@ -110,10 +118,10 @@ def predict(
         finally:
             reader.shutdown(cancel_futures=True)
         writer.check()
-        return processes.from_first(lambda: _finish(output, parts, images, options))
+        return processes.from_first(lambda: put_together(output, parts, range(len(spans(len(images), options)))))
 
 
-def identity_of(classifier: Classifier, images: NamedImages, options: PredictOptions) -> dict:
+def identity_of(classifier: Classifier, images: NamedImages | EncodedShards, options: PredictOptions) -> dict:
     """Return what predictions depend on, by content."""
     model = classifier.model
     config: Any = model.peft_config[model.active_adapter].to_dict()
@@ -122,7 +130,7 @@ def identity_of(classifier: Classifier, images: NamedImages, options: PredictOpt
     classes = known.in_use.tokenised if known is not None and known.adapted.text is not None else None
     return {
         "code": __version__,
-        "adapter": digest_json({name: value for name, value in config.items() if name not in _PLACES}, 32),
+        "adapter": digest_json({name: value for name, value in config.items() if name not in PLACES}, 32),
         "base model or weights": digest_tensors(model.state_dict())[:32],
         "image processor": digest_json(classifier.image_processor.to_dict(), 32),
         "classes": digest_json([classifier.class_names, str(classes.sequences) if classes else None], 32),
@@ -132,7 +140,7 @@ def identity_of(classifier: Classifier, images: NamedImages, options: PredictOpt
     }
 
 
-class _Parts:
+class Parts:
     """The parts of a file.
 
     Args:
@@ -143,16 +151,10 @@ class _Parts:
         self.output = output
         self.folder = output.with_name(f".{output.name}.parts")
 
-    def begin(self, identity: dict, count: int) -> list[int]:
-        """Keep the parts that were made with `identity`, throw away those of anything else; return which are left to make.
-
-        Args:
-            identity: what they are made with.
-            count: how many there are.
-        """
+    def begin(self, identity: dict) -> None:
+        """Keep the parts that were made with `identity`, and throw away those of anything else."""
         with disk_errors(self.output):
             self._begin(identity)
-        return [part for part in range(count) if self.read(part) is None]
 
     def _begin(self, identity: dict) -> None:
         about = self.folder / IDENTITY
@@ -172,23 +174,23 @@ class _Parts:
         self.folder.mkdir(parents=True)
         write_json(identity, about)
 
-    def path(self, part: int) -> Path:
+    def path(self, part: Part) -> Path:
         """Return the file of a part."""
-        return self.folder / f"{part:06}.parquet"
+        return self.folder / f"{part:06}.parquet" if isinstance(part, int) else self.folder / f"{part}.parquet"
 
-    def write(self, part: int, rows: pa.Table) -> None:
+    def write(self, part: Part, rows: pa.Table) -> None:
         """Write a part, whole or not at all."""
         with atomic_path(self.path(part)) as partial:
             pq.write_table(rows, partial)
 
-    def read(self, part: int) -> pa.Table | None:
+    def read(self, part: Part) -> pa.Table | None:
         """Return a part; None where it is not there or damaged."""
         try:
             return pq.read_table(self.path(part))
         except (OSError, pa.ArrowException):
             return None
 
-    def need(self, part: int) -> pa.Table:
+    def need(self, part: Part) -> pa.Table:
         """Return a part that was made.
 
         Raises:
@@ -235,23 +237,16 @@ def _made(
         for _, batch in islice(shown, len(own[part])):
             found = ahead.popleft().result()
             ahead.extend(reader.submit(_read, classifier, images, further) for _, further in islice(waiting, 1))
-            rows.append(_rows(classifier, [images.names[index] for index in batch], found, options))
+            rows.append(rows_of(classifier, [images.names[index] for index in batch], found, options))
         yield part, pa.concat_tables(processes.gather(rows))
 
 
 def _read(classifier: Classifier, images: NamedImages, batch: Sequence[int]) -> list[dict[str, Tensor] | str]:
     """Return what the model takes of each image, or why it cannot be read; one decoded image is held at a time."""
-    found = []
-    for index in batch:
-        image = images.read(index)
-        try:
-            found.append(image if isinstance(image, str) else classifier.preprocess([image]))
-        except (ValueError, ArithmeticError, MemoryError) as error:  # a shape that it cannot bring to its own
-            found.append(f"not to be preprocessed: {first_line(error)}")
-    return found
+    return [preprocessed(images.read(index), lambda image: classifier.preprocess([image])) for index in batch]
 
 
-def _rows(
+def rows_of(
     classifier: Classifier, names: list[str], found: list[dict[str, Tensor] | str], options: PredictOptions
 ) -> pa.Table:
     """Return the rows of a batch, with a problem in those that were not read."""
@@ -270,27 +265,28 @@ def _rows(
     return columns_of(names, list(inputs), predictions, features, problems, classifier.class_names, options)
 
 
-def _finish(output: Path, parts: _Parts, images: NamedImages, options: PredictOptions) -> Summary:
+def put_together(output: Path, parts: Parts, numbers: Sequence[Part]) -> Summary:
     """Make the file of its parts."""
-    numbers = range(len(spans(len(images), options)))
+    images = 0
     problems: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
     for number in numbers:
         part = parts.need(number)
+        images += part.num_rows
         bad = part.filter(part[PROBLEM].is_valid())
         problems += zip(bad[COLUMNS[0]].to_pylist(), bad[PROBLEM].to_pylist(), strict=True)
         counts.update(label for label in part[COLUMNS[1]].to_pylist() if label is not None)
-    if len(problems) == len(images):
+    if len(problems) == images:
         parts.remove()
-        raise ValueError(f"None of {len(images)} images can be read: {problems[0][0]} is {problems[0][1]}.")
+        raise ValueError(f"None of {images} images can be read: {problems[0][0]} is {problems[0][1]}.")
     write_table(output, (_without_problems(parts.need(number)) for number in numbers))
     listed = write_problems(output, problems)
     parts.remove()
     if problems:
         named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
-        warn_caller(f"{len(problems)} of {len(images)} images cannot be read and were skipped: {named}.")
-    return Summary(len(images) - len(problems), len(problems), dict(counts.most_common()), listed)
+        warn_caller(f"{len(problems)} of {images} images cannot be read and were skipped: {named}.")
+    return Summary(images - len(problems), len(problems), dict(counts.most_common()), listed)
 
 
 def _without_problems(part: pa.Table) -> pa.Table:
-    return part.filter(part[PROBLEM].is_null()).drop_columns(PROBLEM)
+    return part.filter(part[PROBLEM].is_null()).drop_columns(PROBLEM).replace_schema_metadata()

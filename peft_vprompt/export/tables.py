@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from ..data.encoded import SKIPPED, write_skipped
 from ..utils.io import atomic_path, disk_errors, read_text
 from ..utils.validation import require_int
 
@@ -28,7 +29,6 @@ EMBEDDING = "embedding"
 #: Column of parts alone: why an image was not read.
 PROBLEM = "problem"
 FORMATS = (".csv", ".jsonl", ".parquet")
-_PROBLEMS_HEADER = "file,problem"
 #: Digits of probabilities in text.
 _DIGITS = 6
 
@@ -163,12 +163,9 @@ def write_problems(output: Path, problems: Sequence[tuple[str, str]]) -> Path | 
     """List images that were not read in a file beside the output; without any, remove the list of an earlier run."""
     path = problems_file(output)
     if problems:
-        with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_PROBLEMS_HEADER.split(","))
-            writer.writerows(problems)
+        write_skipped(path, problems)
         return path
     with disk_errors(path), suppress(FileNotFoundError, ValueError, IsADirectoryError):
-        if read_text(path).startswith(_PROBLEMS_HEADER):
+        if read_text(path).startswith(",".join(SKIPPED)):
             path.unlink()
     return None

@@ -8,9 +8,9 @@ damaged file is moved aside and made anew.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,20 +24,21 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from ..data.augmentation import RandomRows
+from ..data.feature_folders import FEATURES, holds_features, made_with
 from ..data.image_digests import image_digests, image_fingerprint
 from ..data.transforms import Transform
+from ..errors import UnsupportedModelError
 from ..tuners.base.module_state import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.arguments import typed
+from ..utils.checked_files import add_checksum, keep_intact
 from ..utils.devices import device_of
 from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
-from ..utils.io import atomic_path, set_aside
+from ..utils.io import atomic_path
+from ..utils.precision import PRECISIONS
 from ..utils.validation import MAX_WORKERS, require_int, require_seed
 
-
-#: Column of the features, and name of the argument by which a model takes them.
-FEATURES = "image_features"
 
 #: Most views of every image.
 MAX_VIEWS = 10_000
@@ -63,7 +64,8 @@ def cache_features(
 
     Args:
         model: a PEFT model of this package whose active adapter has no visual prompts (or is disabled).
-        images: data set with a column `image`; a column `label` is carried over and nothing else is read.
+        images: data set with a column `image`, or with features that a folder of such has and that are returned as they are; a
+            column `label` is carried over and nothing else is read.
         transform: `data.EvalTransform` or `data.TrainTransform`: what turns a batch of rows into `pixel_values`, has
             `settings()` and says whether it is `random`.
         views: how often every image is transformed. Several views keep some of the variety of a random augmentation:
@@ -83,13 +85,15 @@ def cache_features(
 
     Raises:
         UnsupportedModelError: the image features depend on what is trained.
-        ValueError: no column of encoded images, or a number out of range.
+        ValueError: no column of encoded images, a number out of range, or features that something else made.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     require_int("views", views, 1, MAX_VIEWS)
     require_int("batch_size", batch_size, 1)
     require_int("workers", workers, 0, MAX_WORKERS)
     require_seed(seed)
+    if holds_features(images):
+        return _as_given(model, images, transform, views, normalized)
     model.class_name_classifier.images.require_fixed()
     digests = image_digests(images)
     key = {
@@ -101,11 +105,11 @@ def cache_features(
         **({} if normalized else {"normalized": False}),
     }
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / f"{digest_json(key, 32)}.arrow"
-    if not _is_intact(path):
+    if not keep_intact(path, "image features"):
         rows = images.select_columns("image").with_transform(transform)
         with atomic_path(path) as partial:
             _write(model, rows, partial, views, seed, batch_size, workers, normalized)
-            _add_checksum(partial)
+            add_checksum(partial)
     features = Dataset.from_file(str(path))
     if "label" in images.column_names:
         labels = np.concatenate([np.asarray(images["label"][:])] * views)
@@ -114,43 +118,78 @@ def cache_features(
     return features
 
 
+def _as_given(model: PeftModel, images: Dataset, transform: Transform, views: int, normalized: bool) -> Dataset:
+    """Return features that were given in the place of images, if they are what would be made of these."""
+    require_features_of(model, transform, images)
+    if views != 1 or not normalized:
+        raise ValueError(
+            f"Expected images to look at in {views} views. Received image features, one of each image. Give the images as the "
+            "data (--data), or train a method that takes features, such as coop or classifier-r."
+        )
+    rows = images.select_columns([FEATURES, *(["label"] if "label" in images.column_names else [])])
+    rows.image_digests = image_digests(images)
+    return rows
+
+
+def features_content(model: Any, transform: Transform) -> dict[str, str]:
+    """Return digests of what image features depend on beside the images, and their precision, by what it is.
+
+    Args:
+        model: a PEFT model of this package, with an adapter that leaves the image features alone.
+        transform: what makes the model's inputs of images.
+    """
+    vision = model.class_name_classifier.images.vision.base_layer
+    dtype = next(tensor.dtype for tensor in vision.parameters() if tensor.is_floating_point() and tensor.numel() > 1)
+    named = next((name for name, known in PRECISIONS.items() if known == dtype), str(dtype))
+    return {
+        "model": model_fingerprint(model)[:32],
+        "precision": named,
+        "preprocessing": digest_json(transform.settings(), 32),
+    }
+
+
+def require_features_of(model: Any, transform: Transform, *images: Dataset) -> None:
+    """Refuse rows whose features something else made than would make them of their images; other rows pass.
+
+    Args:
+        model: a PEFT model of this package.
+        transform: what makes its inputs of images.
+        *images: rows, of features or not.
+
+    Raises:
+        UnsupportedModelError: the image features depend on what is trained.
+        ValueError: features of another model, precision or preprocessing; says which.
+    """
+    given = [made_with(rows) for rows in images if holds_features(rows)]
+    if not given:
+        return
+    classifier = getattr(model, "class_name_classifier", None)
+    if classifier is None or classifier.adapted.text is None:
+        raise UnsupportedModelError(
+            "Expected images for a model with a classification head. Received image features. Give the images (--data)."
+        )
+    classifier.images.require_fixed()
+    expected = features_content(model, transform)
+    for content in given:
+        if content is None:
+            raise ValueError(
+                "Expected image features that say what made them. Received some that do not. Make them by `vprompt features`."
+            )
+        if content.get("precision") != expected["precision"]:  # of which the digest of the model is another, too
+            raise ValueError(
+                f"Expected image features in {expected['precision']}, in which this model is held. Received: "
+                f"{content.get('precision')}. Take that (--precision), or make the features anew by `vprompt features`."
+            )
+        if other := [name for name in (*expected, "adapter") if content.get(name) != expected.get(name)]:
+            raise ValueError(
+                f"Expected image features of this model and its preprocessing. Received some of another {' and '.join(other)}. "
+                "Name the model and the image size that made them, or make them anew by `vprompt features`."
+            )
+
+
 def default_cache_dir() -> Path:
     """Return `vprompt-features` in the cache folder of `datasets` (see HF_DATASETS_CACHE)."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-features"
-
-
-#: What the checksum at the end of a file, behind the Arrow stream, begins with.
-_CHECKSUM = b"vprompt-sha256:"
-
-
-def _add_checksum(path: Path) -> None:
-    digest = _checksum(path, path.stat().st_size)
-    with path.open("ab") as file:
-        file.write(_CHECKSUM + digest)
-
-
-def _is_intact(path: Path) -> bool:
-    """Tell whether there is a whole file; a damaged one is moved aside."""
-    try:
-        size = path.stat().st_size - len(_CHECKSUM) - hashlib.sha256().digest_size
-    except FileNotFoundError:
-        return False
-    with path.open("rb") as file:
-        file.seek(max(size, 0))
-        if size > 0 and file.read() == _CHECKSUM + _checksum(path, size):
-            return True
-    set_aside(path, "image features")
-    return False
-
-
-def _checksum(path: Path, size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (piece := file.read(min(size, 1 << 20))):
-            digest.update(piece)
-            size -= len(piece)
-    return digest.digest()
 
 
 def _write(
@@ -212,7 +251,9 @@ class RandomViews(RandomRows):
 @typed
 def feature_rows(features: Dataset, views: int = 1) -> Dataset | RandomViews:
     """Return rows to train or evaluate on, with the tensors `image_features` [dim] and `labels`."""
-    rows = features.rename_column("label", "labels") if "label" in features.column_names else features
+    names = [FEATURES, *(["label"] if "label" in features.column_names else [])]
+    rows = features.select_columns(names)
+    rows = rows.rename_column("label", "labels") if "label" in names else rows
     rows = rows.with_format("torch")
     return rows if views == 1 else RandomViews(rows, views)
 

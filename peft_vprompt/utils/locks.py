@@ -145,7 +145,7 @@ def holder_of(place: str | Path) -> Holder | None:
 
 
 @contextmanager
-def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) -> Iterator[Writer]:
+def only_writer(place: str | Path, wait: bool = False, is_file: bool = False, each: bool = False) -> Iterator[Writer]:
     """Be the only one that writes to a folder, or to a file and what lies beside it under its name.
 
     Of several processes of one training (`torchrun`) the first one holds the lock for all.
@@ -154,6 +154,7 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
         place: the folder, which is made, or the file.
         wait: wait until another writer is done; else refuse.
         is_file: whether `place` is a file.
+        each: let each process of one training hold a lock of its own, for places that they share out among them.
 
     Raises:
         FolderInUseError: another process writes there; says which.
@@ -161,7 +162,7 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
     """
     place = Path(place)
     lease = _lease(place, is_file)
-    if launched_number():
+    if launched_number() and not each:
         yield Writer(lease, place)
         return
     path = Path(lease.lock_file)

@@ -1,6 +1,7 @@
 """Progress bars on the screen."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -43,3 +44,19 @@ def with_progress(batches: Batches[Item], label: str | None) -> Iterator[Item]:
         for batch in batches:
             yield batch
             bar.advance(task)
+
+
+@contextmanager
+def counting(label: str | None, unit: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar in a block that calls what it gets with every number done.
+
+    Args:
+        label: what the bar is of; None for no bar.
+        unit: what is counted, in the plural.
+        total: how many there are; None where nobody knows.
+    """
+    bar = make_bar(label or "", unit, transient=True)
+    bar.disable = label is None or not bar.console.is_terminal
+    with bar:
+        task = bar.add_task("", total=total, note="")
+        yield lambda done: bar.advance(task, done)

@@ -63,6 +63,7 @@ def places(tmp_path_factory, clip_path, colours):
         "sweep": data | quick | one | {"--model": clip_path, "--method": "linear", "--weight-decays": "0"},
         "noise-study": data | quick | one | {"--model": clip_path, "--methods": "coop", "--losses": "ce"},
         "pseudo-label": data | {"--model": clip_path},
+        "features": data | {"--model": clip_path},
         "inspect": {},
         "evaluate": data | {"--adapter": folder / "adapter", "--model": clip_path},
         "predict": {"--data": colours, "--adapter": folder / "adapter", "--model": clip_path},

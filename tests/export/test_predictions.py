@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on(classifier, photos, tmp_path, monkeypatc
 @pytest.mark.usefixtures("small_parts")
 def test_parts_of_something_else_are_not_taken(classifier, photos, tmp_path, monkeypatch):
     images = load_any(DataOptions(photos))
-    monkeypatch.setattr(predictions, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(predictions, "put_together", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         predict(classifier, images, tmp_path / "out.csv", OPTIONS)
     monkeypatch.undo()
