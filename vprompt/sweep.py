@@ -18,6 +18,7 @@ from .options import (
     describe_data,
     option,
     read_data,
+    read_workers,
     require_model,
     split_numbers,
     takes_data,
@@ -50,7 +51,7 @@ def sweep(
     ),
     seeds: Annotated[str, option("Seeds of the last runs, separated by commas.", panel="Grid")] = "1,2,3,4,5",
     cached: Cached = False,
-    workers: Workers = 0,
+    workers: Workers = "auto",
     image_size: ImageSize = None,
     wait: Wait = False,
 ):
@@ -103,7 +104,7 @@ def sweep(
             seeds=chosen_seeds,
             data_description=describe_data(options),
             cached=cached,
-            workers=workers,
+            workers=read_workers(workers),
             device=machine.device,
             wait=wait,
         )

@@ -15,7 +15,9 @@ from ..data import (
     cache_pixels,
     draw_of,
     find_task,
+    image_size,
 )
+from ..data.images import as_drafts
 from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
@@ -23,6 +25,7 @@ from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import EvalSet, batches, evaluate, evaluate_beside_zero_shot, set_class_names
 from ..training.gradient_probe import GradientProbe
+from ..training.loading import require_workers
 from ..training.trackers import check_trackers
 from ..training.trainer import train
 from ..tuners.base.recipe import Recipe
@@ -32,7 +35,6 @@ from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
-from ..utils.validation import MAX_WORKERS, require_int
 from .cards import card_details
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
@@ -93,7 +95,7 @@ def run_experiment(
     check_settings(settings)
     run_options = RunOptions(**options)
     check_trackers(run_options.report_to)
-    require_int("workers", run_options.workers, 0, MAX_WORKERS)
+    require_workers(run_options.workers)
     run = Run(settings, data, Path(output), run_options)
     with only_writer(output, wait) as writer:
         run.build()
@@ -218,7 +220,7 @@ class Run(RunState):
         transform = TrainTransform(self.bundle.image_processor, crop, support.crop_scale)
         views = support.views if self.settings.views == 1 else self.settings.views
         options = {"views": views, "seed": self.settings.seed, "normalized": support.trained_on}
-        features = cache_features(model, labelled.rows, transform, workers=self.options.workers, **options)
+        features = cache_features(model, labelled.rows, transform, **options)
         if support.trained_on:
             self.features = feature_rows(features, views)
         if model.uses_support:
@@ -235,7 +237,10 @@ class Run(RunState):
         rows = self._distillation_rows(self.teacher) if self.teacher is not None else self.features
         if rows is None:
             transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
-            rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+            images = labelled.rows
+            if self.settings.draft_jpeg:
+                images = as_drafts(images, 2 * min(image_size(self.bundle.image_processor)))
+            rows = self._rows(images, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
             # pyrefly: ignore[bad-argument-type]  # rows are a sequence by what they can do
             self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
@@ -291,16 +296,16 @@ class Run(RunState):
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        shown = None if self.options.quiet else "Test"
+        shown: Any = {"progress": None if self.options.quiet else "Test", "workers": self.options.workers}
         model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
-            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
+            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, **shown)
             self.zero_shot = self.accuracy if untrained else None
         else:
-            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, **shown)
         if self.teacher is not None and self.test_sets:
             sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
-            self.teacher_accuracy = self.teacher.accuracy(sets, shown)
+            self.teacher_accuracy = self.teacher.accuracy(sets, shown["progress"])
         if self.validation_sets:
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
@@ -401,5 +406,6 @@ class Run(RunState):
             return cache_pixels(rows) if in_memory else rows
         model = self.bundle.model
         with nullcontext() if self.spec.trains else model.disable_adapter():
-            features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
+            options = {"views": views, "seed": self.settings.seed, "workers": self.options.workers}
+            features = cache_features(model, images, transform, **options)
         return feature_rows(features, views)

@@ -22,6 +22,7 @@ from ..utils.progress import with_progress
 from ..utils.validation import shorten
 from .average_precision import mean_average_precision
 from .cached_features import FEATURES, encode_frozen
+from .loading import Workers, find_workers
 
 
 class EvalSet(NamedTuple):
@@ -74,6 +75,7 @@ def predict_logits(
     batch_size: int = 100,
     *,
     progress: str | None = None,
+    workers: Workers = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
 
@@ -82,14 +84,16 @@ def predict_logits(
         rows: labelled rows.
         batch_size: images per batch.
         progress: label of a progress bar; None for no bar.
+        workers: processes that load images, or "auto", see `loading.find_workers`.
 
     Returns:
         Logits, float32 [images, classes], and true labels, int [images], or multi-hot [images, classes].
     """
     labels: list[np.ndarray] = []
+    loaders = find_workers(workers, model, rows)
 
     def unlabelled() -> Iterator[dict[str, torch.Tensor]]:
-        for batch in with_progress(batches(rows, batch_size), progress):
+        for batch in with_progress(batches(rows, batch_size, loaders), progress):
             labels.append(batch.pop("labels").numpy())
             yield batch
 
@@ -108,7 +112,7 @@ def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]])
     logits = []
     with eval_mode(model):
         for batch in inputs:
-            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+            output = model(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
     table = torch.cat(logits)
     if bad := int((~table.isfinite()).any(-1).sum()):
@@ -120,10 +124,16 @@ def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]])
     return table
 
 
-def batches(rows: Sequence[dict], batch_size: int) -> DataLoader:
+def batches(rows: Sequence[dict], batch_size: int, workers: int = 0) -> DataLoader:
     """Return batches of all rows; going through them draws from no random numbers but their own."""
-    # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
-    return DataLoader(rows, batch_size, collate_fn=default_data_collator, generator=torch.Generator())
+    return DataLoader(
+        rows,  # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
+        batch_size,
+        collate_fn=default_data_collator,
+        generator=torch.Generator(),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 @typed
@@ -182,7 +192,7 @@ def evaluate(
         test_sets: by name; `base` and `novel` together also give `hm`.
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
-        **options: `progress` of `predict_logits`.
+        **options: `progress` and `workers` of `predict_logits`.
 
     Returns:
         Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
@@ -217,9 +227,10 @@ def evaluate_beside_zero_shot(
     if not compares_with_text(model):
         return evaluate(model, test_sets, batch_size, **options), None
     if _leaves_images(model):
-        label = options.get("progress")
+        label, workers = options.get("progress"), options.get("workers", 0)
         test_sets = {
-            name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()
+            name: EvalSet(_encoded(model, rows, batch_size, label, workers), names)
+            for name, (rows, names) in test_sets.items()
         }
     return (
         evaluate(model, test_sets, batch_size, **options),
@@ -242,12 +253,13 @@ def _leaves_images(model) -> bool:
     return not classifier.changes_images()
 
 
-def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None) -> Sequence[dict]:
+def _encoded(model, rows: Sequence[dict], batch_size: int, progress: str | None, workers: Workers) -> Sequence[dict]:
     """Return the rows with features in the place of images."""
     if FEATURES in getattr(rows, "column_names", ()):
         return rows
     encoded = []
-    for batch in with_progress(batches(rows, batch_size), progress):
+    loaders = find_workers(workers, model, rows)
+    for batch in with_progress(batches(rows, batch_size, loaders), progress):
         labels = batch.pop("labels")
         features = encode_frozen(model, batch)
         encoded += [{FEATURES: x, "labels": y} for x, y in zip(features, labels, strict=True)]

@@ -27,12 +27,13 @@ from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
-from ..utils.validation import MAX_WORKERS, require_int
+from ..utils.validation import require_int
 from ..utils.warning import warn_caller
 from .averaging import AverageWeights
 from .callbacks import EpochOfRows, StepTimer, StopIfDiverged, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint
 from .evaluation import compute_metrics
+from .loading import Workers, find_workers, require_workers
 from .recipes import lr_scheduler
 from .trackers import check_trackers
 
@@ -72,7 +73,7 @@ def train(
     checkpoints: bool = True,
     progress: str | None = None,
     scale_loss: bool = False,
-    workers: int = 0,
+    workers: Workers = 0,
     callbacks: Sequence[TrainerCallback] = (),
     device: str | None = None,
     report_to: Sequence[str] = (),
@@ -102,7 +103,7 @@ def train(
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
         scale_loss: scale the loss, without which small gradients vanish in float16; computes in it.
-        workers: processes that load images; 0 loads them in this one.
+        workers: processes that load images; 0 loads them in this one, "auto" finds out how many the step needs.
         callbacks: further callbacks of the Trainer.
         device: where to train, see `utils.devices.find_device`; None for the device that the Trainer takes.
         report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
@@ -118,14 +119,15 @@ def train(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
-    require_int("workers", workers, 0, MAX_WORKERS)
+    require_workers(workers)
     train_set = with_own_random_numbers(train_set, seed)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
+    loaders = find_workers(workers, model, train_set)
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
     )
     arguments = _arguments(
-        recipe, folder, epochs or 1, seed, checkpoints, scale_loss, workers, eval_set is not None, report_to
+        recipe, folder, epochs or 1, seed, checkpoints, scale_loss, loaders, eval_set is not None, report_to
     )
     if device not in (None, "auto"):
         _compute_on(arguments, find_device(device))
@@ -320,5 +322,6 @@ class RecipeTrainer(Trainer):
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
