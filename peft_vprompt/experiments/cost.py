@@ -138,8 +138,8 @@ def training_costs(
         CannotWriteError: the file cannot be written.
         FolderInUseError: another process writes it.
     """
-    for name in methods:
-        _require_trained(name)
+    for method in methods:
+        _require_trained(method)
     for count in classes:
         require_int("classes", count, 2, MAX_CLASSES)
     require_int("shots", task.shots, 1)

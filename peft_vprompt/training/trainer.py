@@ -22,6 +22,7 @@ from transformers import (
 
 from ..data.augmentation import RandomRows, with_own_random_numbers
 from ..errors import TrainingDivergedError
+from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
 from ..utils.devices import find_device
@@ -146,7 +147,9 @@ def train(
     # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
     # One writer from the choice of a checkpoint on, so that nobody takes it away before it is read.
-    with progress_bar(progress) as bars, only_writer(folder) if checkpoints else nullcontext(), disk_errors(folder):
+    writer = only_writer(folder) if checkpoints else nullcontext()
+    # The Trainer and these callbacks write into tensors as optimisers do: frozen weights need not be read in every step.
+    with progress_bar(progress) as bars, writer, disk_errors(folder), fixed_weights():
         if checkpoints and arguments.process_index == 0:
             write_json(settings or {}, folder / "identity.json")
         checkpoint = last_checkpoint(folder, averaged=bool(average)) if checkpoints else None
