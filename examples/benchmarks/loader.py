@@ -165,6 +165,7 @@ def main(
         "batch_size": batch_size,
         "sizes": sizes,
         "steps": steps,
+        "fed": FED,
         "ratio": {
             name: {method: speeds["0"] / speed for method, speed in steps.items()} for name, speeds in whole.items()
         },
