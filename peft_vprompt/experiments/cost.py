@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..data.transforms import EvalTransform
 from ..errors import UnsupportedModelError
 from ..training.cached_features import FEATURES, encode_frozen
@@ -33,6 +34,7 @@ from ..tuners.base.recipe import Recipe, SupportViews
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.environment import environment
+from ..utils.fields import MAX_INTEGER
 from ..utils.io import read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.memory import peak_memory
@@ -142,7 +144,9 @@ def training_costs(
         _require_trained(method)
     for count in classes:
         require_int("classes", count, 2, MAX_CLASSES)
-    require_int("shots", task.shots, 1)
+    require_int("shots", task.shots, 1, MAX_INTEGER)
+    if task.image_size is not None:
+        require_int("image_size", task.image_size, 1, MAX_IMAGE_SIZE)
     plain = [CostCell(*values) for values in itertools.product(methods, classes, precisions)]
     measure = _measurer(task, isolated)
     with nullcontext() if output is None else only_writer(output, wait, is_file=True), _bar(progress) as advance:
