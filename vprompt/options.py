@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -344,7 +344,7 @@ def read_data(
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
 
 
-def read_workers(workers: str) -> "int | str":
+def read_workers(workers: str) -> Any:
     """Return the number that was typed, or what else; the package refuses all but "auto"."""
     try:
         return int(workers)

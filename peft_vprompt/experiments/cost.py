@@ -110,7 +110,7 @@ def training_costs(
     task: CostTask,
     methods: Sequence[str],
     classes: Sequence[int],
-    precisions: Sequence[str] = ("float32",),
+    precisions: Sequence[Precision] = ("float32",),
     *,
     output: str | Path | None = None,
     name: str | None = None,

@@ -65,4 +65,4 @@ def explain_costs(report: dict) -> str:
 def quickest(report: dict) -> dict[str, Any] | None:
     """Return the cell that trains in the shortest time; None where none does."""
     cells = [cell for cell in report["cells"].values() if cell.get("steps")]
-    return min(cells, key=lambda cell: cell["hours"], default=None)
+    return min(cells, key=lambda cell: cell["hours"]) if cells else None
