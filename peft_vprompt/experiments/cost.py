@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..data.transforms import EvalTransform
@@ -215,6 +217,9 @@ def _measurer(task: CostTask, isolated: bool) -> Callable[[CostCell], dict]:
 
 def _in_process(cell: CostCell, task: CostTask, threads: int) -> dict:
     torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")  # what there is to say of a model is said where it is trained
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     return measure_cell(cell, task)
 
 
