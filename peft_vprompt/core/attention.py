@@ -71,10 +71,13 @@ class Blocks:
             groups[-1].extend(more)
         reads = {row: path[: place + 1] for path in paths for place, row in enumerate(path)}
         visible = torch.zeros(len(groups), max(map(len, groups)), max(map(len, groups)), dtype=torch.bool)
-        for block, group in zip(visible, groups, strict=True):
+        triples: list[int] = []  # all in one tensor: making one for each block takes most of the time
+        for block, group in enumerate(groups):
             place = {row: index for index, row in enumerate(group)}
-            pairs = [(place[row], place[read]) for row in group for read in reads[row]]
-            block[tuple(torch.tensor(pairs).T)] = True
+            triples.extend(
+                number for row in group for read in reads[row] for number in (block, place[row], place[read])
+            )
+        visible[tuple(torch.tensor(triples).view(-1, 3).T)] = True
         return cls(_padded(groups).clamp(min=0), visible)
 
     def take(self, packed: Tensor) -> Tensor:
