@@ -8,6 +8,7 @@ messages live here; the work is done in `peft_vprompt`. A new command is a new f
 from . import (
     convert,
     convert_clip,
+    cost,
     demo,
     evaluate,
     export,
@@ -29,6 +30,7 @@ __all__ = [
     "app",
     "convert",
     "convert_clip",
+    "cost",
     "demo",
     "evaluate",
     "export",

@@ -1,6 +1,5 @@
 """`vprompt features`."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -175,7 +175,13 @@ RECIPE_OPTIONS = {
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
 Views = Annotated[int, option("Cached augmentations of every training image.")]
-Workers = Annotated[int, option("Processes that load images.", panel="Machine")]
+Workers = Annotated[
+    str,
+    option(
+        "Processes that load images: a number, or auto for as many as the step needs (none for features).",
+        panel="Machine",
+    ),
+]
 Wait = Annotated[
     bool,
     option(
@@ -361,6 +367,14 @@ def read_data(
         return load_unlabelled(options) if unlabelled else load_images(options, validation)
     train = demo_task("train")
     return DatasetDict(train=train.select_columns("image") if unlabelled else train, test=demo_task("test"))
+
+
+def read_workers(workers: str) -> Any:
+    """Return the number that was typed, or what else; the package refuses all but "auto"."""
+    try:
+        return int(workers)
+    except ValueError:
+        return workers
 
 
 def read_names(path: Path | None) -> list[str] | None:

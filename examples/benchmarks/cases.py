@@ -48,7 +48,7 @@ class Case:
         classes, batch: numbers of classes and images.
         tokens: prompts or context tokens; None for the method's usual number.
         sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone), "one" (a single
-            adapter).
+            adapter), "compiled", "transformers" and "open_clip" (see `alternatives`).
         adapters: how many, where there are several.
         timed: False for a cell that is run a single time, for its memory.
     """
@@ -216,6 +216,11 @@ EXPERIMENTS = {
                     "100 RPO adapters (K=4), 25x faster than one by one",
                 ),
             ),
+        ),
+        Experiment(
+            "alternatives",
+            "CoOp beside what one would pick instead, on the same weights",
+            grid(Case("coop", sides=("plain", "transformers", "open_clip")), classes=(100, 10)),
         ),
         Experiment(
             "compile",

@@ -24,8 +24,9 @@ from peft_vprompt.utils.environment import environment
 from peft_vprompt.utils.io import atomic_path, write_json
 
 from .measure import CLOCKS, keep_freed_memory
-from .render import DASH, RESULTS, markdown
+from .render import RESULTS
 from .results import ROOT, commit
+from .tables import DASH, markdown
 
 
 PAGE = ROOT / "docs/predict_and_export.md"

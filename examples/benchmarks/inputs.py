@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
@@ -112,6 +113,15 @@ class Inputs:
         )
         torch.manual_seed(0)
         return CLIPModel(config).to(self.device, getattr(torch, self.dtype))
+
+    def save_clip(self, folder: Path) -> Path:
+        """Save `clip` with its tokenizer and its image processor, as a model that commands take; return the folder."""
+        self.clip().save_pretrained(folder)
+        self.load_tokenizer().save_pretrained(folder)
+        edge = SHAPES[self.shape][1]["image_size"]
+        size = {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+        AutoImageProcessor.from_pretrained(demo_model_path(), backend="pil", **size).save_pretrained(folder)
+        return folder
 
     def vit(self, classes: int) -> ViTForImageClassification:
         """A ViT classifier with random weights."""

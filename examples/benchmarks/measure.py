@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .alternatives import ALTERNATIVES
 from .cases import Case
 from .floor import flops
 from .inputs import Inputs
@@ -36,6 +37,8 @@ RATIOS = {
     "floor_ratio": ("ours", "floor"),
     "one_ratio": ("ours", "one"),
     "compiled_ratio": ("ours", "compiled"),
+    "transformers_ratio": ("transformers", "ours"),
+    "open_clip_ratio": ("open_clip", "ours"),
 }
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -91,6 +94,7 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     results = {
         name: too_large(sides, name, limits, rates) for name in ("ours", "floor", *case.sides) if name in sides.run
     }
+    results |= {name: {"skipped": why} for name, why in sides.missing.items()}
     names = [name for name, result in results.items() if "skipped" not in result]
     outputs = warm_up(sides, names, results, inputs)
     duration = sum(results[name].pop("first_seconds") for name in names)
@@ -104,6 +108,9 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     cell = {"sides": results, "repeats": repeats}
     if {"ours", "plain"} <= outputs.keys():
         cell["agreement"] = agreement(outputs["ours"], outputs["plain"])
+    for name in ALTERNATIVES.keys() & outputs.keys():
+        found = agreement(outputs["ours"], outputs[name])
+        cell.setdefault("agreement", {}).update({f"{name}: {key}": error for key, error in found.items()})
     for metric, (upper, lower) in RATIOS.items():
         if upper in names and lower in names:
             cell[metric] = paired(samples[upper], samples[lower])

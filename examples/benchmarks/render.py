@@ -15,8 +15,10 @@ import typer
 
 from peft_vprompt.utils.io import atomic_path
 
+from .apart import sections_apart
 from .cases import EXPERIMENTS, PARTS, TITLES
 from .results import ROOT
+from .tables import DASH, markdown, number
 
 
 matplotlib.use("Agg")
@@ -27,7 +29,6 @@ RESULTS = ROOT / "docs/results/benchmarks"
 PAGE, IMAGES = ROOT / "docs/benchmarks.md", ROOT / "docs/images"
 WITH_TABLE = (ROOT / "README.md", ROOT / "docs/how_it_works.md")
 REFERENCE = "cpu_float32"
-DASH = "–"
 
 PAGE_TEXT = """# Benchmarks
 
@@ -56,8 +57,6 @@ python -m examples.benchmarks.render
 * "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
 * Classes shared out over processes are measured [apart](results/benchmarks/sharding_cpu_float32.json), by
   `python -m examples.benchmarks.sharding`.
-* The start of the command line and of the package is measured [apart](results/benchmarks/startup.json), too, by
-  `python -m examples.benchmarks.startup`.
 * Freed memory is kept by the process on both sides ([why](../README.md#memory-on-cpu-machines)).
 
 {machine}
@@ -72,29 +71,14 @@ rows for every image have to be computed, and the frozen image pass is the same 
 
 {sections}
 
-{tuning}
+{apart}
 """
-
-TUNING_TEXT = """## Test-time tuning
-
-Milliseconds per image with {views} views, one step, float32, {threads} threads: the tuning of the context and the prediction,
-features of the views given. *Authors' way* is one image after another with padded class prompts (azshue/TPT). *Together*
-is {images} images at a time; *one by one* is this package with one image at a time. The views are encoded alike on all sides;
-the last column counts them in. Logits and first gradients agree to {worst:.0e} of their largest value. From
-`python -m examples.benchmarks.test_time`; commit {commit}.
-
-{table}"""
 
 
 def load(folder: Path) -> dict[str, dict]:
     """The files by experiment and device, e.g. `methods_cpu_float32`, in the order of the experiments."""
     paths = [path for name in EXPERIMENTS for path in sorted(folder.glob(f"{name}_*.json"))]
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-
-
-def number(value: float | None, form: str = ".1f") -> str:
-    """A number, or a dash."""
-    return DASH if value is None else format(value, form)
 
 
 def time_of(side: dict | None) -> str:
@@ -134,10 +118,14 @@ def worst_agreement(files: dict[str, dict]) -> float:
     return max(errors, default=float("nan"))
 
 
+#: Sides by their columns.
+SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip")
+
+
 def cell_row(cell: dict) -> list[str]:
     """One line of an experiment's table."""
     case, sides = cell["case"], cell["sides"]
-    ours, plain, bare, one, compiled = (sides.get(name) for name in ("ours", "plain", "bare", "one", "compiled"))
+    ours, plain, bare, one, compiled, theirs, open_clip = (sides.get(name) for name in SIDES)
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
     title, tokens = TITLES[case["method"]], case["tokens"]
     if tokens:
@@ -149,6 +137,10 @@ def cell_row(cell: dict) -> list[str]:
         time_of(ours),
         time_of(plain),
         number(cell.get("ratio"), ".1f") + ("x" if "ratio" in cell else ""),
+        time_of(theirs),
+        number(cell.get("transformers_ratio"), ".1f") + ("x" if "transformers_ratio" in cell else ""),
+        time_of(open_clip),
+        number(cell.get("open_clip_ratio"), ".1f") + ("x" if "open_clip_ratio" in cell else ""),
         time_of(bare),
         number(cell.get("bare_ratio"), ".3f"),
         time_of(one),
@@ -174,6 +166,10 @@ HEADINGS = (
     "Ours, ms",
     "Plain, ms",
     "Ratio",
+    "transformers, ms",
+    "transformers / ours",
+    "open_clip, ms",
+    "open_clip / ours",
     "Bare, ms",
     "Ours / bare",
     "One, ms",
@@ -192,14 +188,6 @@ HEADINGS = (
 )
 
 
-def markdown(headings: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A table without the columns that are empty in all rows."""
-    kept = [index for index in range(len(headings)) if any(row[index] != DASH for row in rows)]
-    lines = [[headings[index] for index in kept], ["---" if index == 0 else "--:" for index in kept]]
-    lines += [[row[index] for index in kept] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def section(name: str, file: dict) -> str:
     """One experiment on one device: a table for each part."""
     device = name.removeprefix(f"{file['experiment']}_")
@@ -211,28 +199,6 @@ def section(name: str, file: dict) -> str:
     if (image := plot_path(name)) is not None and image.is_file():
         parts.append(f"![{file['title']}](images/{image.name})")
     return "\n\n".join(parts)
-
-
-def tuning_section(path: Path = RESULTS / f"test_time_{REFERENCE}.json") -> str:
-    """What `examples.benchmarks.test_time` measured."""
-    file = json.loads(path.read_text(encoding="utf-8"))
-    rows = []
-    for cell in file["cells"]:
-        times, faster = cell["milliseconds_per_image"], cell["times_faster"]
-        row = [str(cell["classes"])]
-        row += [f"{times[name]:,.0f}" for name in ("together", "one by one", "authors' way", "views")]
-        rows.append([*row, *(f"{value:.1f}x" for value in faster.values())])
-    headings = ("Classes", "Together", "One by one", "Authors' way", "Encoding the views")
-    headings += ("Faster than one by one", "Faster than theirs", "Faster than theirs, views encoded")
-    first = file["cells"][0]
-    return TUNING_TEXT.format(
-        views=first["views"],
-        images=first["images"],
-        threads=file["threads"],
-        worst=max(error for cell in file["cells"] for error in cell["agreement"].values()),
-        commit=file["commit"],
-        table=markdown(headings, rows),
-    )
 
 
 def bars_table(files: dict[str, dict]) -> str:
@@ -344,7 +310,7 @@ def page(files: dict[str, dict]) -> str:
         machine=machine_text(files),
         bars=bars_table(files),
         sections="\n\n".join(section(name, files[name]) for name in files),
-        tuning=tuning_section(),
+        apart=sections_apart(RESULTS),
     )
 
 
@@ -361,6 +327,33 @@ def with_table(text: str, files: dict[str, dict]) -> str:
     return re.sub(f"{begin}.*?{end}", f"{begin}\n{markdown(headings, rows)}\n{end}", text, flags=re.DOTALL)
 
 
+def with_alternatives(text: str, files: dict[str, dict]) -> str:
+    """A page with a fresh table of what one would pick instead between its marks, where it has any."""
+    begin, end = "<!-- alternatives: generated by examples/benchmarks/render.py -->", "<!-- end of alternatives -->"
+    file = files.get(f"alternatives_{REFERENCE}")
+    if file is None:
+        return text
+    names = {"peft_vprompt": "ours", "The authors' way": "plain"}
+    names |= {"transformers' CLIP, padded prompts": "transformers", "open_clip, learned context": "open_clip"}
+    cells = [cell for cell in file["cells"].values() if "ms" in cell["sides"]["ours"]]
+    rows = []
+    for title, name in names.items():
+        sides = [cell["sides"].get(name) for cell in cells]
+        ratios = [
+            side["ms"] / cell["sides"]["ours"]["ms"]
+            for cell, side in zip(cells, sides, strict=True)
+            if side and "ms" in side
+        ]
+        rows.append([title, *map(time_of, sides), " and ".join(f"{ratio:.1f}x" for ratio in ratios) or DASH])
+    headings = ("A CoOp step", *(f"{cell['case']['classes']} classes, ms" for cell in cells), "Of ours")
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{markdown(headings, rows)}\n{end}", text, flags=re.DOTALL)
+
+
+def refreshed(path: Path, files: dict[str, dict]) -> str:
+    """A page with fresh tables between its marks."""
+    return with_alternatives(with_table(path.read_text(encoding="utf-8"), files), files)
+
+
 def main(
     check: Annotated[bool, typer.Option(help="Only compare; exit status 1 if a page is stale.")] = False,
 ) -> None:
@@ -368,7 +361,7 @@ def main(
     files = load(RESULTS)
     if not check:
         draw(files)
-    pages = {PAGE: page(files)} | {path: with_table(path.read_text(encoding="utf-8"), files) for path in WITH_TABLE}
+    pages = {PAGE: page(files)} | {path: refreshed(path, files) for path in WITH_TABLE}
     if check:
         raise typer.Exit(int(any(path.read_text(encoding="utf-8") != text for path, text in pages.items())))
     for path, text in pages.items():

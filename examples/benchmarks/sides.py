@@ -23,6 +23,7 @@ from peft_vprompt import (
 )
 from peft_vprompt.tuners.base.registry import get_method
 
+from .alternatives import ALTERNATIVES, missing_alternatives
 from .cases import FIELD_METHODS, VIT_METHODS, Case
 from .floor import Product, Products, layer_products
 from .inputs import Inputs, twin
@@ -41,6 +42,8 @@ class Sides:
         layers: side -> tower -> its Hugging Face layers, to count rows in.
         rows: what a side takes, for an estimate: rows of text, rows of images, and whether the latter learn.
         products: matrix products that a side takes.
+        model: the PEFT model of our side.
+        missing: side -> why it cannot be measured here.
     """
 
     run: dict[str, Callable[[], Tensor]]
@@ -48,6 +51,8 @@ class Sides:
     layers: dict[str, dict[str, nn.ModuleList]] = field(default_factory=dict)
     rows: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
     products: dict[str, list[Product]] = field(default_factory=dict)
+    model: PeftModelForImageClassification | None = None
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def config_of(case: Case, model: PreTrainedModel) -> PeftConfig:
@@ -128,6 +133,9 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     make = {"step": _steps, "text": _text_sides, "cached": _cached_steps, "inference": _inference}[case.part]
     run = make(model, plain, pixel_values, labels)
     run |= _compiled(model, inputs, pixel_values, labels)
+    missing = missing_alternatives()
+    for name in set(ALTERNATIVES) & set(case.sides) - set(missing):
+        run[name] = functools.partial(ALTERNATIVES[name](plain).step, pixel_values, labels)
     products = {"ours": clip_products(case, plain, config), "plain": plain_products(case, plain)}
     if products["ours"]:
         run["floor"] = Products(products["ours"], inputs.device)
@@ -138,6 +146,8 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
         {"ours": clip_layers(model.get_base_model()), "plain": clip_layers(bare), "bare": clip_layers(bare)},
         {"plain": (text_rows, vision_rows, plain.learns_vision), "ours": our_rows(case, plain)},
         products,
+        model,
+        {name: why for name, why in missing.items() if name in case.sides},
     )
 
 

@@ -11,8 +11,9 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..data import TrainTransform, cache_pixels, draw_of, find_task
+from ..data import TrainTransform, cache_pixels, draw_of, find_task, image_size
 from ..data.feature_folders import holds_features
+from ..data.images import as_drafts
 from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
@@ -28,6 +29,7 @@ from ..training.evaluation import (
     set_class_names,
 )
 from ..training.gradient_probe import GradientProbe
+from ..training.loading import require_workers
 from ..training.trackers import check_trackers
 from ..training.trainer import train
 from ..tuners.base.recipe import Recipe
@@ -37,7 +39,6 @@ from ..utils.devices import find_device
 from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
-from ..utils.validation import MAX_WORKERS, require_int
 from .cards import card_details
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
@@ -99,7 +100,7 @@ def run_experiment(
     check_settings(settings)
     run_options = RunOptions(**options)
     check_trackers(run_options.report_to)
-    require_int("workers", run_options.workers, 0, MAX_WORKERS)
+    require_workers(run_options.workers)
     run = Run(settings, data, Path(output), run_options)
     with only_writer(output, wait) as writer:
         run.build()
@@ -244,7 +245,10 @@ class Run(RunState):
         rows = self._distillation_rows(self.teacher) if self.teacher is not None else self.features
         if rows is None:
             transform = TrainTransform(self.bundle.image_processor, recipe.crop, recipe.crop_scale)
-            rows = self._rows(labelled.rows, transform, self.settings.views, in_memory=self.options.cached)
+            images = labelled.rows
+            if self.settings.draft_jpeg:
+                images = as_drafts(images, 2 * min(image_size(self.bundle.image_processor)))
+            rows = self._rows(images, transform, self.settings.views, in_memory=self.options.cached)
         if self.options.gradients:
             # pyrefly: ignore[bad-argument-type]  # rows are a sequence by what they can do
             self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
@@ -302,7 +306,11 @@ class Run(RunState):
 
     def evaluate(self) -> None:
         """Measure the accuracy on every split, and leave the model with the classes it was trained on."""
-        options: dict[str, Any] = {"progress": None if self.options.quiet else "Test", "processes": self.processes}
+        options: dict[str, Any] = {
+            "progress": None if self.options.quiet else "Test",
+            "workers": self.options.workers,
+            "processes": self.processes,
+        }
         model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
             found = measure(model, self.test_sets, zero_shot=untrained, **options)
@@ -416,6 +424,7 @@ class Run(RunState):
             rows = images.with_transform(transform)
             return cache_pixels(rows) if in_memory else rows
         model = self.bundle.model
+        options = {"views": views, "seed": self.settings.seed, "workers": self.options.workers}
         with self.processes.one_by_one(), nullcontext() if self.spec.trains else model.disable_adapter():
-            features = cache_features(model, images, transform, views=views, seed=self.settings.seed)
+            features = cache_features(model, images, transform, **options)
         return feature_rows(features, views)

@@ -12,6 +12,7 @@ from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import RandomViews
 from ..training.evaluation import EvalSet
 from ..training.gradient_probe import GradientProbe
+from ..training.loading import Workers
 from ..training.trainer import TrainResult
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
@@ -35,7 +36,7 @@ class RunOptions:
         cached: augment every training image once and keep the pixels, which saves time and costs variety.
         watch: measure the test accuracy after every epoch.
         checkpoints: save one after every epoch, so that a killed run goes on where it was.
-        workers: processes that load images.
+        workers: processes that load images, or "auto" for as many as the step needs.
         gradients: measure the gradients of clean and noisy samples (`gradient_probe.GradientProbe`) along the way.
         quiet: show no progress bar.
         class_names: names of the classes, where no image has a label.
@@ -51,7 +52,7 @@ class RunOptions:
     cached: bool = False
     watch: bool = False
     checkpoints: bool = True
-    workers: int = 0
+    workers: Workers = 0
     gradients: bool = False
     quiet: bool = False
     class_names: Sequence[str] | None = None

@@ -41,6 +41,8 @@ class Settings:
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
         ensemble: number of contexts to train from as many seeds and to average (CoOp's kind of context only).
+        draft_jpeg: decode JPEGs to train on at a half, a quarter or an eighth of their size where that is still twice the size
+            the model takes: quicker, and a little other pixels. Those to test on are read whole.
         image_size: edge in pixels of the images that the model takes, with interpolated positions; None for its own.
         teacher: folder or Hub id of the adapter, or of the base model as it is, whose predictions are distilled; labels are
             not read then.
@@ -67,6 +69,7 @@ class Settings:
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()
     ensemble: int = field(default=1, metadata={"max": 1000})
+    draft_jpeg: bool = False
     image_size: int | None = field(default=None, metadata={"min": 1, "max": MAX_IMAGE_SIZE})
     teacher: str | None = None
     teacher_model: str | None = None

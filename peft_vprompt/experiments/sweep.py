@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import stratified_split
 from ..data.options import portable
+from ..training.loading import Workers
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.digests import digest_json
@@ -45,7 +46,7 @@ def sweep(
     seeds: Sequence[int] = (1, 2, 3, 4, 5),
     data_description: dict | None = None,
     cached: bool = False,
-    workers: int = 0,
+    workers: Workers = 0,
     device: str | None = None,
     storage: str | None = None,
 ) -> dict:
@@ -65,7 +66,7 @@ def sweep(
         seeds: seeds of the last runs.
         data_description: where the images are from, to tell searches apart.
         cached: augment every training image once and keep the pixels.
-        workers: processes that load images.
+        workers: processes that load images, or "auto" for as many as the step needs.
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
         storage: URL of a database, see `cells.run_cells`.
 

@@ -37,7 +37,8 @@ from ..utils.digests import Digest, digest_json
 from ..utils.eval_mode import eval_mode
 from ..utils.io import atomic_path
 from ..utils.precision import PRECISIONS
-from ..utils.validation import MAX_WORKERS, require_int, require_seed
+from ..utils.validation import require_int, require_seed
+from .loading import Workers, find_workers, require_workers
 
 
 #: Most views of every image.
@@ -57,7 +58,7 @@ def cache_features(
     seed: int = 0,
     cache_dir: str | Path | None = None,
     batch_size: int = 100,
-    workers: int = 0,
+    workers: Workers = 0,
     normalized: bool = True,
 ) -> Dataset:
     """Return L2-normalised image features of `images`, from the disk if they were computed before.
@@ -73,7 +74,7 @@ def cache_features(
         seed: seed of a random augmentation.
         cache_dir: folder of the cache files; default: `vprompt-features` in the cache of `datasets`.
         batch_size: images per forward pass.
-        workers: processes that load images; a random augmentation is made in this process alone, so that the features
+        workers: processes that load images, or "auto", see `loading.find_workers`; a random augmentation is made in this process alone, so that the features
             do not depend on their number.
         normalized: L2-normalise the features, as training takes them; else they are as the model projects them, for a
             mean over views.
@@ -90,7 +91,7 @@ def cache_features(
     """
     require_int("views", views, 1, MAX_VIEWS)
     require_int("batch_size", batch_size, 1)
-    require_int("workers", workers, 0, MAX_WORKERS)
+    require_workers(workers)
     require_seed(seed)
     if holds_features(images):
         return _as_given(model, images, transform, views, normalized)
@@ -193,11 +194,11 @@ def default_cache_dir() -> Path:
 
 
 def _write(
-    model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: int, normalized: bool
+    model, rows: Dataset, path: Path, views: int, seed: int, batch_size: int, workers: Workers, normalized: bool
 ) -> None:
     schema = Features({FEATURES: ListOf(Value("float32"))})
     # Each process would draw numbers of its own, and the features depend on how many there are.
-    loaders = 0 if rows.format["format_kwargs"]["transform"].random else workers
+    loaders = 0 if rows.format["format_kwargs"]["transform"].random else find_workers(workers, model, rows)
     # The caller's own stream of random numbers goes on as if nothing had been drawn here.
     with torch.random.fork_rng(devices=[]), ArrowWriter(path=str(path), features=schema) as writer:
         torch.manual_seed(seed)

@@ -23,6 +23,7 @@ from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
 from ..utils.validation import shorten
 from .cached_features import FEATURES, encode_frozen
+from .loading import Workers, find_workers
 
 
 class EvalSet(NamedTuple):
@@ -112,6 +113,7 @@ def predict_logits(
     batch_size: int = 100,
     *,
     progress: str | None = None,
+    workers: Workers = 0,
     processes: Processes = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify images with a model whose call takes what the rows hold beside `labels` and returns `logits`.
@@ -121,15 +123,17 @@ def predict_logits(
         rows: labelled rows.
         batch_size: images per batch.
         progress: label of a progress bar; None for no bar.
+        workers: processes that load images, or "auto", see `loading.find_workers`.
         processes: share the batches with these, which all make the same call and all get the whole result.
 
     Returns:
         Logits, float32 [images, classes], and true labels, int [images], or multi-hot [images, classes].
     """
     labels: list[torch.Tensor] = []
+    loaders = find_workers(workers, model, rows)
 
     def unlabelled() -> Iterator[dict[str, torch.Tensor]]:
-        for batch in with_progress(batches(rows, batch_size, processes), progress):
+        for batch in with_progress(batches(rows, batch_size, processes, loaders), progress):
             labels.append(batch.pop("labels"))
             yield batch
 
@@ -152,7 +156,7 @@ def _logits_by_batch(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Te
     logits = []
     with eval_mode(model):
         for batch in inputs:
-            output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+            output = model(**{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})
             logits.append(output.logits.float().cpu())
     return logits
 
@@ -167,15 +171,19 @@ def _finite(table: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def batches(rows: Sequence[dict], batch_size: int, processes: Processes = ALONE) -> DataLoader:
+def batches(rows: Sequence[dict], batch_size: int, processes: Processes = ALONE, workers: int = 0) -> DataLoader:
     """Return batches of all rows; going through them draws from no random numbers but their own.
 
     Of several processes each has its share of the batches.
     """
-    options: dict[str, Any] = {"collate_fn": default_data_collator, "generator": torch.Generator()}
-    own = processes.share(batches_of(len(rows), batch_size))
-    # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
-    return DataLoader(rows, batch_sampler=own, **options)
+    return DataLoader(
+        rows,  # pyrefly: ignore[bad-argument-type]  # torch takes whatever has __len__ and __getitem__
+        batch_sampler=processes.share(batches_of(len(rows), batch_size)),
+        collate_fn=default_data_collator,
+        generator=torch.Generator(),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def batches_of(rows: int, batch_size: int) -> list[list[int]]:
@@ -265,7 +273,7 @@ def measure(
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
         metrics: names in `METRICS`. Where images have several labels, `map` is measured in their place.
-        **options: `progress` and `processes` of `predict_logits`.
+        **options: `progress`, `workers` and `processes` of `predict_logits`.
 
     Returns:
         By metric, what it is in percent by test-set name; and `hm`, the harmonic mean of base and novel, of accuracies.
@@ -340,13 +348,19 @@ def _leaves_images(model) -> bool:
 
 
 def _encoded(
-    model, rows: Sequence[dict], batch_size: int, progress: str | None = None, processes: Processes = ALONE
+    model,
+    rows: Sequence[dict],
+    batch_size: int,
+    progress: str | None = None,
+    workers: Workers = 0,
+    processes: Processes = ALONE,
 ) -> Sequence[dict]:
     """Return the rows with features in the place of images."""
     if FEATURES in getattr(rows, "column_names", ()):
         return rows
     encoded = []
-    for batch in with_progress(batches(rows, batch_size, processes), progress):
+    loaders = find_workers(workers, model, rows)
+    for batch in with_progress(batches(rows, batch_size, processes, loaders), progress):
         labels = batch.pop("labels")
         encoded.append((encode_frozen(model, batch), labels))
     pairs = [pair for features, labels in processes.gather(encoded) for pair in zip(features, labels, strict=True)]

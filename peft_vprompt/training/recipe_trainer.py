@@ -79,7 +79,11 @@ class RecipeTrainer(Trainer):
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.eval_batch_size
-        options: Any = {"collate_fn": self.data_collator, "num_workers": self.args.dataloader_num_workers}
+        options: Any = {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+        }
         if self.processes.count == 1:
             return self.accelerator.prepare(DataLoader(rows, batch_size=size, **options))
         return DataLoader(rows, batch_sampler=self.processes.share(batches_of(len(rows), size)), **options)

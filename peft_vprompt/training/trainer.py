@@ -23,18 +23,20 @@ from transformers import (
 from ..data.augmentation import with_own_random_numbers
 from ..data.epoch_batches import EpochBatches
 from ..errors import TrainingDivergedError
+from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
 from ..utils.processes import all_processes, launched, on_cpu
-from ..utils.validation import MAX_WORKERS, require_int
+from ..utils.validation import require_int
 from ..utils.warning import warn_caller
 from .averaging import AverageWeights
 from .callbacks import EpochOf, StepTimer, StopIfDiverged, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept
 from .evaluation import compute_metrics
+from .loading import Workers, find_workers, require_workers
 from .recipe_trainer import RecipeTrainer
 from .recipes import lr_scheduler
 from .trackers import check_trackers
@@ -75,7 +77,7 @@ def train(
     checkpoints: bool = True,
     progress: str | None = None,
     scale_loss: bool = False,
-    workers: int = 0,
+    workers: Workers = 0,
     callbacks: Sequence[TrainerCallback] = (),
     device: str | None = None,
     report_to: Sequence[str] = (),
@@ -105,7 +107,7 @@ def train(
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
         scale_loss: scale the loss, without which small gradients vanish in float16; computes in it.
-        workers: processes that load images; 0 loads them in this one.
+        workers: processes that load images; 0 loads them in this one, "auto" finds out how many the step needs.
         callbacks: further callbacks of the Trainer.
         device: where to train, see `utils.devices.find_device`; None for the device that the Trainer takes.
         report_to: trackers of experiments that the Trainer logs to, such as "tensorboard".
@@ -121,11 +123,12 @@ def train(
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
-    require_int("workers", workers, 0, MAX_WORKERS)
+    require_workers(workers)
     train_set = with_own_random_numbers(train_set, seed)
     processes = all_processes(device)
     batches = EpochBatches(len(train_set), recipe.batch_size, seed, processes)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
+    loaders = find_workers(workers, model, train_set)
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
     )
@@ -136,7 +139,7 @@ def train(
         seed,
         checkpoints,
         scale_loss,
-        workers,
+        loaders,
         eval_set is not None,
         report_to,
         launched() > 1 and on_cpu(device),
@@ -160,7 +163,9 @@ def train(
     # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
     # One writer from the choice of a checkpoint on, so that nobody takes it away before it is read.
-    with progress_bar(progress) as bars, only_writer(folder) if checkpoints else nullcontext(), disk_errors(folder):
+    writer = only_writer(folder) if checkpoints else nullcontext()
+    # The Trainer and these callbacks write into tensors as optimisers do: frozen weights need not be read in every step.
+    with progress_bar(progress) as bars, writer, disk_errors(folder), fixed_weights():
         if checkpoints and processes.is_first:
             write_json(settings or {}, folder / "identity.json")
         find = partial(last_checkpoint, folder, averaged=bool(average))

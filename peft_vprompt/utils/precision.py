@@ -47,6 +47,16 @@ def find_precision(name: str, device: torch.device) -> Precision:
     return cast(Precision, name)
 
 
+def find_precisions(name: str, device: torch.device) -> list[Precision]:
+    """Return the precisions of a name that are worth comparing: of "auto" float32, and what `find_precision` finds beside it.
+
+    Raises:
+        ValueError: as `find_precision`.
+    """
+    found = find_precision(name, device)
+    return ["float32", found] if name == "auto" and found != "float32" else [found]
+
+
 def autocast(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """Let a model whose own weights may be trained compute in a precision, in place: its weights stay in float32.
 

@@ -68,6 +68,7 @@ def places(tmp_path_factory, clip_path, colours):
         "evaluate": data | {"--adapter": folder / "adapter", "--model": clip_path},
         "predict": {"--data": colours, "--adapter": folder / "adapter", "--model": clip_path},
         "export": {"--adapter": folder / "adapter", "--model": clip_path, "--format": "plain"},
+        "cost": {"--model": clip_path, "--method": "maple", "--classes": 2, "--shots": 1, "--seconds": 0},
         "demo": {"--methods": "coop", "--shots": 1},
         "convert": {"--method": "coop"},
         "convert-clip": {},

@@ -349,6 +349,7 @@ def test_a_diverged_run_is_not_saved_over_a_good_adapter(clip_path, colours, tmp
     {
         "sweep": ("--output", "x"),
         "noise-study": ("--output", "x"),
+        "cost": (),
         "demo": (),
         "convert": ("x", "--output", "x", "--method", "coop"),
         "convert-clip": ("x", "--output", "x"),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from peft_vprompt import ContextOptConfig, MaPLeConfig, VisualPromptConfig
+from peft_vprompt.core import attention
 from peft_vprompt.core.attention import ATTENTION_NAME, BLOCK_ROWS, Causal, SharedPrefix
 from peft_vprompt.core.packed_prompts import pack, shared_length
 from peft_vprompt.core.tokenization import context_sequences, learned
@@ -67,10 +68,18 @@ def both_ways(model):
     return results
 
 
+@pytest.fixture(params=["whole", "in blocks"])
+def attended(request, monkeypatch):
+    """Attend to few rows whole, as is usual, or in blocks as to many."""
+    if request.param == "in blocks":
+        monkeypatch.setattr(attention, "WHOLE_ROWS", 0)
+    return request.param
+
+
 @pytest.mark.filterwarnings("ignore:class_names repeats")
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize(("method", "case"), often(TEXT_CASES, [*TEXT_CASES[:4], *TEXT_CASES[-2:]]), ids="-".join)
-def test_packed_equals_plain(method, case, names, tokenizer_path):
+def test_packed_equals_plain(method, case, names, attended, tokenizer_path):
     names = NAMES[names]
     (packed, packed_gradient), (plain, plain_gradient) = both_ways(text_model(method, case, tokenizer_path, names))
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
@@ -126,9 +135,10 @@ def test_rows_of_one_hundred_classes_with_sixteen_tokens():
     ],
     ids=["apart", "alike", "longer than a block", "one beginning in several blocks"],
 )
-def test_shared_prefix_attention_equals_a_masked_one(paths):
+def test_shared_prefix_attention_equals_a_masked_one(paths, attended):
     torch.manual_seed(0)
     pattern = SharedPrefix.from_paths(4, paths)
+    assert (pattern.visible is None) == (attended == "in blocks")
     rows = 5 + max(map(max, paths))
     query, key, value = (torch.randn(2, 2, rows, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     visible = torch.eye(rows, dtype=torch.bool)

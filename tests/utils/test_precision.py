@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from peft_vprompt.utils import precision
-from peft_vprompt.utils.precision import find_precision, hold
+from peft_vprompt.utils.precision import find_precision, find_precisions, hold
 
 
 CPU = torch.device("cpu")
@@ -18,6 +18,13 @@ def test_auto_is_what_the_machine_computes_in(natively, found, monkeypatch):
     assert find_precision("auto", CPU) == found
     monkeypatch.setenv(precision.AUTO, "float32")
     assert find_precision("auto", CPU) == "float32" and find_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize(("natively", "found"), [(True, ["float32", "bf16"]), (False, ["float32"])])
+def test_auto_compares_float32_with_what_the_machine_computes_in(natively, found, monkeypatch):
+    monkeypatch.delenv(precision.AUTO)
+    monkeypatch.setattr(precision, "computes_bf16", lambda device: natively)
+    assert find_precisions("auto", CPU) == found and find_precisions("bf16", CPU) == ["bf16"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
 from ...core.padded_prompts import PaddedPrompts, pad
-from ...core.tokenization import TokenSequence, check_lengths, encode_text, fill
+from ...core.tokenization import TokenSequence, check_lengths, encode_texts, fill
 from ...readouts import ClassRowsReadout
 from . import class_list
 from .adapted_model import AdaptedModel
@@ -302,7 +302,7 @@ class ClassEncoder:
         self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], normalize: bool
     ) -> Tensor:
         """Return the features [n, e] of plain texts, each of the class of a name, in batches of bounded size."""
-        sequences = [encode_text(tokenizer, text) for text in texts]
+        sequences = encode_texts(tokenizer, texts)
         check_lengths(sequences, names, self.text.view.max_positions)
         size = class_list.ZERO_SHOT_BATCH
         batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
