@@ -6,6 +6,7 @@ messages live here; the work is done in `peft_vprompt`. A new command is a new f
 """
 
 from . import (
+    bench,
     convert,
     convert_clip,
     demo,
@@ -18,6 +19,7 @@ from . import (
     predict,
     pseudo_label,
     push,
+    report,
     sweep,
     train,
 )
@@ -26,6 +28,7 @@ from .app import app
 
 __all__ = [
     "app",
+    "bench",
     "convert",
     "convert_clip",
     "demo",
@@ -38,6 +41,7 @@ __all__ = [
     "predict",
     "pseudo_label",
     "push",
+    "report",
     "sweep",
     "train",
 ]

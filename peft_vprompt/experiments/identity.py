@@ -103,6 +103,10 @@ class Contents:
         draw = draw_of(self.benchmark)
         return _digests("train", draw(self.data["train"], settings.shots, settings.seed, class_names=names), True)
 
+    def of_split(self, name: str) -> dict[str, str | None]:
+        """Return digests of the images of a split and of their labels."""
+        return self._split(name, labels=True)
+
     def _split(self, name: str, labels: bool) -> dict[str, str | None]:
         if name not in self._splits:
             self._splits[name] = _digests(name, self.data[name], labels)

@@ -95,19 +95,7 @@ def run_experiment(
     check_trackers(run_options.report_to)
     require_int("workers", run_options.workers, 0, MAX_WORKERS)
     run = Run(settings, data, Path(output), run_options)
-    with only_writer(output, wait) as writer:
-        run.build()
-        run.identify(contents or Contents(data, run_options.data_description, run_options.cached))
-        run.prepare_tests()
-        if run.spec.trains:
-            run.label()
-            run.take_support()
-        if run.recipe is not None:
-            run.train()
-        run.search()
-        with run.values_kept():
-            run.evaluate()
-        return run.save(writer)
+    return run.carry_out(contents or Contents(data, run_options.data_description, run_options.cached), wait)
 
 
 def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
@@ -122,6 +110,30 @@ def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Cont
 
 class Run(RunState):
     """One run of one method, as steps that are taken in the order they stand in; see `RunState` for what each makes."""
+
+    def carry_out(self, contents: Contents, wait: bool = False) -> dict:
+        """Take the steps one after another, as the only writer of the folder.
+
+        Args:
+            contents: digests of the data.
+            wait: wait while another process writes to the folder; else refuse.
+
+        Returns, raises:
+            As `run_experiment`.
+        """
+        with only_writer(self.output, wait) as writer:
+            self.build()
+            self.identify(contents)
+            self.prepare_tests()
+            if self.spec.trains:
+                self.label()
+                self.take_support()
+            if self.recipe is not None:
+                self.train()
+            self.search()
+            with self.values_kept():
+                self.evaluate()
+            return self.save(writer)
 
     def build(self) -> None:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
@@ -160,9 +172,13 @@ class Run(RunState):
 
     def identify(self, contents: Contents) -> None:
         """Find out what the run is by content, and say so where the folder holds another run."""
-        names = [name for names in self.classes.values() for name in names]
-        self.identity = contents.identity(self.settings, names, self.bundle.content)
+        self.identity = self.content(contents)
         tell_changes(self.output, self.identity)
+
+    def content(self, contents: Contents) -> dict:
+        """Return what the run is by content, see `Contents.identity`."""
+        names = [name for names in self.classes.values() for name in names]
+        return contents.identity(self.settings, names, self.bundle.content)
 
     def prepare_tests(self) -> None:
         """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept.
@@ -305,6 +321,10 @@ class Run(RunState):
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained)
         set_class_names(self.bundle.model, self.trained_classes)
 
+    def report(self) -> dict:
+        """Return what `results.json` holds, but for the size of the adapter's file."""
+        return report_of(self)
+
     def save(self, writer: Writer) -> dict:
         """Write the adapter, if one was trained, and `results.json` in one step; return what the latter holds.
 
@@ -318,7 +338,7 @@ class Run(RunState):
         writer.check()
         was_other = keep_previous(self.output, self.identity)
         with atomic_files(self.output) as staging:
-            report = report_of(self)
+            report = self.report()
             if self.spec.trains:
                 take_card(self.output, staging)
                 self.bundle.model.card_details = card_details(

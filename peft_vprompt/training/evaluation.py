@@ -216,7 +216,7 @@ def evaluate_beside_zero_shot(
     """
     if not compares_with_text(model):
         return evaluate(model, test_sets, batch_size, **options), None
-    if _leaves_images(model):
+    if leaves_images(model):
         label = options.get("progress")
         test_sets = {
             name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()
@@ -232,7 +232,7 @@ def compares_with_text(model) -> bool:
     return hasattr(model.get_base_model(), "text_model")
 
 
-def _leaves_images(model) -> bool:
+def leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
     try:
