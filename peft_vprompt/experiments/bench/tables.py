@@ -122,9 +122,11 @@ def cost_table(part: Mapping) -> Table | None:
 
 
 def _rows(part: Mapping, scope: str, shots: int | None) -> list[Mapping]:
-    """Return the rows of a scope: what trains nothing first, then by harmonic mean or by the last test set."""
+    """Return the rows of a scope: what trains nothing first, then by `headline`; what has no harmonic mean comes last."""
     found = [row for row in part["rows"] if row["scope"] == scope and row["shots"] in (shots, None)]
-    return sorted(found, key=lambda row: (row["shots"] is not None, -headline(row), row["title"]))
+    has_hm = any("hm" in row for row in found)
+    order = lambda row: (row["shots"] is not None, has_hm and "hm" not in row, -headline(row), row["title"])  # noqa: E731
+    return sorted(found, key=order)
 
 
 def headline(row: Mapping) -> float:
