@@ -175,6 +175,22 @@ Wait = Annotated[
         panel="Machine",
     ),
 ]
+Storage = Annotated[
+    str | None,
+    option(
+        "URL of a database that keeps the book of the grid, such as postgresql://user@host/name. Default: a journal file in "
+        "the output folder. The folder is shared by all workers in both cases.",
+        panel="Several workers",
+    ),
+]
+Status = Annotated[
+    bool,
+    option(
+        "Show which cells of the grid are done, wait or failed and who works on which, and compute nothing.",
+        "--status",
+        panel="Several workers",
+    ),
+]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]
 
 

@@ -9,12 +9,14 @@ from datasets import Dataset, DatasetDict
 
 from ..data import draw_of
 from ..data.image_digests import image_fingerprint
+from ..errors import TrainingDivergedError
 from ..peft_models.adapter_files import ADAPTER, keep_files
-from ..tuners.base.registry import METHODS
+from ..tuners.base.registry import METHODS, get_method
 from ..utils.digests import digest_arrays, digest_json
-from ..utils.io import finish_saving, read_json
+from ..utils.io import finish_saving, read_json, write_json
 from ..utils.warning import warn_caller
 from ..version import __version__
+from .eval_sets import class_names_of
 from .models import build_model
 from .pseudo_labels import PseudoLabels
 from .settings import Settings, as_json, changed_settings
@@ -142,12 +144,26 @@ def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict 
     Args:
         folder: where the run was saved.
         identity: what the run is, see `Contents.identity`.
-        gradients: whether the gradients must have been measured.
+        gradients: whether the gradients must have been measured; of a run that diverged there are none.
     """
     report = finished_report(folder)
     if report is None or report.get(IDENTITY) != identity:
         return None
-    return report if report.get("gradients") or not gradients else None
+    return report if report.get("gradients") or "diverged" in report or not gradients else None
+
+
+def report_diverged(error: TrainingDivergedError, settings: Settings, folder: Path, contents: Contents) -> dict:
+    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again."""
+    warn_caller(f"{folder.name}: {error}")
+    report = {
+        "title": get_method(settings.method).title,
+        "settings": asdict(settings),
+        "accuracy": {"all": None},
+        "diverged": error.epoch,
+        IDENTITY: contents.identity(settings, class_names_of(contents.data)),
+    }
+    write_json(report, folder / RESULTS)
+    return report
 
 
 def tell_changes(folder: Path, identity: dict) -> None:
