@@ -26,12 +26,12 @@ def run_bench(grid: Grid, output: str | Path, *, storage: str | None = None, **o
         The reports of all cells by name.
 
     Raises:
-        ImportError: Optuna is missing; the message says how to install it.
-        ValueError: an unknown method, or whatever `run_experiment` refuses.
+        FailedCellsError: cells failed; the others are done. One that diverges does not fail: made again it would again.
+        ValueError: an unknown method, or a grid of nothing.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     work = partial(_work, folder=Path(output) / CELLS, options=options)
-    return run_cells(grid.cells(), work, Path(output), book=grid.book, storage=storage)
+    return run_cells(grid.cells(), work, Path(output), book=grid.book, storage=storage, title=grid.protocol.title)
 
 
 def _work(name: str, cell: Cell, folder: Path, options: dict) -> dict:

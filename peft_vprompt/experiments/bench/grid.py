@@ -50,7 +50,8 @@ class Grid:
         zero_shot: whether the base model has a text tower, without which there is nothing to measure without training.
 
     Raises:
-        ValueError: nothing to run, or a value of another type or out of range; names the field.
+        ValueError: nothing to run, a value of another type or out of range, an unknown method, or one that the protocol has
+            no use for.
     """
 
     protocol: Protocol
@@ -70,14 +71,15 @@ class Grid:
         for name in ("tasks", "methods", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"Expected at least one of {name}. Received: {name}=().")
-        if unused := [name for name in self.recipes if name not in {parse_method(each)[0] for each in self.methods}]:
+        run = {parse_method(method)[0] for methods in self._methods() for method in methods}
+        if unused := [name for name in self.recipes if name not in run]:
             raise ValueError(f"Expected recipes of the methods. Received: {unused[0]!r}, which is none of them.")
 
     def cells(self) -> dict[str, Cell]:
         """Return every cell by its name, which is a path; all of the first seed come first.
 
         Raises:
-            ValueError: an unknown method, or one that the protocol has no use for.
+            ValueError: a value that a method's settings refuse.
         """
         untrained, trained = self._methods()
         cells = {}

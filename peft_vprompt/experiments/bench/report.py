@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...utils.io import write_json
+from ...utils.locks import only_writer
 from ..reports import WORSE
-from .document import Document, Section, write_markdown, write_page
+from .document import Document, Picture, Section, write_markdown, write_page
 from .plots import draw
 from .results import BenchResults
 from .summary import summarise
@@ -57,21 +58,23 @@ def write_report(folder: str | Path, against: str | None = None) -> dict:
     """
     folder = Path(folder)
     summary = summarise(BenchResults.read(folder), against)
-    sections = [section for part in summary["protocols"] for section in _sections(part, folder / PICTURES)]
-    document = Document("Bench", _machines(summary), sections)
-    write_json(summary, folder / SUMMARY)
-    write_markdown(document, folder / MARKDOWN)
-    write_page(document, folder / PAGE)
+    with only_writer(folder, wait=True):  # workers of one grid end together
+        pictures = {part["protocol"]: draw(part, folder / PICTURES) for part in summary["protocols"]}
+        sections = [each for part in summary["protocols"] for each in _sections(part, pictures[part["protocol"]])]
+        document = Document("Bench", _machines(summary), sections)
+        write_json(summary, folder / SUMMARY)
+        write_markdown(document, folder / MARKDOWN)
+        write_page(document, folder / PAGE)
     return summary
 
 
-def _sections(part: Mapping, pictures: Path) -> list[Section]:
+def _sections(part: Mapping, pictures: list[Picture]) -> list[Section]:
     """Return the sections of a protocol."""
     title = part["title"]
     text = [part["about"], _READING]
     text += [_HARMONIC] if any("hm" in row for row in part["rows"]) else []
     text += [_PUBLISHED] if any(row["published"] for row in part["rows"]) else []
-    sections = [Section(title, [*text, *part["notes"]], accuracy_tables(part), draw(part, pictures))]
+    sections = [Section(title, [*text, *part["notes"]], accuracy_tables(part), pictures)]
     if (differences := difference_table(part)) is not None:
         sections.append(Section(f"{title}: differences", [_INTERVALS], [differences]))
     said = "Mean of the accuracies of the classes, in percent: a class counts the same however many images it has."

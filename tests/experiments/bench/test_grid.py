@@ -112,6 +112,10 @@ class TestCells:
         ):
             find_protocol("base2new")
 
+    def test_recipes_may_be_of_what_all_stands_for(self):
+        cells = grid(methods=("all",), shots=(1,), seeds=(1,), recipes={"maple": {"epochs": 3}}).cells()
+        assert cells["a/maple/1-shots/seed-1"].settings.epochs == 3
+
 
 class TestTasks:
     COOP = DataOptions("data", "coop-11")

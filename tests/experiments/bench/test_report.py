@@ -90,6 +90,13 @@ class TestSummary:
         found = {(row["method"], row["against"], row["what"]): row["seeds"] for row in part["differences"]}
         assert found["coop", "classifier-r", "base"] == 1 and found["maple:epochs=3", "classifier-r", "base"] == 2
 
+    def test_what_diverged_is_said_and_no_part_of_a_mean(self):
+        cells = base_to_novel()
+        cells[1] = {name: cells[1][name] for name in ("settings", "bench")} | {"tests": {}, "diverged": 3}
+        (part,) = summary_of(cells)["protocols"]
+        assert part["notes"][0] == "CoOp diverged on a, 16 shots, seeds 1."
+        assert row_of(part, "a", "coop")["accuracy"]["base"] == {"mean": 100.0, "std": None}
+
     def test_the_order_of_files_says_nothing(self):
         assert summary_of(base_to_novel()) == summary_of(base_to_novel()[::-1])
 
@@ -186,6 +193,7 @@ class TestFiles:
             lambda text: text[: len(text) // 2],
             lambda text: "[]",
             lambda text: json.dumps(json.loads(text) | {"tests": {}}),
+            lambda text: json.dumps({name: value for name, value in json.loads(text).items() if name != "settings"}),
             lambda text: json.dumps(json.loads(text) | {"bench": {"protocol": "nope"}}),
             lambda text: text.replace('"accuracy": 75.0', '"accuracy": "75"'),
         ],
