@@ -152,15 +152,32 @@ def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict 
     return report if report.get("gradients") or "diverged" in report or not gradients else None
 
 
-def report_diverged(error: TrainingDivergedError, settings: Settings, folder: Path, contents: Contents) -> dict:
-    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again."""
+def report_diverged(
+    error: TrainingDivergedError,
+    settings: Settings,
+    folder: Path,
+    contents: Contents,
+    identity: dict | None = None,
+    more: dict | None = None,
+) -> dict:
+    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again.
+
+    Args:
+        error: how it diverged.
+        settings: what was run.
+        folder: of the run.
+        contents: digests of the data.
+        identity: what the run is by content, where it is more than settings and data say.
+        more: further entries of the report.
+    """
     warn_caller(f"{folder.name}: {error}")
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
         "accuracy": {"all": None},
         "diverged": error.epoch,
-        IDENTITY: contents.identity(settings, class_names_of(contents.data)),
+        IDENTITY: identity or contents.identity(settings, class_names_of(contents.data)),
+        **(more or {}),
     }
     write_json(report, folder / RESULTS)
     return report

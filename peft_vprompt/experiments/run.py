@@ -1,7 +1,6 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from ..data import (
     draw_of,
     find_task,
 )
-from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
@@ -45,10 +43,6 @@ from .settings import Settings, changed_recipe
 from .settings_checks import check_settings
 from .supervision import LabelledImages, training_images
 from .teacher import Teacher, load_teacher
-
-
-#: Folder, beside the adapter, of the last finite values of a run that diverged.
-DIVERGED = "diverged"
 
 
 @typed
@@ -260,25 +254,6 @@ class Run(RunState):
                 self._train_one(self.bundle.model, rows, self.settings.seed, self.output)
             else:
                 self._train_ensemble(rows)
-
-    @contextmanager
-    def values_kept(self) -> Iterator[None]:
-        """Save the last finite values beside the adapter's place, where it shows in the block that training diverged.
-
-        Raises:
-            TrainingDivergedError: it did.
-        """
-        try:
-            yield
-        except (TrainingDivergedError, OutputNotFiniteError) as error:
-            if self.recipe is None:
-                raise
-            folder = self.output / DIVERGED
-            self.bundle.model.save_pretrained(str(folder))
-            said = str(error) if isinstance(error, TrainingDivergedError) else f"Training diverged. {error}"
-            message = f"{said} The last finite values are in {folder}; nothing else was written."
-            last = self.recipe.epochs_for(self.settings.shots) or 0
-            raise TrainingDivergedError(message, getattr(error, "epoch", last)) from error
 
     def search(self) -> None:
         """Search alpha and beta of a Tip-Adapter on the images that were held out, where the config asks for it."""

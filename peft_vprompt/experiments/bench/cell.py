@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from ...data import base_novel_split
+from ...errors import TrainingDivergedError
 from ...training.cached_features import cache_features, feature_rows
 from ...training.evaluation import (
     EvalSet,
@@ -28,7 +29,7 @@ from ...tuners.base.recipe import Recipe
 from ...tuners.base.registry import get_method
 from ...utils.memory import PeakMemory
 from ..eval_sets import class_names_of, eval_sets, split_classes
-from ..identity import Contents, finished_run
+from ..identity import Contents, finished_run, report_diverged
 from ..models import as_published
 from ..run import Run
 from ..run_state import RunOptions
@@ -72,6 +73,12 @@ class Cell:
         about = {name: getattr(self, name) for name in ("method", "max_steps")}
         tasks = [(task.name, task.description) for task in (self.task, *self.targets)]
         return about | {"protocol": self.protocol.name, "tasks": tasks, "settings": asdict(self.settings)}
+
+    @property
+    def about(self) -> dict:
+        """What the cell is in words, for its report."""
+        about = {"protocol": self.protocol.name, "task": self.task.name, "title": self.task.title}
+        return about | {"method": self.method, "max_steps": self.max_steps}
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -121,10 +128,10 @@ def run_cell(cell: Cell, folder: str | Path, *, cached: bool = False, **options)
 
     Returns:
         What `results.json` holds: that of a run, with `bench` (what the cell is), `tests` (each test set with which images
-        are right), `evaluate_seconds` and `peak_memory`.
+        are right), `evaluate_seconds` and `peak_memory`. That of a run that diverged has `diverged`, and no test set.
 
     Raises:
-        As `run_experiment`.
+        As `run_experiment`, but for a run that diverged.
     """
     cell = replace(cell, settings=cell.bounded())
     check_settings(cell.settings)
@@ -134,7 +141,10 @@ def run_cell(cell: Cell, folder: str | Path, *, cached: bool = False, **options)
     if report is not None:
         return report
     run_options = RunOptions(data_description=cell.task.description, cached=cached, compare=False, **options)
-    return CellRun(cell.settings, cell.task.data, Path(folder), run_options, cell).carry_out(contents)
+    try:
+        return CellRun(cell.settings, cell.task.data, Path(folder), run_options, cell).carry_out(contents)
+    except TrainingDivergedError as error:
+        return report_diverged(error, cell.settings, Path(folder), contents, identity, {BENCH: cell.about, TESTS: {}})
 
 
 def _names(cell: Cell) -> list[str]:
@@ -186,15 +196,8 @@ class CellRun(Run):
 
     def report(self) -> dict:
         """Return what `results.json` holds, with what is known of a cell."""
-        cell = self.cell
-        about = {
-            "protocol": cell.protocol.name,
-            "task": cell.task.name,
-            "title": cell.task.title,
-            "method": cell.method,
-        }
         return super().report() | {
-            BENCH: about | {"max_steps": cell.max_steps},
+            BENCH: self.cell.about,
             TESTS: self.tests,
             "evaluate_seconds": self.evaluate_seconds,
             "peak_memory": self.memory.so_far(),

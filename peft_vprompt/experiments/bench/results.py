@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,10 +46,12 @@ class BenchResults:
     """Reports of cells, by group and seed.
 
     Attributes:
-        cells: reports of `run_cell` by seed, in the order of the seeds, by group.
+        cells: reports of `run_cell` by seed, in the order of the seeds, by group; without those that diverged.
+        diverged: seeds of those, by group.
     """
 
     cells: Mapping[Group, Mapping[int, dict]]
+    diverged: Mapping[Group, list[int]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> BenchResults:
@@ -71,12 +73,16 @@ class BenchResults:
     def of(cls, reports: Iterable[dict]) -> BenchResults:
         """Return reports of cells by group and seed."""
         found: dict[Group, dict[int, dict]] = {}
+        diverged: dict[Group, list[int]] = {}
         for report in reports:
             about, settings = report[BENCH], report["settings"]
             shots = settings["shots"] if _trains(about["method"]) else None
             group = Group(about["protocol"], about["task"], about["method"], shots)
-            found.setdefault(group, {})[settings["seed"]] = report
-        return cls({group: dict(sorted(found[group].items())) for group in sorted(found, key=_order)})
+            if report[TESTS]:
+                found.setdefault(group, {})[settings["seed"]] = report
+            else:
+                diverged.setdefault(group, []).append(settings["seed"])
+        return cls({group: dict(sorted(found[group].items())) for group in sorted(found, key=_order)}, diverged)
 
     def protocols(self) -> list[Protocol]:
         """Return the protocols that there are cells of."""
@@ -85,7 +91,10 @@ class BenchResults:
 
     def of_protocol(self, protocol: Protocol) -> BenchResults:
         """Return the cells of a protocol alone."""
-        return BenchResults({group: by for group, by in self.cells.items() if group.protocol == protocol.name})
+        cells = {group: by for group, by in self.cells.items() if group.protocol == protocol.name}
+        return BenchResults(
+            cells, {group: seeds for group, seeds in self.diverged.items() if group.protocol == protocol.name}
+        )
 
     def tasks(self) -> dict[str, str]:
         """Return the titles of the tasks that were trained on, by name."""
@@ -185,13 +194,14 @@ def _read(place: Path) -> dict | None:
 
 def _is_cell(report: dict) -> bool:
     about, tests, settings = report.get(BENCH), report.get(TESTS), report.get("settings")
-    if not isinstance(about, dict) or not isinstance(tests, dict) or not isinstance(settings, dict) or not tests:
+    if not isinstance(about, dict) or not isinstance(tests, dict) or not isinstance(settings, dict):
         return False
     if not all(isinstance(about.get(name), str) for name in ("protocol", "task", "title", "method")):
         return False
     if about["protocol"] not in PROTOCOLS or not isinstance(settings.get("seed"), int):
         return False
-    return isinstance(settings.get("shots"), int) and all(map(_is_test, tests.values()))
+    measured = bool(tests) and all(map(_is_test, tests.values()))
+    return isinstance(settings.get("shots"), int) and (measured or "diverged" in report)
 
 
 def _is_test(test: Any) -> bool:

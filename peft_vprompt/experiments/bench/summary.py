@@ -255,6 +255,9 @@ def _notes(results: BenchResults) -> list[str]:
     """Return what is not as it should be: cells that are missing, and test sets that are not the same."""
     notes = []
     seeds = {seed for group, by in results.cells.items() if group.shots is not None for seed in by}
+    for group, diverged in results.diverged.items():
+        which = ", ".join(map(str, sorted(diverged)))
+        notes.append(f"{title_of(group.method)} diverged on {group.task}, {group.shots} shots, seeds {which}.")
     for task, name in results.tasks().items():
         fewer = [
             f"{title_of(method)}, {shots} shots ({found} of {len(seeds)})"
