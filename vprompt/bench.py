@@ -162,6 +162,7 @@ def bench(
         max_steps=max_steps,
         zero_shot=reads_texts(model),
     )
+    grid.require(against)
     try:
         run_bench(
             grid,

@@ -93,6 +93,18 @@ class Grid:
                         cells |= self._cell(task, method, shots, seed)
         return cells
 
+    def require(self, method: str | None) -> None:
+        """Refuse a method to compare others with that is not run.
+
+        Raises:
+            ValueError: names those that are.
+        """
+        run = [each for methods in self._methods() for each in methods]
+        if method is not None and method not in run:
+            raise ValueError(
+                f"Expected a method of the bench to compare with: {', '.join(run)}. Received: {method!r}."
+            )
+
     @property
     def book(self) -> str:
         """Name of the grid by what it consists of, whatever folder it is run in."""

@@ -124,13 +124,15 @@ def curve() -> list[dict]:
     return [plain, *learned]
 
 
-class TestFiles:
-    @pytest.fixture(scope="class")
-    def written(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("bench")
-        save_cells(folder, [*base_to_novel(), *transfer(), *curve()])
-        return folder, write_report(folder)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a bench of three protocols with its report, and what the summary holds."""
+    folder = tmp_path_factory.mktemp("bench")
+    save_cells(folder, [*base_to_novel(), *transfer(), *curve()])
+    return folder, write_report(folder)
 
+
+class TestFiles:
     def test_markdown_and_page_hold_what_the_summary_holds(self, written):
         folder, summary = written
         assert json.loads((folder / "summary.json").read_text()) == summary
@@ -181,12 +183,13 @@ class TestFiles:
         assert "<script" not in (tmp_path / "report.html").read_text()
         assert r"\<script>\|\*x\*" in (tmp_path / "report.md").read_text()
 
-    def test_the_command_shows_the_average_and_says_where_the_page_is(self, written, monkeypatch):
+    def test_the_command_shows_the_average_and_says_where_the_page_is(self, tmp_path, monkeypatch):
+        save_cells(tmp_path, base_to_novel())
         monkeypatch.setattr("peft_vprompt.experiments.bench.report.draw", lambda part, folder: [])
-        shown = vprompt("report", written[0], "--against", "coop")
+        shown = vprompt("report", tmp_path, "--against", "coop")
         assert "Base-to-novel generalisation: Mean of 2 tasks, 16 shots" in shown and "▼" in shown
-        assert f"Saved in {written[0]}." in shown and "report.html in a browser" in shown
-        assert "Expected a method of the bench" in vprompt("report", written[0], "--against", "rpo", code=2)
+        assert f"Saved in {tmp_path}." in shown and "report.html in a browser" in shown
+        assert "Expected a method of the bench" in vprompt("report", tmp_path, "--against", "rpo", code=2)
 
     def test_a_folder_without_cells(self, tmp_path):
         assert "Expected the folder of a bench" in vprompt("report", tmp_path, code=2)
