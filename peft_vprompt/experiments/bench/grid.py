@@ -13,8 +13,7 @@ from ...tuners.base.spec import MethodSpec
 from ...utils.digests import digest_json
 from ...utils.fields import check_fields
 from ...utils.io import read_json
-from ...utils.validation import parse_fields
-from ..settings import SEED, Settings
+from ..settings import SEED, Settings, parse_method
 from .cell import Cell
 from .protocols import Protocol
 from .tasks import BenchTask
@@ -132,19 +131,10 @@ class Grid:
             recipe = dict.fromkeys(RECIPE) | recipe
         own: dict[str, Any] = {"method": name, "shots": shots, "seed": seed, "config": self.base.config | changes}
         base_novel = self.protocol.base_novel and spec.new_classes
-        settings = replace(self.base, **own | recipe, base_novel=base_novel)
+        own.update(recipe)
+        settings = replace(self.base, **own, base_novel=base_novel)
         place = f"{task.name}/{_in_path(method)}" + (f"/{shots}-shots/seed-{seed}" if spec.trains else "")
         return {place: Cell(self.protocol, task, method, settings, self.targets, self.max_steps)}
-
-
-def parse_method(method: str) -> tuple[str, dict]:
-    """Return a method's name and the changes that follow it, from a text such as `coop:num_virtual_tokens=4`.
-
-    Raises:
-        ValueError: what follows a colon is not NAME=VALUE.
-    """
-    name, *changes = method.split(":")
-    return name, parse_fields(changes, f"What follows a colon in {method!r}")
 
 
 def learning_from_names(protocol: Protocol) -> list[str]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ...tuners.base.registry import METHODS
 from ...utils.warning import warn_caller
 from ..identity import RESULTS, finished_report
+from ..settings import parse_method
 from .cell import BENCH, TESTS
-from .grid import ZERO_SHOT, parse_method
+from .grid import ZERO_SHOT
 from .outcomes import unpack
 from .protocols import PROTOCOLS, Protocol
 

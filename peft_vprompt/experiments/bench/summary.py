@@ -14,7 +14,7 @@ from .grid import ZERO_SHOT
 from .protocols import Protocol
 from .published import SEEDS, published
 from .results import BenchResults, common_seeds, first, title_of
-from .statistics import harmonic, harmonic_means, harmonic_of, mean_of_all, paired_bootstrap, spread
+from .statistics import Measure, harmonic, harmonic_means, harmonic_of, mean_of_all, paired_bootstrap, spread
 
 
 #: Name of the average over all tasks, and over all targets of a transfer.
@@ -211,6 +211,7 @@ def _intervals(
     first_side, second_side = (
         {key: np.stack([by[seed] for seed in seeds]) for key, by in side.items()} for side in sides
     )
+    wanted: dict[str, tuple[Measure, list[tuple[str, str]]]]
     wanted = {test: (mean_of_all, [(task, test) for task in tasks]) for test in tests}
     if {"base", "novel"} <= set(tests):
         pairs = [(f"{task}/base", f"{task}/novel") for task in tasks]

@@ -6,7 +6,7 @@ import pytest
 
 from peft_vprompt.data import DataOptions
 from peft_vprompt.experiments.bench.cell import bounded_epochs
-from peft_vprompt.experiments.bench.grid import Grid, learning_from_names, parse_method, read_recipes
+from peft_vprompt.experiments.bench.grid import Grid, learning_from_names, read_recipes
 from peft_vprompt.experiments.bench.protocols import PROTOCOLS, find_protocol
 from peft_vprompt.experiments.bench.tasks import BenchTask, find_bench_tasks
 from peft_vprompt.experiments.settings import Settings
@@ -188,9 +188,3 @@ def test_recipes_in_a_file(tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=match):
             read_recipes(file)
-
-
-def test_a_method_with_changes():
-    assert parse_method("coop:num_virtual_tokens=4:prompt_init=text") == (
-        "coop", {"num_virtual_tokens": 4, "prompt_init": "text"},
-    )  # fmt: skip
