@@ -69,10 +69,10 @@ class Cell:
 
     @property
     def description(self) -> dict:
-        """What decides the cell, as JSON has it, before anything is read."""
-        about = {name: getattr(self, name) for name in ("method", "max_steps")}
-        tasks = [(task.name, task.description) for task in (self.task, *self.targets)]
-        return about | {"protocol": self.protocol.name, "tasks": tasks, "settings": asdict(self.settings)}
+        """What is asked for, as JSON has it, the same on machines that have model and images in other places."""
+        tasks = [(task.name, task.benchmark) for task in (self.task, *self.targets)]
+        settings = asdict(self.settings) | {"model": Path(self.settings.model).name if self.settings.model else None}
+        return self.about | {"tasks": tasks, "settings": settings}
 
     @property
     def about(self) -> dict:

@@ -10,7 +10,7 @@ from ...utils.plotting import saved_figure
 from .document import Picture
 from .grid import ZERO_SHOT
 from .summary import MEAN, SOURCE
-from .tables import headline
+from .tables import headline, scopes_of
 
 
 #: Panels beside each other in one picture.
@@ -47,8 +47,7 @@ def draw(part: Mapping, folder: Path) -> list[Picture]:
 
 def _paged(part: Mapping, path: Path, panel, caption: str) -> list[Picture]:
     """Draw a panel for every scope, the average first, a few in each file."""
-    scopes = list(dict.fromkeys(row["scope"] for row in reversed(part["rows"])))
-    order = sorted(scopes, key=lambda scope: (scope != MEAN, list(part["tasks"]).index(scope) if scope != MEAN else 0))
+    order = scopes_of(part)
     pictures = []
     pages = [order[start : start + PANELS] for start in range(0, len(order), PANELS)]
     for number, chosen in enumerate(pages, start=1):

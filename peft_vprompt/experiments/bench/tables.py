@@ -27,12 +27,17 @@ def accuracy_tables(part: Mapping, measure: str = "accuracy", whole: bool = True
         measure: "accuracy", over all images alike, or "per_class", the mean over classes.
         whole: also those of single tasks, where there is one of the average.
     """
-    scopes = list(dict.fromkeys(row["scope"] for row in part["rows"]))[::-1]
-    scopes = [MEAN] if MEAN in scopes and not whole else scopes
+    scopes = scopes_of(part)
+    scopes = scopes if whole or MEAN not in scopes else [MEAN]
     if part["protocol"] == "few-shot":
         return [_by_shots(part, scope, measure) for scope in scopes]
     lengths = part["shots"] or [None]
     return [_by_test(part, scope, shots, measure) for shots in lengths for scope in scopes]
+
+
+def scopes_of(part: Mapping) -> list[str]:
+    """Return what there are rows of, the average over tasks first."""
+    return sorted(dict.fromkeys(row["scope"] for row in part["rows"]), key=lambda scope: scope != MEAN)
 
 
 def _by_test(part: Mapping, scope: str, shots: int | None, measure: str) -> Table:
