@@ -50,11 +50,17 @@ def parse(**defaults) -> tuple[ProtocolArguments, TrainingArguments]:
     return arguments, training
 
 
-def read(path: str | None, task: str = "shapes") -> DatasetDict:
-    """Read the training and test images of a folder, or of an embedded task."""
+def read(path: str | None, task: str = "shapes", splits: tuple[str, ...] = ("train", "test")) -> DatasetDict:
+    """Read the training and test images of a folder, or some of an embedded task."""
     if path is not None:
         return load_images(DataOptions(path))
-    return DatasetDict({split: demo_task(split, task) for split in ("train", "test")})
+    return DatasetDict({split: demo_task(split, task) for split in splits})
+
+
+def read_targets(paths: list[str], tasks: tuple[str, ...]) -> dict[str, Dataset]:
+    """Read the test images of the targets of a transfer by name: those of folders, or else of embedded tasks."""
+    images = {Path(path).name: read(path) for path in paths} or {task: read(None, task, ("test",)) for task in tasks}
+    return {name: splits["test"] for name, splits in images.items()}
 
 
 def train(config, names: list[str], shots: int, images: DatasetDict, arguments, training) -> Trainer:

@@ -7,9 +7,7 @@
 All methods, seeds and data sets in one go: `vprompt bench cross-dataset`.
 """
 
-from pathlib import Path
-
-from common import parse, read, test, train
+from common import parse, read, read_targets, test, train
 
 from peft_vprompt import MaPLeConfig
 
@@ -27,10 +25,9 @@ def main():
         MaPLeConfig(class_names=names, prompt_depth=3), names, arguments.shots[0], source, arguments, training
     )
     print(f"source: {test(trainer, source['test'], names):.1f} %")
-    targets = {Path(path).name: read(path) for path in arguments.targets}
-    for name, target in (targets or {task: read(None, task) for task in EMBEDDED}).items():
-        others = target["test"].features["label"].names  # each target among its own classes
-        print(f"{name}: {test(trainer, target['test'], others):.1f} %")
+    for name, target in read_targets(arguments.targets, EMBEDDED).items():
+        others = target.features["label"].names  # each target among its own classes
+        print(f"{name}: {test(trainer, target, others):.1f} %")
     trainer.save_model()
 
 

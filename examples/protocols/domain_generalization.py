@@ -7,9 +7,7 @@
 All methods, seeds and data sets in one go: `vprompt bench domain-generalization`.
 """
 
-from pathlib import Path
-
-from common import parse, read, test, train
+from common import parse, read, read_targets, test, train
 
 from peft_vprompt import ReadOnlyPromptConfig
 
@@ -26,10 +24,9 @@ def main():
     config = ReadOnlyPromptConfig(class_names=names, num_virtual_tokens=4)
     trainer = train(config, names, arguments.shots[0], source, arguments, training)
     print(f"source: {test(trainer, source['test'], names):.1f} %")
-    targets = {Path(path).name: read(path) for path in arguments.targets}
-    for name, target in (targets or {task: read(None, task) for task in EMBEDDED}).items():
-        own = target["test"].features["label"].names  # some domains have images of some classes alone
-        print(f"{name}: {test(trainer, target['test'], own):.1f} %")
+    for name, target in read_targets(arguments.targets, EMBEDDED).items():
+        own = target.features["label"].names  # some domains have images of some classes alone
+        print(f"{name}: {test(trainer, target, own):.1f} %")
     trainer.save_model()
 
 

@@ -44,19 +44,19 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """A part of the embedded tasks' test images: every fourth of each class."""
+    """A part of the embedded tasks' test images: two of each class."""
     from peft_vprompt import demo
 
     whole = demo.demo_task
 
     def some(split, name="shapes"):
         rows = whole(split, name)
-        return rows.select(range(0, len(rows), 4)) if split == "test" else rows
+        return rows.select(range(0, len(rows), 10)) if split == "test" else rows
 
     monkeypatch.setattr(demo, "demo_task", some)
 
 
-@pytest.mark.parametrize("name", often(list(SCRIPTS), ["base_to_novel", "cross_dataset"]))
+@pytest.mark.parametrize("name", often(list(SCRIPTS), ["base_to_novel"]))
 def test_scripts_print_their_protocol(name, run, few_images, tmp_path):
     file = tmp_path / ("arguments.json" if name == "cross_dataset" else "arguments.yaml")
     shots = {"shots": [1, 2]} if name == "few_shot_curve" else {}

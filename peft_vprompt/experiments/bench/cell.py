@@ -153,7 +153,10 @@ def _names(cell: Cell) -> list[str]:
 
 def _tested_on(cell: Cell) -> dict:
     """Return what a cell is beside its run: the test sets, and the images of the targets."""
-    return {"protocol": cell.protocol.name, "targets": {task.name: task.test_content for task in cell.targets}}
+    targets = {
+        task.name: task.test_content | {"class names": task.test.features["label"].names} for task in cell.targets
+    }
+    return {"protocol": cell.protocol.name, "targets": targets}
 
 
 @dataclass

@@ -195,11 +195,15 @@ class TestSeveralStarts:
             real(run)
 
         monkeypatch.setattr(CellRun, "train", train)
-        shown = vprompt("bench", "base-to-novel", "--output", tmp_path, *arguments, code=2)
+        shown = vprompt(
+            "bench", "base-to-novel", "--output", tmp_path, *arguments, "--methods", "classifier-r", code=2
+        )
         assert "no such luck" in shown and "colours/classifier-r/2-shots/seed-2" in shown
         summary = json.loads((tmp_path / "summary.json").read_text())
         (part,) = summary["protocols"]
-        assert {row["method"] for row in part["rows"]} == {"zero-shot", "coop:num_virtual_tokens=2", "classifier-r"}
+        assert {row["method"] for row in part["rows"]} == {"zero-shot", "classifier-r"} and part["costs"][0][
+            "steps"
+        ] == 4
 
 
 @pytest.fixture
