@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from .app import console
-from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS
+from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS, TEMPLATES
 
 
 if TYPE_CHECKING:
@@ -153,6 +153,15 @@ ClassDescriptions = Annotated[
     option(
         "JSON file of sentences by class name, {class: [sentence, ...]}: they stand for the templates, for zero-shot and "
         "wherever the text side is not learned.",
+        panel="Data",
+    ),
+]
+Templates = Annotated[
+    list[str] | None,
+    option(
+        "Text around class names, for zero-shot and wherever the text side is not learned: such as 'a photo of a {}.', or one of "
+        f"{', '.join(TEMPLATES)}. May be repeated: several are averaged.",
+        "--template",
         panel="Data",
     ),
 ]

@@ -37,14 +37,15 @@ class Contents:
 
     Args:
         data: `train` and `test`, as for `run_experiment`.
-        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing,
-            and whether images are held out of the training images.
+        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing
+            and the draw, and whether images are held out of the training images.
         cached: whether every training image is augmented once.
     """
 
     def __init__(self, data: DatasetDict, data_description: dict | None = None, cached: bool = False):
         self.data = data
         self.benchmark = (data_description or {}).get("benchmark")
+        self.data_path = (data_description or {}).get("path")
         validated = bool((data_description or {}).get("val_fraction"))
         self._held_out = [name for name in ("test", *(["validation"] * validated)) if name in data]
         self.cached = cached
@@ -102,7 +103,7 @@ class Contents:
         if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":
             return self._split("train", labelled)
         names = class_names[: (len(class_names) + 1) // 2] if settings.base_novel else class_names
-        draw = draw_of(self.benchmark)
+        draw = draw_of(self.benchmark, self.data_path)
         return _digests("train", draw(self.data["train"], settings.shots, settings.seed, class_names=names), True)
 
     def of_split(self, name: str) -> dict[str, str | None]:

@@ -20,6 +20,7 @@ from ..data import EvalTransform, draw_of
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
+from ..metrics import scores
 from ..training.cached_features import cache_features, feature_rows
 from ..training.evaluation import EvalSet, evaluate
 from ..tuners.base.registry import get_method
@@ -305,7 +306,8 @@ def linear_probe(
     """
     names = class_names_of(data)
     clip = _plain_clip(settings, names, data_description, device)
-    draw = draw_of((data_description or {}).get("benchmark"))
+    about = data_description or {}
+    draw = draw_of(about.get("benchmark"), about.get("path"))
     labelled = training_images(
         settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True, draw
     )
@@ -313,7 +315,7 @@ def linear_probe(
     x_test, y_test = _features(clip, data["test"])
     strengths = {"C": np.logspace(-2, 4, 7)}
     probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
-    accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
+    accuracy = {"all": 100 * scores.accuracy(probe.predict(x_test), y_test)}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **labelled.report}
     contents = contents or Contents(data, data_description)
     report[IDENTITY] = contents.identity(settings, names, clip.content)

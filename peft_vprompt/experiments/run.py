@@ -9,21 +9,23 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..data import (
-    TrainTransform,
-    cache_pixels,
-    draw_of,
-    find_task,
-)
+from ..data import TrainTransform, cache_pixels, draw_of, find_task
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
-from ..training.evaluation import EvalSet, batches, evaluate, evaluate_beside_zero_shot, set_class_names
+from ..training.evaluation import (
+    EvalSet,
+    batches,
+    evaluate,
+    main_metric,
+    measure,
+    measure_beside_zero_shot,
+    set_class_names,
+)
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
 from ..training.trainer import train
-from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.devices import find_device
@@ -212,7 +214,7 @@ class Run(RunState):
             self.settings.seed,
             self.bundle,
             self.settings.cache_features,
-            draw_of(self.benchmark),
+            draw_of(self.benchmark, self.data_path),
         )
 
     def take_support(self) -> None:
@@ -263,10 +265,6 @@ class Run(RunState):
             options = {"scale": config.search_scale, "step": config.search_step}
             self.found = self.bundle.model.search_cache(batches(held_out.rows, 100), **options)
 
-    @property
-    def _is_searched(self) -> bool:
-        return getattr(self.bundle.model.active_peft_config, "search_scale", None) is not None
-
     def _distillation_rows(self, teacher: Teacher) -> DistillationRows:
         recipe, labelled = self._to_train
         config: Any = self.bundle.model.active_peft_config
@@ -285,10 +283,13 @@ class Run(RunState):
         shown = None if self.options.quiet else "Test"
         model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
-            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
-            self.zero_shot = self.accuracy if untrained else None
+            found = measure(model, self.test_sets, zero_shot=untrained, progress=shown)
+            plain = found if untrained else None
         else:
-            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+            found, plain = measure_beside_zero_shot(model, self.test_sets, progress=shown)
+        self.accuracy = main_metric(found)
+        self.per_class = found.get("per_class")
+        self.zero_shot = None if plain is None else main_metric(plain)
         if self.teacher is not None and self.test_sets:
             sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
             self.teacher_accuracy = self.teacher.accuracy(sets, shown)
@@ -336,10 +337,6 @@ class Run(RunState):
             findings = [look(model, name, test_set) for name, test_set in self.test_sets.items()]
         set_class_names(model, self.trained_classes)
         write_page(report, [found for found in findings if found], self.output / PAGE)
-
-    def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
-        """Return the epochs or the steps of each stage of the training."""
-        return recipe.stages(recipe.epochs_for(self.settings.shots), recipe.steps_for(self.settings.shots))
 
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, in as many stages as its recipe has, and keep what each training gave."""

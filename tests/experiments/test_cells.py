@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from rich.console import Console
 
 from peft_vprompt.errors import CannotWriteError, FailedCellsError, FolderInUseError
 from peft_vprompt.experiments import cells as module
@@ -353,3 +355,21 @@ def test_processes_that_share_nothing_but_the_folder(tmp_path):
     assert [other.wait(120) for other in others] == [0, 0]
     assert sorted(made(tmp_path)) == list(CELLS)
     assert json.loads((tmp_path / "results" / "5.json").read_text()) == {"square": 25}
+
+
+def test_a_screen_shows_the_cells_of_all_workers(worker, tmp_path, monkeypatch):
+    screen = Console(force_terminal=True, width=150, file=StringIO())
+    monkeypatch.setattr(module, "REFRESH", 0.02)
+    monkeypatch.setattr("rich._console", screen)
+
+    def slow(name, number):
+        if number == 0:
+            (tmp_path / "reached").touch()
+            wait_for(lambda: len(made(tmp_path)) == 3)
+        return square(tmp_path, name, number, seconds=0.2)
+
+    worker(slow)
+    wait_for((tmp_path / "reached").exists)
+    assert run(tmp_path, partial(square, tmp_path, seconds=0.2), title="Squares") == SQUARES
+    shown = screen.file.getvalue()
+    assert "Squares" in shown and "6/6" in shown and "here cell 1, 1 elsewhere" in shown

@@ -277,7 +277,7 @@ def test_names_of_trials_tell_them_apart():
 
 def test_two_workers_are_one(settings, data, tmp_path):
     def work(output):
-        return lambda: sweep(settings, data, output, grid=GRID, seeds=(1, 2))
+        return lambda: sweep(settings, data, output, grid=Grid((2.5, 0.5), (0.0,)), seeds=(1,))
 
     assert in_child(work(tmp_path / "one")) == 0
     other = os.fork()
@@ -285,7 +285,7 @@ def test_two_workers_are_one(settings, data, tmp_path):
         os._exit(in_child(work(tmp_path / "two")))
     assert in_child(work(tmp_path / "two")) == 0
     assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
-    assert contents(tmp_path / "two") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) > 6
+    assert contents(tmp_path / "two") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) >= 4
 
 
 def test_the_state_of_a_sweep(vit_path, colours, tmp_path, monkeypatch):

@@ -195,6 +195,7 @@ class CellRun(Run):
         set_class_names(model, self.trained_classes)
         self.evaluate_seconds = time.perf_counter() - start
         self.accuracy = with_harmonic_mean({name: found["accuracy"] for name, found in self.tests.items()})
+        self.per_class = with_harmonic_mean({name: found["per_class"] for name, found in self.tests.items()})
         self.zero_shot = None if self.spec.trains else self.accuracy
 
     def report(self) -> dict:

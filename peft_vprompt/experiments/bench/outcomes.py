@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...metrics import accuracy, mean_per_class_accuracy
 from ...utils.digests import digest_json
 
 
@@ -25,23 +26,15 @@ def outcome(predicted: NDArray, labels: NDArray, class_names: Sequence[str], ima
         accuracies of the classes, and `chance`, in percent; `correct`, a bit for each image in base64; `content`, by
         which test sets are the same or not.
     """
-    right = predicted == labels
     return {
         "images": len(labels),
         "classes": len(class_names),
-        "accuracy": 100 * float(right.mean()),
-        "per_class": mean_per_class(right, labels),
+        "accuracy": 100 * accuracy(predicted, labels),
+        "per_class": 100 * mean_per_class_accuracy(predicted, labels),
         "chance": 100 / len(class_names),
-        "correct": pack(right),
+        "correct": pack(predicted == labels),
         "content": digest_json([dict(images), list(class_names)], 32),
     }
-
-
-def mean_per_class(right: NDArray, labels: NDArray) -> float:
-    """Return the mean of the accuracies of the classes that have images, in percent."""
-    counts = np.bincount(labels)
-    of_class = np.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
-    return 100 * float(of_class.mean())
 
 
 def pack(right: NDArray) -> str:

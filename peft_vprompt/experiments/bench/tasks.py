@@ -16,6 +16,7 @@ from ...data.options import describe
 from ...utils.validation import shorten
 from ..eval_sets import require_test_images
 from ..identity import Contents
+from ..templates import published_template
 from .protocols import Protocol
 
 
@@ -45,7 +46,7 @@ class BenchTask:
     @property
     def template(self) -> str | None:
         """Text that the papers put class names into; None where none is published."""
-        return find_task(self.benchmark).template if self.benchmark else None
+        return published_template(self.benchmark)
 
     @property
     def description(self) -> dict | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from peft_vprompt.experiments.bench.outcomes import mean_per_class, outcome, pack, unpack
+from peft_vprompt.experiments.bench.outcomes import outcome, pack, unpack
 from peft_vprompt.experiments.bench.statistics import (
     harmonic,
     harmonic_means,
@@ -141,10 +141,3 @@ class TestOutcomes:
     def test_bits_of_other_images_are_refused(self):
         with pytest.raises(ValueError, match="Expected 20 images. Received: 8 bits"):
             unpack(pack(np.ones(5, bool)), 20)
-
-    def test_mean_per_class_of_scikit_learn(self):
-        metrics = pytest.importorskip("sklearn.metrics")
-        rng = np.random.default_rng(0)
-        labels, predicted = rng.integers(5, size=300), rng.integers(5, size=300)
-        expected = 100 * metrics.balanced_accuracy_score(labels, predicted)
-        assert mean_per_class(predicted == labels, labels) == pytest.approx(expected)
