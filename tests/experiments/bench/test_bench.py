@@ -201,9 +201,7 @@ class TestSeveralStarts:
         assert "no such luck" in shown and "colours/classifier-r/2-shots/seed-2" in shown
         summary = json.loads((tmp_path / "summary.json").read_text())
         (part,) = summary["protocols"]
-        assert {row["method"] for row in part["rows"]} == {"zero-shot", "classifier-r"} and part["costs"][0][
-            "steps"
-        ] == 4
+        assert {row["method"] for row in part["rows"]} == {"zero-shot", "classifier-r"}
 
 
 @pytest.fixture
