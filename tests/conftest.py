@@ -108,7 +108,7 @@ def embedded(monkeypatch, clip_path, colours):
     """Tiny stand-ins for the embedded model and task, so that the demo takes seconds."""
     data = load_images(DataOptions(colours, label_column="colour"))
     monkeypatch.setattr(models, "demo_model_path", lambda: clip_path)
-    monkeypatch.setattr(demo, "demo_task", lambda split: data[split])
+    monkeypatch.setattr(demo, "demo_task", lambda split, name="shapes": data[split])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ messages live here; the work is done in `peft_vprompt`. A new command is a new f
 """
 
 from . import (
+    bench,
     convert,
     convert_clip,
     cost,
@@ -20,6 +21,7 @@ from . import (
     predict,
     pseudo_label,
     push,
+    report,
     sweep,
     train,
 )
@@ -28,6 +30,7 @@ from .app import app
 
 __all__ = [
     "app",
+    "bench",
     "convert",
     "convert_clip",
     "cost",
@@ -42,6 +45,7 @@ __all__ = [
     "predict",
     "pseudo_label",
     "push",
+    "report",
     "sweep",
     "train",
 ]

@@ -15,6 +15,8 @@ _CHOICES = json.loads(Path(__file__).with_name("choices.json").read_text(encodin
 METHODS: dict[str, dict] = _CHOICES["methods"]
 #: Methods that `vprompt demo` trains.
 DEMO_METHODS: list[str] = _CHOICES["demo_methods"]
+#: Protocols of `vprompt bench`.
+PROTOCOLS: list[str] = _CHOICES["protocols"]
 #: Methods that `vprompt noise-study` compares; `LINEAR_PROBE` is the one among them that `vprompt train` does not know.
 STUDY_METHODS: list[str] = _CHOICES["study_methods"]
 LINEAR_PROBE: str = _CHOICES["linear_probe"]

@@ -18,6 +18,7 @@ from peft_vprompt.convert import LAYOUTS
 from peft_vprompt.data import DataOptions
 from peft_vprompt.data.label_noise import KINDS
 from peft_vprompt.experiments import noise_study
+from peft_vprompt.experiments.bench.protocols import PROTOCOLS
 from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS
 from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
@@ -62,6 +63,7 @@ def choices() -> dict:
     return {
         "methods": method_rows(),
         "demo_methods": list(DEMO_CHANGES),
+        "protocols": list(PROTOCOLS),
         "study_methods": list(noise_study.METHODS),
         "linear_probe": noise_study.LINEAR_PROBE,
         "convertible": list(LAYOUTS),

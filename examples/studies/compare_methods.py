@@ -13,7 +13,6 @@ same rule for all, whose number of steps was set by the time that runs take. Bas
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from datasets import DatasetDict
 
 from peft_vprompt.data import DataOptions, base_novel_split, load_images, select_classes
 from peft_vprompt.demo import demo_task
+from peft_vprompt.experiments.bench.cell import LEAST_EPOCHS, bounded_epochs
 from peft_vprompt.experiments.identity import Contents
 from peft_vprompt.experiments.run import run_once
 from peft_vprompt.experiments.settings import Settings
@@ -40,9 +40,6 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "methods.js
 
 #: Optimiser steps that no run exceeds by more than an epoch, but for the shortest length.
 MOST_STEPS = 192
-
-#: Least epochs: the first is warm-up in most recipes, or nothing would be learned.
-LEAST_EPOCHS = 2
 
 #: Shots in the order in which they are run, and seeds, of which the first is run on all methods before the second.
 SHOTS, SEEDS = (16, 4), (1, 2, 3)
@@ -111,10 +108,7 @@ def epochs_of(recipe: Recipe, shots: int, images: int) -> int:
         shots: images per class.
         images: images in all.
     """
-    per_epoch = max(1, images // recipe.batch_size)  # full batches only, as the training has it
-    steps = recipe.steps_for(shots)
-    published = recipe.epochs_for(shots) if steps is None else math.ceil(steps / per_epoch)
-    return min(published, max(LEAST_EPOCHS, MOST_STEPS // per_epoch))
+    return bounded_epochs(recipe, shots, images, MOST_STEPS)
 
 
 class Task:

@@ -31,10 +31,14 @@ from peft_vprompt.errors import CannotWriteError
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "reliability.json"
 
-#: Entries of JSON files in which a run that was resumed may differ: times, and that it was resumed.
+#: Entries of JSON files in which a run that was resumed may differ: times, memory, and that it was resumed.
 TIMES = {
     "train_seconds",
     "seconds_per_step",
+    "evaluate_seconds",
+    "peak_memory",
+    "process_bytes",
+    "device_bytes",
     "resumed_step",
     "environment",
     "eval_runtime",

@@ -1,11 +1,11 @@
-"""The embedded default: a tiny CLIP that this package pretrained itself, and a few-shot task drawn for it.
+"""The embedded default: a tiny CLIP that this package pretrained itself, and few-shot tasks drawn for it.
 
 Needs neither a network nor files of images. `world` and `drawing` make the pictures, `pretrain` made the model.
 """
 
 from importlib import resources
 
-from .task import CLASS_NAMES, TEMPLATE, demo_task
+from .task import CLASS_NAMES, DEMO_TASKS, TEMPLATE, demo_task
 
 
 def demo_model_path() -> str:
@@ -13,4 +13,4 @@ def demo_model_path() -> str:
     return str(resources.files(__name__) / "clip")
 
 
-__all__ = ["CLASS_NAMES", "TEMPLATE", "demo_model_path", "demo_task"]
+__all__ = ["CLASS_NAMES", "DEMO_TASKS", "TEMPLATE", "demo_model_path", "demo_task"]

@@ -106,6 +106,10 @@ class Contents:
         draw = draw_of(self.benchmark, self.data_path)
         return _digests("train", draw(self.data["train"], settings.shots, settings.seed, class_names=names), True)
 
+    def of_split(self, name: str) -> dict[str, str | None]:
+        """Return digests of the images of a split and of their labels."""
+        return self._split(name, labels=True)
+
     def _split(self, name: str, labels: bool) -> dict[str, str | None]:
         if name not in self._splits:
             self._splits[name] = _digests(name, self.data[name], labels)
@@ -149,15 +153,32 @@ def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict 
     return report if report.get("gradients") or "diverged" in report or not gradients else None
 
 
-def report_diverged(error: TrainingDivergedError, settings: Settings, folder: Path, contents: Contents) -> dict:
-    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again."""
+def report_diverged(
+    error: TrainingDivergedError,
+    settings: Settings,
+    folder: Path,
+    contents: Contents,
+    identity: dict | None = None,
+    more: dict | None = None,
+) -> dict:
+    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again.
+
+    Args:
+        error: how it diverged.
+        settings: what was run.
+        folder: of the run.
+        contents: digests of the data.
+        identity: what the run is by content, where it is more than settings and data say.
+        more: further entries of the report.
+    """
     warn_caller(f"{folder.name}: {error}")
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
         "accuracy": {"all": None},
         "diverged": error.epoch,
-        IDENTITY: contents.identity(settings, class_names_of(contents.data)),
+        IDENTITY: identity or contents.identity(settings, class_names_of(contents.data)),
+        **(more or {}),
     }
     write_json(report, folder / RESULTS)
     return report

@@ -266,6 +266,21 @@ def load_base(
     return _load_base(model_name_or_path, class_names, classifier)[0]
 
 
+def reads_texts(model_name_or_path: str | None) -> bool:
+    """Tell whether a base model has a text tower, by its config alone.
+
+    Args:
+        model_name_or_path: folder or Hub id, `id@revision` for one revision; None for the embedded model.
+
+    Raises:
+        OSError: there is no such folder and no such model on the Hub, or the Hub is out of reach.
+    """
+    path, revision = split_revision(model_name_or_path or demo_model_path())
+    if is_open_clip(path, revision=revision):
+        return True
+    return is_dual_encoder(AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False))
+
+
 def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, str | None]:
     """Return a digest of a base model's weights and config, by which a run knows it whatever its path.
 

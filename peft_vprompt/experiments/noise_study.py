@@ -32,13 +32,12 @@ from ..utils.environment import environment
 from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.locks import only_writer
-from ..utils.validation import parse_fields
 from .cells import run_cells
 from .eval_sets import class_names_of, require_test_images
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, report_diverged
 from .models import ModelBundle, as_published, build_model, published_fields
 from .run import run_experiment
-from .settings import SEED, Settings
+from .settings import SEED, Settings, parse_method
 from .supervision import Supervision, training_images
 
 
@@ -124,16 +123,6 @@ class Study:
             if getattr(self.base, name) is None:
                 changes[name] = getattr(PTNL, name)
         return replace(self.base, config=self.base.config | config, base_novel=False, **changes)
-
-
-def parse_method(spec: str) -> tuple[str, dict]:
-    """Return a method's name and the fields of its config, from a text such as `coop:num_virtual_tokens=4`.
-
-    Raises:
-        ValueError: what follows a colon is not NAME=VALUE.
-    """
-    method, *fields = spec.split(":")
-    return method, parse_fields(fields, f"What follows a colon in {spec!r}")
 
 
 @typed

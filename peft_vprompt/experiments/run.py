@@ -1,7 +1,6 @@
 """One run of one method: pick the shots, train, evaluate, save the adapter and its results. Used by every command."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from ..data import TrainTransform, cache_pixels, draw_of, find_task, image_size
 from ..data.feature_folders import holds_features
 from ..data.images import as_drafts
-from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
@@ -32,7 +30,6 @@ from ..training.gradient_probe import GradientProbe
 from ..training.loading import require_workers
 from ..training.trackers import check_trackers
 from ..training.trainer import train
-from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.devices import find_device
@@ -52,10 +49,6 @@ from .settings import Settings, changed_recipe
 from .settings_checks import check_settings
 from .supervision import LabelledImages, training_images
 from .teacher import Teacher, load_teacher
-
-
-#: Folder, beside the adapter, of the last finite values of a run that diverged.
-DIVERGED = "diverged"
 
 
 @typed
@@ -102,19 +95,7 @@ def run_experiment(
     check_trackers(run_options.report_to)
     require_workers(run_options.workers)
     run = Run(settings, data, Path(output), run_options)
-    with only_writer(output, wait) as writer:
-        run.build()
-        run.identify(contents or Contents(data, run_options.data_description, run_options.cached))
-        run.prepare_tests()
-        if run.spec.trains:
-            run.label()
-            run.take_support()
-        if run.recipe is not None:
-            run.train()
-        run.search()
-        with run.values_kept():
-            run.evaluate()
-        return run.processes.from_first(partial(run.save, writer))
+    return run.carry_out(contents or Contents(data, run_options.data_description, run_options.cached), wait)
 
 
 def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Contents, **options) -> dict:
@@ -129,6 +110,30 @@ def run_once(settings: Settings, data: DatasetDict, folder: Path, contents: Cont
 
 class Run(RunState):
     """One run of one method, as steps that are taken in the order they stand in; see `RunState` for what each makes."""
+
+    def carry_out(self, contents: Contents, wait: bool = False) -> dict:
+        """Take the steps one after another, as the only writer of the folder.
+
+        Args:
+            contents: digests of the data.
+            wait: wait while another process writes to the folder; else refuse.
+
+        Returns, raises:
+            As `run_experiment`.
+        """
+        with only_writer(self.output, wait) as writer:
+            self.build()
+            self.identify(contents)
+            self.prepare_tests()
+            if self.spec.trains:
+                self.label()
+                self.take_support()
+            if self.recipe is not None:
+                self.train()
+            self.search()
+            with self.values_kept():
+                self.evaluate()
+            return self.processes.from_first(partial(self.save, writer))
 
     def build(self) -> None:
         """Build the model, with the classes to train on; what cannot be evaluated later is refused here."""
@@ -168,9 +173,13 @@ class Run(RunState):
 
     def identify(self, contents: Contents) -> None:
         """Find out what the run is by content, and say so where the folder holds another run."""
-        names = [name for names in self.classes.values() for name in names]
-        self.identity = contents.identity(self.settings, names, self.bundle.content)
+        self.identity = self.content(contents)
         tell_changes(self.output, self.identity)
+
+    def content(self, contents: Contents) -> dict:
+        """Return what the run is by content, see `Contents.identity`."""
+        names = [name for names in self.classes.values() for name in names]
+        return contents.identity(self.settings, names, self.bundle.content)
 
     def prepare_tests(self) -> None:
         """Transform the test images; as pixels, all of them may not fit in memory, so only features are kept.
@@ -258,26 +267,6 @@ class Run(RunState):
             else:
                 self._train_ensemble(rows)
 
-    @contextmanager
-    def values_kept(self) -> Iterator[None]:
-        """Save the last finite values beside the adapter's place, where it shows in the block that training diverged.
-
-        Raises:
-            TrainingDivergedError: it did.
-        """
-        try:
-            yield
-        except (TrainingDivergedError, OutputNotFiniteError) as error:
-            if self.recipe is None:
-                raise
-            folder = self.output / DIVERGED
-            if self.processes.is_first:
-                self.bundle.model.save_pretrained(str(folder))
-            said = str(error) if isinstance(error, TrainingDivergedError) else f"Training diverged. {error}"
-            message = f"{said} The last finite values are in {folder}; nothing else was written."
-            last = self.recipe.epochs_for(self.settings.shots) or 0
-            raise TrainingDivergedError(message, getattr(error, "epoch", last)) from error
-
     def search(self) -> None:
         """Search alpha and beta of a Tip-Adapter on the images that were held out, where the config asks for it."""
         if self._is_searched:
@@ -285,10 +274,6 @@ class Run(RunState):
             (held_out,) = self.validation_sets.values()
             options = {"scale": config.search_scale, "step": config.search_step}
             self.found = self.bundle.model.search_cache(batches(held_out.rows, 100), **options)
-
-    @property
-    def _is_searched(self) -> bool:
-        return getattr(self.bundle.model.active_peft_config, "search_scale", None) is not None
 
     def _distillation_rows(self, teacher: Teacher) -> DistillationRows:
         recipe, labelled = self._to_train
@@ -327,6 +312,10 @@ class Run(RunState):
             self.validation = evaluate(model, self.validation_sets, zero_shot=untrained, processes=self.processes)
         set_class_names(self.bundle.model, self.trained_classes)
 
+    def report(self) -> dict:
+        """Return what `results.json` holds, but for the size of the adapter's file."""
+        return report_of(self)
+
     def save(self, writer: Writer) -> dict:
         """Write the adapter, if one was trained, and `results.json` in one step; return what the latter holds.
 
@@ -340,7 +329,7 @@ class Run(RunState):
         writer.check()
         was_other = keep_previous(self.output, self.identity)
         with atomic_files(self.output) as staging:
-            report = report_of(self)
+            report = self.report()
             if self.spec.trains:
                 take_card(self.output, staging)
                 self.bundle.model.card_details = card_details(
@@ -363,10 +352,6 @@ class Run(RunState):
             findings = [look(model, name, test_set) for name, test_set in self.test_sets.items()]
         set_class_names(model, self.trained_classes)
         write_page(report, [found for found in findings if found], self.output / PAGE)
-
-    def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
-        """Return the epochs or the steps of each stage of the training."""
-        return recipe.stages(recipe.epochs_for(self.settings.shots), recipe.steps_for(self.settings.shots))
 
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, in as many stages as its recipe has, and keep what each training gave."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from datasets import Dataset
@@ -19,10 +17,10 @@ from torch.utils.data import Subset
 
 from ..metrics import calibration, scores
 from ..training.evaluation import EvalSet, among_own_classes, predict_logits, set_class_names
-from ..utils.io import atomic_path
 from ..version import __version__
 from .cards import card_details
 from .diagnostics import image_names, most_confused, worst_images
+from .pages import write_html
 
 
 #: Test images of each set of classes that the page looks at, evenly taken from all of them.
@@ -47,10 +45,9 @@ def write_page(report: Mapping, findings: Sequence[Mapping], path: str | Path) -
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     details = card_details(report)
-    # pyrefly: ignore[bad-argument-type]  # set, as this is no script
-    template = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(
+    write_html(
+        "report.html.jinja",
+        path,
         title=report["title"],
         details=details,
         has_zero_shot=any(score.zero_shot is not None for score in details.scores),
@@ -61,8 +58,6 @@ def write_page(report: Mapping, findings: Sequence[Mapping], path: str | Path) -
         findings=findings,
         version=__version__,
     )
-    with atomic_path(path) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def look(model: Any, name: str, test_set: EvalSet) -> dict | None:

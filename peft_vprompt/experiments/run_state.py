@@ -1,12 +1,14 @@
 """What a run has: its options, its data, and what its steps have made so far. The steps are in `run`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from ..data.multi_hot import is_multi_label
+from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.classification import ClassificationLoss
 from ..losses.multi_label import BinaryCrossEntropy
 from ..training.cached_features import RandomViews
@@ -25,6 +27,10 @@ from .settings import Settings, loss_of
 from .several_labels import check_labels
 from .supervision import LabelledImages
 from .teacher import Teacher
+
+
+#: Folder, beside the adapter, of the last finite values of a run that diverged.
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -161,3 +167,31 @@ class RunState:
     def trained_classes(self) -> list[str]:
         """Names of the classes to train on, in label order."""
         return next(iter(self.classes.values()))
+
+    @contextmanager
+    def values_kept(self) -> Iterator[None]:
+        """Save the last finite values beside the adapter's place, where it shows in the block that training diverged.
+
+        Raises:
+            TrainingDivergedError: it did.
+        """
+        try:
+            yield
+        except (TrainingDivergedError, OutputNotFiniteError) as error:
+            if self.recipe is None:
+                raise
+            folder = self.output / DIVERGED
+            if self.processes.is_first:
+                self.bundle.model.save_pretrained(str(folder))
+            said = str(error) if isinstance(error, TrainingDivergedError) else f"Training diverged. {error}"
+            message = f"{said} The last finite values are in {folder}; nothing else was written."
+            last = self.recipe.epochs_for(self.settings.shots) or 0
+            raise TrainingDivergedError(message, getattr(error, "epoch", last)) from error
+
+    @property
+    def _is_searched(self) -> bool:
+        return getattr(self.bundle.model.active_peft_config, "search_scale", None) is not None
+
+    def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
+        """Return the epochs or the steps of each stage of the training."""
+        return recipe.stages(recipe.epochs_for(self.settings.shots), recipe.steps_for(self.settings.shots))

@@ -10,7 +10,7 @@ from ..training.cached_features import MAX_VIEWS
 from ..tuners.base.recipe import Recipe
 from ..utils.fields import check_fields
 from ..utils.precision import Precision
-from ..utils.validation import MAX_SEED
+from ..utils.validation import MAX_SEED, parse_fields
 from .supervision import Supervision
 
 
@@ -93,6 +93,16 @@ def changed_recipe(recipe: Recipe, settings: Settings) -> Recipe:
         epochs=settings.epochs,
         weight_decay=settings.weight_decay,
     )
+
+
+def parse_method(method: str) -> tuple[str, dict]:
+    """Return a method's name and the changes that follow it, from a text such as `coop:num_virtual_tokens=4`.
+
+    Raises:
+        ValueError: what follows a colon is not NAME=VALUE.
+    """
+    name, *changes = method.split(":")
+    return name, parse_fields(changes, f"What follows a colon in {method!r}")
 
 
 def loss_of(settings: Settings) -> ClassificationLoss | None:

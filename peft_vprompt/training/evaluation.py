@@ -321,7 +321,7 @@ def measure_beside_zero_shot(
     """
     if not compares_with_text(model):
         return measure(model, test_sets, batch_size, **options), None
-    if _leaves_images(model):
+    if leaves_images(model):
         test_sets = {
             name: EvalSet(_encoded(model, rows, batch_size, **options), names)
             for name, (rows, names) in test_sets.items()
@@ -337,7 +337,7 @@ def compares_with_text(model) -> bool:
     return hasattr(model.get_base_model(), "text_model")
 
 
-def _leaves_images(model) -> bool:
+def leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
     try:

@@ -47,13 +47,35 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # start the high-water mark anew
+    _start_anew()
     peak = Peak(resident_bytes())
     try:
         yield peak
     finally:
         peak.bytes = max(peak.before, most_resident_bytes())
+
+
+class PeakMemory:
+    """The most memory that was held at a time since the moment that this is made, by the process and on graphics cards."""
+
+    def __init__(self):
+        self._cards = range(torch.cuda.device_count())
+        for card in self._cards:
+            torch.cuda.reset_peak_memory_stats(card)
+        self._counts = _start_anew()
+
+    def so_far(self) -> dict[str, int | None]:
+        """Return what was held at most since, in bytes.
+
+        Returns:
+            `process_bytes`, by the process, with all that it had before (None where the system does not tell: not
+            Linux); `device_bytes`, by tensors on the graphics card that had most (None without one).
+        """
+        held = [torch.cuda.max_memory_allocated(card) for card in self._cards]
+        return {
+            "process_bytes": most_resident_bytes() if self._counts else None,
+            "device_bytes": max(held, default=None),
+        }
 
 
 def resident_bytes() -> int:
@@ -77,3 +99,12 @@ def kernel_field(path: str, name: str) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def _start_anew() -> bool:
+    """Start the count of the most memory anew; tell whether the system does that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

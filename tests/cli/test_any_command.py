@@ -8,6 +8,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from tests.support.bench_cells import base_to_novel, save_cells
 from tests.support.open_clip import build, published
 from vprompt import app
 
@@ -29,7 +30,7 @@ ANYTHING = st.one_of(
 )
 
 #: What commands take without an option.
-ARGUMENTS = {"convert": "model.pth", "convert-clip": "RN.pt", "inspect": "adapter"}
+ARGUMENTS = {"convert": "model.pth", "convert-clip": "RN.pt", "inspect": "adapter", "report": "bench"}
 
 #: Options that say where a command writes, the Hub for one, and those that only let it take long.
 LEFT_OUT = {"help", "output", "diagnosis", "epochs", "wait", "push_to_hub"}
@@ -58,9 +59,12 @@ def places(tmp_path_factory, clip_path, colours):
     one = {"--rates": "0.5", "--seeds": "1"}
     torch.save({"ctx": torch.zeros(4, 32)}, folder / ARGUMENTS["convert"])
     torch.save(published(build("resnet")), folder / ARGUMENTS["convert-clip"])
+    save_cells(folder / ARGUMENTS["report"], base_to_novel()[:3])
     plain = {
         "train": data | quick | {"--model": clip_path, "--method": "coop"},
         "sweep": data | quick | one | {"--model": clip_path, "--method": "linear", "--weight-decays": "0"},
+        "bench": data | {"--model": clip_path, "--methods": "coop", "--seeds": "1", "--shots": 2, "--max-steps": 1},
+        "report": {},
         "noise-study": data | quick | one | {"--model": clip_path, "--methods": "coop", "--losses": "ce"},
         "pseudo-label": data | {"--model": clip_path},
         "features": data | {"--model": clip_path},
@@ -92,7 +96,7 @@ def check_call(call, places, monkeypatch):
     folder, plain = places
     monkeypatch.chdir(folder)
     name = f"{command}.csv" if command == "predict" else command
-    output = {} if command in ("evaluate", "inspect") else {"--output": folder / "out" / name}
+    output = {} if command in ("evaluate", "inspect", "report") else {"--output": folder / "out" / name}
     result = run(command, plain[command] | output | values, flags, folder)
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)[:1000]
     assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output
@@ -104,7 +108,7 @@ def check_call(call, places, monkeypatch):
 
 @pytest.mark.usefixtures("embedded")
 class TestCommands:
-    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "inspect", "push"}))
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "inspect", "push", "report"}))
     def test_a_place_that_cannot_be_written_is_one_line(self, command, places, monkeypatch, tmp_path):
         folder, plain = places
         monkeypatch.chdir(tmp_path)
@@ -116,7 +120,7 @@ class TestCommands:
             assert result.exit_code == 2 and said.startswith("Error: Cannot write '") and "file stands where" in said
         assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
 
-    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "push"}))
+    @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"app", "methods", "push", "report"}))
     def test_an_empty_path_is_not_the_current_folder(self, command, places, monkeypatch, tmp_path):
         folder, plain = places
         monkeypatch.chdir(tmp_path)

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("forgetful")
 
 
 FOLDER = Path(__file__).parents[2] / "examples"
-EXAMPLES = sorted(path for path in FOLDER.rglob("*.py") if path.parent.name not in ("benchmarks", "space", "studies"))
+EXAMPLES = sorted(
+    path for path in FOLDER.rglob("*.py") if path.parent.name not in ("benchmarks", "protocols", "space", "studies")
+)
 TINY = ("--shots", "1", "--epochs", "1")
 
 #: Those that run whole on the embedded model in every run; all others run on a model of three layers.

@@ -81,6 +81,7 @@ def commands(others, clip_path, colours, tmp_path, monkeypatch):
         "kgcoop": vprompt("train", *data, "--method", "kgcoop", *SHORT),
         "sweep": vprompt("sweep", *data, "--method", "coop", *grid, *SHORT[:2], "--epochs", 2, "--batch-size", 4),
         "noise-study": vprompt("noise-study", *data, "--methods", "coop", *one, *SHORT[:2], "--epochs", 2),
+        "bench": vprompt("bench", "few-shot", *data, "--methods", "coop", *one[4:], *SHORT[:2], "--max-steps", 4),
         "demo": vprompt("demo", "--methods", "zero-shot,coop", "--shots", 1),
         "pseudo-label": lambda output: vprompt("pseudo-label", *data, "--check")(output / "labels.safetensors"),
         "features": cached_features(clip_path),
@@ -90,7 +91,7 @@ def commands(others, clip_path, colours, tmp_path, monkeypatch):
     }
 
 
-NAMES = ["train", "sweep", "noise-study", "demo", "pseudo-label", "features", "answers", "save"]
+NAMES = ["train", "sweep", "noise-study", "bench", "demo", "pseudo-label", "features", "answers", "save"]
 READERS = ["evaluate", "convert", "convert-clip"]
 
 

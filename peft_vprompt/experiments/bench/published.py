@@ -1,0 +1,70 @@
+"""What papers report for CLIP ViT-B/16, to stand beside accuracies that were measured in the same setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from ...tuners.base.registry import METHODS
+from ...utils.hub import split_revision
+from .cell import BENCH
+
+
+#: The last part of the base model's name that all numbers are of.
+BASE_MODEL = "clip-vit-base-patch16"
+
+#: Seeds over which the papers average, and their images per class.
+SEEDS, SHOTS = 3, 16
+
+
+class Published(NamedTuple):
+    """What a paper says of a method in a protocol.
+
+    Attributes:
+        source: paper and table.
+        values: accuracies in percent: of base-to-novel `base` and `novel` by task, of transfers by target; `mean` of all.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@cache
+def _rows() -> list[dict]:
+    # pyrefly: ignore[bad-argument-type]  # set, as this is no script
+    text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
+    return json.loads(text)["rows"]
+
+
+def published(report: Mapping) -> Published | None:
+    """Return what is published for the setting of a cell; None where it is another one, or nothing is known of it.
+
+    The setting is the same where base model, protocol, shots, method and its config are, and the recipe is the authors'.
+
+    Args:
+        report: what `results.json` of the cell holds.
+    """
+    settings = report["settings"]
+    if not _is_base_model(settings.get("model")) or _is_changed(report):
+        return None
+    for row in _rows():
+        same = (row["protocol"], row["method"], row.get("config", {}))
+        if same == (report[BENCH]["protocol"], settings["method"], settings["config"]):
+            return Published(row["source"], row["values"])
+    return None
+
+
+def _is_base_model(name: str | None) -> bool:
+    return name is not None and split_revision(name)[0].rstrip("/").split("/")[-1] == BASE_MODEL
+
+
+def _is_changed(report: Mapping) -> bool:
+    """Tell whether something else than the published setting was run."""
+    settings = report["settings"]
+    recipe = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss", "image_size")
+    if any(settings.get(name) is not None for name in recipe) or report.get("cached"):
+        return True
+    return METHODS[settings["method"]].trains and settings["shots"] != SHOTS
