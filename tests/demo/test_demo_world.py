@@ -171,7 +171,7 @@ def test_zero_shot_is_as_recorded(record, model, tokenizer):
 
 def test_the_resnet_for_the_same_world(tokenizer):
     torch.manual_seed(0)
-    clip = build_resnet(Options(), tokenizer).eval()
+    clip = build_resnet(Options(tower="resnet"), tokenizer).eval()
     text, image = clip.config.text_config, clip.config.vision_config
     assert clip.num_parameters() * 4 < 8 * 2**20
     assert (text.hidden_size, text.vocab_size, image.image_size // image.stride) == (128, len(tokenizer), 3)
