@@ -19,7 +19,7 @@ from peft_vprompt.utils.io import atomic_path
 
 
 #: Parts of a run, after each of which the model is measured and a checkpoint is written.
-PARTS = 20
+PARTS = 10
 
 #: Name of the checkpoint in the folder of a run; there is none where the run is done.
 CHECKPOINT = "checkpoint.pt"
@@ -53,7 +53,7 @@ class TrainingOptions:
 
 
 def make_optimizers(model: PreTrainedModel, options: TrainingOptions) -> list[torch.optim.Optimizer]:
-    """Return Muon for the weight matrices inside the transformer layers, if it is wanted, and AdamW for everything else.
+    """Return Muon for the weight matrices inside the transformer layers, if it is wanted, and AdamW for all else that is trained.
 
     Raises:
         RuntimeError: If this torch has no Muon.
@@ -65,6 +65,8 @@ def make_optimizers(model: PreTrainedModel, options: TrainingOptions) -> list[to
         )
     matrices, others, vectors = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         inside = options.muon and ".layers." in name
         (vectors if parameter.ndim < 2 else matrices if inside else others).append(parameter)
     adamw = torch.optim.AdamW(
@@ -75,7 +77,7 @@ def make_optimizers(model: PreTrainedModel, options: TrainingOptions) -> list[to
         weight_decay=options.weight_decay,
         fused=True,
     )
-    if not options.muon:
+    if not matrices:
         return [adamw]
     return [adamw, torch.optim.Muon(matrices, lr=options.matrix_learning_rate, weight_decay=options.weight_decay)]
 

@@ -4,7 +4,7 @@
     python docs/render/noise_on_backbones.py                       # the page from the JSON
 
 The ViT is the embedded CLIP's, the ResNet that of `pretrain_demo --tower resnet`, in runs/backbones/resnet-clip; it is made
-if it is not there. Both are studied as `vprompt noise-study` does: the embedded task, PTNL's recipe, the same shots and seeds,
+if it is not there. Both are studied as `vprompt noise-study` does: the embedded task, the demo's recipe, the same shots and seeds,
 random wrong labels and those that the CLIP itself takes for right.
 """
 
@@ -21,6 +21,7 @@ from datasets import DatasetDict
 from rich.console import Console
 
 from peft_vprompt.demo import demo_model_path, demo_task
+from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.noise_plots import study_table
 from peft_vprompt.experiments.noise_study import Study, run_study
 from peft_vprompt.experiments.settings import Settings
@@ -31,9 +32,9 @@ from .pretrain_demo import Options, pretrain
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "noise_on_backbones.json"
 
-#: What is compared: prompt tuning, a linear classifier that starts as the text features, and a logistic regression.
+#: What is compared: prompt tuning with two losses, and a logistic regression on the image features.
 GRID: dict[str, Any] = {
-    "methods": ("coop", "classifier-c", "linear-probe"),
+    "methods": ("coop", "linear-probe"),
     "kinds": ("symmetric", "confusion"),
     "rates": (0.0, 0.25, 0.5),
     "losses": ("ce", "gce"),
@@ -44,13 +45,12 @@ GRID: dict[str, Any] = {
 SAID = ("parameters", "world_accuracy", "task_accuracy")
 
 
-def compare(folder: Path, resnet: Path, epochs: int | None = None, **grid) -> dict:
+def compare(folder: Path, resnet: Path, **grid) -> dict:
     """Run the study on both CLIPs, as far as it is not done yet.
 
     Args:
         folder: Folder for the runs.
         resnet: Folder of the ResNet CLIP.
-        epochs: Epochs of each run; None for PTNL's.
         **grid: Changes to `GRID`.
 
     Returns:
@@ -60,7 +60,7 @@ def compare(folder: Path, resnet: Path, epochs: int | None = None, **grid) -> di
     models = {"vit": None, "resnet": str(resnet)}
     results: dict[str, Any] = {"models": {}}
     for tower, model in models.items():
-        base = Settings("coop", model=model, epochs=epochs, cache_features=True)
+        base = Settings("coop", model=model, cache_features=True, **DEMO_CHANGES["coop"])
         study = Study(base, **GRID | grid)
         result = run_study(study, data, folder / tower)
         Console().print(f"[bold]{tower}[/]", study_table(result))
@@ -79,7 +79,6 @@ def main(
         Path | None,
         typer.Option(help="Folder of the ResNet CLIP, which is trained there if it is empty [FOLDER/resnet-clip]."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each run [PTNL's 50].")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of the shots, the noise, the prompts and the order.")] = 3,
 ):
     """Run the comparison and write docs/results/noise_on_backbones.json."""
@@ -90,7 +89,7 @@ def main(
     resnet = resnet or folder / "resnet-clip"
     if not (resnet / "training.json").is_file():
         pretrain(Options(tower="resnet"), resnet)
-    write_json(compare(folder, resnet, epochs, seeds=tuple(range(1, seeds + 1))), RESULTS)
+    write_json(compare(folder, resnet, seeds=tuple(range(1, seeds + 1))), RESULTS)
 
 
 if __name__ == "__main__":

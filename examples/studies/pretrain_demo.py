@@ -3,7 +3,7 @@
 With `--tower vit` it is the embedded one, with `--tower resnet` a `ResNetCLIPModel` to compare it with: the same pictures,
 captions, tokenizer, text tower and loss. All is trained on pictures that `world` draws as they are needed; nothing is read
 from disk or the network. The same options give the same weights on the same kind of machine; started again, a run that was
-stopped goes on from its last twentieth. `training.json` beside the weights records the options, the learning curve and what
+stopped goes on from its last tenth. `training.json` beside the weights records the options, the learning curve and what
 was reached.
 """
 
@@ -30,7 +30,7 @@ from peft_vprompt.utils.io import atomic_files, write_json
 from peft_vprompt.utils.locks import only_writer
 
 from .contrastive import Batch, Training, TrainingOptions, listed
-from .tiny_clip import BUILDERS, MAX_TOKENS, Tower, image_processor, train_tokenizer
+from .tiny_clip import BUILDERS, MAX_TOKENS, Tower, image_processor, lock_text, train_tokenizer
 
 
 TOKENIZER_SEED, EVALUATION_SEED, GROUP_SEED = 1_000_000, 999, 77
@@ -45,6 +45,7 @@ class Options(TrainingOptions):
         group_size: Pairs in a row that share attributes, so that the contrast between them is about the other ones.
         easy_share: Share of the run during which some scenes are simplified (fewer and fewer of them, from all to none).
         tower: Architecture of the image tower.
+        locked_text: Take the embedded CLIP's text tower, and keep it as it is.
         width: Width of the text tower and of the ViT, whose heads are 32 wide; the ResNet's stem has an eighth of it.
         layers: Layers of the ViT.
         text_layers: Layers of the text tower.
@@ -55,6 +56,7 @@ class Options(TrainingOptions):
     group_size: int = 8
     easy_share: float = 0.5
     tower: Tower = "vit"
+    locked_text: bool = False
     width: int = 128
     layers: int = 4
     text_layers: int = 3
@@ -208,6 +210,7 @@ def save(
         for part in (model, tokenizer, processor):
             part.save_pretrained(scratch)
         options = record["options"]
+        flags = " --no-muon" * (not options["muon"]) + " --locked-text" * options["locked_text"]
         words = {name: text.format(**options) for name, text in WORDS[options["tower"]].items()}
         readme = README.format(
             parameters=record["parameters"],
@@ -217,7 +220,7 @@ def save(
             world=listed(record["world_accuracy"]),
             task=listed(record["task_accuracy"]),
             template=TEMPLATE,
-            command="--tower {tower} --steps {steps}".format(**options) + " --no-muon" * (not options["muon"]),
+            command="--tower {tower} --steps {steps}".format(**options) + flags,
             **options | words | {"vocabulary": len(tokenizer)},
         )
         (scratch / "README.md").write_text(readme, encoding="utf-8")
@@ -250,6 +253,8 @@ def _pretrain(options: Options, output: Path, workers: int, console: Console | N
     words = Stream(10_000, TOKENIZER_SEED)
     tokenizer = train_tokenizer([describe(*words.scene(index)) for index in range(len(words))], options.vocabulary)
     processor, model = image_processor(), BUILDERS[options.tower](options, tokenizer)
+    if options.locked_text:
+        lock_text(model)
     parts = (model, tokenizer, processor)
     stream = Stream(options.steps * options.batch_size, options.seed, options.group_size, options.easy_share)
     collate = make_collate(tokenizer, processor)
@@ -284,6 +289,12 @@ def _pretrain(options: Options, output: Path, workers: int, console: Console | N
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the weights, the tokenizer and training.json.")],
     tower: Annotated[Tower, typer.Option(help="Image tower: the embedded CLIP's ViT, or a ResNet.")] = Options.tower,
+    locked_text: Annotated[
+        bool,
+        typer.Option(
+            "--locked-text", help="Take the embedded CLIP's text tower as it is, which saves most of the time."
+        ),
+    ] = Options.locked_text,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Options.steps,
     batch_size: Annotated[int, typer.Option(min=2, help="Image-caption pairs per step.")] = Options.batch_size,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the pictures.")] = Options.seed,
@@ -299,7 +310,7 @@ def main(
     """Pretrain a small CLIP from random weights on the procedural demo world (the embedded one took 35 minutes on one busy core)."""
     torch.set_num_threads(threads)
     console = Console()
-    options = Options(steps=steps, batch_size=batch_size, seed=seed, muon=muon, tower=tower)
+    options = Options(steps, batch_size, muon=muon, seed=seed, tower=tower, locked_text=locked_text)
     record = pretrain(options, output, workers, console)
     console.print(f"World: {listed(record['world_accuracy'])}. Task: {listed(record['task_accuracy'])}.")
     console.print(f"Saved to {output}. Use it as `vprompt train --model {output}` does.")

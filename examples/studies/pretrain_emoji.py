@@ -8,7 +8,7 @@ things, each in one of the other styles, with a caption of its name, of a keywor
 every image of which it is true (Yang et al., "Unified Contrastive Learning in Image-Text-Label Space", CVPR 2022). Half of the
 patches are left out for most of the run (Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023).
 
-Accuracies of held-out styles are noted along the way and decide nothing. Started again, a run goes on from its last twentieth.
+Accuracies of held-out styles are noted along the way and decide nothing. Started again, a run goes on from its last tenth.
 """
 
 from __future__ import annotations

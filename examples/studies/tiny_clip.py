@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel
 
+from peft_vprompt.demo import demo_model_path
 from peft_vprompt.demo.drawing import IMAGE_SIZE
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
 
@@ -88,6 +89,20 @@ def build_vit(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
             math.isqrt(embeddings.num_patches), options.width
         )
     return model
+
+
+def lock_text(model: PreTrainedModel) -> None:
+    """Give a CLIP of the same sizes the embedded CLIP's text tower and temperature, and train no more of the texts.
+
+    Source: Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022, the other way round.
+    """
+    embedded = CLIPModel.from_pretrained(demo_model_path())
+    for name in ("text_model", "text_projection"):
+        part = model.get_submodule(name)
+        part.load_state_dict(embedded.get_submodule(name).state_dict())
+        part.requires_grad_(False)
+    with torch.no_grad():
+        model.logit_scale.copy_(embedded.logit_scale)
 
 
 def _sine_positions(side: int, width: int) -> torch.Tensor:
