@@ -31,16 +31,17 @@ PAGE_TEXT = """# Wrong labels on a ResNet and on a ViT
 
 <!-- Rendered by docs/render/noise_on_backbones.py from docs/results/noise_on_backbones.json; do not edit. -->
 
-The paper on [noisy labels](noisy_labels.md) compares image encoders, CLIP's ResNets and ViTs. Here are two small CLIPs that were
-trained from nothing on the same {pairs:,} captioned pictures of the demo world, with the same tokenizer, text encoder and loss:
-the embedded one, with a ViT, and one with a ResNet (`ResNetCLIPModel`: modified ResNet with an attention pool).
+The paper on [noisy labels](noisy_labels.md) compares image encoders, CLIP's ResNets and ViTs. Here are two small CLIPs of one drawn
+world: the embedded one, with a ViT, and one with a ResNet (`ResNetCLIPModel`: modified ResNet with an attention pool), which
+was trained beside the embedded one's text encoder. That stayed as it was, so that both compare images with the same texts and
+prompts start from the same place.
 
-| CLIP | Parameters | Pictures of its world: full name | shape | Zero-shot on the task: base | novel | all 32 |
-|---|--:|--:|--:|--:|--:|--:|
+| CLIP | Parameters | Pictures seen | Pictures of that world: full name | shape | Zero-shot on the task: base | novel | all 32 |
+|---|--:|--:|--:|--:|--:|--:|--:|
 {models}
 
 ```bash
-python -m examples.studies.pretrain_demo --tower resnet --output runs/resnet-clip
+python -m examples.studies.pretrain_demo --tower resnet --locked-text --steps {steps} --output runs/resnet-clip
 python -m examples.studies.noise_on_backbones runs/backbones --resnet runs/resnet-clip
 python docs/render/noise_on_backbones.py
 vprompt noise-study --model runs/resnet-clip --data path/to/images --output runs/noise   # the ResNet on data of yours
@@ -69,7 +70,7 @@ def render(results: dict) -> str:
     models = results["models"].values()
     recipe = next(run["recipe"] for model in models for run in model["runs"] if run["recipe"])
     return PAGE_TEXT.format(
-        pairs=results["models"]["vit"]["pairs"],
+        steps=results["models"]["resnet"]["options"]["steps"],
         models="\n".join(_model(TITLES[name], model) for name, model in results["models"].items()),
         seeds=", ".join(map(str, sorted({run["seed"] for model in models for run in model["runs"]}))),
         cpu=results["environment"]["machine"]["cpu"],
@@ -92,7 +93,8 @@ def rows_of(results: dict) -> list[dict]:
 def _model(title: str, model: dict) -> str:
     world, task = model["world_accuracy"], model["task_accuracy"]
     numbers = (world["name"], world["shape"], task["base"], task["novel"], model["zero_shot"])
-    return f"| {title} | {model['parameters']:,} | {' | '.join(f'{number:.1f}' for number in numbers)} |"
+    pairs = model["options"]["steps"] * model["options"]["batch_size"]
+    return f"| {title} | {model['parameters']:,} | {pairs:,} | {' | '.join(f'{number:.1f}' for number in numbers)} |"
 
 
 def _table(rows: list[dict]) -> str:

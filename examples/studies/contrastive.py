@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from peft_vprompt.utils.io import atomic_path
@@ -36,7 +38,6 @@ class TrainingOptions:
         batch_size: Image-caption pairs per step.
         learning_rate: AdamW's peak rate, for embeddings, norms, biases, projections and convolutions.
         matrix_learning_rate: Muon's peak rate, for the weight matrices of the transformer layers.
-        muon: Use Muon; else AdamW alone. Muon computes in bfloat16, which is slow on processors that lack it.
         weight_decay: On all weights but those of norms and biases.
         warmup_share: Share of the run with a rising learning rate; a cosine to zero follows.
         seed: Seed of new weights and of the order and the details of the pictures.
@@ -46,28 +47,26 @@ class TrainingOptions:
     batch_size: int = 64
     learning_rate: float = 1e-3
     matrix_learning_rate: float = 0.03
-    muon: bool = True
     weight_decay: float = 0.1
     warmup_share: float = 1 / 15
     seed: int = 0
 
 
 def make_optimizers(model: PreTrainedModel, options: TrainingOptions) -> list[torch.optim.Optimizer]:
-    """Return Muon for the weight matrices inside the transformer layers, if it is wanted, and AdamW for all else that is trained.
+    """Return Muon for the weight matrices inside the transformer layers, and AdamW for all else that is trained.
 
     Raises:
         RuntimeError: If this torch has no Muon.
     """
-    if options.muon and not hasattr(torch.optim, "Muon"):
+    if not hasattr(torch.optim, "Muon"):
         raise RuntimeError(
-            f"Expected torch 2.9 or later, for torch.optim.Muon. Received: torch {torch.__version__}. Train with AdamW alone, "
-            "by --no-muon."
+            f"Expected torch 2.9 or later, for torch.optim.Muon. Received: torch {torch.__version__}. Install a later one."
         )
     matrices, others, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inside = options.muon and ".layers." in name
+        inside = ".layers." in name
         (vectors if parameter.ndim < 2 else matrices if inside else others).append(parameter)
     adamw = torch.optim.AdamW(
         [{"params": others}, {"params": vectors, "weight_decay": 0.0}],
@@ -80,6 +79,20 @@ def make_optimizers(model: PreTrainedModel, options: TrainingOptions) -> list[to
     if not matrices:
         return [adamw]
     return [adamw, torch.optim.Muon(matrices, lr=options.matrix_learning_rate, weight_decay=options.weight_decay)]
+
+
+class InFloat32(TorchFunctionMode):
+    """Let Muon compute in float32 what it computes in bfloat16, ten times slower where the processor has no such arithmetic."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == Tensor.bfloat16:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this processor multiplies matrices of bfloat16."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def clip_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -163,8 +176,9 @@ class Training:
     def _take_step(self, loss: Tensor) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for stage in self.stages:
-            stage.step()
+        with nullcontext() if has_bfloat16() else InFloat32():
+            for stage in self.stages:
+                stage.step()
         self.model.zero_grad()
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=math.log(100))

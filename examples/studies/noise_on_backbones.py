@@ -41,8 +41,11 @@ GRID: dict[str, Any] = {
     "seeds": (1, 2, 3),
 }
 
+#: How the ResNet is trained: beside the ViT's own text tower, so that the two CLIPs differ in how they see alone.
+RESNET = Options(steps=800, tower="resnet", locked_text=True)
+
 #: What the page says about a CLIP, of the record of its training.
-SAID = ("parameters", "world_accuracy", "task_accuracy")
+SAID = ("options", "parameters", "world_accuracy", "task_accuracy")
 
 
 def compare(folder: Path, resnet: Path, **grid) -> dict:
@@ -65,9 +68,7 @@ def compare(folder: Path, resnet: Path, **grid) -> dict:
         result = run_study(study, data, folder / tower)
         Console().print(f"[bold]{tower}[/]", study_table(result))
         record = read_json(Path(model or demo_model_path()) / "training.json")
-        said = {name: record[name] for name in SAID} | {
-            "pairs": record["options"]["steps"] * record["options"]["batch_size"]
-        }
+        said = {name: record[name] for name in SAID}
         results["models"][tower] = said | {name: result[name] for name in ("zero_shot", "runs", "summary")}
         results |= {"chance": result["chance"], "environment": result["environment"]}
     return results
@@ -88,7 +89,7 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     resnet = resnet or folder / "resnet-clip"
     if not (resnet / "training.json").is_file():
-        pretrain(Options(tower="resnet"), resnet)
+        pretrain(RESNET, resnet)
     write_json(compare(folder, resnet, seeds=tuple(range(1, seeds + 1))), RESULTS)
 
 

@@ -1,10 +1,10 @@
 """Pretrain a small CLIP on the demo world, from random weights: `python -m examples.studies.pretrain_demo --output DIR`.
 
 With `--tower vit` it is the embedded one, with `--tower resnet` a `ResNetCLIPModel` to compare it with: the same pictures,
-captions, tokenizer, text tower and loss. All is trained on pictures that `world` draws as they are needed; nothing is read
-from disk or the network. The same options give the same weights on the same kind of machine; started again, a run that was
-stopped goes on from its last tenth. `training.json` beside the weights records the options, the learning curve and what
-was reached.
+captions, tokenizer and loss; with `--locked-text` the very text tower of the embedded one. All is trained on pictures that
+`world` draws as they are needed; nothing else is read. The same options give the same weights on the same kind of machine;
+started again, a run that was stopped goes on from its last tenth. `training.json` beside the weights records the options,
+the learning curve and what was reached.
 """
 
 import math
@@ -175,7 +175,7 @@ README = """# {title}
 {about} {parameters:,} parameters, float32. Images {size}x{size}, {image_tower} and {text_layers} text layers of width {width},
 projection {projection}, {max_tokens} positions, own byte-level BPE of {vocabulary} entries with CLIP's conventions.
 
-Trained from random weights with the contrastive loss on {pairs:,} captioned pictures of a procedural world of shapes, colours,
+{trained} with the contrastive loss on {pairs:,} captioned pictures of a procedural world of shapes, colours,
 fills, backgrounds, lights and rendering styles; each picture was shown once. It knows nothing else: it is a test bed for
 prompt learning, not a model of photographs.
 
@@ -210,7 +210,9 @@ def save(
         for part in (model, tokenizer, processor):
             part.save_pretrained(scratch)
         options = record["options"]
-        flags = " --no-muon" * (not options["muon"]) + " --locked-text" * options["locked_text"]
+        how = "Its image tower was trained beside the embedded CLIP's text tower, which stayed as it was,"
+        trained = how if options["locked_text"] else "Trained from random weights"
+        flags = " --locked-text" * options["locked_text"]
         words = {name: text.format(**options) for name, text in WORDS[options["tower"]].items()}
         readme = README.format(
             parameters=record["parameters"],
@@ -220,6 +222,7 @@ def save(
             world=listed(record["world_accuracy"]),
             task=listed(record["task_accuracy"]),
             template=TEMPLATE,
+            trained=trained,
             command="--tower {tower} --steps {steps}".format(**options) + flags,
             **options | words | {"vocabulary": len(tokenizer)},
         )
@@ -298,19 +301,13 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Options.steps,
     batch_size: Annotated[int, typer.Option(min=2, help="Image-caption pairs per step.")] = Options.batch_size,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the pictures.")] = Options.seed,
-    muon: Annotated[
-        bool,
-        typer.Option(
-            help="Muon for the layers of transformers; slow on processors without bfloat16. Else AdamW alone."
-        ),
-    ] = Options.muon,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
 ) -> None:
     """Pretrain a small CLIP from random weights on the procedural demo world (the embedded one took 35 minutes on one busy core)."""
     torch.set_num_threads(threads)
     console = Console()
-    options = Options(steps, batch_size, muon=muon, seed=seed, tower=tower, locked_text=locked_text)
+    options = Options(steps, batch_size, seed=seed, tower=tower, locked_text=locked_text)
     record = pretrain(options, output, workers, console)
     console.print(f"World: {listed(record['world_accuracy'])}. Task: {listed(record['task_accuracy'])}.")
     console.print(f"Saved to {output}. Use it as `vprompt train --model {output}` does.")

@@ -346,18 +346,12 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Options.steps,
     batch_size: Annotated[int, typer.Option(min=2, help="Image-caption pairs per step.")] = Options.batch_size,
     seed: Annotated[int, typer.Option(help="Seed of the order and the details of the pictures.")] = Options.seed,
-    muon: Annotated[
-        bool,
-        typer.Option(
-            help="Muon for the layers of transformers; slow on processors without bfloat16. Else AdamW alone."
-        ),
-    ] = Options.muon,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
     """Train a small CLIP further on drawings of emoji, and measure it on styles that it has not seen."""
     torch.set_num_threads(threads)
     console = Console()
-    record = pretrain(start, data, output, Options(steps=steps, batch_size=batch_size, seed=seed, muon=muon), console)
+    record = pretrain(start, data, output, Options(steps=steps, batch_size=batch_size, seed=seed), console)
     console.print(f"Before: {listed(record['before'])}. Now: {listed(record['after'])}.")
     console.print(f"Saved to {output}. Use it as `vprompt train --model {output}` does.")
 

@@ -216,5 +216,5 @@ def test_both_backbones_are_studied(tmp_path, monkeypatch):
         assert clean > noisy
     known = read_json(Path(demo_model_path()) / "training.json")
     assert results["models"]["vit"]["parameters"] == known["parameters"] != results["models"]["resnet"]["parameters"]
-    assert results["models"]["resnet"]["pairs"] == SMALL["steps"] * SMALL["batch_size"]
+    assert results["models"]["resnet"]["options"] == read_json(folder / "training.json")["options"]
     assert str(tmp_path) not in json.dumps(results)
