@@ -212,7 +212,6 @@ def save(
         options = record["options"]
         how = "Its image tower was trained beside the embedded CLIP's text tower, which stayed as it was,"
         trained = how if options["locked_text"] else "Trained from random weights"
-        flags = " --locked-text" * options["locked_text"]
         words = {name: text.format(**options) for name, text in WORDS[options["tower"]].items()}
         readme = README.format(
             parameters=record["parameters"],
@@ -223,7 +222,7 @@ def save(
             task=listed(record["task_accuracy"]),
             template=TEMPLATE,
             trained=trained,
-            command="--tower {tower} --steps {steps}".format(**options) + flags,
+            command="--tower {tower} --steps {steps}".format(**options) + " --locked-text" * options["locked_text"],
             **options | words | {"vocabulary": len(tokenizer)},
         )
         (scratch / "README.md").write_text(readme, encoding="utf-8")

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
 from examples.studies import noise_on_backbones, pretrain_demo, pretrain_emoji
-from examples.studies.contrastive import CHECKPOINT, clip_loss
+from examples.studies.contrastive import CHECKPOINT, InFloat32, clip_loss
 from examples.studies.pretrain_emoji import HELD_OUT, Batches, Drawings, augment, drop_patches, loss_of
+from examples.studies.tiny_clip import BUILDERS
 from peft_vprompt.demo import demo_model_path
 from peft_vprompt.models import ResNetCLIPModel
 from peft_vprompt.utils.io import read_json
@@ -45,7 +46,7 @@ def stopping(measure, calls: int):
     return measured
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path | str) -> dict[str, torch.Tensor]:
     return AutoModel.from_pretrained(folder).state_dict()
 
 
@@ -58,7 +59,7 @@ def same_runs(one: Path, other: Path) -> None:
     assert not (one / CHECKPOINT).exists() and not (other / CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize("tower", pretrain_demo.BUILDERS)
+@pytest.mark.parametrize("tower", BUILDERS)
 def test_a_stopped_run_on_the_demo_world_goes_on(tower, tmp_path, monkeypatch):
     options = pretrain_demo.Options(tower=tower, **SMALL)
     run = {"workers": 0, "pictures": 16}
@@ -77,6 +78,30 @@ def test_a_stopped_run_on_the_demo_world_goes_on(tower, tmp_path, monkeypatch):
     assert isinstance(model, ResNetCLIPModel) == (tower == "resnet")
     assert record["parameters"] == model.num_parameters()
     assert f"--tower {tower} --steps 4" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def test_the_texts_may_be_those_of_the_embedded_clip(tmp_path):
+    options = pretrain_demo.Options(steps=2, batch_size=4, tower="resnet", locked_text=True)
+    pretrain_demo.pretrain(options, tmp_path, workers=0, pictures=4)
+    expected, found = weights(demo_model_path()), weights(tmp_path)
+    texts = [name for name in expected if name.startswith("text_")]
+    assert texts and all(torch.equal(expected[name], found[name]) for name in texts)
+    assert "embedded CLIP's text tower" in (tmp_path / "README.md").read_text()
+
+
+def test_muon_in_float32():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(6, 9), torch.randn(6, 9)
+    parameter = torch.nn.Parameter(weight.clone())
+    parameter.grad = gradient.clone()
+    with InFloat32():
+        torch.optim.Muon([parameter], lr=1.0, weight_decay=0.0).step()
+    x = gradient / gradient.norm()  # Jordan's iteration, as torch has it
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(weight - parameter.detach(), x, rtol=0, atol=1e-5)
+    assert torch.equal(parameter.grad, gradient)
 
 
 # ---- drawings of emoji ------------------------------------------------------------------------------------------------
