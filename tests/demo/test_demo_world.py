@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from examples.studies.pretrain_demo import TOKENIZER_SEED, Options, Stream
-from examples.studies.tiny_clip import build_resnet, train_tokenizer
+from examples.studies.tiny_clip import BUILDERS, build_resnet, train_tokenizer
 from peft_vprompt.demo import CLASS_NAMES, TEMPLATE, demo_model_path, demo_task
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES, Style, draw
 from peft_vprompt.demo.task import PER_CLASS, STYLE
@@ -123,6 +123,13 @@ def test_the_script_learns_the_same_tokenizer(tokenizer, record):
     stream = Stream(10_000, TOKENIZER_SEED)
     captions = [describe(*stream.scene(index)) for index in range(len(stream))]
     assert train_tokenizer(captions, Options(**record["options"]).vocabulary).get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_script_builds_the_same_model(tokenizer, record, model):
+    torch.manual_seed(0)
+    built = BUILDERS["vit"](Options(**record["options"]), tokenizer)
+    shapes = [{name: tensor.shape for name, tensor in clip.state_dict().items()} for clip in (model, built)]
+    assert shapes[0] == shapes[1]
 
 
 def test_model_agrees_with_tokenizer_and_processor(model, tokenizer):
