@@ -44,6 +44,18 @@ class CannotWriteError(OSError):
     """A file or a folder cannot be written: the disk is full, say, or the place is read-only."""
 
 
+class FailedCellsError(ValueError):
+    """Cells of a grid failed; the others are done.
+
+    Attributes:
+        failed: why, by the name of the cell.
+    """
+
+    def __init__(self, message: str, failed: dict[str, str]):
+        super().__init__(message)
+        self.failed = failed
+
+
 class FolderInUseError(OSError):
     """Another process writes to the same folder, or took it over while this one stood still."""
 

@@ -17,6 +17,7 @@ FLOORS = (
     ("utils",),
     ("losses",),
     ("data",),
+    ("metrics",),
     ("core",),
     ("backbones",),
     ("prompts",),

@@ -157,6 +157,19 @@ def say_saved(place) -> None:
     console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)
 
 
+def show_grid(output: Path, storage: str | None) -> None:
+    """Show the state of the grids in a command's output."""
+    from peft_vprompt.experiments.cells import grid_state, state_table
+
+    if cells := grid_state(output, storage):
+        console.print(state_table(cells))
+    else:
+        console.print(
+            f"No grid in {escape(str(output))}: start the command without --status. Of one in a database, give --storage, too.",
+            soft_wrap=True,
+        )
+
+
 def say_next(*arguments: object) -> None:
     """Say which of these commands comes next, as it is typed; without arguments the user has what there is."""
     say_next_line("vprompt", *arguments)

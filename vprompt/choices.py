@@ -25,6 +25,8 @@ LOSSES: list[str] = _CHOICES["losses"]
 NOISE_KINDS: list[str] = _CHOICES["noise_kinds"]
 #: Ways to choose among images that zero-shot labelled.
 SELECTORS: list[str] = _CHOICES["selectors"]
+#: Names of templates around class names.
+TEMPLATES: list[str] = _CHOICES["templates"]
 #: Grid of `vprompt sweep`.
 BASE_RATES: list[float] = _CHOICES["base_rates"]
 WEIGHT_DECAYS: list[float] = _CHOICES["weight_decays"]

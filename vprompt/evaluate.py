@@ -13,6 +13,7 @@ from .options import (
     ClassDescriptions,
     ImageSize,
     Machine,
+    Templates,
     option,
     require_model,
     saved_data_options,
@@ -54,6 +55,7 @@ def evaluate(
         bool,
         option("Tell the classes of the data apart, in the place of the adapter's.", "--new-classes", panel="Data"),
     ] = False,
+    template: Templates = None,
     class_descriptions: ClassDescriptions = None,
     zero_shot: Annotated[bool, option("Switch the adapter off.", "--zero-shot")] = False,
     test_time: Annotated[
@@ -82,13 +84,16 @@ def evaluate(
 
     Images are told apart among all classes that the adapter knows, also where the data have some of them. Folders are
     found among these by their names; `--class-names` with two columns, folder and name, says what is called otherwise.
-    The data's own classes are told apart with `--new-classes`.
+    The data's own classes are told apart with `--new-classes`, and those of a published task (`--benchmark`) that the
+    adapter was not trained on by themselves, in the task's template where the text is not learned.
 
     **Examples**
 
     - `vprompt evaluate --adapter runs/demo/maple --subset novel`
     - `vprompt evaluate --adapter runs/b --data path/to/other.parquet --label-column name --split test --new-classes`
     - `vprompt evaluate --adapter runs/b --data path/to/folder --class-names names.txt --output result.json`
+    - `vprompt evaluate --adapter runs/imagenet --data path/to/data --benchmark coop-11/oxford_pets`
+    - `vprompt evaluate --adapter runs/b --zero-shot --template ensemble-80`
     - `vprompt evaluate --adapter runs/b --diagnose runs/b/diagnosis`
     - `vprompt evaluate --adapter runs/demo/coop --subset novel --test-time`
     - `vprompt evaluate --words "a photo of a" --test-time --test-time-set views=32 --model path/to/clip
@@ -101,8 +106,15 @@ def evaluate(
     from peft_vprompt.experiments.models import as_published
     from peft_vprompt.experiments.results import holds, require_local_data, require_own
     from peft_vprompt.experiments.several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
+    from peft_vprompt.experiments.templates import set_templates
     from peft_vprompt.experiments.trained import SavedAdapter
-    from peft_vprompt.training.evaluation import among_own_classes, chance, own_classes
+    from peft_vprompt.training.evaluation import (
+        among_own_classes,
+        chance,
+        compares_with_text,
+        main_metric,
+        own_classes,
+    )
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -121,7 +133,10 @@ def evaluate(
         require_local_data(saved["data"], Path(adapter) / "results.json")
     if found is not None and model is None and not found.is_embedded:
         say_named(found.config)
-    data, rows = _read(data, split, adapter, saved, found.known_classes if found else None, new_classes)
+    target = _other_task(data, found)
+    templates = _templates(template, data, found, class_descriptions is not None)
+    new = new_classes or (found is not None and target is not None and found.moves)
+    data, rows = _read(data, split, adapter, saved, found.known_classes if found else None, new)
     require_outside(data, output, diagnosis)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
@@ -142,12 +157,16 @@ def evaluate(
         "class_descriptions": class_descriptions,
     }
     bundle = as_published(_load(found, words, model, classes["all"], **place), data.benchmark if data else None)
+    if templates is not None and (template or compares_with_text(bundle.model)):
+        set_templates(bundle.model, templates)
+    if target is not None:
+        _say_other_task(target, new, templates)
     asked = {subset: classes[subset]}
     sets = eval_sets(rows, asked, bundle.image_processor)
     if new_classes:
         require_moves(own_classes(bundle.model), classes["all"])
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
-    accuracy, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
+    measured, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning)
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
     result = {
         "adapter": adapter,
@@ -156,8 +175,10 @@ def evaluate(
         "images": len(sets[subset].rows),
         "classes": sets[subset].class_names,
         **({"metric": MEAN_AVERAGE_PRECISION} if several else {}),
-        "accuracy": accuracy,
+        "accuracy": main_metric(measured),
+        **({"per_class": measured["per_class"]} if "per_class" in measured else {}),
         "zero_shot_accuracy": plain,
+        **({"template": templates} if templates else {}),
         **({"words": words} if words else {}),
         **({"test_time": asdict(tuning), "untuned_accuracy": untuned} if tuning else {}),
         "chance": guessed,
@@ -173,6 +194,7 @@ def evaluate(
         "split",
         "subset",
         "new_classes",
+        "template",
         "class_descriptions",
         "device",
         "precision",
@@ -196,23 +218,23 @@ def _measure(
     sets: "dict[str, EvalSet]",
     zero_shot: bool,
     tuning: "TestTimeSettings | None",
-) -> tuple[dict, dict | None, dict | None]:
-    """Return the accuracy, and beside it those of zero-shot and without tuning, where they are others."""
+) -> tuple[dict[str, dict], dict | None, dict | None]:
+    """Return metrics by name, and beside them the accuracies of zero-shot and without tuning, where they are others."""
     from peft_vprompt.experiments.test_time import view_sets
-    from peft_vprompt.training.evaluation import among_own_classes, evaluate_beside_zero_shot
-    from peft_vprompt.training.evaluation import evaluate as evaluate_model
+    from peft_vprompt.training.evaluation import among_own_classes, main_metric, measure, measure_beside_zero_shot
     from peft_vprompt.training.test_time import evaluate_at_test_time
 
     options = {"progress": "Test"}
     if zero_shot:
-        return evaluate_model(bundle.model, sets, zero_shot=True, **options), None, None
+        return measure(bundle.model, sets, zero_shot=True, **options), None, None
     if tuning is None:
-        return *evaluate_beside_zero_shot(bundle.model, sets, **options), None
+        measured, plain = measure_beside_zero_shot(bundle.model, sets, **options)
+        return measured, None if plain is None else main_metric(plain), None
     views = view_sets(rows, asked, bundle.image_processor, tuning)
     views = {subset: among_own_classes(bundle.model, each) for subset, each in views.items()}
     accuracy, untuned = evaluate_at_test_time(bundle.model, views, tuning, **options)
-    plain = evaluate_model(bundle.model, sets, zero_shot=True, **options)
-    return accuracy, plain, untuned
+    plain = main_metric(measure(bundle.model, sets, zero_shot=True, **options))
+    return {"accuracy": accuracy}, plain, untuned
 
 
 def _say(result: dict) -> None:
@@ -225,10 +247,12 @@ def _say(result: dict) -> None:
     beside = [f"without tuning {untuned[subset]:.2f} %"] if untuned else []
     beside += [f"zero-shot {plain[subset]:.2f} %"] if plain else []
     beside += [f"chance {result['chance'][subset]:.2f} %"]
+    value, mean = (f"{found[subset]:.2f} %" for found in (accuracy, result.get("per_class", accuracy)))
+    of_classes = "" if mean == value else f", mean over classes {mean}"  # classes of different size
     worse = f" [yellow]{WORSE} worse than zero-shot[/]" if plain and is_worse(accuracy[subset], plain[subset]) else ""
     console.print(
         f"{metric_of(result).capitalize()} on {subset} ({len(result['classes'])} classes, {result['images']} images): "
-        f"[bold]{accuracy[subset]:.2f} %[/]; {', '.join(beside)}.{worse}",
+        f"[bold]{value}[/]{of_classes}; {', '.join(beside)}.{worse}",
         soft_wrap=True,
     )
 
@@ -317,6 +341,35 @@ def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataO
     same = trained_on is not None and describe(data)["path"] == describe(trained_on)["path"]
     cut = same or data.test_fraction != DATA["test_fraction"]["default"]
     return load_split(data, split or (data.test_split if cut else None))
+
+
+def _other_task(data: "DataOptions | None", found: "SavedAdapter | None") -> str | None:
+    """Return the published task to evaluate on, where it is not the one that the adapter was trained on."""
+    target = data.benchmark if data is not None else None
+    return target if found is not None and target != found.benchmark else None
+
+
+def _templates(
+    given: list[str] | None, data: "DataOptions | None", found: "SavedAdapter | None", described: bool
+) -> str | list[str] | None:
+    """Return the text around class names: as asked for, or that of a task which is not the training's; None for the adapter's."""
+    from peft_vprompt.experiments.templates import published_template, read_templates
+
+    if given:
+        known = data if data is not None else found
+        task = None if known is None else known.benchmark
+        return read_templates(given, task, described)
+    return None if described else published_template(_other_task(data, found))
+
+
+def _say_other_task(task: str, new: bool, templates: str | list[str] | None) -> None:
+    """Print what changes with the task: the classes to tell apart, and the text around their names."""
+    said = [f"the {'task' if new else 'adapter'}'s own classes are told apart"]
+    if isinstance(templates, str):
+        said.append(f"in the template {templates!r} where the text is not learned")
+    console.print(
+        f"{task} is not what was trained on: {', '.join(said)}.", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def _require_results(adapter: str, saved: dict | None) -> None:

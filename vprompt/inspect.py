@@ -9,11 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from .app import command, console, say_named
-from .options import Device, option
+from .options import Machine, option, takes_machine
 
 
 @command
+@takes_machine
 def inspect(
+    machine: Machine,
     adapter: Annotated[str, typer.Argument(help="Folder or Hub id (id@revision) of an adapter.")],
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     subfolder: Annotated[str | None, option("Folder of an adapter of another name, in the repository.")] = None,
@@ -23,7 +25,6 @@ def inspect(
     image: Annotated[Path | None, option("Image to show the attention of visual prompts over.")] = None,
     output: Annotated[Path | None, option("PNG file for that picture.")] = None,
     as_json: Annotated[bool, option("Print JSON, for other programs.", "--json")] = False,
-    device: Device = "auto",
 ):
     """Show what is in an adapter: the method, its size, the words nearest to its context, the classes it will confuse.
 
@@ -46,7 +47,13 @@ def inspect(
         if not as_json and model is None and not Path(adapter).is_dir():
             say_named(adapter_config(adapter))
         found |= inspect_with_model(
-            adapter, model, subfolder=subfolder, image=image, picture=output, device=device, must=model is not None
+            adapter,
+            model,
+            subfolder=subfolder,
+            image=image,
+            picture=output,
+            must=model is not None,
+            **machine._asdict(),
         )
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, given, say_next, say_saved
+from .app import command, console, given, say_next, say_saved, show_grid
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
 from .options import (
     SAME_IMAGES,
@@ -12,8 +12,9 @@ from .options import (
     Model,
     Q,
     Shots,
+    Status,
+    Storage,
     Views,
-    Wait,
     describe_data,
     option,
     read_data,
@@ -65,13 +66,16 @@ def noise_study(
     model: Model = None,
     shots: Shots = 16,
     views: Views = 1,
-    wait: Wait = False,
+    storage: Storage = None,
+    status: Status = False,
 ):
     """Find out which method and loss stand wrong labels best on your data.
 
     Trains methods x kinds of noise x rates x losses x seeds on cached image features and writes `study.json` and
-    plots. Runs that are done are not repeated: started again, a study goes on where it was stopped. The recipe is PTNL's
-    for all methods (on the embedded model: the demo's, which is shorter) unless you change it.
+    plots. Runs that are done are not repeated: started again, a study goes on where it was stopped. Started several times
+    at once, on as many machines as share the output folder, each start takes the runs that no other has, and `--status`
+    shows who has which. The recipe is PTNL's for all methods (on the embedded model: the demo's, which is shorter) unless
+    you change it.
 
     **Examples**
 
@@ -86,6 +90,9 @@ def noise_study(
     from peft_vprompt.experiments.noise_study import Study, run_study
     from peft_vprompt.experiments.settings import Settings
 
+    if status:
+        show_grid(output, storage)
+        return
     require_model(model, data)
     if model is None:
         recipe |= {name: value for name, value in DEMO_CHANGES["coop"].items() if recipe[name] is None}
@@ -109,7 +116,7 @@ def noise_study(
         gradients=gradients,
         without_labels=without_labels,
     )
-    result = run_study(study, read_data(data, output), output, describe_data(data), machine.device, wait)
+    result = run_study(study, read_data(data, output), output, describe_data(data), machine.device, storage)
     plot_study(result, output)
     console.print(study_table(result))
     console.print(explain_study(result), soft_wrap=True)

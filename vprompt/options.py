@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from .app import console
-from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS
+from .choices import DATA, LOSSES, METHODS, NOISE_KINDS, SELECTORS, TEMPLATES
 
 
 if TYPE_CHECKING:
@@ -156,6 +156,15 @@ ClassDescriptions = Annotated[
         panel="Data",
     ),
 ]
+Templates = Annotated[
+    list[str] | None,
+    option(
+        "Text around class names, for zero-shot and wherever the text side is not learned: such as 'a photo of a {}.', or one of "
+        f"{', '.join(TEMPLATES)}. May be repeated: several are averaged.",
+        "--template",
+        panel="Data",
+    ),
+]
 #: Changes to the authors' recipe and to the method's config: type and default of each option.
 RECIPE_OPTIONS = {
     "epochs": (Epochs, None),
@@ -173,6 +182,22 @@ Wait = Annotated[
         "Wait while another process writes to the output; else it is an error that names the process.",
         "--wait",
         panel="Machine",
+    ),
+]
+Storage = Annotated[
+    str | None,
+    option(
+        "URL of a database that keeps the book of the grid, such as postgresql://user@host/name. Default: a journal file in "
+        "the output folder. The folder is shared by all workers in both cases.",
+        panel="Several workers",
+    ),
+]
+Status = Annotated[
+    bool,
+    option(
+        "Show which cells of the grid are done, wait or failed and who works on which, and compute nothing.",
+        "--status",
+        panel="Several workers",
     ),
 ]
 Seed = Annotated[int, option("Seed of the shots, the prompts and the order of images.")]

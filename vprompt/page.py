@@ -5,11 +5,13 @@ from typing import Annotated
 from rich.markup import escape
 
 from .app import command, console
-from .options import Device, option
+from .options import Machine, option, takes_machine
 
 
 @command(name="app")
+@takes_machine
 def page(
+    machine: Machine,
     adapter: Annotated[
         list[str] | None, option("Folder or Hub id (id@revision) of a trained adapter. May be given several times.")
     ] = None,
@@ -18,7 +20,6 @@ def page(
     ] = None,
     port: Annotated[int | None, option("Port of this machine; default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, option("Also make a public address, by way of Gradio's servers.")] = False,
-    device: Device = "auto",
 ):
     """Try adapters in a browser: drop an image, change the class names, and see what each says beside zero-shot.
 
@@ -38,7 +39,7 @@ def page(
     load_gradio()
     if port is not None:
         require_int("--port", port, 1, 65535)
-    playground = Playground(adapter or [], model, device)
+    playground = Playground(adapter or [], model, machine.device, machine.precision)
     compared = escape(", ".join(playground.names))
     serve(
         playground,

@@ -1,15 +1,17 @@
 """`vprompt predict`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
 from .app import command, console, given, say_named, say_next, say_saved
 from .options import (
     LABELS,
+    ClassDescriptions,
     ImageSize,
     Machine,
+    Templates,
     Wait,
     option,
     read_names,
@@ -27,22 +29,26 @@ if TYPE_CHECKING:
 @takes_machine
 def predict(
     machine: Machine,
-    adapter: Annotated[str, option("Folder or Hub id (id@revision) of a trained adapter.")],
     data: "DataOptions | None",
     output: Annotated[Path, option("File for the predictions: .csv, .jsonl or .parquet.")],
+    adapter: Annotated[
+        str | None, option("Folder or Hub id (id@revision) of a trained adapter; zero-shot without one.")
+    ] = None,
     model: Annotated[str | None, option("Base model; default: the one the adapter names.")] = None,
     split: Annotated[str | None, option("Split to take; default: all images.", panel="Data")] = None,
     class_names: Annotated[
         Path | None,
         option("File of class names to tell apart, one per line or JSON; default: all that the adapter knows."),
     ] = None,
+    template: Templates = None,
+    class_descriptions: ClassDescriptions = None,
     top_k: Annotated[int, option("Labels of each image.")] = 1,
     embeddings: Annotated[bool, option("Write image features, too; to .jsonl or .parquet.", "--embeddings")] = False,
     batch_size: Annotated[int, option("Images per forward pass.", panel="Machine")] = 32,
     image_size: ImageSize = None,
     wait: Wait = False,
 ):
-    """Classify any images with a trained adapter: one row for each image, with its file name.
+    """Classify any images, with a trained adapter or by zero-shot: one row for each image, with its file name.
 
     Images need no labels: one file, a folder and all folders in it, a pattern, a table, an archive or a data set. Those
     that cannot be read are named, skipped and counted. A run that was stopped goes on where it was when started again in
@@ -54,11 +60,14 @@ def predict(
     - `vprompt predict --adapter runs/a --data photo.jpg --output one.csv`
     - `vprompt predict --adapter runs/a --data "photos/2026-*/*.jpg" --output predictions.jsonl`
     - `vprompt predict --adapter runs/a --data photos --class-names other.txt --output others.csv`
+    - `vprompt predict --model openai/clip-vit-base-patch16 --data photos --class-names names.txt --template ensemble-80
+      --output zero-shot.csv`
     - `vprompt predict --adapter me/adapter --data images.parquet --output features.parquet --embeddings`
     """
     from peft_vprompt.data.any_images import load_any
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.experiments.results import require_own
+    from peft_vprompt.experiments.templates import read_templates, set_templates
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.export import Classifier, PredictOptions
     from peft_vprompt.export import predict as write_predictions
@@ -73,11 +82,23 @@ def predict(
     require_own(output, "predictions", is_predictions)
     require_outside(data, output)
     names = read_names(class_names)
-    saved = SavedAdapter.find(adapter)
-    if model is None and not saved.is_embedded:
+    saved = SavedAdapter.find(adapter) if adapter is not None else None
+    if saved is None and (model is None or names is None):
+        raise ValueError(
+            "Expected --adapter, or --model and --class-names for zero-shot. Received no adapter, and not both of the others."
+        )
+    described = class_descriptions is not None
+    templates = read_templates(template, saved.benchmark if saved else None, described)
+    if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
     images = load_any(data, split)
-    classifier = Classifier.of(saved, model, names, image_size=image_size, **machine._asdict())
+    place: dict[str, Any] = {"image_size": image_size, "class_descriptions": class_descriptions, **machine._asdict()}
+    if saved is None:
+        classifier = Classifier.zero_shot(model, names or [], template=templates, **place)
+    else:
+        classifier = Classifier.of(saved, model, names, **place)
+        if templates is not None:
+            set_templates(classifier.model, templates)
     found = write_predictions(classifier, images, output, options, progress="Predict", wait=wait)
     shown = ", ".join(f"{label} {count}" for label, count in list(found.labels.items())[:8])
     console.print(
@@ -89,6 +110,14 @@ def predict(
     if found.problems is not None:
         console.print(f"Skipped images are listed in {escape(str(found.problems))}.", soft_wrap=True)
     say_saved(output)
+    if adapter is None:
+        say_next(
+            "train", "--model", model, "--data", "path/to/labelled", "--method", "maple", "--output", "runs/maple"
+        )
+        return
+    if template or described:  # which the exported model would not have
+        say_next("inspect", adapter)
+        return
     say_next(
         "export",
         "--adapter",

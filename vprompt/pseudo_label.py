@@ -13,6 +13,7 @@ from .options import (
     UNLABELLED,
     ImageSize,
     Machine,
+    Templates,
     Wait,
     option,
     read_data,
@@ -40,7 +41,7 @@ def pseudo_label(
         list[str] | None,
         option("Folder or Hub id of a CLIP; several are averaged. Needed with --data; the embedded task has its own."),
     ] = None,
-    template: Annotated[list[str] | None, option("Text around the name; several are an ensemble.")] = None,
+    template: Templates = None,
     combine: Annotated[
         str, option("What several CLIPs average: probabilities, logits or features.")
     ] = "probabilities",
@@ -67,11 +68,13 @@ def pseudo_label(
       --class-names names.txt`
     - `vprompt train --method coop --pseudo-labels runs/labels.safetensors --output runs/upl`
     """
-    from peft_vprompt.experiments.diagnostics import calibration, plot_reliability, pseudo_label_report
+    from peft_vprompt.experiments.diagnostics import plot_reliability, pseudo_label_report
     from peft_vprompt.experiments.models import as_published, build_model, published_fields
     from peft_vprompt.experiments.pseudo_labels import PseudoLabels
     from peft_vprompt.experiments.results import holds, require_own
+    from peft_vprompt.experiments.templates import read_templates
     from peft_vprompt.experiments.zero_shot_scores import zero_shot
+    from peft_vprompt.metrics import calibration
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json
@@ -84,7 +87,8 @@ def pseudo_label(
     images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)
     benchmark = data.benchmark if data else None
-    fields: dict[str, Any] = {"template": template} if template else published_fields(benchmark, "zero-shot")
+    templates = read_templates(template, benchmark)
+    fields: dict[str, Any] = {"template": templates} if templates else published_fields(benchmark, "zero-shot")
     fields |= {"image_size": image_size, "device": find_device(machine.device), "precision": machine.precision}
     with only_writer(output, wait, is_file=True):
         clips = [as_published(build_model(name, "zero-shot", names, **fields), benchmark) for name in model or [None]]

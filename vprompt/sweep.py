@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, say_next, say_saved
+from .app import command, console, say_next, say_saved, show_grid
 from .choices import BASE_RATES, WEIGHT_DECAYS
 from .options import (
     SEVERAL_LABELS,
@@ -13,7 +13,8 @@ from .options import (
     Machine,
     MethodName,
     Model,
-    Wait,
+    Status,
+    Storage,
     Workers,
     describe_data,
     option,
@@ -52,14 +53,16 @@ def sweep(
     cached: Cached = False,
     workers: Workers = 0,
     image_size: ImageSize = None,
-    wait: Wait = False,
+    storage: Storage = None,
+    status: Status = False,
 ):
     """Choose learning rate and weight decay on validation images, then train with several seeds and test.
 
     The protocol of the VPT paper: every pair of the grid is trained and rated on the validation images (a fifth of the
     training images where there are none), the best is trained anew with every seed, on training and validation images
-    together, and tested. Started again, it goes on where it was stopped. With a whole benchmark (`--benchmark vtab-1k`),
-    every task is swept, and the groups' means are written to `benchmark.json`.
+    together, and tested. Started again, it goes on where it was stopped. Started several times at once, on as many machines
+    as share the output folder, each start takes the runs that no other has, and `--status` shows who has which. With a
+    whole benchmark (`--benchmark vtab-1k`), every task is swept, and the groups' means are written to `benchmark.json`.
 
     **Examples**
 
@@ -76,6 +79,9 @@ def sweep(
     from peft_vprompt.experiments.sweep_report import plot_sweep, sweep_table
     from peft_vprompt.tuners.base.registry import get_method
 
+    if status:
+        show_grid(output, storage)
+        return
     get_method(method)
     require_model(model, data, method)
     settings = Settings(
@@ -105,7 +111,7 @@ def sweep(
             cached=cached,
             workers=workers,
             device=machine.device,
-            wait=wait,
+            storage=storage,
         )
         plot_sweep(report, place / "sweep.png")
         console.print(sweep_table(report, task.title if task else None))

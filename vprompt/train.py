@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, given, say_next, say_saved
+from .app import command, console, given, say_next, say_next_line, say_saved
 from .options import (
     SAME_IMAGES,
     UNLABELLED,
@@ -20,6 +20,7 @@ from .options import (
     ReportTo,
     Seed,
     Shots,
+    Templates,
     Views,
     Wait,
     Workers,
@@ -76,6 +77,7 @@ def train(
     shots: Shots = 16,
     seed: Seed = 1,
     base_novel: BaseNovel = None,
+    template: Templates = None,
     ensemble: Annotated[int, option("Contexts to train and to average in one adapter.", panel=UNLABELLED)] = 1,
     watch: Annotated[bool, option("Test after every epoch; changes nothing that is trained.", "--watch")] = False,
     cached: Cached = False,
@@ -128,6 +130,8 @@ def train(
     - `vprompt train --output runs/f --method coop --noise symmetric --noise-rate 0.25 --loss gce --q 0.7`
     - `vprompt train --output runs/g --method coop --unlabelled --selector random-k --loss gce --ensemble 4
       --cache-features`
+    - `vprompt train --output runs/z --method zero-shot --template ensemble-80 --model openai/clip-vit-base-patch16 --data
+      path/to/folder`
     - `vprompt train --output runs/h --method promptkd --teacher runs/large --model openai/clip-vit-base-patch16
       --data path/to/folder --views 4`
     """
@@ -135,6 +139,7 @@ def train(
     from peft_vprompt.experiments.run import run_experiment
     from peft_vprompt.experiments.settings import Settings
     from peft_vprompt.experiments.sharing import check_hub, publish
+    from peft_vprompt.experiments.templates import read_templates
     from peft_vprompt.tuners.base.registry import get_method
 
     row = get_method(method)
@@ -147,6 +152,9 @@ def train(
         )
     if push_to_hub:
         check_hub(push_to_hub)
+    described = "class_descriptions" in recipe["config"]
+    if templates := read_templates(template, data.benchmark if data else None, described):
+        recipe["config"] |= {"template": templates}
     distils = teacher is not None
     if base_novel is None:
         base_novel = data is None and row.new_classes and supervision.uses_labels
@@ -197,14 +205,26 @@ def train(
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
         same = given(
-            "model", *SAME_IMAGES, "shots", "base_novel", "class_descriptions", "device", "precision", "image_size"
+            "model",
+            *SAME_IMAGES,
+            "shots",
+            "base_novel",
+            "template",
+            "class_descriptions",
+            "device",
+            "precision",
+            "image_size",
         )
         say_next("train", *same, "--method", "maple", "--output", output.with_name("maple"))
     else:
         novel = ["--subset", "novel"] if base_novel else []
         diagnosis = [] if "metric" in run else ["--diagnose", output / "diagnosis"]
         say_next("evaluate", "--adapter", output, *_tested_on(run), *novel, *diagnosis)
+        predictions = output.with_name(f"{output.name}-predictions.csv")
+        say_next("predict", "--adapter", output, "--data", "path/to/other/images", "--output", predictions)
         say_next("inspect", output)
+    if "tensorboard" in (report_to or ()):
+        say_next_line("tensorboard", "--logdir", output)
     if push_to_hub and not int(os.environ.get("RANK", "0") or 0):  # of several processes the first one
         say_published(publish(output, push_to_hub, model, private=private or None))
 

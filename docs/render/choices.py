@@ -22,6 +22,7 @@ from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS
 from peft_vprompt.experiments.models import DEMO_CHANGES
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
 from peft_vprompt.experiments.supervision import FALSE_POSITIVE
+from peft_vprompt.experiments.templates import NAMES as TEMPLATES
 from peft_vprompt.losses import LOSSES
 from peft_vprompt.tuners.base.registry import METHODS
 from peft_vprompt.utils.io import atomic_path
@@ -67,6 +68,7 @@ def choices() -> dict:
         "losses": list(LOSSES),
         "noise_kinds": [*KINDS, FALSE_POSITIVE],
         "selectors": list(SELECTORS),
+        "templates": list(TEMPLATES),
         "base_rates": list(BASE_RATES),
         "weight_decays": list(WEIGHT_DECAYS),
         "data": data_rows(),

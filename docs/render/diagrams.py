@@ -22,6 +22,7 @@ FLOORS = (
     "utils",
     "losses",
     "data",
+    "metrics",
     "core",
     "backbones",
     "models",

@@ -39,7 +39,8 @@ function that is replaced elsewhere, such as `torch.matmul`, is not seen: replac
 ## One writer
 
 A folder that is written to has a file `.vprompt.lock` with process, host and start time of its owner, who touches it every
-ten seconds. A second start says who that is, and ends; with `--wait` it waits. The lock of a dead owner is taken over: at
+ten seconds. A second start says who that is, and ends; with `--wait` it waits. Of `sweep` and `noise-study` it takes part
+instead, see [Grids on several workers](scaling.md#grids-on-several-workers): there each run has a lock. The lock of a dead owner is taken over: at
 once on the same host, after half a minute without a touch from another host that shares the file system. A process that
 stood still so long that another took over writes nothing more.
 

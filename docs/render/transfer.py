@@ -68,8 +68,9 @@ model = get_peft_model(vit, FineTuningConfig(num_layers=1))  # the last layer, t
 
 `vprompt sweep` does what the paper does: every pair of ten base rates (the learning rate for a batch of 256) and four
 weight decays is trained and rated on validation images; the best is trained on training and validation images with five
-seeds and tested; the report has the mean and the standard deviation. It needs Optuna (`pip install '.[sweep]'`), keeps its
-book in a journal file and goes on where it was stopped.
+seeds and tested; the report has the mean and the standard deviation. Started again
+it goes on where it was stopped; started several times at once, it
+[shares the runs out](scaling.md#grids-on-several-workers).
 
 ```bash
 vprompt sweep --model google/vit-base-patch16-224-in21k --data path/to/vtab-1k --benchmark vtab-1k/caltech101 \\

@@ -22,7 +22,7 @@ from ..export.classifier import Classifier, ImageLike, Prediction, best
 from ..training.evaluation import own_classes
 from ..tuners.base.registry import find_row, get_method, is_known
 from ..utils.devices import device_of, find_device
-from ..utils.precision import find_precision
+from ..utils.precision import Precision, find_precision
 from ..utils.validation import shorten
 
 
@@ -119,7 +119,10 @@ def _attention(classifier: Classifier, inputs: Mapping[str, Tensor]) -> tuple[At
 
 
 def find_contestants(
-    adapters: Sequence[str], model: str | None = None, device: str | torch.device | None = "auto"
+    adapters: Sequence[str],
+    model: str | None = None,
+    device: str | torch.device | None = "auto",
+    precision: str = "auto",
 ) -> list[Contestant]:
     """Read what lies in the folders of adapters, and put their base models as they are before them.
 
@@ -128,20 +131,22 @@ def find_contestants(
         model: base model of all of them; default: the one that each names. Without adapters, the one to try; None for the
             embedded one.
         device: where to compute.
+        precision: what frozen weights are held in, see `utils.precision.find_precision`.
 
     Raises:
         OSError: there is no such adapter.
-        ValueError: the same adapter twice.
+        ValueError: the same adapter twice, or no such device or precision.
     """
     if twice := sorted({each for each in adapters if list(adapters).count(each) > 1}):
         raise ValueError(f"Expected each adapter once. Received twice: {shorten(twice)}.")
     place = device if isinstance(device, torch.device) else find_device(device)
+    held = find_precision(precision, place)
     found = [SavedAdapter.find(each) for each in adapters]
     bases = dict.fromkeys(_base(each, model) for each in found if not each.is_classifier) if found else {model: None}
     names = _short_names([each.adapter for each in found])
     return [
-        *(_zero_shot(base, len(bases) > 1, place) for base in bases),
-        *(_trained(each, name, model, place) for each, name in zip(found, names, strict=True)),
+        *(_zero_shot(base, len(bases) > 1, place, held) for base in bases),
+        *(_trained(each, name, model, place, held) for each, name in zip(found, names, strict=True)),
     ]
 
 
@@ -150,9 +155,8 @@ def _base(saved: SavedAdapter, model: str | None) -> str | None:
     return model or (None if saved.is_embedded else base_of(saved.config))
 
 
-def _zero_shot(base: str | None, several: bool, device: torch.device) -> Contestant:
+def _zero_shot(base: str | None, several: bool, device: torch.device, precision: Precision) -> Contestant:
     def load(class_names: Sequence[str]) -> Classifier:
-        precision = find_precision("auto", device)
         bundle = build_model(base, ZERO_SHOT, class_names, device=device, precision=precision)
         return Classifier(bundle, class_names, precision)
 
@@ -161,11 +165,13 @@ def _zero_shot(base: str | None, several: bool, device: torch.device) -> Contest
     return Contestant(name, f"{shown} without an adapter", load, base, is_zero_shot=True)
 
 
-def _trained(saved: SavedAdapter, name: str, model: str | None, device: torch.device) -> Contestant:
+def _trained(
+    saved: SavedAdapter, name: str, model: str | None, device: torch.device, precision: Precision
+) -> Contestant:
     def load(class_names: Sequence[str]) -> Classifier:
         # What a head tells apart is never what a visitor happened to ask for first.
         names = None if saved.known_classes or saved.is_classifier else class_names
-        return Classifier.of(saved, model, names, device=device)
+        return Classifier.of(saved, model, names, device=device, precision=precision)
 
     base = _base(saved, model)
     return Contestant(name, f"{_title(saved)} on {_last(base) if base else EMBEDDED}", load, base, saved.known_classes)

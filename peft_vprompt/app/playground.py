@@ -63,10 +63,11 @@ class Playground:
         model: base model of all of them; default: the one that each names. Without adapters, the one to try; None for the
             embedded one.
         device: such as "cpu" or "cuda:1"; "auto" for a graphics card if there is one.
+        precision: what frozen weights are held in, see `utils.precision.find_precision`.
 
     Raises:
         OSError: there is no such adapter.
-        ValueError: the same adapter twice, or no such device.
+        ValueError: the same adapter twice, or no such device or precision.
 
     Example:
 
@@ -78,11 +79,14 @@ class Playground:
     """
 
     def __init__(
-        self, adapters: Sequence[str] = (), model: str | None = None, device: str | torch.device | None = "auto"
+        self,
+        adapters: Sequence[str] = (),
+        model: str | None = None,
+        device: str | torch.device | None = "auto",
+        precision: str = "auto",
     ):
-        self.contestants: dict[str, Contestant] = {
-            each.name: each for each in find_contestants(adapters, model, device)
-        }
+        found = find_contestants(adapters, model, device, precision)
+        self.contestants: dict[str, Contestant] = {each.name: each for each in found}
 
     @property
     def names(self) -> list[str]:

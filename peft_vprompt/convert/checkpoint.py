@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..backbones.supported import Backbone, find_backbone, view
 from ..errors import AdapterMismatchError, ClassNamesError, ContextLengthWarning
 from ..models import ResNetCLIPModel, is_open_clip, load_open_clip
 from ..peft_models.adapter_files import adapter_files
+from ..training.distillation import teacher_features
 from ..tuners.base.checkpoint_layout import Layout
 from ..tuners.base.config import PromptConfig
 from ..tuners.base.prompted_encoder import LEARNER, READOUT
@@ -45,6 +46,7 @@ def convert_checkpoint(
     output_dir: str | os.PathLike,
     base_model: nn.Module | str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
+    teacher: PeftModel | None = None,
     **config,
 ) -> PeftConfig:
     """Turn a checkpoint of the authors' code into an adapter directory that `PeftModel.from_pretrained` loads.
@@ -56,11 +58,13 @@ def convert_checkpoint(
             of objects beside the tensors (optimizer, scheduler, configuration) nothing is built, see `utils.pickled`.
             Half-precision tensors become float32.
         method: "coop", "cocoop", "kgcoop", "prograd", "tcp", "promptsrc", "mmrl",
-            "mmrlpp", "alignednorm", "clap", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
+            "mmrlpp", "alignednorm", "promptkd", "clap", "maple", "ivlp", "vpt-clip", "rpo" (these on CLIP) or "vpt" (ViT, Swin).
         output_dir: folder to write the adapter to. Another one that is there is kept in `previous/`, with a warning.
         base_model: the model the adapter belongs to, as an object, a folder or a hub id. With it every shape is
             checked; without it, at loading time.
         class_names: names of the classes, in label order. Needed for class-specific contexts.
+        teacher: the model that a PromptKD student was distilled from, whose class features the adapter then holds. The
+            authors' own is a checkpoint of "promptsrc". Its classes are `class_names` afterwards.
         config: what tensors cannot tell, by its config name: `class_token_position`, `prompt_init`,
             `prompt_init_text`, `template`, `tokenizer_name_or_path`, VPT's `location` and `pooling`, ...
 
@@ -68,13 +72,19 @@ def convert_checkpoint(
         The adapter's config.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method; a student without a teacher, or a teacher for another method.
         AdapterMismatchError: the file cannot be read, the tensors are not the method's or are no plain tensors of finite
             numbers, or they do not fit the base model; nothing is written then.
         FileNotFoundError: there is no such file.
     """
     require_choice("method", method, list(LAYOUTS))
     layout = LAYOUTS[method](CheckpointState(checkpoint))
+    if layout.needs_teacher != (teacher is not None):
+        raise ValueError(
+            "Expected a teacher for method 'promptkd', whose checkpoints have no class features, and for no other. Received: "
+            f"method={method!r}{'' if teacher is None else ' with a teacher'}. "
+            + ("Pass teacher=, the model that it was distilled from." if teacher is None else "Leave it out.")
+        )
     if layout.values.get("class_specific") and class_names is None:
         raise ClassNamesError("This checkpoint has one context per class. Pass class_names, in label order.")
     if isinstance(base_model, (str, os.PathLike)):
@@ -84,6 +94,8 @@ def convert_checkpoint(
     if layout.complete is not None:
         tower: Any = None if base_model is None else view(base_model.get_submodule(backbone.vision))
         layout.tensors |= layout.complete(peft_config, tower)
+    if teacher is not None:
+        layout.tensors["readout", "class_features"] = _features_of(teacher, peft_config)
     weights = _name_tensors(layout, peft_config, backbone)
     if base_model is None:
         if backbone.head and ("head", "weight") not in layout.tensors:
@@ -143,6 +155,17 @@ def _build_config(layout: Layout, class_names: Sequence[str] | None, given: dict
             return layout.config_class(**values)
     except ContextLengthWarning as warning:
         raise AdapterMismatchError(f"{warning} Pass the words the checkpoint was trained with.") from None
+
+
+def _features_of(teacher: PeftModel, config: Any) -> Tensor:
+    """Return a teacher's features of the classes of a student."""
+    features = teacher_features(teacher, config.own_classes).float().cpu()
+    if features.shape[1] != config.teacher_dim:
+        raise AdapterMismatchError(
+            f"Expected a teacher with features of size {config.teacher_dim}, as the student's projector has. Received: "
+            f"{features.shape[1]}. Pass the model that it was distilled from."
+        )
+    return features
 
 
 def _name_tensors(layout: Layout, config: PeftConfig, backbone: Backbone) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def few_shot(
         ValueError: `shots` or `seed` is out of range, or a name is not a class of the data set.
         TypeError: the label column is no `ClassLabel`.
     """
-    wanted = _check_draw(dataset, shots, seed, label_column, class_names)
+    wanted = check_draw(dataset, shots, seed, label_column, class_names)
     of_class = _members(dataset, label_column)
     chosen = [
         np.random.default_rng([seed, label]).permutation(np.flatnonzero(of_class(label)))[:shots]
@@ -71,7 +71,7 @@ def published_few_shot(
 
     Args, returns and raises: as `few_shot`; the rows are in the order in which they were drawn.
     """
-    wanted = set(_check_draw(dataset, shots, seed, label_column, class_names))
+    wanted = set(check_draw(dataset, shots, seed, label_column, class_names))
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(dataset[label_column][:]):
         rows_of.setdefault(label, []).append(row)
@@ -83,7 +83,7 @@ def published_few_shot(
     return dataset.select(chosen)
 
 
-def _check_draw(
+def check_draw(
     dataset: Dataset, shots: int, seed: int, label_column: str, class_names: Sequence[str] | None
 ) -> list[int]:
     """Check what a draw is asked for, and warn of small classes; return the labels to draw from."""

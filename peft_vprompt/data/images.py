@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
@@ -154,6 +154,13 @@ def _read(file, background: str) -> Image.Image:
 
 def _name_of(value: dict) -> str:
     return repr(value["path"]) if value["path"] else f"of {len(value['bytes'] or b'')} bytes in a table"
+
+
+def image_paths(rows: datasets.Dataset) -> list[str | None]:
+    """Return the file of every image of the column `image`; None of one that is in the table."""
+    feature = replace(rows.features["image"], decode=False)
+    column = rows.with_format(None).select_columns("image").cast_column("image", feature)
+    return [image["path"] for batch in column.iter(batch_size=256) for image in batch["image"]]
 
 
 with warnings.catch_warnings():

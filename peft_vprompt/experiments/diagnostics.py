@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,60 +18,15 @@ from numpy.typing import ArrayLike
 from peft import PeftModel
 from sklearn.metrics import confusion_matrix
 
+from ..data.images import image_paths
+from ..metrics import scores
+from ..metrics.reliability import Calibration, calibration, check_probabilities
 from ..training.evaluation import EvalSet, predict_logits
 from ..utils.arguments import typed
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.plotting import saved_figure
 from .pseudo_labels import PseudoLabels
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far confidences are from accuracies.
-
-    Attributes:
-        ece: expected calibration error in [0, 1]: mean |accuracy - confidence| over the bins, weighted by samples.
-        confidence: mean confidence of each bin, [bins]; NaN where a bin is empty.
-        accuracy: share of right predictions in each bin, [bins]; NaN where a bin is empty.
-        count: samples in each bin, [bins].
-    """
-
-    ece: float
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
-
-    def to_dict(self) -> dict:
-        """Return the error and the bins as JSON can hold them."""
-        arrays = {"confidence": self.confidence, "accuracy": self.accuracy, "count": self.count}
-        return {"ece": self.ece, "bins": {name: array.tolist() for name, array in arrays.items()}}
-
-
-def calibration(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Calibration:
-    """Return the calibration of the top predictions in equally wide bins (Guo et al. 2017, equation 3).
-
-    Args:
-        probabilities: [n, c].
-        labels: true labels, int [n].
-        bins: number of bins.
-
-    Raises:
-        ValueError: shapes that do not fit, values that are no probabilities, or no bin.
-    """
-    table, labels = _check(probabilities, labels)
-    if bins < 1:
-        raise ValueError(f"Expected at least one bin. Received: bins={bins}.")
-    confidence = table.max(1)
-    right = table.argmax(1) == labels
-    # Bin i holds the confidences in (i / bins, (i + 1) / bins].
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidences = np.bincount(index, weights=confidence, minlength=bins) / count
-        accuracies = np.bincount(index, weights=right, minlength=bins) / count
-    gaps = np.nan_to_num(np.abs(accuracies - confidences))
-    return Calibration(float((gaps * count).sum() / len(table)), confidences, accuracies, count)
 
 
 @typed
@@ -116,7 +71,7 @@ def estimate_noise(labels: ArrayLike, probabilities: ArrayLike) -> NoiseEstimate
     Raises:
         ValueError: shapes that do not fit, or values that are no probabilities.
     """
-    table, labels = _check(probabilities, labels)
+    table, labels = check_probabilities(probabilities, labels)
     num_classes = table.shape[1]
     sizes = np.bincount(labels, minlength=num_classes)
     own = table[np.arange(len(labels)), labels]
@@ -175,10 +130,7 @@ def image_names(rows) -> list[str | int]:
     """Return what to call each image: its file, where the data has files, else its place."""
     if not isinstance(rows, Dataset) or not isinstance(rows.features.get("image"), Image):
         return list(range(len(rows)))
-    feature = replace(rows.features["image"], decode=False)
-    column = rows.with_format(None).select_columns("image").cast_column("image", feature)
-    paths = [image["path"] for batch in column.iter(batch_size=256) for image in batch["image"]]
-    return [path if path else place for place, path in enumerate(paths)]
+    return [path if path else place for place, path in enumerate(image_paths(rows))]
 
 
 def worst_images(
@@ -232,7 +184,7 @@ def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot:
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
     shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
     report = {
-        "accuracy": float((predicted == labels).mean()),
+        "accuracy": scores.accuracy(predicted, labels),
         "accuracy_per_class": dict(zip(names, shares.tolist(), strict=True)),
         "calibration": result.to_dict(),
         "confused": most_confused(labels, predicted, names),
@@ -275,32 +227,15 @@ def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -
     }
     if labels is None:
         return report
-    table, labels = _check(chosen.probabilities, labels)
+    table, labels = check_probabilities(chosen.probabilities, labels)
     right = labels[chosen.indices] == chosen.labels
     correct = np.bincount(chosen.labels, weights=right, minlength=num_classes)
     return report | {
         "accuracy": float(right.mean()) if len(chosen) else None,
-        "accuracy_of_all": float((table.argmax(1) == labels).mean()),
+        "accuracy_of_all": scores.accuracy(table.argmax(1), labels),
         "accuracy_per_class": {
             name: float(ok / count) if count else None for name, ok, count in zip(names, correct, counts, strict=True)
         },
         "ece": calibration(table, labels).ece,
         "confused": most_confused(labels, table.argmax(1), names),
     }
-
-
-def _check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    table = np.asarray(probabilities, dtype=float)
-    labels = np.asarray(labels)
-    if table.ndim != 2 or labels.shape != (len(table),) or not len(table):
-        raise ValueError(
-            f"Expected probabilities [samples, classes] and one label each. Received: {list(table.shape)} and "
-            f"{list(labels.shape)}."
-        )
-    if table.min() < 0 or not np.allclose(table.sum(1), 1, atol=1e-3):
-        raise ValueError("Expected rows of probabilities that sum to 1. Received other values: apply a softmax first.")
-    if labels.min() < 0 or labels.max() >= table.shape[1]:
-        raise ValueError(
-            f"Expected labels from 0 to {table.shape[1] - 1}. Received labels from {labels.min()} to {labels.max()}."
-        )
-    return table, labels

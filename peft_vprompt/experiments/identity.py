@@ -9,12 +9,14 @@ from datasets import Dataset, DatasetDict
 
 from ..data import draw_of
 from ..data.image_digests import image_fingerprint
+from ..errors import TrainingDivergedError
 from ..peft_models.adapter_files import ADAPTER, keep_files
-from ..tuners.base.registry import METHODS
+from ..tuners.base.registry import METHODS, get_method
 from ..utils.digests import digest_arrays, digest_json
-from ..utils.io import finish_saving, read_json
+from ..utils.io import finish_saving, read_json, write_json
 from ..utils.warning import warn_caller
 from ..version import __version__
+from .eval_sets import class_names_of
 from .models import build_model
 from .pseudo_labels import PseudoLabels
 from .settings import Settings, as_json, changed_settings
@@ -35,14 +37,15 @@ class Contents:
 
     Args:
         data: `train` and `test`, as for `run_experiment`.
-        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing,
-            and whether images are held out of the training images.
+        data_description: where the images are from. Of it only the benchmark counts, which decides the preprocessing
+            and the draw, and whether images are held out of the training images.
         cached: whether every training image is augmented once.
     """
 
     def __init__(self, data: DatasetDict, data_description: dict | None = None, cached: bool = False):
         self.data = data
         self.benchmark = (data_description or {}).get("benchmark")
+        self.data_path = (data_description or {}).get("path")
         validated = bool((data_description or {}).get("val_fraction"))
         self._held_out = [name for name in ("test", *(["validation"] * validated)) if name in data]
         self.cached = cached
@@ -100,7 +103,7 @@ class Contents:
         if settings.shots is None or not labelled or settings.supervision.noise == "false-positive":
             return self._split("train", labelled)
         names = class_names[: (len(class_names) + 1) // 2] if settings.base_novel else class_names
-        draw = draw_of(self.benchmark)
+        draw = draw_of(self.benchmark, self.data_path)
         return _digests("train", draw(self.data["train"], settings.shots, settings.seed, class_names=names), True)
 
     def _split(self, name: str, labels: bool) -> dict[str, str | None]:
@@ -138,12 +141,26 @@ def finished_run(folder: Path, identity: dict, gradients: bool = False) -> dict 
     Args:
         folder: where the run was saved.
         identity: what the run is, see `Contents.identity`.
-        gradients: whether the gradients must have been measured.
+        gradients: whether the gradients must have been measured; of a run that diverged there are none.
     """
     report = finished_report(folder)
     if report is None or report.get(IDENTITY) != identity:
         return None
-    return report if report.get("gradients") or not gradients else None
+    return report if report.get("gradients") or "diverged" in report or not gradients else None
+
+
+def report_diverged(error: TrainingDivergedError, settings: Settings, folder: Path, contents: Contents) -> dict:
+    """Write and return the report of a run that diverged, without an accuracy: made again it would diverge again."""
+    warn_caller(f"{folder.name}: {error}")
+    report = {
+        "title": get_method(settings.method).title,
+        "settings": asdict(settings),
+        "accuracy": {"all": None},
+        "diverged": error.epoch,
+        IDENTITY: contents.identity(settings, class_names_of(contents.data)),
+    }
+    write_json(report, folder / RESULTS)
+    return report
 
 
 def tell_changes(folder: Path, identity: dict) -> None:

@@ -25,6 +25,7 @@ from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..tuners.base.registry import METHODS, find_row, is_known
 from ..utils.devices import device_of, find_device
 from ..utils.hub import split_revision
+from ..utils.precision import find_precision
 from ..utils.validation import first_line
 from .attention_maps import attention_maps, plot_attention
 from .identity import RESULTS
@@ -272,6 +273,7 @@ def inspect_with_model(
     image: str | Path | None = None,
     picture: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
     must: bool = False,
 ) -> dict:
     """Return what an adapter is on its base model.
@@ -283,6 +285,7 @@ def inspect_with_model(
         image: file of an image, for class features that depend on images and for the attention over it.
         picture: PNG file for the attention of the visual prompts over the image.
         device: where to compute.
+        precision: what frozen weights are held in, see `utils.precision.find_precision`.
         must: raise what goes wrong with the base model.
 
     Returns:
@@ -293,7 +296,9 @@ def inspect_with_model(
         UnsupportedModelError: there is an image, and the adapter has no visual prompts whose attention could be shown.
     """
     try:
-        bundle = SavedAdapter.find(adapter, subfolder).load(model_name_or_path, device=find_device(device))
+        place = find_device(device)
+        held = find_precision(precision, place)
+        bundle = SavedAdapter.find(adapter, subfolder).load(model_name_or_path, device=place, precision=held)
     except (OSError, ValueError) as error:
         if must or image is not None:
             raise

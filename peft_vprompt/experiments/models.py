@@ -39,6 +39,7 @@ from ..utils.digests import digest_json, digest_tensors
 from ..utils.hub import split_revision
 from ..utils.io import finish_saving
 from ..utils.precision import Precision, autocast, hold
+from .templates import published_template
 
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
@@ -207,7 +208,7 @@ def published_fields(benchmark: str | None, method: str) -> dict[str, Any]:
     Raises:
         ValueError: an unknown task or method.
     """
-    template = find_task(benchmark).template if benchmark else None
+    template = published_template(benchmark)
     has_text = "template" in {each.name for each in fields(get_method(method).config_class)}
     return {"template": template} if template and has_text else {}
 

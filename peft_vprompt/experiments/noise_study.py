@@ -6,7 +6,6 @@ Every run is saved when it is done and is not repeated, so a study that was stop
 from __future__ import annotations
 
 import statistics
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..data import EvalTransform, draw_of
 from ..data.options import portable
 from ..errors import TrainingDivergedError
 from ..losses.classification import make_loss
+from ..metrics import scores
 from ..training.cached_features import cache_features, feature_rows
 from ..training.evaluation import EvalSet, evaluate
 from ..tuners.base.registry import get_method
@@ -33,8 +33,9 @@ from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.locks import only_writer
 from ..utils.validation import parse_fields
+from .cells import run_cells
 from .eval_sets import class_names_of, require_test_images
-from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous
+from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, report_diverged
 from .models import ModelBundle, as_published, build_model, published_fields
 from .run import run_experiment
 from .settings import SEED, Settings
@@ -142,9 +143,11 @@ def run_study(
     output: str | Path,
     data_description: dict | None = None,
     device: str | None = None,
-    wait: bool = False,
+    storage: str | None = None,
 ) -> dict:
     """Run what is not done yet, by content as `run_experiment` says, and write `study.json`.
+
+    Whoever starts the same study on the same folder takes part in it, see `cells.run_cells`.
 
     Args:
         study: what to run.
@@ -152,7 +155,7 @@ def run_study(
         output: folder for `study.json` and the single runs.
         data_description: where the images are from.
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
-        wait: wait while another process writes to the folder; else refuse.
+        storage: URL of a database, see `cells.run_cells`.
 
     Returns:
         What `study.json` holds: the runs, their means and standard deviations over seeds, zero-shot and guessing beside
@@ -160,13 +163,12 @@ def run_study(
 
     Raises:
         ValueError: an unknown method, loss or kind of noise, a rate out of range, or whatever `run_experiment` refuses.
-        FolderInUseError: another process writes to the folder.
+        FailedCellsError: runs failed.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     require_test_images(data, "A noise study")
     runs = list(study.runs())  # refuses what is wrong before the first run
-    with only_writer(output, wait):
-        return _run_all(study, runs, data, Path(output), data_description, device)
+    return _run_all(study, runs, data, Path(output), data_description, device, storage)
 
 
 def _run_all(
@@ -176,18 +178,26 @@ def _run_all(
     output: Path,
     data_description: dict | None,
     device: str | None,
+    storage: str | None,
 ) -> dict:
     contents = Contents(data, data_description)
     names = class_names_of(data)
-    records = []
-    for spec, settings in runs:
-        identity = contents.identity(settings, names)
-        folder = output / "runs" / _name(spec, settings, identity)
+    identities = [contents.identity(settings, names) for _, settings in runs]
+    folders = [_name(spec, settings, identity) for (spec, settings), identity in zip(runs, identities, strict=True)]
+
+    def work(folder: str, run: tuple[Settings, dict]) -> dict:
+        settings, identity = run
+        place = output / "runs" / folder
         probe = study.gradients and _is_probed(study, settings)
-        report = finished_run(folder, identity, gradients=probe)
-        if report is None:
-            report = _run(settings, data, folder, data_description, probe, contents, device)
-        records.append(_record(spec, report))
+        report = finished_run(place, identity, gradients=probe)
+        return report or _run(settings, data, place, data_description, probe, contents, device)
+
+    cells = {
+        folder: (settings, identity) for folder, (_, settings), identity in zip(folders, runs, identities, strict=True)
+    }
+    book = digest_json([folders, study.gradients], 12)
+    reports = run_cells(cells, work, output, book=book, storage=storage, title="Study")
+    records = [_record(spec, reports[folder]) for folder, (spec, _) in zip(folders, runs, strict=True)]
     plain = zero_shot_accuracy(study.base, data, data_description, device)
     identity = contents.identity(study.base, names)
     result = {
@@ -199,8 +209,9 @@ def _run_all(
         IDENTITY: identity,
         "environment": environment(),
     }
-    keep_previous(output, identity, "study.json")
-    write_json(result, output / "study.json")
+    with only_writer(output, wait=True):
+        keep_previous(output, identity, "study.json")
+        write_json(result, output / "study.json")
     return result
 
 
@@ -271,12 +282,7 @@ def _run(
             compare=False,
         )
     except TrainingDivergedError as error:
-        warnings.warn(f"{folder.name}: {error}", stacklevel=2)
-        title = get_method(settings.method).title
-        report = {"title": title, "settings": asdict(settings), "accuracy": {"all": None}, "diverged": error.epoch}
-        report[IDENTITY] = contents.identity(settings, class_names_of(data))
-        write_json(report, folder / RESULTS)
-        return report
+        return report_diverged(error, settings, folder, contents)
 
 
 @typed
@@ -311,7 +317,8 @@ def linear_probe(
     """
     names = class_names_of(data)
     clip = _plain_clip(settings, names, data_description, device)
-    draw = draw_of((data_description or {}).get("benchmark"))
+    about = data_description or {}
+    draw = draw_of(about.get("benchmark"), about.get("path"))
     labelled = training_images(
         settings.supervision, data["train"], names, settings.shots, settings.seed, clip, True, draw
     )
@@ -319,7 +326,7 @@ def linear_probe(
     x_test, y_test = _features(clip, data["test"])
     strengths = {"C": np.logspace(-2, 4, 7)}
     probe = GridSearchCV(LogisticRegression(max_iter=1000), strengths, cv=FOLDS, scoring="accuracy").fit(x, y)
-    accuracy = {"all": 100 * float(np.mean(probe.predict(x_test) == y_test))}
+    accuracy = {"all": 100 * scores.accuracy(probe.predict(x_test), y_test)}
     report = {"title": "Linear probe", "settings": asdict(settings), "accuracy": accuracy, **labelled.report}
     contents = contents or Contents(data, data_description)
     report[IDENTITY] = contents.identity(settings, names, clip.content)

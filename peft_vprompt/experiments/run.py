@@ -10,18 +10,21 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..data import (
-    TrainTransform,
-    cache_pixels,
-    draw_of,
-    find_task,
-)
+from ..data import TrainTransform, cache_pixels, draw_of, find_task
 from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
-from ..training.evaluation import EvalSet, batches, evaluate, evaluate_beside_zero_shot, set_class_names
+from ..training.evaluation import (
+    EvalSet,
+    batches,
+    evaluate,
+    main_metric,
+    measure,
+    measure_beside_zero_shot,
+    set_class_names,
+)
 from ..training.gradient_probe import GradientProbe
 from ..training.trackers import check_trackers
 from ..training.trainer import train
@@ -202,7 +205,7 @@ class Run(RunState):
             self.settings.seed,
             self.bundle,
             self.settings.cache_features,
-            draw_of(self.benchmark),
+            draw_of(self.benchmark, self.data_path),
         )
 
     def take_support(self) -> None:
@@ -294,10 +297,13 @@ class Run(RunState):
         shown = None if self.options.quiet else "Test"
         model, untrained = self.bundle.model, not self.spec.trains
         if untrained or not self.options.compare:
-            self.accuracy = evaluate(model, self.test_sets, zero_shot=untrained, progress=shown)
-            self.zero_shot = self.accuracy if untrained else None
+            found = measure(model, self.test_sets, zero_shot=untrained, progress=shown)
+            plain = found if untrained else None
         else:
-            self.accuracy, self.zero_shot = evaluate_beside_zero_shot(model, self.test_sets, progress=shown)
+            found, plain = measure_beside_zero_shot(model, self.test_sets, progress=shown)
+        self.accuracy = main_metric(found)
+        self.per_class = found.get("per_class")
+        self.zero_shot = None if plain is None else main_metric(plain)
         if self.teacher is not None and self.test_sets:
             sets = eval_sets(self.data["test"], self.classes, self.teacher.bundle.image_processor)
             self.teacher_accuracy = self.teacher.accuracy(sets, shown)

@@ -17,11 +17,12 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.utils.data import Subset
 
+from ..metrics import calibration, scores
 from ..training.evaluation import EvalSet, among_own_classes, predict_logits, set_class_names
 from ..utils.io import atomic_path
 from ..version import __version__
 from .cards import card_details
-from .diagnostics import calibration, image_names, most_confused, worst_images
+from .diagnostics import image_names, most_confused, worst_images
 
 
 #: Test images of each set of classes that the page looks at, evenly taken from all of them.
@@ -97,7 +98,7 @@ def look(model: Any, name: str, test_set: EvalSet) -> dict | None:
         "name": name,
         "images": len(labels),
         "of": len(rows),
-        "accuracy": 100 * float((predicted == labels).mean()),
+        "accuracy": 100 * scores.accuracy(predicted, labels),
         "ece": 100 * found.ece,
         "bins": [
             {"confidence": float(confidence), "accuracy": float(right), "share": float(count / len(labels))}

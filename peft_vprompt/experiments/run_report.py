@@ -30,6 +30,7 @@ def report_of(run: RunState) -> dict:
         "test_images": {name: len(test_set.rows) for name, test_set in run.test_sets.items()},
         **({"metric": MEAN_AVERAGE_PRECISION} if run.multi_label else {}),
         "accuracy": run.accuracy,
+        **({"per_class": run.per_class} if run.per_class else {}),
         **({"validation": run.validation} if run.validation else {}),
         **({"search": run.found._asdict()} if run.found else {}),
         **({"teacher": run.teacher_accuracy} if run.teacher_accuracy else {}),

@@ -84,6 +84,7 @@ class RunState:
         results: what each training gave: several with an ensemble, none where nothing is trained; from `train`.
         found: what a search on validation images found; from `search`.
         accuracy: in percent, by split; from `evaluate`, empty without test images.
+        per_class: mean per-class accuracy, likewise; None where images have several labels, or without test images.
         validation: likewise on the images that were held out; None where none were.
         zero_shot: accuracy on the test images without what was trained; None where the model has no text tower or nobody
             asked.
@@ -107,6 +108,7 @@ class RunState:
     results: list[TrainResult] = field(default_factory=list, init=False)
     found: Found | None = field(default=None, init=False)
     accuracy: dict[str, float] = field(init=False)
+    per_class: dict[str, float] | None = field(default=None, init=False)
     validation: dict[str, float] | None = field(default=None, init=False)
     zero_shot: dict[str, float] | None = field(default=None, init=False)
     teacher_accuracy: dict[str, float] | None = field(default=None, init=False)
@@ -115,6 +117,11 @@ class RunState:
     def benchmark(self) -> str | None:
         """Full name of the benchmark's task that the images are of."""
         return (self.options.data_description or {}).get("benchmark")
+
+    @property
+    def data_path(self) -> str | None:
+        """Where the images are; None where nothing says it."""
+        return (self.options.data_description or {}).get("path")
 
     def __post_init__(self):
         check_labels(self.settings, self.multi_label)

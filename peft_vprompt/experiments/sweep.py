@@ -19,9 +19,11 @@ from ..data import stratified_split
 from ..data.options import portable
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
+from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.locks import only_writer
+from .cells import run_cells
 from .eval_sets import class_names_of, require_test_images
 from .grid_search import Grid, best_trial, search
 from .identity import IDENTITY, Contents, keep_previous
@@ -45,11 +47,12 @@ def sweep(
     cached: bool = False,
     workers: int = 0,
     device: str | None = None,
-    wait: bool = False,
+    storage: str | None = None,
 ) -> dict:
     """Choose learning rate and weight decay on the validation images, then train with several seeds and test.
 
-    A trial or a run that is done is not made again where it is the same by content, see `run_experiment`.
+    A trial or a run that is done is not made again where it is the same by content, see `run_experiment`. Whoever starts
+    the same sweep on the same folder takes part in it, see `cells.run_cells`.
 
     With all images (`shots=None`) the last runs train on training and validation images together, as the paper's do;
     with few shots they train on the shots alone. All classes are used.
@@ -64,17 +67,15 @@ def sweep(
         cached: augment every training image once and keep the pixels.
         workers: processes that load images.
         device: where to compute, see `utils.devices.find_device`; None for the device that the Trainer takes.
-        wait: wait while another process writes to the folder; else refuse.
+        storage: URL of a database, see `cells.run_cells`.
 
     Returns:
         What `sweep.json` holds: settings, every trial, the best, the last runs with their mean and standard deviation,
         beside zero-shot and guessing.
 
     Raises:
-        ImportError: Optuna is missing; the message says how to install it.
         ValueError: no seed, a method that trains nothing, or whatever `run_experiment` refuses.
-        TrainingDivergedError: a last run diverged; trials that do are rated 0.
-        FolderInUseError: another process writes to the folder.
+        FailedCellsError: runs failed; a last run that diverges does, a trial is rated 0.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     if not seeds:
@@ -82,30 +83,15 @@ def sweep(
     for seed in seeds:
         replace(settings, seed=seed)  # refuses what is no seed before the search
     require_test_images(data, "A sweep")
-    with only_writer(output, wait):
-        return _sweep(settings, data, Path(output), grid or Grid(), seeds, data_description, cached, workers, device)
-
-
-def _sweep(
-    settings: Settings,
-    data: DatasetDict,
-    output: Path,
-    grid: Grid,
-    seeds: Sequence[int],
-    data_description: dict | None,
-    cached: bool,
-    workers: int,
-    device: str | None,
-) -> dict:
-    """See `sweep`."""
+    output = Path(output)
     options = {"data_description": data_description, "cached": cached, "workers": workers, "device": device}
     settings = replace(settings, base_novel=False)
     train, validation = training_and_validation(data)
-    trials = search(settings, DatasetDict(train=train, test=validation), output, grid, **options)
+    trials = search(settings, DatasetDict(train=train, test=validation), output, grid or Grid(), storage, **options)
     best = best_trial(trials)
     whole = train if settings.shots is not None else concatenate_datasets([train, validation])
     chosen = replace(settings, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
-    runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output / "final", seeds, **options)
+    runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output, seeds, storage, **options)
     identity = Contents(data, data_description, cached).identity(settings, class_names_of(data))
     report = {
         "title": get_method(settings.method).title,
@@ -118,8 +104,9 @@ def _sweep(
         **summary(runs),
         "environment": environment(),
     }
-    keep_previous(output, identity, "sweep.json")
-    write_json(report, output / "sweep.json")
+    with only_writer(output, wait=True):
+        keep_previous(output, identity, "sweep.json")
+        write_json(report, output / "sweep.json")
     return report
 
 
@@ -135,30 +122,43 @@ def training_and_validation(data: DatasetDict) -> tuple[Dataset, Dataset]:
 
 
 def final_runs(
-    settings: Settings, data: DatasetDict, output: str | Path, seeds: Sequence[int], **options
+    settings: Settings,
+    data: DatasetDict,
+    output: str | Path,
+    seeds: Sequence[int],
+    storage: str | None = None,
+    **options,
 ) -> list[dict]:
-    """Train with every seed and test; a run whose results are there already is read.
+    """Train with every seed and test, in `final/` of a folder; a run whose results are there already is read.
 
     Zero-shot, which is the same for all, is measured beside the first.
+
+    Args:
+        settings: what to run.
+        data: `train` and `test`.
+        output: folder for the runs, and for the journal and the locks of `run_cells`.
+        seeds: one for each run.
+        storage: URL of a database, see `run_cells`.
+        **options: `data_description`, `cached`, `workers`, `device` of `run_experiment`.
 
     Returns:
         The reports of `run_experiment`, in the order of the seeds.
 
     Raises:
-        ValueError, TrainingDivergedError: as `run_experiment`.
+        ValueError, FailedCellsError: as `run_cells`.
     """
     contents = Contents(data, options.get("data_description"), options.get("cached", False))
-    return [
-        run_once(
-            replace(settings, seed=seed),
-            data,
-            Path(output) / f"seed-{seed}",
-            contents,
-            compare=seed == seeds[0],
-            **options,
-        )
-        for seed in seeds
-    ]
+
+    def work(name: str, seed: int) -> dict:
+        compare = seed == seeds[0]
+        folder = Path(output) / "final" / name
+        return run_once(replace(settings, seed=seed), data, folder, contents, compare=compare, quiet=True, **options)
+
+    cells = {f"seed-{seed}": seed for seed in seeds}
+    names = class_names_of(data)
+    book = digest_json([contents.identity(replace(settings, seed=seed), names) for seed in seeds], 12)
+    reports = run_cells(cells, work, output, book=book, storage=storage, title="Last runs")
+    return [reports[f"seed-{seed}"] for seed in seeds]
 
 
 def summary(runs: Sequence[dict]) -> dict:

@@ -69,6 +69,11 @@ class SavedAdapter:
         return ((self.run or {}).get("data") or {}).get("benchmark")
 
     @property
+    def moves(self) -> bool:
+        """Whether it tells other classes apart as well as its own: nothing was learned for each of these alone."""
+        return not self.is_classifier and not getattr(self.config, "belongs_to_classes", False)
+
+    @property
     def known_classes(self) -> list[str] | None:
         """Its classes in label order, base before novel; None where nothing says them."""
         return known_classes(self.config, self.run)

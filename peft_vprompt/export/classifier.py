@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.class_descriptions import read_descriptions
 from ..data.images import read_rgb, to_rgb
 from ..errors import ClassNamesError, UnsupportedModelError
-from ..experiments.models import ModelBundle
+from ..experiments.models import ModelBundle, build_model
 from ..experiments.trained import SavedAdapter
 from ..losses.label_checks import MULTI_LABEL
 from ..training.evaluation import set_class_names
@@ -113,8 +114,11 @@ class Classifier:
         image_size: int | None = None,
         device: str | torch.device | None = "auto",
         precision: str = "auto",
+        class_descriptions: str | os.PathLike | None = None,
     ) -> Classifier:
         """Load an adapter that was found; arguments and errors are those of `from_pretrained`.
+
+        `class_descriptions` is a JSON file of sentences by class, beside those that the adapter was saved with.
 
         Raises:
             OSError, AdapterMismatchError, ClassNamesError, ValueError: as there.
@@ -122,6 +126,7 @@ class Classifier:
         place = device if isinstance(device, torch.device) else find_device(device)
         found = find_precision(precision, place)
         options: Any = {"image_size": image_size, "device": place, "precision": found}
+        options |= {"class_descriptions": class_descriptions}
         bundle = saved.load_as_trained(model, class_names=class_names, **options)
         names = class_names or saved.classes_of(bundle.model)
         if not names:
@@ -129,6 +134,40 @@ class Classifier:
                 f"Nothing says which classes the adapter {saved.adapter!r} is for. Give class_names (--class-names)."
             )
         return cls(bundle, names, found)
+
+    @classmethod
+    def zero_shot(
+        cls,
+        model: str | None,
+        class_names: Sequence[str],
+        *,
+        template: str | Sequence[str] | None = None,
+        class_descriptions: str | os.PathLike | None = None,
+        image_size: int | None = None,
+        device: str | torch.device | None = "auto",
+        precision: str = "auto",
+    ) -> Classifier:
+        """Make a classifier of a base model as it is, without an adapter.
+
+        Args:
+            model: folder or Hub id of a model that compares images with texts; None for the embedded one.
+            class_names: classes to tell apart.
+            template: text around their names, or several whose features are averaged; default: "a photo of a {}.".
+            class_descriptions: JSON file of sentences by class, which stand for templates.
+            image_size, device, precision: as for `from_pretrained`.
+
+        Raises:
+            OSError: there is no such model.
+            ValueError: the model reads no texts, a malformed template, or no such device or precision.
+        """
+        place = device if isinstance(device, torch.device) else find_device(device)
+        found = find_precision(precision, place)
+        options: Any = {"image_size": image_size, "device": place, "precision": found}
+        options |= {} if template is None else {"template": template}
+        options |= {} if class_descriptions is None else {"class_descriptions": read_descriptions(class_descriptions)}
+        bundle = build_model(model, "zero-shot", class_names, **options)
+        bundle.model.base_model.disable_adapter_layers()
+        return cls(bundle, class_names, found)
 
     @property
     def model(self) -> Any:

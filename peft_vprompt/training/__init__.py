@@ -1,12 +1,22 @@
 """Training by a recipe with the stock Trainer, its callbacks, evaluation, cached image features."""
 
 from ..tuners.base.recipe import Averaging, Recipe
-from .average_precision import average_precisions, mean_average_precision
 from .averaging import AverageWeights
 from .cached_features import RandomViews, cache_features, feature_rows
 from .callbacks import ProgressBar, StepTimer, StopIfDiverged
 from .distillation import DistillationRows, take_teacher, teacher_logits
-from .evaluation import EvalSet, accuracy, compute_metrics, evaluate, harmonic_mean, predict, predict_logits, score
+from .evaluation import (
+    EvalSet,
+    accuracy,
+    compute_metrics,
+    evaluate,
+    harmonic_mean,
+    make_compute_metrics,
+    measure,
+    predict,
+    predict_logits,
+    score,
+)
 from .gradient_probe import GradientProbe
 from .recipes import lr_schedule, lr_scheduler
 from .test_time import TestTimeTuning, TunedOutput, evaluate_at_test_time, tune_on_features, tune_on_views
@@ -29,7 +39,6 @@ __all__ = [
     "TrainResult",
     "TunedOutput",
     "accuracy",
-    "average_precisions",
     "cache_features",
     "compute_metrics",
     "evaluate",
@@ -39,8 +48,9 @@ __all__ = [
     "last_checkpoint",
     "lr_schedule",
     "lr_scheduler",
+    "make_compute_metrics",
     "make_optimizer",
-    "mean_average_precision",
+    "measure",
     "predict",
     "predict_logits",
     "score",

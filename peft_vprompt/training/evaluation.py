@@ -3,7 +3,7 @@
 Where images have several labels (`labels` [classes] of 1 and 0), the mean average precision stands for the accuracy.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ from transformers import default_data_collator
 
 from ..data.multi_hot import NOT_KNOWN
 from ..errors import OutputNotFiniteError, UnsupportedModelError
+from ..metrics import expected_calibration_error, harmonic_mean, scores
 from ..utils.arguments import typed
 from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.progress import with_progress
 from ..utils.validation import shorten
-from .average_precision import mean_average_precision
 from .cached_features import FEATURES, encode_frozen
 
 
@@ -36,17 +36,6 @@ class EvalSet(NamedTuple):
     class_names: list[str]
 
 
-def harmonic_mean(base: float, novel: float) -> float:
-    """Return the harmonic mean of two accuracies; 0 if either is 0.
-
-    Raises:
-        ValueError: if an accuracy is negative.
-    """
-    if min(base, novel) < 0:
-        raise ValueError(f"Accuracies must not be negative. Received: base={base}, novel={novel}.")
-    return 2 * base * novel / (base + novel) if min(base, novel) > 0 else 0.0
-
-
 def chance(class_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Return the accuracies of guessing, in percent, by the name of the test set and as `hm` of base and novel."""
     return with_harmonic_mean({name: 100 / len(names) for name, names in class_names.items()})
@@ -59,12 +48,60 @@ def with_harmonic_mean(accuracies: dict[str, float]) -> dict[str, float]:
     return accuracies | {"hm": harmonic_mean(accuracies["base"], accuracies["novel"])}
 
 
+#: What `make_compute_metrics` computes of logits [n, c] and labels [n], by name.
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda logits, labels: scores.accuracy(logits.argmax(-1), labels),
+    "per_class": lambda logits, labels: scores.mean_per_class_accuracy(logits.argmax(-1), labels),
+    "ece": lambda logits, labels: expected_calibration_error(
+        torch.from_numpy(logits).double().softmax(-1).numpy(), labels
+    ),
+}
+
+
 @typed
 def compute_metrics(prediction: Any) -> dict[str, float]:
     """Return the accuracy in percent, for `transformers.Trainer(compute_metrics=...)`; of multi-hot labels `map`."""
-    if np.ndim(prediction.label_ids) == 2:
-        return {"map": mean_average_precision(prediction.predictions, prediction.label_ids)}
-    return {"accuracy": 100 * float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
+    return metrics_of(prediction.predictions, prediction.label_ids)
+
+
+@typed
+def make_compute_metrics(*names: str) -> Callable[[Any], dict[str, float]]:
+    """Return a function for `transformers.Trainer(compute_metrics=...)` that computes several metrics in percent.
+
+    Args:
+        *names: of `accuracy` (micro), `per_class` (mean per-class accuracy) and `ece` (expected calibration error); default:
+            all of them. Of multi-hot labels `map` alone, the mean average precision, is computed.
+
+    Raises:
+        ValueError: there is no such metric.
+
+    Example:
+
+    ```python
+    trainer = Trainer(model, args, eval_dataset=rows, compute_metrics=make_compute_metrics())
+    trainer.evaluate()  # {"eval_accuracy": 71.4, "eval_per_class": 69.8, "eval_ece": 3.1, ...}
+    ```
+    """
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(f"Expected metrics among {', '.join(METRICS)}. Received: {', '.join(map(repr, unknown))}.")
+
+    def compute(prediction: Any) -> dict[str, float]:
+        return metrics_of(prediction.predictions, prediction.label_ids, names or tuple(METRICS))
+
+    return compute
+
+
+def metrics_of(logits: Any, labels: Any, names: Sequence[str] = ("accuracy",)) -> dict[str, float]:
+    """Return metrics of logits [n, c] in percent by name: those of `METRICS`, or `map` of multi-hot labels [n, c].
+
+    Raises:
+        ValueError: no image, or none is of any class.
+    """
+    logits = np.asarray(logits)
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        return {"map": 100 * scores.mean_average_precision(logits, labels)}
+    return {name: 100 * METRICS[name](logits, labels) for name in names}
 
 
 @typed
@@ -149,7 +186,7 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
     predicted, labels = predict(model, rows, batch_size, **options)
     if labels.ndim == 2:
         raise ValueError("Expected one class for each image. Received multi-hot labels: call score, or evaluate.")
-    return 100 * float(np.mean(predicted == labels))
+    return 100 * scores.accuracy(predicted, labels)
 
 
 @typed
@@ -161,12 +198,18 @@ def score(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, *
     Raises:
         ValueError: if there is no image, or none is of any class.
     """
+    return next(iter(_measure(model, rows, ("accuracy",), batch_size, **options).values()))
+
+
+def _measure(model: torch.nn.Module, rows: Sequence[dict], metrics: Sequence[str], batch_size: int, **options) -> dict:
+    """Return metrics on images by name, see `metrics_of`.
+
+    Raises:
+        ValueError: if there is no image, or none is of any class.
+    """
     if not len(rows):
         raise ValueError("No image to evaluate on.")
-    logits, labels = predict_logits(model, rows, batch_size, **options)
-    if labels.ndim == 2:
-        return mean_average_precision(logits, labels)
-    return 100 * float(np.mean(logits.argmax(-1) == labels))
+    return metrics_of(*predict_logits(model, rows, batch_size, **options), metrics)
 
 
 @typed
@@ -175,6 +218,25 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure the accuracy, or the mean average precision, on every test set among that set's own class names.
 
+    Args, raises: as `measure`.
+
+    Returns:
+        Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
+    """
+    return main_metric(measure(model, test_sets, batch_size, zero_shot, ("accuracy",), **options))
+
+
+@typed
+def measure(
+    model: PeftModel,
+    test_sets: dict[str, EvalSet],
+    batch_size: int = 100,
+    zero_shot: bool = False,
+    metrics: Sequence[str] = ("accuracy", "per_class"),
+    **options,
+) -> dict[str, dict[str, float]]:
+    """Measure several metrics on every test set among that set's own class names.
+
     A model with a classification head tells apart all classes of the head, of which the set may have some, in any order.
 
     Args:
@@ -182,48 +244,63 @@ def evaluate(
         test_sets: by name; `base` and `novel` together also give `hm`.
         batch_size: images per batch; the result does not depend on it.
         zero_shot: switch the adapter off, which leaves the plain model with the config's template.
+        metrics: names in `METRICS`. Where images have several labels, `map` is measured in their place.
         **options: `progress` of `predict_logits`.
 
     Returns:
-        Accuracies in percent by test-set name, and `hm`, the harmonic mean of base and novel.
+        By metric, what it is in percent by test-set name; and `hm`, the harmonic mean of base and novel, of accuracies.
 
     Raises:
         ValueError: `zero_shot` of a model with a classification head, or no image.
     """
     if zero_shot and not compares_with_text(model):
         raise ValueError("Zero-shot takes a model with a text tower. Received: a model with a classification head.")
-    results = {}
+    found: dict[str, dict[str, float]] = {}
     with model.disable_adapter() if zero_shot else nullcontext():
         for name, test_set in test_sets.items():
             rows, class_names = among_own_classes(model, test_set)
             set_class_names(model, class_names)
-            results[name] = score(model, rows, batch_size, **options)
-    return with_harmonic_mean(results)
+            for metric, value in _measure(model, rows, metrics, batch_size, **options).items():
+                found.setdefault(metric, {})[name] = value
+    return {metric: values if metric == "ece" else with_harmonic_mean(values) for metric, values in found.items()}
+
+
+def main_metric(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """Return the first metric of what `measure` gives: the accuracy, or the mean average precision."""
+    return next(iter(found.values()), {})
 
 
 def evaluate_beside_zero_shot(
     model, test_sets: dict[str, EvalSet], batch_size: int = 100, **options
 ) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Measure the accuracy with the adapter and without it, as `evaluate` does.
+    """Measure the accuracy with the adapter and without it, as `evaluate` does, see `measure_beside_zero_shot`."""
+    found, plain = measure_beside_zero_shot(model, test_sets, batch_size, metrics=("accuracy",), **options)
+    return main_metric(found), None if plain is None else main_metric(plain)
+
+
+def measure_beside_zero_shot(
+    model, test_sets: dict[str, EvalSet], batch_size: int = 100, **options
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]] | None]:
+    """Measure with the adapter and without it, as `measure` does.
 
     Where the adapter leaves the image features alone, images are encoded once for both.
 
     Returns:
-        Accuracies with the adapter, and those without; None for these where the model has no text tower.
+        Metrics with the adapter, and those without; None for these where the model has no text tower.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: as `measure`.
     """
     if not compares_with_text(model):
-        return evaluate(model, test_sets, batch_size, **options), None
+        return measure(model, test_sets, batch_size, **options), None
     if _leaves_images(model):
         label = options.get("progress")
         test_sets = {
             name: EvalSet(_encoded(model, rows, batch_size, label), names) for name, (rows, names) in test_sets.items()
         }
     return (
-        evaluate(model, test_sets, batch_size, **options),
-        evaluate(model, test_sets, batch_size, zero_shot=True, **options),
+        measure(model, test_sets, batch_size, **options),
+        measure(model, test_sets, batch_size, zero_shot=True, **options),
     )
 
 

@@ -3,9 +3,11 @@
 Paper: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022.
 Authors' code: azshue/TPT `tpt_classification.py`. They take one image after another; here many images are tuned together,
 each with a context and an optimizer state of its own, to the same numbers: the first step of all of them reads the same
-texts, which are encoded once.
+texts, which are encoded once. A trained CoOp context is what tuning starts from. Of CoCoOp it is the context that the Meta-Net
+makes of the plain view; that context is tuned, the Meta-Net is not.
 
-Deviation: no loss scaling, which the authors need for float16.
+Deviations: no loss scaling, which the authors need for float16; CoCoOp's Meta-Net reads the L2-normalised feature, as it was
+trained to, where `gen_ctx` in the authors' `clip/cocoop.py` gives it the one that is not.
 
 Shapes: b = images, v = views of an image, c = classes, m = context vectors, d = width of the text tower, e = size of the
 joint space.
@@ -25,6 +27,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedModelError
+from ..prompts.base import PromptModule
+from ..prompts.meta_net import ConditionalContext
 from ..prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts
 from ..readouts import CosineReadout
 from ..tuners.base.classifier import ClassNameClassifier
@@ -37,8 +41,8 @@ from ..utils.validation import require_int
 from .evaluation import EvalSet, batches, set_class_names, with_harmonic_mean
 
 
-#: Prompt modules whose vectors all stand in the texts, and depend on nothing.
-TUNABLE = (TokenPrompts, ClassContexts, ClassNameTokens)
+#: Prompt modules whose vectors all stand in the texts: those that depend on nothing, and CoCoOp's, of the image.
+TUNABLE = (TokenPrompts, ClassContexts, ClassNameTokens, ConditionalContext)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def tune_on_views(
 
     Args:
         model: a PEFT model of this package whose active adapter learns a context on the text tower's first layer, from words
-            or trained (CoOp, KgCoOp, ProGrad, ...), with class names.
+            or trained (CoOp, CoCoOp, KgCoOp, ProGrad, ...), with class names.
         pixel_values: [b, v, 3, height, width], the plain view first, as `data.ViewTransform` makes them.
         tuning: how; default: as the authors.
         batch_size: views per pass of the image encoder.
@@ -155,37 +159,40 @@ def tune_on_features(model: PeftModel, image_features: Tensor, tuning: TestTimeT
     """
     tuning = tuning or TestTimeTuning()
     kept = tuning.kept(image_features.shape[1])
-    start = require_context(model)
+    prompts = require_context(model)
     classifier = model.class_name_classifier
     # Tensors made under inference mode could not be used in the backward pass.
     with eval_mode(model), classifier.adapted.lock.call(), torch.inference_mode(False), torch.enable_grad():
         features = image_features.detach().clone()
-        tuner = _Tuner(classifier, start, tuning, kept)
+        tuner = _Tuner(classifier, prompts, tuning, kept)
         outputs = [tuner.tune(group) for group in features.split(max(1, tuner.images_at_once))]
     parts = {field.name: torch.cat([getattr(each, field.name) for each in outputs]) for field in fields(TunedOutput)}
     return TunedOutput(**parts)
 
 
 class _Tuner:
-    """Tunes contexts that all start from one, of as many images as fit into memory at a time.
+    """Tunes contexts, of as many images as fit into memory at a time.
 
     Args:
         classifier: of the model.
-        start: the context [m, d].
+        prompts: the active adapter's, which the contexts are at first.
         tuning: how.
         kept: number of confident views.
     """
 
-    def __init__(self, classifier: ClassNameClassifier, start: Tensor, tuning: TestTimeTuning, kept: int):
+    def __init__(self, classifier: ClassNameClassifier, prompts: PromptModule, tuning: TestTimeTuning, kept: int):
         self.classifier = classifier
+        self.prompts = prompts
         self.tuning = tuning
         self.kept = kept
-        self.start = start[None].clone().requires_grad_()
         self.classes = classifier.classes
         self.images_at_once = classifier.texts.images_at_once(self.classes)
-        # The first step of all images reads the same texts. Plain attention, for all of it can run backward in a batch.
-        with sdpa_kernel(SDPBackend.MATH):
-            self.first_text = self.encode(self.start) if self.images_at_once else None
+        self.first_text = None
+        if not isinstance(prompts, ConditionalContext) and self.images_at_once:
+            # The first step of all images reads the same texts. Plain attention, for all of it can run backward in a batch.
+            self.start = prompts().detach().clone().requires_grad_()
+            with sdpa_kernel(SDPBackend.MATH):
+                self.first_text = self.encode(self.start)
 
     def encode(self, contexts: Tensor) -> Tensor:
         """Return the class features [b, c, e] of contexts [b, m, d]."""
@@ -196,9 +203,15 @@ class _Tuner:
         logits = self.classifier.scaled(features.to(text.dtype) @ text.transpose(1, 2))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    @torch.no_grad()
+    def first_contexts(self, features: Tensor) -> Tensor:
+        """Return what the contexts [b, m, d] of images are at first; it depends on the plain view, or on nothing."""
+        (contexts,) = self.prompts(image_features=features[:, 0])
+        return contexts.expand(len(features), -1, -1).clone()
+
     def tune(self, features: Tensor) -> TunedOutput:
         """Tune the contexts of images with the features [b, v, e] of their views."""
-        contexts = self.start.detach().repeat(len(features), 1, 1).requires_grad_()
+        contexts = self.first_contexts(features).requires_grad_()
         optimizer = torch.optim.AdamW([contexts], self.tuning.learning_rate, weight_decay=self.tuning.weight_decay)
         losses, gradients = [], []
         view_logits: Any = None
@@ -243,8 +256,8 @@ def mean_entropy(logits: Tensor) -> Tensor:
     return -(log.exp() * log).sum(-1)
 
 
-def require_context(model) -> Tensor:
-    """Return the vectors [m, d] that tuning starts from: the active adapter's context on the first text layer.
+def require_context(model) -> PromptModule:
+    """Return the prompts that tuning starts from: the active adapter's, whose context stands in the first text layer alone.
 
     Raises:
         UnsupportedModelError: the prompts of the active adapter are others, or none; names what can be tuned.
@@ -253,16 +266,16 @@ def require_context(model) -> Tensor:
     adapted = classifier.adapted
     adapted.dual  # noqa: B018 - raises where there are no texts
     prompts = adapted.text.active_prompts
-    plain = isinstance(prompts, TUNABLE) and not prompts.read_only and not prompts.first_layer
-    context = prompts() if plain else ()
-    if len(context) != 1 or not isinstance(adapted.readout, CosineReadout):
+    tunable = isinstance(prompts, TUNABLE) and not prompts.read_only and not prompts.first_layer
+    shallow = tunable and (isinstance(prompts, ConditionalContext) or len(prompts()) == 1)
+    if not shallow or not isinstance(adapted.readout, CosineReadout):
         raise UnsupportedModelError(
             "Test-time tuning changes a context that stands in the texts of the first layer alone, as CoOp's does. Received "
             f"an adapter ({getattr(adapted.config.peft_type, 'value', 'of another tuner')}) "
             f"{'that is disabled' if adapted.disabled else 'with other prompts'}. Take a CoOp adapter, or "
             'ContextOptConfig(prompt_init="text", prompt_init_text="a photo of a").'
         )
-    return context[0].detach()
+    return prompts
 
 
 @typed

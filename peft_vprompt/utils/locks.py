@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -41,8 +42,13 @@ class Writer:
         self._lease = lease
         self._place = place
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process took over, as after a long standstill of this one."""
+        return self._lease.compromise is not None
+
     def check(self) -> None:
-        """Refuse to go on after another process took over, as after a long standstill of this one.
+        """Refuse to go on after another process took over.
 
         Raises:
             FolderInUseError: another process took over.
@@ -52,6 +58,89 @@ class Writer:
                 f"The lock of {str(self._place)!r} was lost ({self._lease.compromise.reason}): this process stood still "
                 "too long, and another may write there now. Nothing more was written. Start again."
             )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        pid: its process.
+        host: its host.
+        seen: when it last touched the lock, by the clock of the file system; None where that cannot be read.
+    """
+
+    pid: int
+    host: str
+    seen: datetime | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def lives_here(self) -> bool:
+        """Whether it is a process of this host that lives."""
+        if not self._is_here:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was a process of this host, and is no more; nothing is known so quickly of another host's."""
+        return self._is_here and not self.lives_here
+
+    @property
+    def _is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+
+class Claim:
+    """The lock of a file that is asked for without waiting, again and again, as by a worker that looks for work.
+
+    One and the same object has to ask: an owner on another host is dead when these tries saw it silent for `LEASE`
+    seconds.
+
+    Args:
+        place: the file; its folder is made.
+    """
+
+    def __init__(self, place: str | Path):
+        self._place = Path(place)
+        self._lease = _lease(self._place, is_file=True)
+
+    @contextmanager
+    def tried(self) -> Iterator[Writer | None]:
+        """Hold the lock in the block if it is free; yield None where another process holds it.
+
+        Raises:
+            CannotWriteError: the place is not to be written.
+        """
+        with disk_errors(self._place.parent):
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lease.acquire(timeout=0)
+            except (Timeout, FileNotFoundError):  # the latter: the folder went with the writer before
+                held = False
+            else:
+                held = True
+        if not held:
+            yield None
+            return
+        try:
+            yield Writer(self._lease, self._place)
+        finally:
+            self._lease.release()
+
+
+def holder_of(place: str | Path) -> Holder | None:
+    """Return who holds the lock of a file, dead or alive; None where nobody does. The lock stays as it is."""
+    return _holder(_lease(Path(place), is_file=True))
 
 
 @contextmanager
@@ -70,11 +159,11 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
         CannotWriteError: the place is not to be written.
     """
     place = Path(place)
-    path = place.with_name(f".{place.name}.lock") if is_file else place / LOCK
-    lease = SoftFileLease(path, lease_duration=LEASE, timeout=0, is_singleton=False)
+    lease = _lease(place, is_file)
     if int(os.environ.get("RANK", "0") or 0):
         yield Writer(lease, place)
         return
+    path = Path(lease.lock_file)
     made = [folder for folder in path.parents if not folder.exists()]
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +177,11 @@ def only_writer(place: str | Path, wait: bool = False, is_file: bool = False) ->
                 folder.rmdir()
 
 
+def _lease(place: Path, is_file: bool) -> SoftFileLease:
+    path = place.with_name(f".{place.name}.lock") if is_file else place / LOCK
+    return SoftFileLease(path, lease_duration=LEASE, timeout=0, is_singleton=False)
+
+
 def _acquire(lease: SoftFileLease, place: Path, wait: bool) -> None:
     try:
         lease.acquire(timeout=-1 if wait else 0, poll_interval=0.2)
@@ -96,38 +190,27 @@ def _acquire(lease: SoftFileLease, place: Path, wait: bool) -> None:
         Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
         return _acquire(lease, place, wait)
     except Timeout:
-        owner, since = _owner(lease)
-    if owner is not None and not _lives_here(owner):
+        holder = _holder(lease)
+    if holder is not None and not holder.lives_here:
         try:  # of another host, who may be gone
             lease.acquire(timeout=PATIENCE, poll_interval=0.1)
             return
         except Timeout:
-            owner, since = _owner(lease)
-    who = f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+            holder = _holder(lease)
+    seen = f", last seen {holder.seen:%Y-%m-%d %H:%M:%S %z}" if holder and holder.seen else ""
     raise FolderInUseError(
-        f"Another run writes to {str(place)!r}: {who}{since}. Wait until it is done (--wait does), stop it, or choose "
-        "another --output."
+        f"Another run writes to {str(place)!r}: {holder or 'another process'}{seen}. Wait until it is done (--wait does), "
+        "stop it, or choose another --output."
     )
 
 
-def _owner(lease: SoftFileLease):
-    """Return the record of the lock's owner and since when it holds the lock, as far as they can be read."""
+def _holder(lease: SoftFileLease) -> Holder | None:
+    """Return the owner of a lock, as far as it can be read."""
+    owner = lease.owner
+    if owner is None:
+        return None
     try:
-        made = os.stat(lease.lock_file)
+        seen = datetime.fromtimestamp(os.stat(lease.lock_file).st_mtime).astimezone()
     except OSError:
-        return lease.owner, ""
-    touched = datetime.fromtimestamp(made.st_mtime).astimezone()
-    return lease.owner, f", last seen {touched:%Y-%m-%d %H:%M:%S %z}"
-
-
-def _lives_here(owner) -> bool:
-    """Tell whether the owner is a process of this host that lives."""
-    if owner.hostname.partition("?")[0] != socket.gethostname():
-        return False
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        seen = None
+    return Holder(owner.pid, owner.hostname.partition("?")[0], seen)

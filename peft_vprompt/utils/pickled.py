@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,7 +49,11 @@ class Storage(NamedTuple):
     count: int
 
 
-class ScriptedModule(dict):
+class Record(dict):
+    """Stands for an object of a class that was asked for by name: its attributes, by name."""
+
+
+class ScriptedModule(Record):
     """Stands for a module of `torch.jit.save`: what it holds, by name. Its code is in another part of the file."""
 
 
@@ -71,17 +75,20 @@ class Stored:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
-def read_pickle(file: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+def read_pickle(
+    file: bytes | BinaryIO, storages: dict[str, Storage] | None = None, records: Collection[str] = ()
+) -> Any:
     """Return what one pickle holds, as plain data; a file is left after its last byte.
 
     Args:
         file: the pickle, or an open file of one or several.
         storages: takes every storage that the pickle points at, by its key, also those of objects that are passed over.
+        records: names of classes, without their modules, whose objects are read as a `Record` of their attributes.
 
     Raises:
         PickleError: the pickle is damaged or too long, or asks for what no checkpoint has.
     """
-    machine = _Machine({} if storages is None else storages)
+    machine = _Machine({} if storages is None else storages, records)
     try:
         for count, (opcode, argument, _) in enumerate(
             pickletools.genops(io.BytesIO(file) if isinstance(file, bytes) else file)
@@ -104,48 +111,10 @@ _MARK = object()
 _ATTACKS = {f"builtins.{name}" for name in ("eval", "exec", "compile", "open", "__import__", "input", "breakpoint")}
 _ATTACKS |= {f"io.{name}" for name in ("open", "open_code", "FileIO")}
 _ATTACKS |= {"torch.load", "torch.serialization.load", "torch.hub.load", "numpy.load", "operator.methodcaller"}
-_ATTACKING_MODULES = {
-    *(
-        "os",
-        "posix",
-        "nt",
-        "subprocess",
-        "_posixsubprocess",
-        "sys",
-        "shutil",
-        "socket",
-        "importlib",
-        "imp",
-        "runpy",
-        "pty",
-    ),
-    *(
-        "pickle",
-        "_pickle",
-        "dill",
-        "cloudpickle",
-        "marshal",
-        "ctypes",
-        "code",
-        "codeop",
-        "timeit",
-        "cProfile",
-        "pdb",
-        "bdb",
-    ),
-    *(
-        "webbrowser",
-        "urllib",
-        "http",
-        "requests",
-        "asyncio",
-        "multiprocessing",
-        "threading",
-        "signal",
-        "tempfile",
-        "pip",
-    ),
-}
+_ATTACKING_MODULES = {"os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "shutil", "socket", "importlib"}
+_ATTACKING_MODULES |= {"imp", "runpy", "pty", "pickle", "_pickle", "dill", "cloudpickle", "marshal", "ctypes", "code"}
+_ATTACKING_MODULES |= {"codeop", "timeit", "cProfile", "pdb", "bdb", "webbrowser", "urllib", "http", "requests", "pip"}
+_ATTACKING_MODULES |= {"asyncio", "multiprocessing", "threading", "signal", "tempfile"}
 
 #: Instructions that change nothing here: the state of objects that were not built, and the pickle's own frames.
 _IDLE = {"PROTO", "FRAME"}
@@ -169,10 +138,11 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 class _Machine:
     """The stack and the memory of a pickle's program."""
 
-    def __init__(self, storages: dict[str, Storage]):
+    def __init__(self, storages: dict[str, Storage], records: Collection[str]):
         self.stack: list = []
         self.memory: dict[int, Any] = {}
         self.storages = storages
+        self.records = records
 
     def run(self, name: str, argument: Any) -> None:
         """Follow one instruction.
@@ -302,26 +272,31 @@ class _Machine:
 
     def do_reduce(self, _) -> None:
         function, arguments = self.pop(2)
-        self.stack.append(_stand_in(function, arguments))
+        self.stack.append(self.stand_in(function, arguments))
 
     def do_newobj(self, _) -> None:
         self.do_reduce(None)
 
     def do_newobj_ex(self, _) -> None:
         kind, arguments, _ = self.pop(3)
-        self.stack.append(_stand_in(kind, arguments))
+        self.stack.append(self.stand_in(kind, arguments))
 
     def do_obj(self, _) -> None:
         kind, *arguments = self.pop_to_mark()
-        self.stack.append(_stand_in(kind, tuple(arguments)))
+        self.stack.append(self.stand_in(kind, tuple(arguments)))
 
     def do_inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.stack.append(_stand_in(Global(module, name), tuple(self.pop_to_mark())))
+        self.stack.append(self.stand_in(Global(module, name), tuple(self.pop_to_mark())))
+
+    def stand_in(self, function: Any, arguments: Any) -> Any:
+        """Return what stands for the result of a call."""
+        found = _stand_in(function, arguments)
+        return Record() if isinstance(found, Opaque) and found.kind.rpartition(".")[2] in self.records else found
 
     def do_build(self, _) -> None:
-        (state,) = self.pop(1)  # of an object that was not built, or of a scripted module
-        if isinstance(self.stack[-1], ScriptedModule) and isinstance(state, dict):
+        (state,) = self.pop(1)  # of an object that was not built, or of a record
+        if isinstance(self.stack[-1], Record) and isinstance(state, dict):
             self.stack[-1].update(state)
 
     def do_binpersid(self, _) -> None:

@@ -155,9 +155,22 @@ def test_a_model_that_gives_no_numbers_is_told(playground, picture, monkeypatch)
     assert "not finite" in found.problem and not found.predictions
 
 
+def test_every_model_of_the_page_is_held_in_the_precision_asked_for(places, picture):
+    held = Playground([str(places["coop"])], device="cpu", precision="bf16")
+    for found in held.compare(picture, CLASS_NAMES, held.names):
+        assert found.problem is None and len(found.predictions) > 0
+        tower = held.contestants[found.name]._classifier.model.get_base_model().vision_model
+        assert {each.dtype for name, each in tower.named_parameters() if "learner" not in name} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--port", "0"), "--port"), (("--adapter", "no/such"), "no/such"), (("--device", "cuda:99"), "cuda:99")],
+    [
+        (("--port", "0"), "--port"),
+        (("--adapter", "no/such"), "no/such"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--device", "cpu", "--precision", "fp16"), "fp16"),
+    ],
 )
 def test_what_the_command_refuses(arguments, message, monkeypatch):
     monkeypatch.setattr("peft_vprompt.app.page.load_gradio", lambda: None)

@@ -10,8 +10,9 @@ from tests.support.command_line import QUICK, train, vprompt
 FEW = ("--test-time", "--test-time-set", "views=8", "--test-time-set", "confident=0.5")
 
 
-def test_an_adapter_is_tuned_on_each_image(clip_path, colours, tmp_path):
-    train(tmp_path / "a", clip_path, colours, "--method", "coop", "--lr", 0.05, "--base-novel", *QUICK)
+@pytest.mark.parametrize("method", ["coop", pytest.param("cocoop", marks=pytest.mark.nightly)])
+def test_an_adapter_is_tuned_on_each_image(method, clip_path, colours, tmp_path):
+    train(tmp_path / "a", clip_path, colours, "--method", method, "--lr", 0.05, "--base-novel", *QUICK)
     plain = json.loads((tmp_path / "a" / "results.json").read_text())
     output = tmp_path / "out.json"
     shown = vprompt("evaluate", "--adapter", tmp_path / "a", "--subset", "novel", *FEW, "--output", output)

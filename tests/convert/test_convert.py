@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
+from peft_vprompt import ContextOptConfig
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.convert.checkpoint import load_base_model
+from peft_vprompt.errors import AdapterMismatchError, ClassNamesError
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_tokenizer
 from vprompt import app
 
@@ -72,3 +74,66 @@ def test_a_base_model_is_of_the_class_that_its_config_names(said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": said}))
     with pytest.raises((ValueError, TypeError), match="to name a class of models of transformers|architectures"):
         load_base_model(str(tmp_path))
+
+
+def student(size: int = 16) -> dict[str, torch.Tensor]:
+    """A PromptKD student's checkpoint, as its trainer saves it, of a teacher with features of some size."""
+    shapes = {"image_encoder.VPT": (4, 24), "image_encoder.transformer.resblocks.1.VPT_shallow": (4, 24)}
+    projector = {"0.weight": (size, 16, 1, 1), "0.bias": (size,), "3.weight": (size, size, 1, 1), "3.bias": (size,)}
+    projector |= {f"1.{name}": (size,) for name in ("weight", "bias", "running_mean", "running_var")}
+    shapes |= {f"VPT_image_trans.conv1.{name}": shape for name, shape in projector.items()}
+    shapes |= {"image_encoder.class_embedding": (24,), "logit_scale": ()}
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def teacher(clip_path):
+    """A CLIP as it is."""
+    return get_peft_model(CLIPModel.from_pretrained(clip_path), ContextOptConfig()).eval()
+
+
+def test_a_student_is_given_its_teachers_class_features(clip_path, teacher, tmp_path):
+    torch.save({"state_dict": student(), "epoch": 20}, tmp_path / "model-best.pth.tar")
+    (tmp_path / "names.txt").write_text("\n".join(CLASS_NAMES))
+    arguments = ["--method", "promptkd", "--model", clip_path, "--teacher", clip_path]
+    arguments += ["--class-names", tmp_path / "names.txt"]
+    result = run(tmp_path / "model-best.pth.tar", *arguments, "--output", tmp_path / "adapter")
+    assert result.exit_code == 0, result.output
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_path), str(tmp_path / "adapter")).eval()
+    config = model.active_peft_config
+    assert (config.num_virtual_tokens, config.prompt_depth, config.teacher_dim) == (4, 2, 16)
+    teacher.set_class_names(CLASS_NAMES)
+    with torch.no_grad(), teacher.disable_adapter():
+        assert torch.equal(model.encode_classes(), teacher.encode_classes())
+    first = model.class_name_classifier.adapted.vision.active_prompts.projector[0]
+    assert torch.equal(first.weight, student()["VPT_image_trans.conv1.0.weight"].flatten(1))
+    assert model(pixel_values=images()).logits.isfinite().all()
+
+
+def test_a_student_and_its_teacher_have_to_fit(teacher, tmp_path):
+    output, names = tmp_path / "adapter", {"class_names": CLASS_NAMES}
+    with pytest.raises(ValueError, match="have no class features, .*Received: method='promptkd'. Pass teacher="):
+        convert_checkpoint(student(), "promptkd", output, **names)
+    with pytest.raises(ValueError, match="Received: method='coop' with a teacher. Leave it out"):
+        convert_checkpoint({"ctx": torch.zeros(4, 32)}, "coop", output, **names, teacher=teacher)
+    with pytest.raises(AdapterMismatchError, match="features of size 20.*Received: 16. Pass the model"):
+        convert_checkpoint(student(20), "promptkd", output, **names, teacher=teacher)
+    with pytest.raises(ClassNamesError, match="one feature of the teacher for each class"):
+        convert_checkpoint(student(), "promptkd", output, teacher=teacher)
+    own = {"prompt_learner.ctx": torch.zeros(4, 32), "image_encoder.VPT": torch.zeros(4, 24)}
+    with pytest.raises(AdapterMismatchError, match="Use method='promptsrc'"):
+        convert_checkpoint(own, "promptkd", output, **names, teacher=teacher)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--teacher", "x"), "Expected --class-names with --teacher"),
+        (("--teacher-model", "x"), "needs a teacher. Received: --teacher-model x alone"),
+    ],
+)
+def test_a_teacher_on_the_command_line(arguments, message, tmp_path):
+    result = run(tmp_path / "x", "--method", "promptkd", "--output", tmp_path / "adapter", *arguments)
+    assert result.exit_code == 2 and message in " ".join(result.output.split())

@@ -95,7 +95,7 @@ def test_runs_on_the_embedded_model(script, run, tmp_path):
     accuracies = percentages(output)
     if script.parent.name == "by_method":
         assert accuracies == measured(tmp_path), output
-    elif script.stem != "visual_prompt_vit":  # whose head starts at random; see below
+    elif script.stem not in ("visual_prompt_vit", "distillation"):  # whose head or projector starts at random
         names, _ = base_novel_split(demo_task("train").features["label"].names)
         assert accuracies and min(accuracies) > 3 * 100 / len(names), output  # three times what guesses give
     adapters = list(tmp_path.rglob("adapter_model.safetensors"))

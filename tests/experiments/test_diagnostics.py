@@ -9,7 +9,6 @@ from scipy.special import softmax
 from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.data.label_noise import symmetric_noise
 from peft_vprompt.experiments.diagnostics import (
-    calibration,
     estimate_noise,
     most_confused,
     plot_reliability,
@@ -17,6 +16,7 @@ from peft_vprompt.experiments.diagnostics import (
 )
 from peft_vprompt.experiments.models import load_adapter
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
+from peft_vprompt.metrics import calibration
 from peft_vprompt.training.evaluation import predict_logits
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.saved_models import COLOURS

@@ -1,6 +1,7 @@
 """The study of label noise: what it runs, that it goes on where it was, what it shows."""
 
 import json
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from examples.studies.reliability import contents, in_child
 from peft_vprompt import ContextOptConfig, VisualPromptConfig
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.experiments import noise_study, zero_shot_scores
@@ -229,3 +231,34 @@ def test_the_probe_has_no_loss_to_vary():
         Study(Settings("coop"), methods=("linear-probe",), losses=("gce", "ce"), rates=(0,), seeds=(1,)).runs()
     )
     assert [settings.loss for _, settings in runs] == [None]
+
+
+def test_two_workers_are_one(clip_path, colours, tmp_path):
+    options = ("--methods", "coop,linear-probe", "--rates", "0,0.5", "--losses", "gce", "--seeds", "1")
+
+    def work(folder):
+        return in_child(lambda: study(clip_path, colours, tmp_path / folder, *options))
+
+    assert work("one") == 0
+    if (other := os.fork()) == 0:
+        os._exit(work("two"))
+    assert work("two") == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    shown = study(clip_path, colours, tmp_path / "two", "--status")
+    assert "0 waiting, 0 running, 4 done, 0 failed" in shown and "linear-probe-own-clean-1-" in shown
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(clip_path, colours, tmp_path, monkeypatch):
+    run = noise_study.run_experiment
+
+    def failing(settings, *arguments, **options):
+        if settings.supervision.noise:
+            raise MemoryError("no room")
+        return run(settings, *arguments, **options)
+
+    monkeypatch.setattr(noise_study, "run_experiment", failing)
+    options = ("--methods", "coop", "--rates", "0,0.5", "--losses", "ce", "--seeds", "1")
+    shown = study(clip_path, colours, tmp_path, *options, code=2)
+    assert "1 of 2 cells failed" in shown and "coop-ce-symmetric-0.5-1-" in shown and "MemoryError: no room" in shown
+    assert len(list(tmp_path.glob("runs/*/results.json"))) == 1 and not (tmp_path / "study.json").exists()

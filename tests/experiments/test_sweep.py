@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
+from examples.studies.reliability import contents, in_child
 from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.errors import FailedCellsError, TrainingDivergedError
 from peft_vprompt.experiments import run as module
-from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, best_trial
+from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, _name, best_trial
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.sweep import sweep
 from tests.support.command_line import vprompt
@@ -102,8 +103,8 @@ def test_a_search_that_failed_again_and_again_goes_on(settings, data, counted, t
         raise MemoryError
 
     monkeypatch.setattr(module, "run_experiment", failing)
-    for _ in range(6):
-        with pytest.raises(MemoryError):
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="MemoryError"), pytest.raises(FailedCellsError, match="4 of 4 cells"):
             sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
     monkeypatch.setattr(module, "run_experiment", counting)
     report = sweep(settings, data, tmp_path, grid=GRID, seeds=(1,))
@@ -156,7 +157,7 @@ def test_the_smaller_rate_wins_a_tie():
     assert best_trial(trials) == trials[2]
 
 
-def test_errors(settings, data, tmp_path, monkeypatch):
+def test_errors(settings, data, tmp_path):
     with pytest.raises(ValueError, match=r"base_rates to be numbers > 0. Received: base_rates=\[0.5, 0\]"):
         Grid((0.5, 0))
     with pytest.raises(ValueError, match="weight_decays to be numbers >= 0"):
@@ -165,9 +166,6 @@ def test_errors(settings, data, tmp_path, monkeypatch):
         sweep(settings, data, tmp_path, seeds=())
     with pytest.raises(ValueError, match="Zero-shot trains nothing"):
         sweep(Settings(method="zero-shot"), data, tmp_path)
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"pip install 'peft_vprompt\[sweep\]'"):
-        sweep(settings, data, tmp_path)
 
 
 QUICK = ("--rates", "2.5,0.5", "--weight-decays", "0", "--seeds", "1,2", "--epochs", 2, "--batch-size", 4)
@@ -201,13 +199,10 @@ def test_train_sweep_and_evaluate_a_task(vit_path, tmp_path):
     assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == run["accuracy"]
 
 
-def test_a_lock_of_a_dead_search_is_nobodys(settings, data, counted, tmp_path, monkeypatch):
-    """With a path relative to the folder Optuna's own lock points nowhere, and it waits for ever."""
-    monkeypatch.chdir(tmp_path)
-    Path("runs").mkdir()
-    os.symlink("runs/journal.log", "runs/journal.log.lock")
-    sweep(settings, data, "runs", grid=Grid((0.5,), (0.0,)), seeds=(1,))
-    assert len(counted) == 2 and not Path("runs/journal.log.lock").is_symlink()
+def test_a_lock_of_optuna_that_a_dead_search_left_is_not_waited_for(settings, data, counted, tmp_path):
+    (tmp_path / "journal.log.lock").touch()
+    sweep(settings, data, tmp_path, grid=Grid((0.5,), (0.0,)), seeds=(1,))
+    assert len(counted) == 2
 
 
 @pytest.mark.parametrize("damage", often(["cut", "zeros", "middle"], ["middle"]))
@@ -257,8 +252,47 @@ def test_a_whole_benchmark(vit_path, tmp_path, monkeypatch):
     assert means == {"fgvc/fgvc": 50.0}
 
 
-def test_the_command_without_optuna_is_one_line(vit_path, colours, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    arguments = ("--model", vit_path, "--data", colours, "--label-column", "colour", "--method", "linear")
-    shown = vprompt("sweep", "--output", tmp_path / "out", *arguments, *QUICK, code=2)
-    assert "pip install 'peft_vprompt[sweep]'" in shown and len(shown.strip().splitlines()) == 1
+def test_a_trial_that_diverged_is_rated_0_and_not_made_again(settings, data, counted, tmp_path, monkeypatch):
+    counting = module.run_experiment
+
+    def diverging(tried, *arguments, **options):
+        if tried.learning_rate > 0.05:
+            counted.append(tried)
+            raise TrainingDivergedError("Training diverged in epoch 1.", 1)
+        return counting(tried, *arguments, **options)
+
+    monkeypatch.setattr(module, "run_experiment", diverging)
+    with pytest.warns(UserWarning, match="rate-2.5-decay-0: Training diverged in epoch 1."):
+        report = sweep(settings, data, tmp_path, grid=Grid((2.5, 0.5), (0.0,)), seeds=(1,))
+    assert [trial["accuracy"] > 0 for trial in report["trials"]] == [False, True] and len(counted) == 3
+    (tmp_path / "journal.log").unlink()
+    assert sweep(settings, data, tmp_path, grid=Grid((2.5, 0.5), (0.0,)), seeds=(1,))["trials"] == report["trials"]
+    assert len(counted) == 3
+
+
+def test_names_of_trials_tell_them_apart():
+    assert _name((2.5, 0.0)) == "rate-2.5-decay-0" and _name((50.0, 0.0001)) == "rate-50-decay-0.0001"
+    assert _name((0.1234567, 0.0)) != _name((0.1234568, 0.0))
+
+
+def test_two_workers_are_one(settings, data, tmp_path):
+    def work(output):
+        return lambda: sweep(settings, data, output, grid=Grid((2.5, 0.5), (0.0,)), seeds=(1,))
+
+    assert in_child(work(tmp_path / "one")) == 0
+    other = os.fork()
+    if other == 0:
+        os._exit(in_child(work(tmp_path / "two")))
+    assert in_child(work(tmp_path / "two")) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) >= 4
+
+
+def test_the_state_of_a_sweep(vit_path, colours, tmp_path, monkeypatch):
+    arguments = ("--output", tmp_path, "--model", vit_path, "--data", colours, "--label-column", "colour")
+    assert "No grid in" in vprompt("sweep", *arguments, "--status")
+    vprompt("sweep", *arguments, "--method", "linear", *QUICK)
+    monkeypatch.setattr(module, "run_experiment", None)
+    shown = vprompt("sweep", "--output", tmp_path, "--status")
+    assert "rate-0.5-decay-0" in shown and "seed-2" in shown and "Last runs" in shown
+    assert "0 waiting, 0 running, 4 done, 0 failed" in shown

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from peft_vprompt import ContextOptConfig, PromptKDConfig
+from peft_vprompt import ClassHeadConfig, ContextOptConfig
 from peft_vprompt.convert import convert_checkpoint
 from peft_vprompt.convert.checkpoint import LAYOUTS
 from peft_vprompt.training import AverageWeights, TestTimeTuning, tune_on_views
@@ -412,29 +412,24 @@ class TestPromptKD:
     """Distillation: a student with a projector, by a teacher's class features and predictions."""
 
     @pytest.fixture(params=["promptkd_n2_d3_t1"])
-    def case(self, request, recipe, inputs, shared):
+    def case(self, request, recipe, inputs, shared, tmp_path):
         folder = shared / "golden" / "field"
         reference = load_file(folder / f"{request.param}.safetensors")
         facts = json.loads((folder / f"{request.param}.json").read_text())
         chosen = facts["hyperparameters"]
-        config = PromptKDConfig(
-            class_names=inputs["base_classes"] + inputs["novel_classes"],
-            num_virtual_tokens=chosen["n_ctx_vision"],
-            prompt_depth=chosen["prompt_depth_vision"],
-            teacher_dim=chosen["teacher_dim"],
-            distillation_weight=chosen["kd_weight"],
-            temperature=chosen["temperature"],
-            tokenizer_name_or_path=str(shared / "clip-tokenizer"),
-        )
-        case = Case(get_peft_model(recipe.build_clip(), config), reference, facts)
-        with torch.no_grad():
-            for name, value in self.theirs(case, "param.").items():
-                case.trained[self.full(case, name)].copy_(value)
-        case.model.class_name_classifier.adapted.readout.class_features.copy_(reference["teacher.text_features"])
-        return case
-
-    def full(self, case, name):
-        return next(each for each in case.trained if each.endswith(f"learner.default.{name}"))
+        names, size = inputs["base_classes"] + inputs["novel_classes"], chosen["teacher_dim"]
+        read = {"class_names": names, "tokenizer_name_or_path": str(shared / "clip-tokenizer")}
+        teacher = get_peft_model(recipe.build_clip(projection=size), ClassHeadConfig(**read))
+        (rows,) = [p for p in teacher.parameters() if p.requires_grad]
+        rows.data.copy_(reference["teacher.text_features"])
+        norm = "VPT_image_trans.conv1.1."
+        state = {f"{norm}running_mean": torch.zeros(size), f"{norm}running_var": torch.ones(size)}
+        state |= {f"{norm}num_batches_tracked": torch.tensor(0), "logit_scale": torch.zeros(())}
+        state |= {key.removeprefix("param."): value for key, value in reference.items() if key.startswith("param.")}
+        told = {"distillation_weight": chosen["kd_weight"], "temperature": chosen["temperature"]}
+        base, place = recipe.build_clip(), tmp_path / "student"
+        convert_checkpoint({"state_dict": state}, "promptkd", place, base_model=base, teacher=teacher, **read, **told)
+        return Case(PeftModel.from_pretrained(base, str(place), is_trainable=True), reference, facts)
 
     def theirs(self, case, prefix):
         deep = "image_encoder.transformer.resblocks.{}.VPT_shallow"

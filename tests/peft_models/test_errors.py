@@ -19,9 +19,11 @@ from peft_vprompt import (
     CoCoOpConfig,
     ContextOptConfig,
     MaPLeConfig,
+    MMRLConfig,
     MRPOConfig,
     PromptConfig,
     ReadOnlyPromptConfig,
+    TCPConfig,
     VisualPromptConfig,
 )
 from peft_vprompt.convert import convert_checkpoint
@@ -244,6 +246,11 @@ def test_words_set_the_length():
         (VisualPromptConfig(deep=True, num_deep_layers=4), "num_deep_layers <= 3"),
         (VisualPromptConfig(deep=True, num_deep_layers=2, first_layer=2), "<= 3.*first_layer=2, num_deep_layers=2"),
         (VisualPromptConfig(first_layer=3), "<= 3.*first_layer=3"),
+        (
+            MMRLConfig(),
+            "representation_layers <= 3, the layers of the text tower. Received: representation_layers=12.$",
+        ),
+        (TCPConfig(), "class_token_layer < 3, the layers of the text tower. Received: class_token_layer=8.$"),
     ],
 )
 def test_more_prompted_layers_than_there_are(config, message):

@@ -66,6 +66,27 @@ def test_together_equals_one_by_one(make, method, case):
     assert (output.logits - output.view_logits[:, 0]).abs().max() > 1e-3
 
 
+def test_the_context_that_cocoop_makes_of_the_plain_view_is_tuned(make):
+    """One image after another with CoOp, whose context is set to what the Meta-Net makes of each plain view."""
+    model, coop = built(make, "cocoop", "words"), built(make, "context_opt", "words")
+    features = model.encode_images(views(3).flatten(0, 1)).detach().unflatten(0, (3, VIEWS))
+    made = model.class_name_classifier.adapted.text.active_prompts(image_features=features[:, 0])[0].detach()
+    assert (made[0] - made[1]).abs().max() > 1e-3
+    (context,) = (p for p in coop.parameters() if p.requires_grad)
+    expected = []
+    for start, each in zip(made, features, strict=True):
+        context.data.copy_(start[None])
+        expected.append(one_by_one(coop, each[None]))
+    output = tune_on_features(model, features, TUNING)
+    logits, losses = map(torch.cat, zip(*expected, strict=True))
+    torch.testing.assert_close(output.logits, logits, **SAME)
+    torch.testing.assert_close(output.loss, losses, **SAME)
+    untuned = model(image_features=features[:, 0]).logits.detach()
+    torch.testing.assert_close(output.view_logits[:, 0], untuned, **SAME)
+    assert (output.logits - untuned).abs().max() > 1e-3
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_several_contexts(make):
     model = built(make, "context_opt", "end")
     many = disturb(get_peft_model(tiny_clip(), make("context_opt", "end", num_contexts=2)))
@@ -79,8 +100,9 @@ def test_several_contexts(make):
     torch.testing.assert_close(output.gradients[:, :4] * 2, single.gradients, **SAME)
 
 
-def test_groups_of_images_change_nothing(make, monkeypatch):
-    model = built(make, "context_opt", "end")
+@pytest.mark.parametrize(("method", "case"), [("context_opt", "end"), ("cocoop", "random")])
+def test_groups_of_images_change_nothing(make, method, case, monkeypatch):
+    model = built(make, method, case)
     whole = tune_on_views(model, views(4), TUNING)
     monkeypatch.setattr(class_list, "MAX_TOKEN_ROWS", 150)
     model.set_class_names(CLASS_NAMES)
@@ -122,7 +144,6 @@ def test_with_confident_views_the_prediction_gets_surer(make):
     ("method", "case"),
     [
         ("maple", "maple"),
-        ("cocoop", "words"),
         ("read_only_prompt", "rpo"),
         ("class_head", "random"),
         ("tcp", "random"),

@@ -9,7 +9,7 @@ import pytest
 
 from peft_vprompt.errors import FolderInUseError
 from peft_vprompt.utils import locks
-from peft_vprompt.utils.locks import LOCK, only_writer
+from peft_vprompt.utils.locks import LOCK, Claim, Holder, holder_of, only_writer
 
 
 @pytest.fixture
@@ -151,3 +151,25 @@ def test_a_file_has_a_lock_of_its_own(tmp_path):
     with only_writer(tmp_path / "a", is_file=True), only_writer(tmp_path / "b", is_file=True):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_does_not_wait_and_says_who_holds_it(tmp_path):
+    place = tmp_path / "locks" / "a"
+    first, second = Claim(place), Claim(place)
+    assert holder_of(place) is None
+    with first.tried() as writer, second.tried() as refused:
+        assert refused is None and not writer.is_lost
+        holder = holder_of(place)
+        assert str(holder) == f"process {os.getpid()} on {socket.gethostname()}"
+        assert holder.lives_here and not holder.is_gone and abs(holder.seen.timestamp() - time.time()) < 60
+    with second.tried() as writer:
+        assert writer is not None
+    assert holder_of(place) is None
+
+
+def test_a_holder_of_this_host_that_is_dead_is_gone(tmp_path):
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert Holder(child, socket.gethostname(), None).is_gone
+    assert not Holder(child, "another-host", None).is_gone and not Holder(child, "another-host", None).lives_here

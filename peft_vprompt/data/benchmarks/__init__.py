@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..class_names import class_label
 from ..few_shot import few_shot
 from ..images import RGBImage
 from . import prompting
+from .few_shot_lists import listed_few_shot
 from .prompting import PromptingTask
 from .task import Rows, Task
 from .transfer import TRANSFER_TASKS, TransferTask
@@ -72,9 +74,20 @@ def find_task(name: str) -> Task:
 
 
 @typed
-def draw_of(benchmark: str | None) -> Callable[..., Dataset]:
-    """Return how few shots are drawn from the images of a task, or from other images."""
-    return few_shot if benchmark is None else find_task(benchmark).draw
+def draw_of(benchmark: str | None, folder: str | Path | None = None) -> Callable[..., Dataset]:
+    """Return how few shots are drawn from the images of a task, or from other images.
+
+    Args:
+        benchmark: full name of the task; None for other images.
+        folder: the task's folder, or the one that holds a folder of the task's name; where it has lists of few-shot images
+            as CoOp's code writes them, these are taken.
+    """
+    if benchmark is None:
+        return few_shot
+    task = find_task(benchmark)
+    if folder is None or not isinstance(task, PromptingTask):
+        return task.draw
+    return functools.partial(listed_few_shot, _folder_of(task, folder), task.draw)
 
 
 @typed
@@ -94,15 +107,19 @@ def load_task(name: str, folder: str | Path, class_names: Sequence[str] | None =
         ValueError: unknown task, an unreadable line, more classes than the task has, or names that do not fit.
     """
     task = find_task(name)
-    folder = Path(folder).expanduser()
-    folder = folder / task.folder if (folder / task.folder).is_dir() else folder
-    splits, published = task.read(folder)
+    splits, published = task.read(_folder_of(task, folder))
     ids = sorted(published or {label for rows in splits.values() for _, label in rows})
     _check_classes(task, ids, class_names)
     names = list(class_names or (published[number] if published else str(number) for number in ids))
     label = {number: position for position, number in enumerate(ids)}
     features = Features({"image": RGBImage(), "label": class_label(names)})
     return DatasetDict({split: _dataset(rows, label, features) for split, rows in splits.items()})
+
+
+def _folder_of(task: Task, folder: str | Path) -> Path:
+    """Return the folder of a task, which may be inside the one given."""
+    folder = Path(folder).expanduser()
+    return folder / task.folder if (folder / task.folder).is_dir() else folder
 
 
 def _dataset(rows: Rows, label: Mapping[int, int], features: Features) -> Dataset:

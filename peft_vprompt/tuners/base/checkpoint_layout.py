@@ -39,6 +39,7 @@ class Layout:
         architecture: what the checkpoint belongs to: "clip", "vit" or "swin".
         complete: makes the tensors that also depend on the config, or on the view of the base model's image encoder
             (None without a base model).
+        needs_teacher: the adapter also holds class features of another model, which are in no checkpoint of its own.
     """
 
     config_class: type[PromptConfig]
@@ -48,6 +49,7 @@ class Layout:
     choices: dict[str, tuple] = field(default_factory=dict)
     architecture: str = "clip"
     complete: Callable[[PromptConfig, VisionView | None], dict[tuple[str, str], Tensor]] | None = None
+    needs_teacher: bool = False
 
 
 def require(state: State, key: str, method: str, *ranks: int) -> Tensor:

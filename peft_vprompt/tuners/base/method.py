@@ -278,5 +278,5 @@ def check_depth(name: str, depth: int, view: EncoderView, tower: str) -> None:
     if depth > view.num_layers:
         raise ValueError(
             f"Expected {name} <= {view.num_layers}, the layers of the {tower}. Received: {name}={depth}."
-            + (" Set prompt_depth, or this field for one tower alone." if name != "prompt_depth" else "")
+            + (" Set prompt_depth, or this field for one tower alone." if name.endswith("_prompt_depth") else "")
         )

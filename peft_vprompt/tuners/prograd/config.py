@@ -17,6 +17,9 @@ class ProGradConfig(ContextConfig):
     Paper: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023. Defaults are those of the authors' scripts:
     16 context tokens, zeros before the embeddings of the template's words.
 
+    `loss.backward()` leaves the projected gradient in any loop. In gradient accumulation each pass is projected by itself and the
+    results add up; in distributed training each process projects its own before they are averaged.
+
     Example:
 
     ```python

@@ -4,6 +4,7 @@ from ..base.recipe import Recipe
 from ..base.registry import register
 from ..base.shared_recipes import DASSL
 from ..base.spec import MethodSpec, Paper
+from .checkpoint import read
 from .config import PromptKDConfig
 from .method import PromptKD, PromptKDModel
 
@@ -29,5 +30,6 @@ register(
             source=DASSL + "zhengli97/PromptKD configs/trainers/PromptKD/vit_b16_c2_ep20_batch8_4+4ctx.yaml",
         ),
         new_classes=False,
+        checkpoints={"promptkd": read},
     )
 )

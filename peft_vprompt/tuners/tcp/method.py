@@ -18,7 +18,7 @@ from ...backbones.base import TextView, VisionView
 from ...core.tokenization import TokenSequence, context_sequences
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.class_aware import ClassAwareContext
-from ..base.method import PromptMethod, check_depth
+from ..base.method import PromptMethod
 from ..base.tuner import PromptTuner
 from ..coop.method import start_contexts
 from .config import TCPConfig
@@ -31,7 +31,11 @@ class TCP(PromptMethod):
 
     def check(self, config: TCPConfig, vision: VisionView, text: TextView) -> None:
         """Refuse a layer that the text tower does not have."""
-        check_depth("class_token_layer + 1", config.class_token_layer + 1, text, "text tower")
+        if config.class_token_layer >= text.num_layers:
+            raise ValueError(
+                f"Expected class_token_layer < {text.num_layers}, the layers of the text tower. Received: "
+                f"class_token_layer={config.class_token_layer}."
+            )
 
     def text_prompts(
         self, config: TCPConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int

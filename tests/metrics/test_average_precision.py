@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from peft_vprompt.training.average_precision import average_precisions, mean_average_precision
+from peft_vprompt.metrics import average_precisions, mean_average_precision
 from peft_vprompt.training.evaluation import EvalSet, compute_metrics, evaluate
 from tests.support.models import CLASS_NAMES, images
 
@@ -17,7 +17,7 @@ def by_definition(logits, labels):
         scores, truth = scores[truth != -100], truth[truth != -100]
         if (truth == 1).any():
             values.append(np.mean([truth[scores >= score].mean() for score in scores[truth == 1]]))
-    return 100 * np.mean(values)
+    return np.mean(values)
 
 
 def test_is_what_it_is_by_definition():
@@ -27,9 +27,9 @@ def test_is_what_it_is_by_definition():
     labels[:, 2] = np.where(labels[:, 2] == 1, 0, labels[:, 2])
     assert mean_average_precision(logits, labels) == pytest.approx(by_definition(logits, labels))
     assert np.isnan(average_precisions(logits, labels)).tolist() == [False, False, True, False, False, False]
-    assert mean_average_precision(labels, labels) == 100
+    assert mean_average_precision(labels, labels) == 1
     prediction = SimpleNamespace(predictions=logits, label_ids=labels)
-    assert compute_metrics(prediction) == {"map": mean_average_precision(logits, labels)}
+    assert compute_metrics(prediction) == {"map": 100 * mean_average_precision(logits, labels)}
 
 
 def test_labels_that_are_none_are_refused():
@@ -55,8 +55,8 @@ def test_a_model_is_evaluated_by_it(make):
     with torch.no_grad():
         logits = model(pixel_values=images()).logits.numpy()
     found = evaluate(model, {"all": EvalSet(rows, CLASS_NAMES)})
-    assert found == {"all": pytest.approx(by_definition(logits, labels))}
+    assert found == {"all": pytest.approx(100 * by_definition(logits, labels))}
     # A test set with some of the adapter's classes says nothing of the others.
     some = [{**row, "labels": row["labels"][[3, 0]]} for row in rows]
     found = evaluate(model, {"all": EvalSet(some, [CLASS_NAMES[3], CLASS_NAMES[0]])})
-    assert found == {"all": pytest.approx(by_definition(logits[:, [0, 3]], labels[:, [0, 3]]))}
+    assert found == {"all": pytest.approx(100 * by_definition(logits[:, [0, 3]], labels[:, [0, 3]]))}
