@@ -49,7 +49,8 @@ Three seeds; mean ± standard deviation of the accuracy in percent. The seed dra
 prompts and the order of images. The recipe is PTNL's and the same for all methods; nothing was tuned. Image features are
 cached: every training image is augmented once (one random crop, perhaps of a small part). The linear probe is a logistic
 regression on whole images, whose strength of regularisation is chosen by cross-validation; that it sees no crops may be
-part of its lead. Both CLIPs are tiny, and a large one may differ.
+part of its lead. Both CLIPs are tiny, and a large one may differ. [A ResNet beside the ViT](noise_on_backbones.md) is a
+study of its own.
 {machine}
 
 {sections}"""

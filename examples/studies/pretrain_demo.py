@@ -1,14 +1,15 @@
-"""Pretrain the embedded CLIP on the demo world, from random weights: `python -m examples.studies.pretrain_demo --output DIR`.
+"""Pretrain a small CLIP on the demo world, from random weights: `python -m examples.studies.pretrain_demo --output DIR`.
 
-Tokenizer, image tower and text tower are trained on pictures that `world` draws as they are needed; nothing is read from
-disk or the network. The same options give the same weights on the same kind of machine. `training.json` beside the weights
-records the options, the learning curve and what was reached.
+With `--tower vit` it is the embedded one, with `--tower resnet` a `ResNetCLIPModel` to compare it with: the same pictures,
+captions, tokenizer and loss; with `--locked-text` the very text tower of the embedded one. All is trained on pictures that
+`world` draws as they are needed; nothing else is read. The same options give the same weights on the same kind of machine;
+started again, a run that was stopped goes on from its last tenth. `training.json` beside the weights records the options,
+the learning curve and what was reached.
 """
 
 import math
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,64 +20,48 @@ import torch
 import transformers
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPTokenizer,
-    PreTrainedModel,
-    get_cosine_schedule_with_warmup,
-)
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import CLIPImageProcessorPil, CLIPTokenizer, PreTrainedModel
 
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES
 from peft_vprompt.demo.task import TEMPLATE, demo_task
 from peft_vprompt.demo.world import COLOURS, Scene, describe, render, sample_scene, simplify
 from peft_vprompt.utils.io import atomic_files, write_json
+from peft_vprompt.utils.locks import only_writer
 
-from .tiny_clip import MAX_TOKENS, build_model, image_processor, train_tokenizer
+from .contrastive import Batch, Training, TrainingOptions, listed
+from .tiny_clip import BUILDERS, MAX_TOKENS, Tower, image_processor, lock_text, train_tokenizer
 
 
 TOKENIZER_SEED, EVALUATION_SEED, GROUP_SEED = 1_000_000, 999, 77
 """Streams of their own, apart from the training stream."""
 
-Batch = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
-class Options:
-    """Everything that decides the outcome of a training run.
+class Options(TrainingOptions):
+    """Everything that decides the outcome of a training run; see also `TrainingOptions`.
 
     Args:
-        steps: Optimiser steps.
-        batch_size: Image-caption pairs per step.
         group_size: Pairs in a row that share attributes, so that the contrast between them is about the other ones.
         easy_share: Share of the run during which some scenes are simplified (fewer and fewer of them, from all to none).
-        learning_rate: AdamW's peak rate, for embeddings, norms, biases and projections.
-        matrix_learning_rate: Muon's peak rate, for the weight matrices of the transformer layers.
-        weight_decay: On all matrices.
-        warmup_share: Share of the run with a rising learning rate; a cosine to zero follows.
-        width: Width of both towers; heads are 32 wide.
-        layers: Layers of the image tower.
+        tower: Architecture of the image tower.
+        locked_text: Take the embedded CLIP's text tower, and keep it as it is.
+        width: Width of the text tower and of the ViT, whose heads are 32 wide; the ResNet's stem has an eighth of it.
+        layers: Layers of the ViT.
         text_layers: Layers of the text tower.
         projection: Width of the common space.
         vocabulary: Most entries of the tokenizer.
-        seed: Seed of the weights and of the training stream.
     """
 
-    steps: int = 3750
-    batch_size: int = 64
     group_size: int = 8
     easy_share: float = 0.5
-    learning_rate: float = 1e-3
-    matrix_learning_rate: float = 0.03
-    weight_decay: float = 0.1
-    warmup_share: float = 1 / 15
+    tower: Tower = "vit"
+    locked_text: bool = False
     width: int = 128
     layers: int = 4
     text_layers: int = 3
     projection: int = 64
     vocabulary: int = 1024
-    seed: int = 0
 
 
 class Stream(Dataset):
@@ -127,49 +112,6 @@ def make_collate(tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil) -> 
         return {**tokenizer(list(captions), padding=True, return_tensors="pt"), "pixel_values": (pixels - mean) / std}
 
     return collate
-
-
-def make_optimizers(model: PreTrainedModel, options: Options) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices inside the transformer layers, AdamW for everything else.
-
-    Raises:
-        RuntimeError: If this torch has no Muon.
-    """
-    if not hasattr(torch.optim, "Muon"):
-        raise RuntimeError(
-            f"Pretraining needs torch 2.9 or later, for torch.optim.Muon. Received: torch {torch.__version__}."
-        )
-    matrices, others, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        inside = ".layers." in name
-        (vectors if parameter.ndim < 2 else matrices if inside else others).append(parameter)
-    adamw = torch.optim.AdamW(
-        [{"params": others}, {"params": vectors, "weight_decay": 0.0}],
-        lr=options.learning_rate,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    muon = torch.optim.Muon(matrices, lr=options.matrix_learning_rate, weight_decay=options.weight_decay)
-    return [adamw, muon]
-
-
-def train(model: PreTrainedModel, batches: DataLoader, options: Options) -> Iterator[float]:
-    """Train with CLIP's contrastive loss on `batches`; yields the loss after each step."""
-    optimizers = make_optimizers(model, options)
-    warmup = round(options.warmup_share * options.steps)
-    schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, options.steps) for optimizer in optimizers]
-    for batch in batches:
-        loss = model.train()(**batch, return_loss=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stage in (*optimizers, *schedules):
-            stage.step()
-        model.zero_grad()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))
-        yield loss.item()
 
 
 @torch.no_grad()
@@ -228,13 +170,12 @@ def task_accuracy(
     }
 
 
-README = """# The embedded CLIP
+README = """# {title}
 
-A small `CLIPModel` ({parameters:,} parameters, float32) that lives inside the package, so that every example and test runs
-without a network. Images {size}x{size}, patches of 8, {layers} image layers and {text_layers} text layers of width {width},
+{about} {parameters:,} parameters, float32. Images {size}x{size}, {image_tower} and {text_layers} text layers of width {width},
 projection {projection}, {max_tokens} positions, own byte-level BPE of {vocabulary} entries with CLIP's conventions.
 
-Trained from random weights with the contrastive loss on {pairs:,} captioned pictures of a procedural world of shapes, colours,
+{trained} with the contrastive loss on {pairs:,} captioned pictures of a procedural world of shapes, colours,
 fills, backgrounds, lights and rendering styles; each picture was shown once. It knows nothing else: it is a test bed for
 prompt learning, not a model of photographs.
 
@@ -243,32 +184,46 @@ never saw (`peft_vprompt.demo.demo_task`, caption "{template}"): {task}.
 
 `training.json` holds the options, versions, learning curve and time. To train it again:
 
-    python -m examples.studies.pretrain_demo --output clip
+    python -m examples.studies.pretrain_demo {command} --output clip
 """
+
+#: Title, what it is, and the image tower, in words.
+WORDS: dict[Tower, dict[str, str]] = {
+    "vit": {
+        "title": "The embedded CLIP",
+        "about": "A small `CLIPModel` that lives inside the package, so that every example and test runs without a network.",
+        "image_tower": "patches of 8, {layers} image layers",
+    },
+    "resnet": {
+        "title": "A small ResNet CLIP",
+        "about": "A `peft_vprompt.models.ResNetCLIPModel` to compare the embedded CLIP with.",
+        "image_tower": "a ResNet of three stages with an attention pool",
+    },
+}
 
 
 def save(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: CLIPTokenizer,
-    processor: CLIPImageProcessorPil,
-    record: dict,
-    template: str = README,
+    folder: Path, model: PreTrainedModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, record: dict
 ) -> None:
     """Write weights, tokenizer, processor, `training.json` and `README.md`; each file appears whole or not at all."""
     with atomic_files(folder) as scratch:
         for part in (model, tokenizer, processor):
             part.save_pretrained(scratch)
         options = record["options"]
-        readme = template.format(
+        how = "Its image tower was trained beside the embedded CLIP's text tower, which stayed as it was,"
+        trained = how if options["locked_text"] else "Trained from random weights"
+        words = {name: text.format(**options) for name, text in WORDS[options["tower"]].items()}
+        readme = README.format(
             parameters=record["parameters"],
             size=IMAGE_SIZE,
             max_tokens=MAX_TOKENS,
             pairs=options["steps"] * options["batch_size"],
-            world=_listed(record["world_accuracy"]),
-            task=_listed(record["task_accuracy"]),
+            world=listed(record["world_accuracy"]),
+            task=listed(record["task_accuracy"]),
             template=TEMPLATE,
-            **options | {"vocabulary": len(tokenizer)},
+            trained=trained,
+            command="--tower {tower} --steps {steps}".format(**options) + " --locked-text" * options["locked_text"],
+            **options | words | {"vocabulary": len(tokenizer)},
         )
         (scratch / "README.md").write_text(readme, encoding="utf-8")
         write_json(record, scratch / "training.json")
@@ -276,64 +231,51 @@ def save(
             file.chmod(0o644)
 
 
-def _listed(numbers: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in numbers.items())
-
-
 def pretrain(
-    options: Options,
-    workers: int = 1,
-    console: Console | None = None,
-    build: Callable[[Options, CLIPTokenizer], PreTrainedModel] = build_model,
-):
-    """Train tokenizer and model from nothing.
+    options: Options, output: Path, workers: int = 1, console: Console | None = None, pictures: int = 2000
+) -> dict:
+    """Train tokenizer and model from nothing, or from where the run was stopped, and save them.
 
     Args:
         options: What decides the outcome.
+        output: Folder for the weights, the tokenizer and `training.json`.
         workers: Processes that draw pictures; the outcome does not depend on it.
         console: Where the progress bar goes.
-        build: Makes the model with random weights.
+        pictures: Pictures of the world in the final measurement; those along the way have a quarter of them.
 
     Returns:
-        Model, tokenizer, image processor and the record for `training.json`.
+        The record, which `training.json` holds.
     """
+    with only_writer(output):
+        return _pretrain(options, output, workers, console, pictures)
+
+
+def _pretrain(options: Options, output: Path, workers: int, console: Console | None, pictures: int) -> dict:
     torch.manual_seed(options.seed)
     words = Stream(10_000, TOKENIZER_SEED)
     tokenizer = train_tokenizer([describe(*words.scene(index)) for index in range(len(words))], options.vocabulary)
-    processor, model = image_processor(), build(options, tokenizer)
-    stream = Stream(options.steps * options.batch_size, options.seed, options.group_size, options.easy_share)
-    batches = DataLoader(
-        stream, options.batch_size, num_workers=workers, collate_fn=make_collate(tokenizer, processor)
-    )
+    processor, model = image_processor(), BUILDERS[options.tower](options, tokenizer)
+    if options.locked_text:
+        lock_text(model)
     parts = (model, tokenizer, processor)
+    stream = Stream(options.steps * options.batch_size, options.seed, options.group_size, options.easy_share)
+    collate = make_collate(tokenizer, processor)
 
-    started, started_cpu, curve, losses = time.perf_counter(), time.process_time(), [], []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("pretraining", total=options.steps)
-        for step, loss in enumerate(train(model, batches, options), start=1):
-            losses.append(loss)
-            progress.update(bar, advance=1, description=f"loss {np.mean(losses[-50:]):.3f}")
-            if step % max(1, options.steps // 10) == 0:
-                curve.append(
-                    {"step": step, "loss": round(float(np.mean(losses[-50:])), 4), **attribute_accuracy(*parts, 500)}
-                )
-                progress.console.print(_listed(curve[-1]))
+    def batches_from(step: int) -> DataLoader:
+        left = Subset(stream, range(step * options.batch_size, len(stream)))
+        return DataLoader(left, options.batch_size, num_workers=workers, collate_fn=collate)
+
+    training = Training(model, options, output)
+    training.run(batches_from, lambda: attribute_accuracy(*parts, pictures // 4), console=console)
     record = {
         "options": asdict(options),
         "parameters": model.num_parameters(),
-        "world_accuracy": attribute_accuracy(*parts, 2000),
+        "world_accuracy": attribute_accuracy(*parts, pictures),
         "task_accuracy": task_accuracy(*parts),
         "template": TEMPLATE,
-        "curve": curve,
-        "seconds": round(time.perf_counter() - started),
-        "cpu_seconds": round(time.process_time() - started_cpu),
+        "curve": training.curve,
+        "seconds": round(training.seconds),
+        "cpu_seconds": round(training.cpu_seconds),
         "machine": {
             "system": platform.system(),
             "architecture": platform.machine(),
@@ -341,24 +283,33 @@ def pretrain(
         },
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, np, PIL)},
     }
-    return *parts, record
+    save(output, *parts, record)
+    training.finish()
+    return record
 
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the weights, the tokenizer and training.json.")],
+    tower: Annotated[Tower, typer.Option(help="Image tower: the embedded CLIP's ViT, or a ResNet.")] = Options.tower,
+    locked_text: Annotated[
+        bool,
+        typer.Option(
+            "--locked-text", help="Take the embedded CLIP's text tower as it is, which saves most of the time."
+        ),
+    ] = Options.locked_text,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = Options.steps,
     batch_size: Annotated[int, typer.Option(min=2, help="Image-caption pairs per step.")] = Options.batch_size,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the pictures.")] = Options.seed,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 1,
 ) -> None:
-    """Pretrain the embedded CLIP from random weights on the procedural demo world (the embedded one took 35 minutes on one busy core)."""
+    """Pretrain a small CLIP from random weights on the procedural demo world (the embedded one took 35 minutes on one busy core)."""
     torch.set_num_threads(threads)
     console = Console()
-    *parts, record = pretrain(Options(steps=steps, batch_size=batch_size, seed=seed), workers, console)
-    save(output, *parts, record)
-    console.print(f"World: {_listed(record['world_accuracy'])}. Task: {_listed(record['task_accuracy'])}.")
-    console.print(f"Saved to {output}.")
+    options = Options(steps, batch_size, seed=seed, tower=tower, locked_text=locked_text)
+    record = pretrain(options, output, workers, console)
+    console.print(f"World: {listed(record['world_accuracy'])}. Task: {listed(record['task_accuracy'])}.")
+    console.print(f"Saved to {output}. Use it as `vprompt train --model {output}` does.")
 
 
 if __name__ == "__main__":

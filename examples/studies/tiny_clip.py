@@ -1,15 +1,17 @@
-"""What the embedded CLIP is before it is trained: tokenizer, architecture and image processor."""
+"""What the CLIPs of the demo world are before they are trained: tokenizer, architectures and image processor."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedModel
 
+from peft_vprompt.demo import demo_model_path
 from peft_vprompt.demo.drawing import IMAGE_SIZE
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 MAX_TOKENS = 32
 RESNET_DEPTHS = [1, 2, 1]
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+#: Architectures of the image tower.
+Tower = Literal["vit", "resnet"]
 
 
 def train_tokenizer(captions: list[str], size: int) -> CLIPTokenizer:
@@ -73,7 +78,7 @@ def build_resnet(options: Options, tokenizer: CLIPTokenizer) -> ResNetCLIPModel:
     return ResNetCLIPModel(ResNetCLIPConfig(text, vision))
 
 
-def build_model(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_vit(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
     """A small CLIP with random weights, but image positions that start as sines and cosines of row and column."""
     vision = tower_sizes(options) | {"num_hidden_layers": options.layers, "image_size": IMAGE_SIZE, "patch_size": 8}
     text = text_sizes(options, tokenizer)
@@ -84,6 +89,20 @@ def build_model(options: Options, tokenizer: CLIPTokenizer) -> CLIPModel:
             math.isqrt(embeddings.num_patches), options.width
         )
     return model
+
+
+def lock_text(model: PreTrainedModel) -> None:
+    """Give a CLIP of the same sizes the embedded CLIP's text tower and temperature, and train no more of the texts.
+
+    Source: Zhai et al., "LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022, the other way round.
+    """
+    embedded = CLIPModel.from_pretrained(demo_model_path())
+    for name in ("text_model", "text_projection"):
+        part = model.get_submodule(name)
+        part.load_state_dict(embedded.get_submodule(name).state_dict())
+        part.requires_grad_(False)
+    with torch.no_grad():
+        model.logit_scale.copy_(embedded.logit_scale)
 
 
 def _sine_positions(side: int, width: int) -> torch.Tensor:
@@ -98,3 +117,7 @@ def image_processor() -> CLIPImageProcessorPil:
     """CLIP's own preprocessing at this model's image size."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
+
+
+#: What makes a CLIP with random weights, by its image tower.
+BUILDERS: dict[Tower, Callable[[Options, CLIPTokenizer], PreTrainedModel]] = {"vit": build_vit, "resnet": build_resnet}

@@ -1,6 +1,6 @@
 """The embedded default: a tiny CLIP that this package pretrained itself, and few-shot tasks drawn for it.
 
-Needs neither a network nor files of images. `world` and `drawing` make the pictures, `pretrain` made the model.
+Needs neither a network nor files of images. `world` and `drawing` make the pictures, examples/studies/pretrain_demo.py made the model.
 """
 
 from importlib import resources

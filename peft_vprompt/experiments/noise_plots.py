@@ -82,14 +82,14 @@ def plot_study(result: dict, folder: str | Path) -> list[Path]:
         methods = [row for row in of_kind if ":" not in row["method"] and row not in probe]
         losses = list(dict.fromkeys(row["loss"] for row in methods)) or ["ce"]
         beside = [row | {"loss": loss} for loss in losses for row in probe]
-        files += _lines(Path(folder) / f"methods_{kind}.png", methods + beside, "loss", name_of)
+        files += plot_lines(Path(folder) / f"methods_{kind}.png", methods + beside, "loss", name_of)
         several = {row["title"] for row in methods if row["loss"] != losses[0]}
         compared = [row for row in methods if row["title"] in several]
-        files += _lines(Path(folder) / f"losses_{kind}.png", compared, "title", lambda row: row["loss"])
+        files += plot_lines(Path(folder) / f"losses_{kind}.png", compared, "title", lambda row: row["loss"])
         lengths = [row for row in of_kind if context_length(row) is not None]
         if len({context_length(row) for row in lengths}) > 1:
             label = lambda row: f"{context_length(row)} tokens"  # noqa: E731
-            files += _lines(Path(folder) / f"context_length_{kind}.png", lengths, "loss", label)
+            files += plot_lines(Path(folder) / f"context_length_{kind}.png", lengths, "loss", label)
     return files + _gradients(Path(folder) / "gradients.png", result["runs"])
 
 
@@ -99,8 +99,18 @@ def context_length(row: dict) -> int | None:
     return config.get("num_virtual_tokens", 16) if method == "coop" and "prompt_init" not in config else None
 
 
-def _lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str]) -> list[Path]:
-    """Draw accuracy against the noise rate, a panel for each value of `panel` and a line for each label."""
+def plot_lines(path: Path, rows: list[dict], panel: str, label: Callable[[dict], str]) -> list[Path]:
+    """Draw accuracy against the noise rate and write it as PNG.
+
+    Args:
+        path: the file.
+        rows: rows of a summary, with `rate`, `mean` and `std`.
+        panel: entry of the rows, each of whose values has a panel.
+        label: names the line that a row is on.
+
+    Returns:
+        The file; none where there are fewer than two rates.
+    """
     panels = list(dict.fromkeys(row[panel] for row in rows))
     if not panels or len({row["rate"] for row in rows}) < 2:
         return []

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from examples.studies.pretrain_demo import TOKENIZER_SEED, Options, Stream
-from examples.studies.tiny_clip import build_resnet, train_tokenizer
+from examples.studies.tiny_clip import BUILDERS, build_resnet, train_tokenizer
 from peft_vprompt.demo import CLASS_NAMES, TEMPLATE, demo_model_path, demo_task
 from peft_vprompt.demo.drawing import FILLS, IMAGE_SIZE, OUTLINES, Style, draw
 from peft_vprompt.demo.task import PER_CLASS, STYLE
@@ -125,6 +125,13 @@ def test_the_script_learns_the_same_tokenizer(tokenizer, record):
     assert train_tokenizer(captions, Options(**record["options"]).vocabulary).get_vocab() == tokenizer.get_vocab()
 
 
+def test_the_script_builds_the_same_model(tokenizer, record, model):
+    torch.manual_seed(0)
+    built = BUILDERS["vit"](Options(**record["options"]), tokenizer)
+    shapes = [{name: tensor.shape for name, tensor in clip.state_dict().items()} for clip in (model, built)]
+    assert shapes[0] == shapes[1]
+
+
 def test_model_agrees_with_tokenizer_and_processor(model, tokenizer):
     text, vision = model.config.text_config, model.config.vision_config
     assert (text.bos_token_id, text.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -171,7 +178,7 @@ def test_zero_shot_is_as_recorded(record, model, tokenizer):
 
 def test_the_resnet_for_the_same_world(tokenizer):
     torch.manual_seed(0)
-    clip = build_resnet(Options(), tokenizer).eval()
+    clip = build_resnet(Options(tower="resnet"), tokenizer).eval()
     text, image = clip.config.text_config, clip.config.vision_config
     assert clip.num_parameters() * 4 < 8 * 2**20
     assert (text.hidden_size, text.vocab_size, image.image_size // image.stride) == (128, len(tokenizer), 3)
