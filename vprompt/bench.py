@@ -18,6 +18,7 @@ from .options import (
     Storage,
     Workers,
     option,
+    read_workers,
     require_model,
     split_list,
     split_numbers,
@@ -100,7 +101,7 @@ def bench(
         bool,
         option("Save one after every epoch, so that a cell that is stopped goes on where it was.", "--checkpoints"),
     ] = False,
-    workers: Workers = 0,
+    workers: Workers = "auto",
     image_size: ImageSize = None,
     against: Annotated[
         str | None,
@@ -170,7 +171,7 @@ def bench(
             storage=storage,
             cached=cached,
             checkpoints=checkpoints,
-            workers=workers,
+            workers=read_workers(workers),
             device=machine.device,
             quiet=True,
         )
