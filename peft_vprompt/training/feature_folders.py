@@ -166,6 +166,7 @@ class _Work:
                 self._require_same()
             else:
                 write_json(self.manifest, self.folder / MANIFEST)
+            self._remove_partial(MANIFEST)
             for path in sorted(self.folder.glob("features-*.arrow")):
                 keep_intact(path, "image features")
 
@@ -186,6 +187,11 @@ class _Work:
                 f"The image features in {str(self.folder)!r} were made with other {', '.join(changed)}. Choose another "
                 "--output, or the same options."
             )
+
+    def _remove_partial(self, pattern: str) -> None:
+        """Remove what a kill left half written of files that nobody else writes now."""
+        for path in self.folder.glob(f".{pattern}.*.partial"):
+            path.unlink(missing_ok=True)
 
     def parts(self, source: int) -> list[dict]:
         """Return the details of the parts of a source that are there, from the first one on."""
@@ -223,6 +229,7 @@ class _Work:
 
     def make(self, source: int, writer: Writer, advance: Callable[[int], None]) -> None:
         """Write the parts of a source that are not there."""
+        self._remove_partial(f"features-{source:05}-*")
         found = self.parts(source)
         first = sum(details["seen"] for details in found)
         waiting = made_ahead(batched(self.images.read(source, first), self.batch_size), self._read)
