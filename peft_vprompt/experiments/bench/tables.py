@@ -95,7 +95,7 @@ def difference_table(part: Mapping) -> Table | None:
             titles[row["against"]],
             *([_scope(part, row["scope"])] if several else []),
             str(row["shots"] or DASH),
-            "HM of averages" if row["what"] == "hm" else _heading(part, row["what"]),
+            OF_AVERAGES if row["what"] == "hm" else _heading(part, row["what"]),
             f"{row['difference']:+.1f}",
             f"{row['low']:+.1f} to {row['high']:+.1f}" + ("" if row["low"] > 0 or row["high"] < 0 else " (holds 0)"),
         ]
