@@ -215,7 +215,7 @@ def _intervals(
     if not tests or not seeds:
         return []
     first_side, second_side = (
-        {key: np.stack([by.get(seed, by.get(_ANY_SEED)) for seed in seeds]) for key, by in side.items()}
+        {key: np.stack([by[seed if seed in by else _ANY_SEED] for seed in seeds]) for key, by in side.items()}
         for side in sides
     )
     wanted: dict[str, tuple[Measure, list[tuple[str, str]]]]
