@@ -132,7 +132,7 @@ def _require_one_process(name: str) -> None:
 
 
 def _launched() -> tuple[int, int]:
-    """Return the number of this process of a launcher, from 0, and how many there are."""
+    """Return the number of this process of a launcher, from 0, and how many there are; as `utils.processes` does, which imports torch."""
     return int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 

@@ -112,13 +112,8 @@ def evaluate(
     from peft_vprompt.experiments.templates import set_templates
     from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.cached_features import require_features_of
-    from peft_vprompt.training.evaluation import (
-        among_own_classes,
-        chance,
-        compares_with_text,
-        main_metric,
-        own_classes,
-    )
+    from peft_vprompt.training.eval_classes import among_own_classes, compares_with_text, own_classes
+    from peft_vprompt.training.evaluation import chance, main_metric
     from peft_vprompt.utils.devices import find_device
     from peft_vprompt.utils.environment import environment
     from peft_vprompt.utils.io import write_json

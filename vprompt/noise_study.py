@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, given, say_next, say_saved, show_grid
 from .choices import LINEAR_PROBE, LOSSES, NOISE_KINDS, STUDY_METHODS
+from .label_options import Q
 from .options import (
     SAME_IMAGES,
     SEVERAL_LABELS,
     Machine,
     Model,
-    Q,
     Shots,
     Status,
     Storage,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from .app import command, console, given, say_next, say_saved
+from .label_options import SELECTOR_HELP, UNLABELLED
 from .options import (
     SAME_IMAGES,
-    SELECTOR_HELP,
     SEVERAL_LABELS,
-    UNLABELLED,
     ImageSize,
     Machine,
     Templates,

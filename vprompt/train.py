@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .app import command, console, given, say_next, say_next_line, say_saved
+from .label_options import UNLABELLED, takes_loss, takes_supervision
 from .options import (
     SAME_IMAGES,
-    UNLABELLED,
     Cached,
     ImageSize,
     Language,
@@ -29,10 +29,8 @@ from .options import (
     read_workers,
     require_model,
     takes_data,
-    takes_loss,
     takes_machine,
     takes_recipe,
-    takes_supervision,
 )
 from .push import say_published
 

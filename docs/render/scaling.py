@@ -41,8 +41,29 @@ def large_data(found: dict) -> str:
     )
 
 
+def grids(found: dict) -> str:
+    """Time and repeated work of several workers of examples/studies/workers.py."""
+    names = {"one": "One worker", "two": "Two", "killed": f"Two, {found['killed']['kills']} times killed"}
+    rows = [
+        f"| {name} | {each['seconds']:,.0f} | {each['begun']} | {each['ended']} | {each['twice']} | {'yes' if each['equal'] else 'no'} |"
+        for name, each in ((name, found[key]) for key, name in names.items())
+    ]
+    machine, versions = found["environment"]["machine"], found["environment"]["versions"]
+    return "\n".join(
+        [
+            "| | Seconds | Runs begun | Runs ended | Ended twice | Files as one worker's |",
+            "|---|--:|--:|--:|--:|---|",
+            *rows,
+            "",
+            f"{found['runs']} runs of CoOp on the embedded model. A cell without work takes {found['empty_cell_ms']:.1f} ms among "
+            f"{found['empty_cells']:,}. {machine['cpu']} with {machine['cores']} cores; Python {versions['python']}, torch "
+            f"{versions['torch']}. `python -m examples.studies.workers` measures the same.",
+        ]
+    )
+
+
 #: Parts of the page, by the entry of the results that each shows.
-PARTS: dict[str, Callable[[dict], str]] = {"large_data": large_data}
+PARTS: dict[str, Callable[[dict], str]] = {"large_data": large_data, "grids": grids}
 
 
 def render(results: dict, page: str) -> str:

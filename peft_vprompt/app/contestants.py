@@ -19,7 +19,7 @@ from ..experiments.attention_maps import AttentionMaps, output_attention
 from ..experiments.models import base_of, build_model
 from ..experiments.trained import SavedAdapter
 from ..export.classifier import Classifier, ImageLike, Prediction, best
-from ..training.evaluation import own_classes
+from ..training.eval_classes import own_classes
 from ..tuners.base.registry import find_row, get_method, is_known
 from ..utils.devices import device_of, find_device
 from ..utils.precision import Precision, find_precision

@@ -7,7 +7,6 @@ does not keep (`utils.locks`). A result is what the work itself writes and finds
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from ..errors import CannotWriteError, FailedCellsError, FolderInUseError
 from ..utils.arguments import typed
 from ..utils.digests import digest_json
 from ..utils.locks import Claim, Writer, holder_of
+from ..utils.processes import launched, launched_number
 from ..utils.progress import make_bar
 from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
@@ -111,13 +111,17 @@ class _Worker(Generic[T]):
         return {name: self._reports[name] for name in self._cells}
 
     def _step(self, missing: list[str]) -> bool:
-        """Do one cell, or else read those that others did; tell whether there was one."""
+        """Do one cell that nobody has, or else read all that others did; note what failed; tell whether there was one."""
         known = self._read()
-        done = [name for name in missing if known[name].state is CellState.DONE]
+        for name in missing:
+            if known[name].state is CellState.FAILED:
+                self._failed[name] = known[name].error or _UNKNOWN
         todo = [name for name in missing if known[name].state in (CellState.WAITING, CellState.RUNNING)]
-        for name in set(missing) - {*done, *todo}:
-            self._failed[name] = known[name].error or _UNKNOWN
-        return any(self._try(name) for name in todo) or sum(self._try(name, is_done=True) for name in done) > 0
+        if any(self._try(name) for name in todo):  # one at a time: the book is read anew before the next
+            return True
+        done = [name for name in missing if known[name].state is CellState.DONE]
+        read = [self._try(name, is_done=True) for name in done]
+        return any(read)
 
     def _read(self) -> dict[str, Cell]:
         """Return what the book says of each cell; one that it lost waits."""
@@ -232,8 +236,8 @@ def _failures(failed: Mapping[str, str], cells: int) -> str:
 
 def _require_one_process() -> None:
     """Refuse a launcher's processes, which would share the work on each cell and the locks, too."""
-    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
-    if processes > 1 or int(os.environ.get("RANK", "0") or 0):
+    processes = launched()
+    if processes > 1 or launched_number():
         raise ValueError(
             f"Expected each worker of a grid to be a process of its own. Received: one of {processes} processes of a launcher. "
             "Start the command once for each worker, without torchrun or accelerate launch."

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..data import TrainTransform, cache_pixels, draw_of, find_task, image_size
-from ..data.feature_folders import holds_features
+from ..data import TrainTransform, draw_of, find_task, image_size
 from ..data.images import as_drafts
 from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.adapter_files import take_card
@@ -33,14 +32,13 @@ from ..training.trainer import train
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.devices import find_device
-from ..utils.digests import digest_arrays
 from ..utils.io import atomic_files, write_json
 from ..utils.locks import Writer, only_writer
 from .cards import card_details
 from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
 from .feature_data import check_features
-from .identity import IDENTITY, PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
+from .identity import PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
 from .models import as_published, build_model, published_fields
 from .run_page import look, write_page
 from .run_report import report_of
@@ -394,22 +392,3 @@ class Run(RunState):
             self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)
-
-    def _depends_on(self) -> dict:
-        """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
-        _, labelled = self._to_train
-        labels = None if self.teacher is not None else digest_arrays(labelled.rows["label"][:])
-        return {IDENTITY: self.identity, "labels": labels, "chosen": labelled.choice}
-
-    def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
-        """Return transformed images: as features on the disk, as pixels in memory, or as they are read."""
-        if holds_features(images):
-            return feature_rows(images)
-        if not self.settings.cache_features:
-            rows = images.with_transform(transform)
-            return cache_pixels(rows) if in_memory else rows
-        model = self.bundle.model
-        options = {"views": views, "seed": self.settings.seed, "workers": self.options.workers}
-        with self.processes.one_by_one(), nullcontext() if self.spec.trains else model.disable_adapter():
-            features = cache_features(model, images, transform, **options)
-        return feature_rows(features, views)

@@ -1,17 +1,19 @@
 """What a run has: its options, its data, and what its steps have made so far. The steps are in `run`."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from ..data import cache_pixels
+from ..data.feature_folders import holds_features
 from ..data.multi_hot import is_multi_label
 from ..errors import OutputNotFiniteError, TrainingDivergedError
 from ..losses.classification import ClassificationLoss
 from ..losses.multi_label import BinaryCrossEntropy
-from ..training.cached_features import RandomViews
+from ..training.cached_features import RandomViews, cache_features, feature_rows
 from ..training.evaluation import EvalSet
 from ..training.gradient_probe import GradientProbe
 from ..training.loading import Workers
@@ -20,8 +22,10 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.base.spec import MethodSpec
 from ..tuners.tip_adapter.search import Found
+from ..utils.digests import digest_arrays
 from ..utils.processes import Processes, all_processes
 from .eval_sets import class_names_of, split_classes
+from .identity import IDENTITY
 from .models import ModelBundle
 from .settings import Settings, loss_of
 from .several_labels import check_labels
@@ -195,3 +199,22 @@ class RunState:
     def _stages(self, recipe: Recipe) -> list[tuple[int | None, int | None]]:
         """Return the epochs or the steps of each stage of the training."""
         return recipe.stages(recipe.epochs_for(self.settings.shots), recipe.steps_for(self.settings.shots))
+
+    def _depends_on(self) -> dict:
+        """Return what a checkpoint must agree in with this run, beside recipe and seed, for the run to go on from it."""
+        _, labelled = self._to_train
+        labels = None if self.teacher is not None else digest_arrays(labelled.rows["label"][:])
+        return {IDENTITY: self.identity, "labels": labels, "chosen": labelled.choice}
+
+    def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
+        """Return transformed images: as features on the disk, as pixels in memory, or as they are read."""
+        if holds_features(images):
+            return feature_rows(images)
+        if not self.settings.cache_features:
+            rows = images.with_transform(transform)
+            return cache_pixels(rows) if in_memory else rows
+        model = self.bundle.model
+        options = {"views": views, "seed": self.settings.seed, "workers": self.options.workers}
+        with self.processes.one_by_one(), nullcontext() if self.spec.trains else model.disable_adapter():
+            features = cache_features(model, images, transform, **options)
+        return feature_rows(features, views)

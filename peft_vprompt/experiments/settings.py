@@ -17,6 +17,9 @@ from .supervision import Supervision
 #: Bounds of what torch and NumPy take as a seed.
 SEED = {"min": 0, "max": MAX_SEED}
 
+#: Fields of `Settings` that change the authors' recipe.
+RECIPE_CHANGES = ("epochs", "learning_rate", "batch_size", "weight_decay")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -87,12 +90,7 @@ class Settings:
 
 def changed_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     """Return a recipe with the changes of the settings."""
-    return recipe.override(
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        weight_decay=settings.weight_decay,
-    )
+    return recipe.override(**{name: getattr(settings, name) for name in RECIPE_CHANGES})
 
 
 def parse_method(method: str) -> tuple[str, dict]:

@@ -5,7 +5,7 @@ from ..tuners.base.registry import get_method
 from ..tuners.base.spec import MethodSpec
 from ..tuners.coop import ContextOptConfig
 from ..utils.validation import require_int
-from .settings import Settings, loss_of
+from .settings import RECIPE_CHANGES, Settings, loss_of
 from .teacher import check_teacher
 
 
@@ -64,8 +64,7 @@ def _check_training(settings: Settings, method: MethodSpec) -> None:
             f"Expected the method to say whether keys are trained. Received: {method.name} with "
             f"train_keys={settings.config['train_keys']}. Leave it out, and use tip-adapter-f, or tip-adapter for no training."
         )
-    names = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss")
-    given = [name for name in names if getattr(settings, name) is not None]
+    given = [name for name in (*RECIPE_CHANGES, "loss") if getattr(settings, name) is not None]
     if method.recipe is None and given:
         raise ValueError(
             f"{method.title} trains nothing. Received: {', '.join(given)}. Leave them out, or use tip-adapter-f, which trains."

@@ -11,7 +11,7 @@ from peft import PeftConfig
 
 from ..errors import ClassNamesError
 from ..peft_models.labels import is_named
-from ..training.evaluation import own_classes
+from ..training.eval_classes import own_classes
 from ..utils.hub import split_revision
 from ..utils.validation import shorten
 from .adapter_classes import known_classes

@@ -26,7 +26,7 @@ from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
-from ..utils.process_watch import keep
+from ..utils.process_watch import set_restart_hint
 from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
 from ..utils.validation import shorten
@@ -108,7 +108,7 @@ def predict(
             return [part for part in range(len(spans(len(images), options))) if parts.read(part) is None]
 
         left = processes.from_first(begin)
-        keep("Started again in the same way, it goes on: what is done is kept.")
+        set_restart_hint("Started again in the same way, it goes on: what is done is kept.")
         reader = ThreadPoolExecutor(_AHEAD)
         try:
             for part, rows in _made(classifier, images, options, left, reader, progress, processes):

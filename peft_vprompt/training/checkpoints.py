@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..utils.arguments import typed
 from ..utils.digests import digest_json
 from ..utils.io import read_json, write_json
-from ..utils.process_watch import keep
+from ..utils.process_watch import set_restart_hint
 from ..utils.readable import unreadable_files
 from ..utils.warning import warn_caller
 from .averaging import AVERAGE_FILE, find_average
@@ -61,7 +61,7 @@ def say_kept(checkpoint: Path | None) -> None:
     place = (
         f"the training goes on from {checkpoint}" if checkpoint else "the training starts afresh, as no epoch is done"
     )
-    keep(f"Started again in the same way, {place}.")
+    set_restart_hint(f"Started again in the same way, {place}.")
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:

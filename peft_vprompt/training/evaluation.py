@@ -5,7 +5,7 @@ Where images have several labels (`labels` [classes] of 1 and 0), the mean avera
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..data.multi_hot import NOT_KNOWN
 from ..errors import OutputNotFiniteError, UnsupportedModelError
 from ..metrics import expected_calibration_error, harmonic_mean, scores
 from ..utils.arguments import typed
@@ -21,21 +20,9 @@ from ..utils.devices import device_of
 from ..utils.eval_mode import eval_mode
 from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
-from ..utils.validation import shorten
 from .cached_features import FEATURES, encode_frozen
+from .eval_classes import EvalSet, among_own_classes, compares_with_text, set_class_names
 from .loading import Workers, find_workers
-
-
-class EvalSet(NamedTuple):
-    """Hold images to be told apart among `class_names`.
-
-    Attributes:
-        rows: data set or list of rows with `labels` and `pixel_values` [3, height, width] or `image_features` [dim].
-        class_names: names in label order.
-    """
-
-    rows: Sequence[dict]
-    class_names: list[str]
 
 
 def chance(class_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -332,11 +319,6 @@ def measure_beside_zero_shot(
     )
 
 
-def compares_with_text(model) -> bool:
-    """Return whether a PEFT model's base model compares images with texts, as zero-shot needs it."""
-    return hasattr(model.get_base_model(), "text_model")
-
-
 def leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
@@ -365,68 +347,3 @@ def _encoded(
         encoded.append((encode_frozen(model, batch), labels))
     pairs = [pair for features, labels in processes.gather(encoded) for pair in zip(features, labels, strict=True)]
     return [{FEATURES: features, "labels": label} for features, label in pairs]
-
-
-def own_classes(model) -> list[str] | None:
-    """Return the classes of a model's classification head, in their order; None where it compares with class names."""
-    return None if compares_with_text(model) else list(model.get_base_model().config.id2label.values())
-
-
-def among_own_classes(model, test_set: EvalSet) -> EvalSet:
-    """Return a test set with all classes of a model with a classification head, if those of the set are among them."""
-    own = own_classes(model)
-    names = list(test_set.class_names)
-    if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
-        return test_set
-    # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
-    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names], len(own)), own)
-
-
-class _Relabelled(torch.utils.data.Dataset):
-    """Rows with other labels.
-
-    Args:
-        rows: with `labels`.
-        new: the new label of each old one.
-        num_classes: how many new ones there are; of those that no old one is, multi-hot labels say that nobody knows.
-    """
-
-    def __init__(self, rows: Sequence[dict], new: list[int], num_classes: int):
-        self.rows = rows
-        self.new = new
-        self.num_classes = num_classes
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict]:
-        many = getattr(self.rows, "__getitems__", None)
-        rows = many(indices) if many else [self.rows[index] for index in indices]
-        return [{**row, "labels": self._relabel(torch.as_tensor(row["labels"]))} for row in rows]
-
-    def _relabel(self, labels: torch.Tensor):
-        if not labels.ndim:
-            return self.new[int(labels)]
-        relabelled = labels.new_full((self.num_classes,), NOT_KNOWN)
-        relabelled[self.new] = labels
-        return relabelled
-
-
-def set_class_names(model, class_names: Sequence[str]) -> None:
-    """Give the model its classes; a classification head has its own, which must be these.
-
-    Raises:
-        ValueError: if the model has a classification head for other classes.
-    """
-    base = model.get_base_model()
-    config = base.config
-    if compares_with_text(model):
-        model.set_class_names(list(class_names))
-    elif list(config.id2label.values()) != list(class_names):
-        raise ValueError(
-            f"The model has a classification head for its {config.num_labels} classes of training and cannot tell "
-            f"other classes apart: {shorten(class_names)}. Use all classes, or a model with a text tower."
-        )

@@ -9,7 +9,6 @@ are the same to the last byte.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from ..data.transforms import EvalTransform, ImageProcessor
 from ..utils.checked_files import add_checksum, keep_intact, said_checksum
 from ..utils.io import atomic_path, disk_errors, write_json
 from ..utils.locks import Claim, Writer, only_writer
+from ..utils.processes import Processes, launched, launched_number
 from ..utils.progress import counting
 from ..utils.validation import require_int, shorten
 from ..utils.warning import warn_caller
@@ -210,10 +210,9 @@ class _Work:
 
     def turns(self) -> Iterator[tuple[int, Writer]]:
         """Give each source that is not done when it is this process's to make: what others hold comes last."""
-        count = len(self.images.splits)
-        processes, rank = (int(os.environ.get(name) or default) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
-        first = count * rank // processes
-        left = [number for number in [*range(first, count), *range(first)] if not self.is_done(number)]
+        sources = range(len(self.images.splits))
+        first = Processes(launched_number(), launched()).share(sources).start
+        left = [source for source in [*sources[first:], *sources[:first]] if not self.is_done(source)]
         claims = {source: Claim(self.path(source, 0)) for source in left}
         while left:
             before = len(left)

@@ -23,7 +23,7 @@ from typing import NoReturn
 from torch import distributed
 
 from ..errors import ProcessLostError
-from .processes import Processes, all_processes
+from .processes import Processes, all_processes, is_first_here
 
 
 #: Seconds between two signs of life, and after how many without one a process counts as stopped.
@@ -35,13 +35,13 @@ LOOK = 0.5
 #: What NCCL and gloo say in a process whose partner has gone.
 _LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
 
-#: What a start in the same way goes on from, as a sentence; `keep` changes it.
-_kept = ["Start again in the same way."]
+#: Last sentence of the message of an end that nobody wanted; `set_restart_hint` changes it.
+_restart_hint = ["Start again in the same way."]
 
 
-def keep(said: str) -> None:
-    """Say what a start in the same way goes on from, for the message of an end that nobody wanted."""
-    _kept[0] = said
+def set_restart_hint(hint: str) -> None:
+    """Set what the message of an end that nobody wanted closes with: what the next start goes on from, as a sentence."""
+    _restart_hint[0] = hint
 
 
 class Watch(threading.Thread):
@@ -103,7 +103,7 @@ class Watch(threading.Thread):
             mine = str(self.processes.number)
             return self.store.compare_set("ended", "", mine).decode() == mine
         except (RuntimeError, OSError):  # without the launcher's store: one process of each machine says it
-            return not int(os.environ.get("LOCAL_RANK", "0") or 0)
+            return is_first_here()
 
     def _end(self, reason: str | None, pid: int | None = None) -> None:
         """End this process, unless it leaves or ends all itself, and before it process `pid` of this machine."""
@@ -113,7 +113,7 @@ class Watch(threading.Thread):
         if pid is not None:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        self.end(f"{reason} {_kept[0]}" if says else None)
+        self.end(f"{reason} {_restart_hint[0]}" if says else None)
 
     def _silent(self) -> tuple[str, int | None]:
         """Say which process stands still; with its number, where it is of this machine: it does not hear its launcher."""
@@ -124,7 +124,11 @@ class Watch(threading.Thread):
 
 @contextmanager
 def watched(device: str | None, say: Callable[[str], object]) -> Iterator[Processes]:
-    """Join the processes of the launcher for a block, and end with them if one of them ends.
+    """Join the processes of a launcher for a block, and end with them if one of them ends.
+
+    It is for a command under a launcher of several processes, whose store it connects to, and for the main thread, where it
+    handles SIGTERM. One process raises and says why; the others end by `os._exit`, which runs no `finally` and no
+    `atexit`: what is written has to be whole at any time.
 
     Args:
         device: where to compute, as for `all_processes`.
@@ -150,7 +154,7 @@ def watched(device: str | None, say: Callable[[str], object]) -> Iterator[Proces
         processes.wait()  # the first one is done last: it writes
         watch.leave()
         signal.signal(signal.SIGTERM, before)
-    except Exception as error:
+    except Exception as error:  # SIGTERM stays handled: the launcher sends it while this process still says why
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
         if lost or not processes.is_first:
             time.sleep(3 * LOOK)  # who has a reason says it, and of several the first one
@@ -159,7 +163,7 @@ def watched(device: str | None, say: Callable[[str], object]) -> Iterator[Proces
         if not says:
             end(None)
         if lost:
-            raise ProcessLostError(f"Another process of this command has ended. {_kept[0]}") from error
+            raise ProcessLostError(f"Another process of this command has ended. {_restart_hint[0]}") from error
         raise
 
 
@@ -185,6 +189,6 @@ def _on_termination(watch: Watch, end: Callable[[str | None], object]):
         if watch.is_ending:  # and says why
             return
         reason = "Another process of this command has ended, or the launcher was told to stop."
-        end(f"{reason} {_kept[0]}" if watch.claim() else None)
+        end(f"{reason} {_restart_hint[0]}" if watch.claim() else None)
 
     return signal.signal(signal.SIGTERM, handle)

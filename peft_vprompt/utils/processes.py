@@ -88,11 +88,10 @@ class Processes:
         if self.count == 1:
             yield
             return
-        is_first_here = not int(os.environ.get("LOCAL_RANK", "0") or 0)
-        if not is_first_here:
+        if not is_first_here():
             self.wait()
         yield
-        if is_first_here:
+        if is_first_here():
             self.wait()
 
 
@@ -108,6 +107,11 @@ def launched() -> int:
 def launched_number() -> int:
     """Return the number that a launcher gave this process, from 0; 0 without a launcher."""
     return int(os.environ.get("RANK", "0") or 0)
+
+
+def is_first_here() -> bool:
+    """Tell whether this process is the first that a launcher started on this machine; True without a launcher."""
+    return not int(os.environ.get("LOCAL_RANK", "0") or 0)
 
 
 def all_processes(device: str | torch.device | None = None) -> Processes:

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import HashStore
 
 from peft_vprompt.utils import process_watch
-from peft_vprompt.utils.process_watch import Watch, keep
+from peft_vprompt.utils.process_watch import Watch, set_restart_hint
 from peft_vprompt.utils.processes import ALONE, Processes, all_processes
 
 
@@ -42,7 +42,7 @@ def watch(monkeypatch):
     monkeypatch.setattr(process_watch, "LOOK", 0.01)
     monkeypatch.setattr(process_watch, "BEAT", 0.02)
     monkeypatch.setattr(process_watch, "SILENCE", 0.3)
-    keep("It goes on.")
+    set_restart_hint("It goes on.")
     store, started = HashStore(), []
 
     def start(number: int):

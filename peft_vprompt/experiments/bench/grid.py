@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ...tuners.base.spec import MethodSpec
 from ...utils.digests import digest_json
 from ...utils.fields import check_fields
 from ...utils.io import read_json
-from ..settings import SEED, Settings, parse_method
+from ..settings import RECIPE_CHANGES, SEED, Settings, parse_method
 from .cell import Cell
 from .protocols import Protocol
 from .tasks import BenchTask
@@ -24,9 +24,6 @@ ZERO_SHOT = "zero-shot"
 
 #: Stands for every method that learns from class names without a teacher.
 ALL = "all"
-
-#: Fields of the recipe that a method's changes may set, beside those of its config.
-RECIPE = ("epochs", "learning_rate", "batch_size", "weight_decay")
 
 #: Most characters of a method in the name of a folder.
 _LONGEST = 80
@@ -98,11 +95,7 @@ class Grid:
         Raises:
             ValueError: names those that are.
         """
-        run = [each for methods in self._methods() for each in methods]
-        if method is not None and method not in run:
-            raise ValueError(
-                f"Expected a method of the bench to compare with: {', '.join(run)}. Received: {method!r}."
-            )
+        require_method(method, [each for methods in self._methods() for each in methods])
 
     @property
     def book(self) -> str:
@@ -126,15 +119,25 @@ class Grid:
         name, changes = parse_method(method)
         spec = get_method(name)
         changes = {**self.recipes.get(name, {}), **changes}
-        recipe: dict[str, Any] = {key: changes.pop(key) for key in RECIPE if key in changes}
+        recipe: dict[str, Any] = {key: changes.pop(key) for key in RECIPE_CHANGES if key in changes}
         if spec.recipe is None and not spec.is_baseline:  # nothing is trained, and a change for all is not for it
-            recipe = dict.fromkeys(RECIPE) | recipe
+            recipe = dict.fromkeys(RECIPE_CHANGES) | recipe
         own: dict[str, Any] = {"method": name, "shots": shots, "seed": seed, "config": self.base.config | changes}
         base_novel = self.protocol.base_novel and spec.new_classes
         own.update(recipe)
         settings = replace(self.base, **own, base_novel=base_novel)
         place = f"{task.name}/{_in_path(method)}" + (f"/{shots}-shots/seed-{seed}" if spec.trains else "")
         return {place: Cell(self.protocol, task, method, settings, self.targets, self.max_steps)}
+
+
+def require_method(method: str | None, run: Sequence[str]) -> None:
+    """Refuse a method to compare others with that is none of those that were run.
+
+    Raises:
+        ValueError: names those that were.
+    """
+    if method is not None and method not in run:
+        raise ValueError(f"Expected a method of the bench to compare with: {', '.join(run)}. Received: {method!r}.")
 
 
 def learning_from_names(protocol: Protocol) -> list[str]:

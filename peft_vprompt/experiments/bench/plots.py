@@ -9,8 +9,8 @@ from typing import Any
 from ...utils.plotting import saved_figure
 from .document import Picture
 from .grid import ZERO_SHOT
-from .summary import MEAN, SOURCE
-from .tables import headline, scopes_of
+from .summary import ALL_CLASSES
+from .tables import headline, scope_title, scopes_of
 
 
 #: Panels beside each other in one picture.
@@ -55,7 +55,7 @@ def _paged(part: Mapping, path: Path, panel, caption: str) -> list[Picture]:
         with saved_figure(file, columns=len(chosen), size=(4.4 * len(chosen) + 1.6, 4.2)) as axes:
             for ax, scope in zip(axes, chosen, strict=True):
                 panel(ax, part, scope)
-                ax.set_title(f"Mean of {len(part['tasks'])} tasks" if scope == MEAN else part["tasks"][scope])
+                ax.set_title(scope_title(part, scope))
             shown = dict(pair for ax in axes for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True))
             axes[-1].legend(
                 shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
@@ -69,12 +69,12 @@ def _curve(ax: Any, part: Mapping, scope: str) -> None:
     for index, (title, rows) in enumerate(_by_title(part, scope).items()):
         points = sorted(rows, key=lambda row: row["shots"])
         x = [row["shots"] for row in points]
-        y = [row["accuracy"][SOURCE]["mean"] for row in points]
-        error = [row["accuracy"][SOURCE]["std"] or 0 for row in points]
+        y = [row["accuracy"][ALL_CLASSES]["mean"] for row in points]
+        error = [row["accuracy"][ALL_CLASSES]["std"] or 0 for row in points]
         ax.errorbar(
             x, y, error, None, f"{_MARKS[index % len(_MARKS)]}-", c=f"C{index % 10}", capsize=2, ms=4, label=title
         )
-    _level(ax.axhline, part, scope, lambda row: row["accuracy"][SOURCE]["mean"])
+    _level(ax.axhline, part, scope, lambda row: row["accuracy"][ALL_CLASSES]["mean"])
     ax.set_xscale("log", base=2)
     ax.set_xticks(part["shots"], [str(shots) for shots in part["shots"]])
     ax.set(xlabel="images per class", ylabel="accuracy (%)")

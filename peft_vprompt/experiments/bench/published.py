@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ...tuners.base.registry import METHODS
 from ...utils.hub import split_revision
+from ..settings import RECIPE_CHANGES
 from .cell import BENCH
 
 
@@ -18,6 +19,9 @@ BASE_MODEL = "clip-vit-base-patch16"
 
 #: Seeds over which the papers average, and their images per class.
 SEEDS, SHOTS = 3, 16
+
+#: Data sets over which they average base-to-novel accuracies.
+TASKS = 11
 
 
 class Published(NamedTuple):
@@ -64,7 +68,7 @@ def _is_base_model(name: str | None) -> bool:
 def _is_changed(report: Mapping) -> bool:
     """Tell whether something else than the published setting was run."""
     settings = report["settings"]
-    recipe = ("epochs", "learning_rate", "batch_size", "weight_decay", "loss", "image_size")
-    if any(settings.get(name) is not None for name in recipe) or report.get("cached"):
+    changes = (*RECIPE_CHANGES, "loss", "image_size")
+    if any(settings.get(name) is not None for name in changes) or report.get("cached"):
         return True
     return METHODS[settings["method"]].trains and settings["shots"] != SHOTS

@@ -78,11 +78,6 @@ class Interval(NamedTuple):
     high: float
     level: float = LEVEL
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_bootstrap(
     first: Mapping[str, ArrayLike],

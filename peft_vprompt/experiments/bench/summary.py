@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...utils.digests import digest_json
 from ..settings import as_json
-from .grid import ZERO_SHOT
+from .grid import ZERO_SHOT, require_method
 from .protocols import Protocol
-from .published import SEEDS, published
+from .published import SEEDS, TASKS, published
 from .results import BenchResults, common_seeds, first, title_of
 from .statistics import Measure, harmonic, harmonic_means, harmonic_of, mean_of_all, paired_bootstrap, spread
 
@@ -20,8 +20,11 @@ from .statistics import Measure, harmonic, harmonic_means, harmonic_of, mean_of_
 #: Name of the average over all tasks, and over all targets of a transfer.
 MEAN, TARGETS = "mean", "targets"
 
-#: Test sets by what they are called in tables.
-SOURCE = "all"
+#: Name of the test set of all classes of a task; of a transfer, of the source's.
+ALL_CLASSES = "all"
+
+#: Stands for the one seed of what no seed changes.
+_ANY_SEED = -1
 
 
 def summarise(results: BenchResults, against: str | None = None) -> dict:
@@ -34,9 +37,7 @@ def summarise(results: BenchResults, against: str | None = None) -> dict:
     Raises:
         ValueError: `against` was not run.
     """
-    known = [*results.untrained(), *results.methods()]
-    if against is not None and against not in known:
-        raise ValueError(f"Expected a method of the bench: {', '.join(known)}. Received: {against!r}.")
+    require_method(against, [*results.untrained(), *results.methods()])
     parts = [_summarise(results.of_protocol(protocol), protocol, against) for protocol in results.protocols()]
     found = [report.get("environment") for by in results.cells.values() for report in by.values()]
     environments = {digest_json(each): each for each in found if each}
@@ -93,12 +94,17 @@ def _row(results: BenchResults, scope: str, tasks: list[str], method: str, shots
         base, novel = tables["base"], tables["novel"]
         found = harmonic_means(base, novel)
         row["hm"] = found._asdict() | {"std": spread(harmonic(base.mean(0), novel.mean(0))).std}
-    if targets := [test for test in tests if test not in (SOURCE, "base", "novel")]:
+    if targets := _targets(tests):
         row["accuracy"][TARGETS] = _spread(np.mean([tables[test] for test in targets], axis=0))
         row["per_class"][TARGETS] = _spread(np.mean([classes[test] for test in targets], axis=0))
     report = first(results.seeds(tasks[0], method, shots))
     row["published"] = _published(report, scope, tasks, row["seeds"])
     return row
+
+
+def _targets(tests: Sequence[str]) -> list[str]:
+    """Return those of the test sets that are of other tasks than the one that was trained on."""
+    return [test for test in tests if test not in (ALL_CLASSES, "base", "novel")]
 
 
 def _has(results: BenchResults, tasks: list[str], method: str, shots: int | None, test: str) -> bool:
@@ -128,7 +134,7 @@ def _chance(results: BenchResults, tasks: list[str]) -> dict[str, float]:
     means = {test: float(table.mean()) for test, table in values.items()}
     if {"base", "novel"} <= values.keys():
         means["hm"] = harmonic_means(values["base"], values["novel"]).of_averages
-    if targets := [test for test in tests if test not in (SOURCE, "base", "novel")]:
+    if targets := _targets(tests):
         means[TARGETS] = statistics.mean(means[test] for test in targets)
     return means
 
@@ -143,7 +149,7 @@ def _published(report: dict, scope: str, tasks: list[str], seeds: int) -> dict |
         whole = len(found.values) == len(report["tests"]) + 1
         return {"source": found.source, "values": values | ({TARGETS: found.values["mean"]} if whole else {})}
     key = "mean" if scope == MEAN else scope
-    whole = scope != MEAN or len(tasks) == 11
+    whole = scope != MEAN or len(tasks) == TASKS
     return {"source": found.source, "values": found.values[key]} if key in found.values and whole else None
 
 
@@ -205,18 +211,19 @@ def _intervals(
     """Return the intervals of one method against another: of each test set, their harmonic mean, or all targets."""
     tests = [test for test in results.tests(tasks[0]) if all(_has(results, tasks, each, shots, test) for each in pair)]
     sides = [_right(results, tasks, each, shots, tests) for each in pair]
-    seeds = _same_seeds(sides)
+    seeds = _seeds_of_both(sides)
     if not tests or not seeds:
         return []
     first_side, second_side = (
-        {key: np.stack([by[seed] for seed in seeds]) for key, by in side.items()} for side in sides
+        {key: np.stack([by[seed if seed in by else _ANY_SEED] for seed in seeds]) for key, by in side.items()}
+        for side in sides
     )
     wanted: dict[str, tuple[Measure, list[tuple[str, str]]]]
     wanted = {test: (mean_of_all, [(task, test) for task in tasks]) for test in tests}
     if {"base", "novel"} <= set(tests):
         pairs = [(f"{task}/base", f"{task}/novel") for task in tasks]
         wanted["hm"] = harmonic_of(pairs), [(task, test) for task in tasks for test in ("base", "novel")]
-    if len(targets := [test for test in tests if test not in (SOURCE, "base", "novel")]) > 1:
+    if len(targets := _targets(tests)) > 1:
         wanted[TARGETS] = mean_of_all, [(task, test) for task in tasks for test in targets]
     rows = []
     for what, (measure, places) in wanted.items():
@@ -232,21 +239,16 @@ def _intervals(
 def _right(
     results: BenchResults, tasks: list[str], method: str, shots: int | None, tests: list[str]
 ) -> dict[str, dict[int, NDArray]]:
-    """Return which images are right by seed, by task and test set; what no seed changes has the seed -1."""
+    """Return which images are right by seed, by task and test set; what no seed changes has `_ANY_SEED`."""
     fixed = method in results.untrained()
     found = {f"{task}/{test}": results.correct(task, method, shots, test) for task in tasks for test in tests}
-    return {key: {-1: next(iter(by.values()))} if fixed else by for key, by in found.items()}
+    return {key: {_ANY_SEED: next(iter(by.values()))} if fixed else by for key, by in found.items()}
 
 
-def _same_seeds(sides: list[dict[str, dict[int, NDArray]]]) -> list[int]:
-    """Return the seeds that both methods have everywhere, and give those to what no seed changes."""
-    changing = [by for side in sides for by in side.values() if -1 not in by]
-    seeds = common_seeds(changing) if changing else [-1]
-    for side in sides:
-        for by in side.values():
-            if -1 in by:
-                by |= dict.fromkeys(seeds, by[-1])
-    return seeds
+def _seeds_of_both(sides: list[dict[str, dict[int, NDArray]]]) -> list[int]:
+    """Return the seeds that both methods have everywhere, of what a seed changes; `_ANY_SEED` where that is nothing."""
+    changing = [by for side in sides for by in side.values() if _ANY_SEED not in by]
+    return common_seeds(changing) if changing else [_ANY_SEED]
 
 
 # ---- what a reader has to know --------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from ..reports import WORSE, is_worse
 from .document import Table
 from .grid import ZERO_SHOT
-from .summary import MEAN, SOURCE, TARGETS
+from .summary import ALL_CLASSES, MEAN, TARGETS
 
 
 #: Headings of test sets that are not tasks.
-HEADINGS = {"base": "Base", "novel": "Novel", "all": "All classes", TARGETS: "Mean of targets"}
+HEADINGS = {"base": "Base", "novel": "Novel", ALL_CLASSES: "All classes", TARGETS: "Mean of targets"}
 
 #: The two conventions of the harmonic mean, as every table names them.
 OF_AVERAGES, MEAN_OF_EACH = "HM of averages", "Mean of HMs"
@@ -67,7 +67,7 @@ def _by_shots(part: Mapping, scope: str, measure: str) -> Table:
     """Return a table with a column for each number of shots."""
     lengths = part["shots"]
     plain = next((row for row in part["rows"] if row["scope"] == scope and row["method"] == ZERO_SHOT), None)
-    chance = _number(part["chance"][scope][SOURCE])
+    chance = _number(part["chance"][scope][ALL_CLASSES])
     lines = [["Chance", *[chance] * len(lengths)]]
     by_method: dict[str, dict[int | None, Mapping]] = {}
     for row in part["rows"]:
@@ -76,7 +76,10 @@ def _by_shots(part: Mapping, scope: str, measure: str) -> Table:
     for title, rows in by_method.items():
         found = [rows.get(shots) or rows.get(None) for shots in lengths]
         lines.append(
-            [title, *(_cell(row and row[measure][SOURCE], plain and plain[measure][SOURCE]) for row in found)]
+            [
+                title,
+                *(_cell(row and row[measure][ALL_CLASSES], plain and plain[measure][ALL_CLASSES]) for row in found),
+            ]
         )
     return Table(["Method", *(_shots(shots) for shots in lengths)], lines, _title(part, scope, None))
 
@@ -93,7 +96,7 @@ def difference_table(part: Mapping) -> Table | None:
         [
             titles[row["method"]],
             titles[row["against"]],
-            *([_scope(part, row["scope"])] if several else []),
+            *([scope_title(part, row["scope"])] if several else []),
             str(row["shots"] or DASH),
             OF_AVERAGES if row["what"] == "hm" else _heading(part, row["what"]),
             f"{row['difference']:+.1f}",
@@ -139,22 +142,23 @@ def headline(row: Mapping) -> float:
     if "hm" in row:
         return row["hm"]["of_averages"]
     accuracy = row["accuracy"]
-    return (accuracy.get(TARGETS) or accuracy.get(SOURCE) or accuracy["base"])["mean"]
+    return (accuracy.get(TARGETS) or accuracy.get(ALL_CLASSES) or accuracy["base"])["mean"]
 
 
 def _heading(part: Mapping, test: str) -> str:
-    if test == SOURCE and any(TARGETS in row["accuracy"] for row in part["rows"]):
+    if test == ALL_CLASSES and any(TARGETS in row["accuracy"] for row in part["rows"]):
         return f"{next(iter(part['tasks'].values()))} (source)"
     titles = {name: title for tests in part["tests"].values() for name, title in tests.items()}
     return HEADINGS.get(test) or titles.get(test, test)
 
 
-def _scope(part: Mapping, scope: str) -> str:
+def scope_title(part: Mapping, scope: str) -> str:
+    """Return a task, or the average over tasks, as headings name it."""
     return f"Mean of {len(part['tasks'])} tasks" if scope == MEAN else part["tasks"][scope]
 
 
 def _title(part: Mapping, scope: str, shots: int | None) -> str:
-    return _scope(part, scope) + (f", {_shots(shots)}" if shots is not None else "")
+    return scope_title(part, scope) + (f", {_shots(shots)}" if shots is not None else "")
 
 
 def _shots(count: int) -> str:
