@@ -51,7 +51,7 @@ The embedded task, 32 classes in a style that neither CLIP has seen, 16 shots. A
 over seeds {seeds}; the seed draws the shots, the wrong labels, the first prompts and the order of images, and with random noise
 both CLIPs are given the same ones. Confusion noise gives an image the wrong class that *this* CLIP likes most, so it differs
 between them. One recipe for all, the demo's, which is shorter than the paper's: SGD, lr {learning_rate}, batch {batch_size}, {epochs} epochs, on cached image
-features. Measured on {cpu}, {cores} cores.
+features; what the paper's does for the ViT is shown [there](noisy_labels.md#the-embedded-task). Measured on {cpu}, {cores} cores.
 
 {table}
 

@@ -39,7 +39,7 @@ def check_settings(settings: Settings) -> None:
         )
     loss_of(settings)
     require_int("ensemble", settings.ensemble, 1)
-    if settings.ensemble > 1 and method.config_class is not ContextOptConfig:
+    if settings.ensemble > 1 and not (method.trains and method.config_class is ContextOptConfig):
         raise ValueError(
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )

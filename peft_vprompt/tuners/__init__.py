@@ -3,9 +3,9 @@
 from .base.peft_patches import name_damaged_configs  # isort: skip
 
 from . import (  # isort: skip
-    zero_shot,
     vpt,
     coop,
+    zero_shot,  # the first in the table, with a config of coop's
     maple,
     ivlp,
     cocoop,

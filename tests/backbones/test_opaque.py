@@ -21,6 +21,7 @@ from peft_vprompt.backbones.supported import HEADS
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.experiments.models import load_base
 from peft_vprompt.models import ResNetCLIPConfig, ResNetCLIPModel
+from peft_vprompt.tuners.base.registry import get_method
 from tests.support.backbones import OPAQUE_ENCODERS, OPAQUE_MODELS, find_class, inputs, tiny
 from tests.support.models import CLASS_NAMES, images, labels, tiny_tokenizer
 
@@ -98,6 +99,16 @@ class TestTextSide:
             texts.pop("token_type_ids", None)
             own = model.get_base_model()(**texts, **inputs(NAME)).logits_per_image
         torch.testing.assert_close(zero_shot, own, atol=1e-4, rtol=1e-4)
+
+    def test_zero_shot_by_its_name(self, wrap):
+        config = get_method("zero-shot").configure(tiny(NAME), class_names=CLASS_NAMES)
+        model = get_peft_model(tiny(NAME), config).eval()
+        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+        with torch.no_grad(), model.disable_adapter():
+            found = model(**inputs(NAME)).logits
+        coop = wrap().eval()
+        with torch.no_grad(), coop.disable_adapter():
+            torch.testing.assert_close(found, coop(**inputs(NAME)).logits)
 
     def test_features_may_be_given(self, wrap):
         model = wrap().eval()

@@ -235,8 +235,8 @@ def test_both_backbones_are_studied(tmp_path, monkeypatch):
             ("linear-probe", 0.0),
             ("linear-probe", 0.5),
         ]
-        clean, noisy = (run["accuracy"] for run in model["runs"])
-        assert clean > noisy
+    clean, noisy = (run["accuracy"] for run in results["models"]["vit"]["runs"])
+    assert clean > noisy > results["chance"]
     known = read_json(Path(demo_model_path()) / "training.json")
     assert results["models"]["vit"]["parameters"] == known["parameters"] != results["models"]["resnet"]["parameters"]
     assert results["models"]["resnet"]["options"] == read_json(folder / "training.json")["options"]

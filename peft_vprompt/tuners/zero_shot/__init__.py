@@ -2,7 +2,7 @@
 
 from ..base.registry import register
 from ..base.spec import MethodSpec, Paper
-from ..vpt.config import VisualPromptConfig
+from ..coop.config import ContextOptConfig
 
 
 register(
@@ -14,7 +14,8 @@ register(
             "https://arxiv.org/abs/2103.00020",
         ),
         learns="nothing",
-        config_class=VisualPromptConfig,
+        config_class=ContextOptConfig,  # works on every dual encoder; its context is never asked
+        defaults=lambda depth: {"num_virtual_tokens": 1},
         demo={},
     ),
     first=True,
