@@ -147,8 +147,15 @@ def test_errors_that_a_user_can_mend_are_one_line(error, code, monkeypatch):
 def test_the_benchmark_of_the_start(tmp_path, monkeypatch):
     from examples.benchmarks import startup
 
-    monkeypatch.setattr(startup, "processor_seconds", lambda arguments: 0.8 if "sweep" in arguments else 0.2)
-    startup.main(output=tmp_path, repeats=2)
+    def seconds_of(arguments):
+        seconds = 0.8 if "sweep" in arguments else 0.2
+        return startup.Taken(seconds, seconds)
+
+    monkeypatch.setattr(startup, "seconds_of", seconds_of)
+    monkeypatch.setattr(startup, "read_names", lambda inputs, repeats: {"min_ms": 90.0, "median_ms": 100.0})
+    startup.main(output=tmp_path, repeats=2, shape="tiny")
     result = json.loads((tmp_path / "startup.json").read_text())
-    assert set(result["cells"]) == {*startup.CASES} >= {f"vprompt {name} --help" for name in COMMANDS}
+    with_model = {startup.BASE, startup.FIRST, startup.NAMES}
+    assert set(result["cells"]) == {*startup.CASES} | with_model
+    assert set(startup.CASES) >= {f"vprompt {name} --help" for name in COMMANDS}
     assert {bar["case"] for bar in result["bars"] if not bar["passed"]} == {"vprompt sweep --help"}
