@@ -10,7 +10,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ class SharedPrefix:
     suffixes: Blocks
     places: Tensor
     own: Tensor | None = None
-    visible: Tensor | None = field(init=False, default=None)
+    # No field: who copies a pattern by its fields, as FSDP does to cast what it holds, has it made anew.
+    visible: ClassVar[Tensor | None] = None
 
     def __post_init__(self):
         if self.own is not None:

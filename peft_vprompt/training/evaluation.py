@@ -309,9 +309,9 @@ def measure_beside_zero_shot(
     if not compares_with_text(model):
         return measure(model, test_sets, batch_size, **options), None
     if leaves_images(model):
+        how = {name: value for name, value in options.items() if name != "metrics"}
         test_sets = {
-            name: EvalSet(_encoded(model, rows, batch_size, **options), names)
-            for name, (rows, names) in test_sets.items()
+            name: EvalSet(_encoded(model, rows, batch_size, **how), names) for name, (rows, names) in test_sets.items()
         }
     return (
         measure(model, test_sets, batch_size, **options),

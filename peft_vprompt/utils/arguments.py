@@ -83,7 +83,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _fits_one(value: Any, hint: Any) -> bool:
     origin = get_origin(hint) or hint
-    if origin is Any or origin is Literal or not isinstance(origin, type):
+    if origin is Literal:
+        return isinstance(value, (str, Number, type(None)))  # which ones, each function knows
+    if origin is Any or not isinstance(origin, type):
         return True
     if origin is Path:
         return isinstance(value, os.PathLike)
@@ -108,4 +110,8 @@ def _words(hint: Any) -> str:
         return "a list of texts" if get_args(hint) == (str,) else "a list, or another sequence of entries by number"
     if getattr(origin, "_is_protocol", False):
         return str(inspect.getdoc(origin)).splitlines()[0].rstrip(".")
-    return describe(hint) if origin in (str, dict, None, type(None)) else getattr(origin, "__name__", "of its type")
+    return (
+        describe(hint)
+        if origin in (str, dict, Literal, None, type(None))
+        else getattr(origin, "__name__", "of its type")
+    )

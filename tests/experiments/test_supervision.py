@@ -209,7 +209,9 @@ def test_image_classifiers_take_no_options_of_clips(method, more, clip_path, col
 
 def test_pixels_of_test_images_are_not_kept(clip_path, data, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr("peft_vprompt.experiments.run.cache_pixels", lambda rows: kept.append(len(rows)) or list(rows))
+    monkeypatch.setattr(
+        "peft_vprompt.experiments.run_state.cache_pixels", lambda rows: kept.append(len(rows)) or list(rows)
+    )
     settings = Settings("coop", clip_path, 2, base_novel=False, epochs=2, batch_size=4)
     run_experiment(settings, data, tmp_path, cached=True, quiet=True)
     assert kept == [2 * len(NAMES)]
