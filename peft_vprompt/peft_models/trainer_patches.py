@@ -9,10 +9,13 @@
   lets the model write what is uploaded.
 * The arguments that are published. Reason: `training_args.bin` is a pickle of all of them, the token of the Hub and the
   folder of the output included. Goes when transformers leaves these out.
+* The state that is published. Reason: it names the best checkpoint by its path on this machine. It names the folder alone
+  then, which is found beside the others when training goes on. Goes when the Trainer names it like this.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
+from ..utils.io import atomic_path
 from ..utils.late_imports import patch_functions
 from .publishing import publish_configs
 from .safe_saving import SavedPeftModel
@@ -31,6 +35,9 @@ from .safe_saving import SavedPeftModel
 
 #: Name of the file in which the Trainer keeps its arguments.
 ARGUMENTS = "training_args.bin"
+
+#: Name of the file of a checkpoint in which the Trainer keeps its state.
+STATE = "trainer_state.json"
 
 #: Whether what is pickled goes to others.
 _publishes: ContextVar[bool] = ContextVar("publishes", default=False)
@@ -46,6 +53,7 @@ def patch_trainer(module: ModuleType) -> None:
     }
     patch_functions(module.Trainer, patches)
     patch_functions(module.TrainingArguments, {"__getstate__": published_arguments})
+    patch_functions(module.TrainerState, {"load_from_json": state_with_place})
 
 
 def contrastive_evaluation(prediction_step: Callable) -> Callable:
@@ -109,11 +117,35 @@ def published_checkpoint(push_from_checkpoint: Callable) -> Callable:
         with publishing_arguments():
             if self.is_world_process_zero():
                 publish_configs(checkpoint_folder)
+                publish_state(Path(checkpoint_folder, STATE))
                 if (saved := Path(checkpoint_folder, ARGUMENTS)).is_file():
                     torch.save(self.args, saved)
             return push_from_checkpoint(self, checkpoint_folder)
 
     return push
+
+
+def publish_state(path: Path) -> None:
+    """Name the best checkpoint by its folder alone in the file of a Trainer's state."""
+    if path.is_file():
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if best := state.get("best_model_checkpoint"):
+            state["best_model_checkpoint"] = Path(best).name
+            with atomic_path(path) as partial:
+                partial.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def state_with_place(load_from_json: Callable) -> Callable:
+    """Find the best checkpoint, where a state names its folder alone, beside the checkpoint that the state is of."""
+
+    def load(json_path):
+        state = load_from_json(json_path)
+        best = state.best_model_checkpoint
+        if best and Path(best).name == best and (place := Path(json_path).parent.with_name(best)).is_dir():
+            state.best_model_checkpoint = str(place)
+        return state
+
+    return load
 
 
 @contextmanager

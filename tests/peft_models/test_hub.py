@@ -98,6 +98,18 @@ trainer.push_to_hub()
 loaded = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(folder / "vit"), "me/trained", token=TOKEN)
 assert torch.equal(logits(loaded), logits(vit.eval()))
 
+kept = dict(
+    report_to="none", use_cpu=True, disable_tqdm=True, eval_strategy="steps", save_strategy="steps", eval_steps=1,
+    save_steps=1, logging_steps=1, load_best_model_at_end=True, metric_for_best_model="loss", push_to_hub=True,
+    hub_strategy="checkpoint", hub_always_push=True, hub_model_id="me/kept", hub_token=TOKEN,
+)
+for steps, resumed in ((2, None), (3, True)):
+    arguments = TrainingArguments(str(folder / "kept"), max_steps=steps, save_total_limit=1, **kept)
+    trainer = Trainer(vit, arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train(resume_from_checkpoint=resumed)
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.is_absolute() and best.is_dir(), best
+
 import os
 from tests.support.command_line import QUICK, train, vprompt
 from transformers import CLIPImageProcessorPil
@@ -189,6 +201,8 @@ def test_nothing_that_was_sent_names_the_machine_or_the_token(hub_of_user):
         for secret in (str(folder.parent), HOME, TOKEN):
             assert secret.encode() not in data, data[:300]
     assert "training_args.bin" in hub.repositories["me/trained"].revisions["main"]
+    state = json.loads(hub.repositories["me/kept"].revisions["main"]["last-checkpoint/trainer_state.json"])
+    assert state["best_model_checkpoint"].startswith("checkpoint-")
 
 
 def test_the_card_of_a_trained_adapter(published):
