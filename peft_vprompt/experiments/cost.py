@@ -29,7 +29,6 @@ from transformers.utils import logging
 
 from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..data.transforms import EvalTransform
-from ..errors import UnsupportedModelError
 from ..training.cached_features import FEATURES, encode_frozen
 from ..training.trainer import make_optimizer
 from ..tuners.base.recipe import Recipe, SupportViews
@@ -346,13 +345,7 @@ def _give_support(bundle: ModelBundle, cell: CostCell, task: CostTask) -> None:
 def _features_will_do(bundle: ModelBundle) -> bool:
     """Tell whether nothing that is trained changes the image features."""
     classifier = getattr(bundle.model, "class_name_classifier", None)
-    if classifier is None or classifier.adapted.text is None:
-        return False
-    try:
-        classifier.images.require_fixed()
-    except UnsupportedModelError:
-        return False
-    return True
+    return classifier is not None and classifier.adapted.text is not None and classifier.images.is_fixed
 
 
 def _wait(device: str) -> None:

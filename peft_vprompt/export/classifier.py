@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core.class_descriptions import read_descriptions
 from ..data.images import read_rgb, to_rgb
-from ..errors import ClassNamesError, UnsupportedModelError
+from ..errors import ClassNamesError
 from ..experiments.models import ModelBundle, build_model
 from ..experiments.trained import SavedAdapter
 from ..losses.label_checks import MULTI_LABEL
@@ -284,13 +284,7 @@ class Classifier:
 
     def _classifies_features(self) -> bool:
         classifier = getattr(self.model, "class_name_classifier", None)
-        if classifier is None or classifier.adapted.backbone.dual is None:
-            return False
-        try:
-            classifier.images.require_fixed()
-        except UnsupportedModelError:
-            return False
-        return True
+        return classifier is not None and classifier.adapted.backbone.dual is not None and classifier.images.is_fixed
 
     def _read_by_head(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return what the head of an image classifier reads, [b, e]."""

@@ -266,7 +266,12 @@ def rows_of(
 
 
 def put_together(output: Path, parts: Parts, numbers: Sequence[Part]) -> Summary:
-    """Make the file of its parts."""
+    """Make the file of its parts.
+
+    Raises:
+        ValueError: no image can be read.
+        OSError: a part went away meanwhile.
+    """
     images = 0
     problems: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..errors import OutputNotFiniteError, UnsupportedModelError
+from ..errors import OutputNotFiniteError
 from ..metrics import expected_calibration_error, harmonic_mean, scores
 from ..utils.arguments import typed
 from ..utils.devices import device_of
@@ -45,6 +45,9 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         torch.from_numpy(logits).double().softmax(-1).numpy(), labels
     ),
 }
+
+#: What is measured unless something else is asked for.
+MEASURED = ("accuracy", "per_class")
 
 
 @typed
@@ -247,7 +250,7 @@ def measure(
     test_sets: dict[str, EvalSet],
     batch_size: int = 100,
     zero_shot: bool = False,
-    metrics: Sequence[str] = ("accuracy", "per_class"),
+    metrics: Sequence[str] = MEASURED,
     **options,
 ) -> dict[str, dict[str, float]]:
     """Measure several metrics on every test set among that set's own class names.
@@ -294,7 +297,7 @@ def evaluate_beside_zero_shot(
 
 
 def measure_beside_zero_shot(
-    model, test_sets: dict[str, EvalSet], batch_size: int = 100, **options
+    model, test_sets: dict[str, EvalSet], batch_size: int = 100, *, metrics: Sequence[str] = MEASURED, **options
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]] | None]:
     """Measure with the adapter and without it, as `measure` does.
 
@@ -307,26 +310,22 @@ def measure_beside_zero_shot(
         ValueError: as `measure`.
     """
     if not compares_with_text(model):
-        return measure(model, test_sets, batch_size, **options), None
+        return measure(model, test_sets, batch_size, metrics=metrics, **options), None
     if leaves_images(model):
-        how = {name: value for name, value in options.items() if name != "metrics"}
         test_sets = {
-            name: EvalSet(_encoded(model, rows, batch_size, **how), names) for name, (rows, names) in test_sets.items()
+            name: EvalSet(_encoded(model, rows, batch_size, **options), names)
+            for name, (rows, names) in test_sets.items()
         }
     return (
-        measure(model, test_sets, batch_size, **options),
-        measure(model, test_sets, batch_size, zero_shot=True, **options),
+        measure(model, test_sets, batch_size, metrics=metrics, **options),
+        measure(model, test_sets, batch_size, zero_shot=True, metrics=metrics, **options),
     )
 
 
 def leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
-    try:
-        classifier.images.require_fixed()
-    except UnsupportedModelError:
-        return False
-    return not classifier.changes_images()
+    return classifier.images.is_fixed and not classifier.changes_images()
 
 
 def _encoded(

@@ -297,7 +297,12 @@ class _Work:
             add_checksum(partial)
 
     def finish(self) -> FeatureSummary:
-        """Write the manifest of all shards, and the list of what could not be read."""
+        """Write the manifest of all shards, and the list of what could not be read.
+
+        Raises:
+            OSError: shards went away meanwhile.
+            ValueError: no image can be read.
+        """
         shards, problems = [], []
         for source, split in enumerate(self.images.splits):
             if not self.is_done(source):

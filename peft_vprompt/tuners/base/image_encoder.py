@@ -94,6 +94,15 @@ class ImageEncoder:
             details.update(projected=projected, states=states)
         return F.normalize(projected, dim=-1)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nothing that is trained changes the image features."""
+        try:
+            self.require_fixed()
+        except UnsupportedModelError:
+            return False
+        return True
+
     def require_fixed(self) -> None:
         """Make sure that nothing that is trained changes the image features.
 
