@@ -17,7 +17,8 @@ from datasets import Dataset
 from PIL import Image
 
 from ..utils.io import atomic_path
-from ..utils.validation import first_line
+from ..utils.validation import first_line, shorten
+from ..utils.warning import warn_caller
 from .image_checks import examine
 from .images import RGBImage
 
@@ -157,6 +158,29 @@ def made_ahead(items: Iterator[Item], make: Callable[[Item], Made]) -> Iterator[
             for each in waiting:
                 each.cancel()
             makers.shutdown(wait=False, cancel_futures=True)
+
+
+def require_readable(problems: Sequence[tuple[str, str]], images: int) -> None:
+    """Refuse images of which none can be read.
+
+    Args:
+        problems: name and problem of each image that cannot be read.
+        images: how many there are, those included.
+
+    Raises:
+        ValueError: there is no image, or none can be read.
+    """
+    if not images:
+        raise ValueError("Expected images. Received none: the data are empty, or a filter (--where) leaves nothing.")
+    if len(problems) == images:
+        raise ValueError(f"None of {images} images can be read: {problems[0][0]} is {problems[0][1]}.")
+
+
+def tell_skipped(problems: Sequence[tuple[str, str]], images: int) -> None:
+    """Warn of the images that were skipped, if there are some; arguments as for `require_readable`."""
+    if problems:
+        named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
+        warn_caller(f"{len(problems)} of {images} images cannot be read and were skipped: {named}.")
 
 
 def write_skipped(path: Path, problems: Sequence[tuple[str, str]]) -> None:

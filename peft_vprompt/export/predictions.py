@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..data.any_images import NamedImages
-from ..data.encoded import EncodedShards, preprocessed
+from ..data.encoded import EncodedShards, preprocessed, require_readable, tell_skipped
 from ..experiments.identity import differences
 from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import digest_json, digest_tensors
@@ -29,7 +29,6 @@ from ..utils.locks import only_writer
 from ..utils.process_watch import set_restart_hint
 from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
-from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .classifier import Classifier, best
@@ -269,7 +268,7 @@ def put_together(output: Path, parts: Parts, numbers: Sequence[Part]) -> Summary
     """Make the file of its parts.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: there is no image, or none can be read.
         OSError: a part went away meanwhile.
     """
     images = 0
@@ -283,13 +282,11 @@ def put_together(output: Path, parts: Parts, numbers: Sequence[Part]) -> Summary
         counts.update(label for label in part[COLUMNS[1]].to_pylist() if label is not None)
     if len(problems) == images:
         parts.remove()
-        raise ValueError(f"None of {images} images can be read: {problems[0][0]} is {problems[0][1]}.")
+    require_readable(problems, images)
     write_table(output, (_without_problems(parts.need(number)) for number in numbers))
     listed = write_problems(output, problems)
     parts.remove()
-    if problems:
-        named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
-        warn_caller(f"{len(problems)} of {images} images cannot be read and were skipped: {named}.")
+    tell_skipped(problems, images)
     return Summary(images - len(problems), len(problems), dict(counts.most_common()), listed)
 
 

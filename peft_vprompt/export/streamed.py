@@ -67,11 +67,6 @@ def predict_stream(
                 for shard in range(len(images.splits))
                 for name in _made(classifier, images, shard, options, parts, writer, advance)
             ]
-        if not names:
-            parts.remove()
-            raise ValueError(
-                "Expected images. Received none: the data are empty, or a filter (--where) leaves nothing."
-            )
         writer.check()
         return put_together(output, parts, names)
 

@@ -22,7 +22,17 @@ from datasets import Features, Value
 from datasets.features import List
 from torch import Tensor
 
-from ..data.encoded import Encoded, EncodedShards, batched, decode, made_ahead, preprocessed, write_skipped
+from ..data.encoded import (
+    Encoded,
+    EncodedShards,
+    batched,
+    decode,
+    made_ahead,
+    preprocessed,
+    require_readable,
+    tell_skipped,
+    write_skipped,
+)
 from ..data.feature_folders import (
     DETAILS,
     DIGESTS,
@@ -43,8 +53,7 @@ from ..utils.io import atomic_path, disk_errors, write_json
 from ..utils.locks import Claim, Writer, only_writer
 from ..utils.processes import Processes, launched, launched_number
 from ..utils.progress import counting
-from ..utils.validation import require_int, shorten
-from ..utils.warning import warn_caller
+from ..utils.validation import require_int
 from .cached_features import encode_frozen, features_content
 
 
@@ -301,7 +310,7 @@ class _Work:
 
         Raises:
             OSError: shards went away meanwhile.
-            ValueError: no image can be read.
+            ValueError: there is no image, or none can be read.
         """
         shards, problems = [], []
         for source, split in enumerate(self.images.splits):
@@ -314,22 +323,13 @@ class _Work:
                 shards.append(entry | {"sha256": said_checksum(path)})
                 problems += [tuple(problem) for problem in details["problems"]]
         images = sum(entry["rows"] for entry in shards)
-        if problems and not images:
-            raise ValueError(f"None of {len(problems)} images can be read: {problems[0][0]} is {problems[0][1]}.")
-        if not images:
-            raise ValueError(
-                "Expected images. Received none: the data are empty, or a filter (--where) leaves nothing."
-            )
+        require_readable(problems, images + len(problems))
         listed = self.folder / SKIPPED_FILE
         with only_writer(self.folder, wait=True, each=True):
             if problems:
                 write_skipped(listed, problems)
             write_json(self.manifest | {"complete": True, "shards": shards}, self.folder / MANIFEST)
-        if problems:
-            named = shorten([f"{name} ({problem})" for name, problem in problems], 20)
-            warn_caller(
-                f"{len(problems)} of {images + len(problems)} images cannot be read and were skipped: {named}."
-            )
+        tell_skipped(problems, images + len(problems))
         return FeatureSummary(images, len(problems), len(shards), listed if problems else None)
 
 
