@@ -48,7 +48,7 @@ class Case:
         classes, batch: numbers of classes and images.
         tokens: prompts or context tokens; None for the method's usual number.
         sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone), "one" (a single
-            adapter), "compiled", "transformers" and "open_clip" (see `alternatives`).
+            adapter), "compiled", "transformers" and "open_clip" (see `alternatives`), "bf16" (ours in bfloat16).
         adapters: how many, where there are several.
         timed: False for a cell that is run a single time, for its memory.
     """
@@ -223,6 +223,15 @@ EXPERIMENTS = {
             grid(Case("coop", sides=("plain", "transformers", "open_clip")), classes=(100, 10)),
         ),
         Experiment(
+            "precision",
+            "bfloat16 against float32, for processors that multiply in it",
+            grid(Case("coop", sides=("bf16",)), method=CLIP_METHODS | FIELD_METHODS)
+            + (Case("vpt-deep", tokens=50, sides=("bf16",)),)
+            + grid(
+                Case("coop", "inference", sides=("bf16",)), batch=(4, 32), method=("coop", "maple", "vpt-clip", "rpo")
+            ),
+        ),
+        Experiment(
             "compile",
             "A training step compiled by torch.compile against the same step as it stands",
             (
@@ -249,9 +258,9 @@ EXPERIMENTS = {
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The same experiment with one small cell for each part, in "methods" and "field" for each method, and no bars."""
+    """The same experiment with one small cell for each part, in some for each method, and no bars."""
     cases = {
-        case.method if experiment.name in ("methods", "field") else case.part: replace(
+        case.method if experiment.name in ("methods", "field", "precision") else case.part: replace(
             case, classes=5, batch=2, tokens=case.tokens and min(case.tokens, 3), adapters=min(case.adapters, 3)
         )
         for case in experiment.cases

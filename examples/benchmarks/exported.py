@@ -1,13 +1,16 @@
 """Images per second of an adapter and of what it is exported to: `python -m examples.benchmarks.exported --help`.
 
-The frozen image encoder alone, the adapter's classification call, the graph of `torch.export`, ONNX Runtime and its 8-bit
-form, on the same pixels, taking turns; and how often each gives the adapter's label on labelled images.
+The frozen image encoder alone, the adapter's classification call (as it is, in bfloat16, compiled), the graph of
+`torch.export`, ONNX Runtime and its 8-bit form, on the same pixels, taking turns; how often each gives the adapter's label on
+labelled images; and the most memory of a process that loads one of them and classifies a batch.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,7 @@ from peft_vprompt.data import DataOptions, load_split
 from peft_vprompt.export import Classifier, export, standalone
 from peft_vprompt.export.comparison import compare
 from peft_vprompt.utils.environment import environment
-from peft_vprompt.utils.io import atomic_path, write_json
+from peft_vprompt.utils.io import atomic_path, read_json, write_json
 
 from .measure import CLOCKS, keep_freed_memory
 from .render import RESULTS
@@ -33,26 +36,75 @@ PAGE = ROOT / "docs/predict_and_export.md"
 FILE = "exported_cpu_float32.json"
 
 
+ENCODER, ADAPTER, BF16, COMPILED = "image encoder alone", "adapter", "adapter, bf16", "adapter, torch.compile"
 #: What is exported, by the name of the side.
-SIDES = {
+EXPORTED = {
     "torch.export": {"format": "torch-export"},
     "ONNX": {"format": "onnx"},
     "ONNX, int8": {"format": "onnx", "int8": True},
 }
 
+#: A program that classifies a batch with an adapter or with an exported folder and prints the most memory it had.
+MEMORY = """
+import sys
+import numpy as np
 
-def sides(classifier: Classifier, folder: Path) -> tuple[dict[str, Callable], dict[str, dict]]:
-    """Return what makes logits of pixels by the name of the side, and size and difference of what was exported."""
+size, batch, threads, compiled, *arguments = sys.argv[1:]
+pixels = np.zeros((int(batch), 3, int(size), int(size)), np.float32)
+if len(arguments) == 1:
+    sys.path.insert(0, arguments[0])
+    from predict import Predictor
+
+    run = Predictor(arguments[0]).logits
+else:
+    import torch
+    from peft_vprompt.export import Classifier
+
+    torch.set_num_threads(int(threads))
+    adapter, model, precision = arguments
+    classifier = Classifier.from_pretrained(adapter, model or None, device="cpu", precision=precision)
+    if int(compiled):
+        classifier.model.forward = torch.compile(classifier.model.forward)
+    run = lambda pixels: classifier.logits_of({"pixel_values": torch.from_numpy(pixels)})
+run(pixels)
+run(pixels)
+line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(line.split()[1]) * 1024)
+"""
+
+
+def sides(
+    adapter: str, model: str | None, compiled: bool, folder: Path
+) -> tuple[Classifier, dict[str, Callable], dict]:
+    """Return the adapter, what makes logits of pixels by the name of the side, and size and difference of what was exported."""
+    load = lambda precision: Classifier.from_pretrained(adapter, model, device="cpu", precision=precision)  # noqa: E731
+    classifier = load("float32")
     runs: dict[str, Callable] = {
-        "image encoder alone": lambda pixels: frozen_image(classifier, pixels),
-        "adapter": lambda pixels: classifier.logits_of({"pixel_values": torch.from_numpy(pixels)}).numpy(),
+        ENCODER: lambda pixels: frozen_image(classifier, pixels),
+        ADAPTER: logits_by(classifier),
+        BF16: logits_by(load("bf16")),
     }
+    if compiled:
+        other = load("float32")
+        other.model.forward = torch.compile(other.model.forward)
+        runs[COMPILED] = logits_by(other)
     files = {}
-    for number, (name, options) in enumerate(SIDES.items()):
+    for number, (name, options) in enumerate(EXPORTED.items()):
         exported = export(classifier, folder / str(number), **options)
         runs[name] = standalone.Predictor(exported.folder).logits
-        files[name] = {"bytes": exported.bytes, "difference": exported.difference}
-    return runs, files
+        files[name] = {"folder": exported.folder, "bytes": exported.bytes, "difference": exported.difference}
+    return classifier, runs, files
+
+
+def logits_by(classifier: Classifier) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes logits of pixels by an adapter."""
+    return lambda pixels: classifier.logits_of({"pixel_values": torch.from_numpy(pixels)}).float().numpy()
+
+
+def memory_of(arguments: list[str], size: int, batch: int, threads: int, compiled: bool = False) -> int:
+    """Return the most bytes of a process that loads an adapter or an exported folder and classifies a batch."""
+    command = [sys.executable, "-c", MEMORY, *map(str, (size, batch, threads, int(compiled))), *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 @torch.no_grad()
@@ -76,27 +128,40 @@ def measure(runs: dict[str, Callable], size: int, batch: int, repeats: int, cloc
 
 
 def table(result: dict) -> str:
-    """The table of the page: milliseconds by image, size, and agreement."""
+    """The table of the page for one adapter: milliseconds by image, how many times faster, size, memory, and agreement."""
     batches = list(result["cells"])
-    headings = ["", *(f"{batch} at once, ms per image" for batch in batches), "MB", "Same label, %"]
+    most = result["cells"][batches[-1]]
+    headings = [
+        "",
+        *(f"{batch} at once, ms per image" for batch in batches),
+        "Faster",
+        "MB",
+        "Memory, MB",
+        "Same label, %",
+    ]
     rows = []
-    for name in result["cells"][batches[0]]:
+    for name in most:
         size = result["files"].get(name)
         agreement = result["agreement"].get(name)
+        memory = result["memory"].get(name)
         row = [name, *(f"{result['cells'][batch][name]['ms_per_image']:.1f}" for batch in batches)]
-        row += [f"{size['bytes'] / 1e6:.1f}" if size else DASH, f"{agreement['agreement']:.1f}" if agreement else DASH]
-        rows.append(row)
-    return markdown(headings, rows)
+        row += [f"{most[ADAPTER]['ms_per_image'] / most[name]['ms_per_image']:.1f}x"]
+        row += [f"{size['bytes'] / 1e6:.1f}" if size else DASH, f"{memory / 1e6:,.0f}" if memory else DASH]
+        rows.append([*row, f"{agreement['agreement']:.1f}" if agreement else DASH])
+    return f"{result['about']}\n\n{markdown(headings, rows)}"
 
 
-def with_table(text: str, result: dict) -> str:
-    """The page with a fresh table between its marks."""
+def with_tables(text: str, results: dict) -> str:
+    """The page with fresh tables between its marks."""
     begin, end = "<!-- exported: generated by examples/benchmarks/exported.py -->", "<!-- end of exported -->"
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table(result)}\n{end}", text, flags=re.DOTALL)
+    tables = "\n\n".join(table(result) for result in results["adapters"].values())
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{tables}\n{end}", text, flags=re.DOTALL)
 
 
 def main(
     adapter: Annotated[str, typer.Option(help="Folder of a trained adapter on a CLIP.")],
+    name: Annotated[str, typer.Option(help="What its figures stand under; those of others stay.")] = "adapter",
+    about: Annotated[str, typer.Option(help="A sentence on it that stands above its table.")] = "An adapter.",
     output: Annotated[Path, typer.Option(help="Folder for exported_cpu_float32.json.")] = RESULTS,
     model: Annotated[str | None, typer.Option(help="Its base model; default: the one it names.")] = None,
     data: Annotated[str | None, typer.Option(help="Labelled images to agree on; default: none.")] = None,
@@ -108,15 +173,25 @@ def main(
     repeats: Annotated[int, typer.Option(help="Runs of every side, of which the median is taken.")] = 15,
     threads: Annotated[int, typer.Option(help="Threads of torch; ONNX Runtime takes all cores.")] = 2,
     clock: Annotated[str, typer.Option(help="wall, or processor where the machine is shared.")] = "wall",
+    compiled: Annotated[bool, typer.Option(help="Compile the adapter too.")] = True,
 ):
     """Measure all sides, let them agree, and write the figures down."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    classifier = Classifier.from_pretrained(adapter, model, device="cpu")
-    size = classifier.preprocess([standalone.Image.new("RGB", (300, 300))])["pixel_values"].shape[-1]
+    batches = batches or [1, 32]
     with tempfile.TemporaryDirectory() as folder:
-        runs, files = sides(classifier, Path(folder))
-        cells = {str(batch): measure(runs, size, batch, repeats, clock) for batch in batches or (1, 32)}
+        classifier, runs, files = sides(adapter, model, compiled, Path(folder))
+        size = classifier.preprocess([standalone.Image.new("RGB", (300, 300))])["pixel_values"].shape[-1]
+        cells = {str(batch): measure(runs, size, batch, repeats, clock) for batch in batches}
+        own = {ADAPTER: ("float32", False), BF16: ("bf16", False), COMPILED: ("float32", True)}
+        memory = {
+            side: memory_of([adapter, model or "", precision], size, batches[-1], threads, compiled=compiles)
+            for side, (precision, compiles) in own.items()
+            if side in runs
+        }
+        memory |= {
+            side: memory_of([str(file.pop("folder"))], size, batches[-1], threads) for side, file in files.items()
+        }
         agreement = {}
         if data is not None:
             options = DataOptions(
@@ -127,14 +202,18 @@ def main(
                 test_fraction=test_fraction,
             )
             rows = load_split(options, "test", classifier.class_names)
-            agreement = {name: compare(classifier, runs[name], rows)._asdict() for name in SIDES}
+            agreement = {
+                side: compare(classifier, run, rows)._asdict()
+                for side, run in runs.items()
+                if side not in (ENCODER, ADAPTER)
+            }
     for batch, cell in cells.items():
         typer.echo(
-            f"{batch} images: " + ", ".join(f"{name} {side['ms_per_image']:.1f} ms" for name, side in cell.items())
+            f"{batch} images: " + ", ".join(f"{side} {value['ms_per_image']:.1f} ms" for side, value in cell.items())
         )
+    old = read_json(output / FILE, missing_ok=True) or {}
     result = {
-        "experiment": "exported",
-        "title": "Exported models",
+        "about": about,
         "classes": len(classifier.class_names),
         "image_size": size,
         "clock": clock,
@@ -142,15 +221,21 @@ def main(
         "repeats": repeats,
         "files": files,
         "cells": cells,
+        "memory": memory,
         "agreement": agreement,
         "commit": commit(),
         "environment": environment(),
     }
+    results = {
+        "experiment": "exported",
+        "title": "Exported models",
+        "adapters": old.get("adapters", {}) | {name: result},
+    }
     output.mkdir(parents=True, exist_ok=True)
-    write_json(result, output / FILE)
+    write_json(results, output / FILE)
     if (output / FILE).resolve() == (RESULTS / FILE).resolve():
         with atomic_path(PAGE) as partial:
-            partial.write_text(with_table(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+            partial.write_text(with_tables(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":

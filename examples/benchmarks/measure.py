@@ -37,6 +37,7 @@ RATIOS = {
     "floor_ratio": ("ours", "floor"),
     "one_ratio": ("ours", "one"),
     "compiled_ratio": ("ours", "compiled"),
+    "bf16_ratio": ("ours", "bf16"),
     "transformers_ratio": ("transformers", "ours"),
     "open_clip_ratio": ("open_clip", "ours"),
 }
@@ -108,6 +109,11 @@ def measure_times(case: Case, inputs: Inputs, limits: Limits, rates: dict) -> di
     cell = {"sides": results, "repeats": repeats}
     if {"ours", "plain"} <= outputs.keys():
         cell["agreement"] = agreement(outputs["ours"], outputs["plain"])
+    if {"ours", "bf16"} <= outputs.keys() and outputs["ours"][1]:
+        cell["gradient_cosine"] = cosine(outputs["ours"][1], outputs["bf16"][1])
+    for name in names:
+        if name in sides.weights:
+            results[name]["weight_bytes"] = sides.weights[name]
     for name in ALTERNATIVES.keys() & outputs.keys():
         found = agreement(outputs["ours"], outputs[name])
         cell.setdefault("agreement", {}).update({f"{name}: {key}": error for key, error in found.items()})
@@ -172,15 +178,17 @@ def paired(upper: list[float], lower: list[float]) -> float:
 
 def clear_gradients(sides: Sides) -> None:
     """Gradients are made anew in every run."""
-    for tensor in sides.trained.values():
-        tensor.grad = None
+    for trained in (sides.trained, *sides.own.values()):
+        for tensor in trained.values():
+            tensor.grad = None
 
 
 def run_once(sides: Sides, name: str) -> tuple[Tensor | None, dict[str, Tensor]]:
     """What a side returns, and the gradients it left."""
     clear_gradients(sides)
     output = sides.run[name]()
-    return output, {key: tensor.grad for key, tensor in sides.trained.items() if tensor.grad is not None}
+    trained = sides.own.get(name, sides.trained)
+    return output, {key: tensor.grad for key, tensor in trained.items() if tensor.grad is not None}
 
 
 def agreement(ours, plain) -> dict[str, float]:
@@ -190,6 +198,12 @@ def agreement(ours, plain) -> dict[str, float]:
         raise RuntimeError(f"Gradients of {sorted(gradients)} cannot be compared with {sorted(plain_gradients)}.")
     errors = {"output": relative_error(output, plain_output)}
     return errors | {name: relative_error(gradients[name], plain_gradients[name]) for name in gradients}
+
+
+def cosine(ours: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Cosine between all gradients of one side and those of another."""
+    one, two = (torch.cat([side[name].double().flatten() for name in ours]) for side in (ours, other))
+    return float(torch.nn.functional.cosine_similarity(one, two, dim=0))
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

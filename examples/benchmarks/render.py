@@ -100,6 +100,11 @@ def memory_of(side: dict | None) -> str:
     return f"~{side['estimated_bytes'] / 1e6:,.0f}" if "estimated_bytes" in side else DASH
 
 
+def weights_of(side: dict | None) -> str:
+    """Megabytes of the frozen weights, or a dash."""
+    return f"{side['weight_bytes'] / 1e6:,.0f}" if side and "weight_bytes" in side else DASH
+
+
 def rows_of(side: dict | None) -> str:
     """Rows of text and images."""
     rows = (side or {}).get("rows", {})
@@ -119,13 +124,13 @@ def worst_agreement(files: dict[str, dict]) -> float:
 
 
 #: Sides by their columns.
-SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip")
+SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip", "bf16")
 
 
 def cell_row(cell: dict) -> list[str]:
     """One line of an experiment's table."""
     case, sides = cell["case"], cell["sides"]
-    ours, plain, bare, one, compiled, theirs, open_clip = (sides.get(name) for name in SIDES)
+    ours, plain, bare, one, compiled, theirs, open_clip, bf16 = (sides.get(name) for name in SIDES)
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
     title, tokens = TITLES[case["method"]], case["tokens"]
     if tokens:
@@ -148,8 +153,14 @@ def cell_row(cell: dict) -> list[str]:
         time_of(compiled),
         number(cell.get("compiled_ratio"), ".2f"),
         number(compiled.get("warm_up_seconds"), ".0f") if compiled else DASH,
+        time_of(bf16),
+        number(cell.get("bf16_ratio"), ".2f") + ("x" if "bf16_ratio" in cell else ""),
+        number(cell.get("gradient_cosine"), ".5f"),
+        weights_of(ours),
+        weights_of(bf16),
         memory_of(ours),
         memory_of(plain),
+        memory_of(bf16),
         number(cell.get("products_ratio"), ".1f"),
         rows_of(ours),
         rows_of(plain),
@@ -177,8 +188,14 @@ HEADINGS = (
     "Compiled, ms",
     "Ours / compiled",
     "Compiling, s",
+    "bf16, ms",
+    "float32 / bf16",
+    "Cosine of gradients",
+    "Weights, MB",
+    "Weights in bf16, MB",
     "Ours, MB",
     "Plain, MB",
+    "bf16, MB",
     "Fewer products",
     "Rows",
     "Plain rows",

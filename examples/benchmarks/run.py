@@ -29,7 +29,7 @@ from .results import ROOT, Results
 
 
 #: Sides whose memory is of interest.
-MEMORY_SIDES = ("ours", "plain")
+MEMORY_SIDES = ("ours", "plain", "bf16")
 
 
 def _isolated(function: Callable, inputs: Inputs, max_bytes: int, keep_memory: bool, *arguments):
@@ -96,7 +96,7 @@ class Runner:
                     sides[name] = self.call(measure_memory, False, case, self.inputs, name) | sides[name]
                 except MemoryError as error:
                     sides[name]["memory"] = str(error)
-        peaks = [sides.get(name, {}).get("peak_bytes") for name in MEMORY_SIDES]
+        peaks = [sides.get(name, {}).get("peak_bytes") for name in ("ours", "plain")]
         if all(peaks):
             cell["memory_ratio"] = peaks[1] / peaks[0]
         return cell | {"process_bytes": sides["ours"].get("process_bytes")}
@@ -111,12 +111,15 @@ def table(results: Results) -> Table:
         if (cell := results.cells.get(case.key)) is None:
             continue
         sides = cell["sides"]
-        other = sides.get("plain") or sides.get("bare") or {}
+        other = sides.get("plain") or sides.get("bare") or sides.get("bf16") or {}
+        ratio = (
+            cell.get("ratio") or cell.get("bf16_ratio") or (1 / cell["bare_ratio"] if "bare_ratio" in cell else None)
+        )
         view.add_row(
             case.key.replace(case.method, TITLES[case.method], 1),
             show(sides["ours"].get("ms"), ".1f"),
             show(other.get("ms"), ".1f") if "skipped" not in other else other["skipped"],
-            show(cell.get("ratio") or (1 / cell["bare_ratio"] if "bare_ratio" in cell else None), ".2f"),
+            show(ratio, ".2f"),
             show(cell.get("memory_ratio"), ".1f"),
             show(cell.get("floor_ratio"), ".2f"),
             show(max(cell["agreement"].values()) if cell.get("agreement") else None, ".0e"),

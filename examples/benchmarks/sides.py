@@ -22,6 +22,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.tuners.base.registry import get_method
+from peft_vprompt.utils.precision import autocast, hold
 
 from .alternatives import ALTERNATIVES, missing_alternatives
 from .cases import FIELD_METHODS, VIT_METHODS, Case
@@ -43,6 +44,8 @@ class Sides:
         rows: what a side takes, for an estimate: rows of text, rows of images, and whether the latter learn.
         products: matrix products that a side takes.
         model: the PEFT model of our side.
+        own: side -> its trained tensors, where it does not share `trained`.
+        weights: side -> bytes of its base model.
         missing: side -> why it cannot be measured here.
     """
 
@@ -52,6 +55,8 @@ class Sides:
     rows: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
     products: dict[str, list[Product]] = field(default_factory=dict)
     model: PeftModelForImageClassification | None = None
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +94,7 @@ def build(case: Case, inputs: Inputs) -> Sides:
 
 
 def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
-    """Return the trained tensors by tower and name; PEFT's own by the module that they change, and theirs."""
+    """Return the trained tensors by tower and name, and those of a head; PEFT's own by the module that they change."""
     tuner = model.base_model
     if not hasattr(tuner, "text_encoder"):
         named = (
@@ -100,6 +105,9 @@ def learned(model: PeftModelForImageClassification) -> dict[str, Tensor]:
     for side, encoder in (("text", tuner.text_encoder), ("vision", tuner.vision_encoder)):
         if encoder is not None and (prompts := encoder.prompts_of("default")) is not None:
             trained |= {f"{side}.{name}": tensor for name, tensor in prompts.named_parameters()}
+    if (head := getattr(model.get_base_model(), "classifier", None)) is not None:
+        own = head.modules_to_save["default"]
+        trained |= {"head.weight": own.weight, "head.bias": own.bias}
     return trained
 
 
@@ -123,6 +131,7 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     bare = twin(clip)
     config = config_of(case, clip)
     config.class_names, config.tokenizer_name_or_path = inputs.class_names(case.classes), inputs.tokenizer_path
+    lower = hold(copy.deepcopy(clip), "bf16") if "bf16" in case.sides else None
     model = get_peft_model(clip, config)
     trained = learned(model)
     _leave_zero(trained)
@@ -140,15 +149,33 @@ def build_clip(case: Case, inputs: Inputs) -> Sides:
     if products["ours"]:
         run["floor"] = Products(products["ours"], inputs.device)
     text_rows, vision_rows = plain_rows(case, plain)
-    return Sides(
+    result = Sides(
         run,
         {} if case.part == "inference" else trained,
         {"ours": clip_layers(model.get_base_model()), "plain": clip_layers(bare), "bare": clip_layers(bare)},
         {"plain": (text_rows, vision_rows, plain.learns_vision), "ours": our_rows(case, plain)},
         products,
         model,
-        {name: why for name, why in missing.items() if name in case.sides},
+        missing={name: why for name, why in missing.items() if name in case.sides},
     )
+    if lower is not None:
+        _add_bf16(result, case, lower, config, lambda twin: make(twin, plain, pixel_values, labels)["ours"])
+    return result
+
+
+def _add_bf16(sides: Sides, case: Case, lower: nn.Module, config: PeftConfig, make: Callable) -> None:
+    """Add our side over a base model that is held, or computes, in bfloat16, from the same trained values."""
+    weights = list(lower.parameters())
+    sides.weights = {
+        "ours": sum(4 * weight.numel() for weight in weights),
+        "bf16": sum(weight.nbytes for weight in weights),
+    }
+    model = get_peft_model(lower, copy.deepcopy(config))
+    model.load_state_dict(
+        {name: tensor for name, tensor in sides.model.state_dict().items() if "default" in name}, strict=False
+    )
+    sides.own["bf16"] = {} if case.part == "inference" else dict(learned(model))
+    sides.run["bf16"] = make(model)
 
 
 def _steps(model, plain, pixel_values, labels):
@@ -293,9 +320,10 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
     """VPT on a ViT classifier. The bare side runs the layers, forward and backward to its input tokens."""
     vit = inputs.vit(case.classes)
     bare = twin(vit)
-    model = get_peft_model(vit, config_of(case, vit))
-    head = model.get_base_model().classifier.modules_to_save["default"]
-    trained = learned(model) | {"head.weight": head.weight, "head.bias": head.bias}
+    config = config_of(case, vit)
+    lower = copy.deepcopy(vit) if "bf16" in case.sides else None
+    model = get_peft_model(vit, config)
+    trained = learned(model)
     plain = PlainViT(bare, trained)
     pixel_values, labels = inputs.images(case.batch), inputs.labels(case.batch, case.classes)
     patches = bare.vit.embeddings.patch_embeddings.num_patches
@@ -316,9 +344,14 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
     layers = {"vision": model.get_base_model().vit.layers}
     plain_layers = {"vision": bare.vit.layers}
     count = (0, case.batch * rows, True)
-    return Sides(
+    result = Sides(
         run,
         trained,
         {"ours": layers, "plain": plain_layers, "bare": plain_layers},
         {"ours": count, "plain": count},
+        model=model,
     )
+    if lower is not None:
+        autocast(lower, "bf16", torch.device(inputs.device))
+        _add_bf16(result, case, lower, config, lambda twin: _steps(twin, plain, pixel_values, labels)["ours"])
+    return result

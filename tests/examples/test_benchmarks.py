@@ -136,11 +136,21 @@ def test_exported_models(cli, tmp_path, clip_path, colours, tokenizer_path):
     names = {"class_names": ["blue", "green", "red", "white"]}
     adapter = save_row(tmp_path / "adapter", "coop", clip_path, tokenizer_path, **names)
     output = tmp_path / "out"
-    exported.main(adapter, output, data=colours, label_column="colour", batches=[2], repeats=1, threads=1)
+    options = {
+        "data": colours,
+        "label_column": "colour",
+        "batches": [2],
+        "repeats": 1,
+        "threads": 1,
+        "compiled": False,
+    }
+    exported.main(adapter, output=output, **options)
     (path,) = output.iterdir()
-    result = json.loads(path.read_text())
+    results = json.loads(path.read_text())
+    result = results["adapters"]["adapter"]
     assert all(side["ms_per_image"] > 0 for side in result["cells"]["2"].values())
-    page = exported.with_table(exported.PAGE.read_text(), result)
+    assert result["memory"]["ONNX"] < result["memory"]["adapter"]  # without torch
+    page = exported.with_tables(exported.PAGE.read_text(), results)
     assert "| ONNX, int8 |" in page and page.count("end of exported") == 1
     assert result["agreement"]["ONNX"]["agreement"] == 100 and result["files"]["ONNX"]["difference"] < 1e-3
 
