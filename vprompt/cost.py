@@ -24,7 +24,7 @@ def cost(
         str,
         option(
             "What frozen weights are held in: float32, bf16 or fp16; auto measures float32, and bf16 where the machine "
-            "computes in it.",
+            "is faster in it.",
             panel="Machine",
         ),
     ] = "auto",

@@ -94,7 +94,7 @@ ReportTo = Annotated[
 PrecisionName = Annotated[
     str,
     option(
-        "What the frozen weights are held in: auto (bf16 where the machine computes in it), float32, bf16 or fp16. What is "
+        "What the frozen weights are held in: auto (bf16 where the machine is faster in it), float32, bf16 or fp16. What is "
         "trained stays in float32.",
         panel="Machine",
     ),

@@ -32,7 +32,7 @@ epochs in the authors' recipe. In Python: `peft_vprompt.experiments.cost.trainin
 * **Time** counts all steps, without evaluation, and without loading where that takes longer than a step. Methods that learn
   from features of several augmented passes (CLAP, Tip-Adapter) encode these first, which is counted.
 * **Memory** is the most that the process had, the model included; on a graphics card, the most that torch had there.
-* **Precision**: float32, and bf16 where the machine computes in it, or the one that `--precision` names.
+* **Precision**: float32, and bf16 where the machine is faster in it, or the one that `--precision` names.
 
 {measured}
 

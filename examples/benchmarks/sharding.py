@@ -61,6 +61,8 @@ def process(rank: int, port: int, inputs: Inputs, classes: int, shard: bool, res
         (alone,) = (p.grad for p in model.parameters() if p.requires_grad)
         error = float((gradient - alone).norm() / alone.norm())
         torch.save({"peak_bytes": peak, "milliseconds": 1e3 * min(seconds), "gradient_error": error}, results)
+    distributed.barrier()  # who leaves first would take the connections from under the other
+    del wrapped
     distributed.destroy_process_group()
 
 

@@ -28,11 +28,24 @@ def test_auto_compares_float32_with_what_the_machine_computes_in(natively, found
 
 
 @pytest.mark.parametrize(
-    ("flags", "natively"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
+    ("flags", "speed_up", "taken"),
+    [
+        ({"avx512_bf16": True}, 2.9, True),
+        ({"amx_bf16": True}, 2.9, True),
+        ({"avx512_bf16": True}, 0.5, False),  # has the instructions, and is slower with them
+        ({}, 2.9, False),
+    ],
 )
-def test_bf16_of_a_processor(flags, natively, monkeypatch):
+def test_bf16_of_a_processor(flags, speed_up, taken, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True} | flags, raising=False)
-    assert precision.computes_bf16(CPU) is natively
+    monkeypatch.setattr(precision, "bf16_speed_up", lambda: speed_up)
+    assert precision.computes_bf16(CPU) is taken
+
+
+def test_a_processor_is_tried_by_the_fastest_of_some_rounds(monkeypatch):
+    ticks = iter([0, 4, 4, 6, 6, 26, 26, 28, 28, 32, 32, 35])  # float32: 4, 20, 4; bfloat16: 2, 2, 3
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(ticks))
+    assert precision.bf16_speed_up.__wrapped__(rounds=3) == 2
 
 
 @pytest.mark.parametrize(

@@ -201,11 +201,11 @@ def _differences(
             for other in dict.fromkeys(filter(None, (ZERO_SHOT, reference))):
                 for method in methods:
                     if method != other:
-                        found += _intervals(results, scope, tasks, (method, other), shots)
+                        found += intervals(results, scope, tasks, (method, other), shots)
     return found
 
 
-def _intervals(
+def intervals(
     results: BenchResults, scope: str, tasks: list[str], pair: tuple[str, str], shots: int | None
 ) -> list[dict]:
     """Return the intervals of one method against another: of each test set, their harmonic mean, or all targets."""
