@@ -212,42 +212,47 @@ def draw(results: Mapping) -> None:
         axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def page(results: Mapping) -> str:
+def render(results: Mapping) -> str:
     """The page."""
+    sys.path.insert(0, str(DOCS.parent))
     from examples.studies import evidence
 
-    first = next(iter(results.values()))
-    machine, versions = first["environment"]["machine"], first["environment"]["versions"]
+    worlds = worlds_of(results)
+    machine, versions = results["environment"]["machine"], results["environment"]["versions"]
     options = "--recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached"
     methods = "--methods all,mrpo:prompt_update=accumulate"
     commands = [
         f"vprompt bench base-to-novel {methods} {options} {WORLDS[name][2]} --output runs/{name}\n"
         f"python -m examples.studies.evidence collect {name} runs/{name}"
-        for name in results
+        for name in worlds
     ]
     return PAGE_TEXT.format(
-        claims=claims_table(results),
-        count=sum(len(world["claims"]) for world in results.values()),
-        steadiness=steadiness_text(results),
+        claims=claims_table(worlds),
+        count=sum(len(world["claims"]) for world in worlds.values()),
+        steadiness=steadiness_text(worlds),
         shots=evidence.SHOTS,
         factors=", ".join(f"{factor:g}" for factor in sorted(evidence.FACTORS) if factor != 1),
         steps=evidence.MOST_STEPS,
         machine=f"{machine['cpu']}, {machine['cores']} cores, one thread to a worker; peft {versions['peft']}, transformers "
         f"{versions['transformers']}, torch {versions['torch']}, in float32.",
         commands="\n".join(commands),
-        sections="\n\n".join(section(name, world) for name, world in results.items()),
-        recipes=recipes_table(results),
+        sections="\n\n".join(section(name, world) for name, world in worlds.items()),
+        recipes=recipes_table(worlds),
     )
+
+
+def worlds_of(results: Mapping) -> dict[str, Mapping]:
+    """What was collected, in the order of `WORLDS`."""
+    return {name: results["worlds"][name] for name in WORLDS if name in results["worlds"]}
 
 
 def main() -> int:
     """Write the page and the picture, or compare."""
-    sys.path.insert(0, str(DOCS.parent))
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = page({name: results[name] for name in WORLDS if name in results})
+    text = render(results)
     if "--check" in sys.argv:
         return int(PAGE.read_text(encoding="utf-8") != text)
-    draw({name: results[name] for name in WORLDS if name in results})
+    draw(worlds_of(results))
     with atomic_path(PAGE) as partial:
         partial.write_text(text, encoding="utf-8")
     return 0

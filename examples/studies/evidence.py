@@ -141,8 +141,8 @@ def collect(
     scope = MEAN if len(tasks) > 1 else tasks[0]
     rows = [{key: row[key] for key in KEPT if key in row} for row in part["rows"]]
     environments = [report["environment"] for by in results.cells.values() for report in by.values()]
-    old = read_json(output, missing_ok=True) or {}
-    old[name] = {
+    written = read_json(output, missing_ok=True) or {"worlds": {}}
+    world = {
         "tasks": results.tasks(),
         "tests": part["tests"],
         "shots": part["shots"],
@@ -154,11 +154,10 @@ def collect(
         "steadiness": steadiness(part, list(part["chance"])),
         "notes": part["notes"],
         "recipes": read_json(recipes),
-        "environment": environments[0],
     }
     if scores is not None:
-        old[name]["scores"] = read_json(scores)
-    write_json(old, output)
+        world["scores"] = read_json(scores)
+    write_json(written | {"worlds": written["worlds"] | {name: world}, "environment": environments[0]}, output)
     typer.echo(f"Wrote {output}. Next: python docs/render/evidence.py")
 
 

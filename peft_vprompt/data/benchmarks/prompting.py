@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from .task import Published, Rows, Task, existing, rows_of
 #: Our names of the splits and the published ones.
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 CLASS_NAMES = "classnames.txt"
+#: What the papers put class names into, unless a data set has a text of its own.
+PHOTO = "a photo of a {}."
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,13 @@ class PromptingTask(Task):
 
     Attributes:
         reader: reads its published files: `reader(folder, folder of the images, source)`.
-        place: name of its folder beside the others.
         source: the file that says splits or class names.
-        text: what the papers put class names into.
         hub_id: a copy on the Hub, whose splits and names of classes are its own; None where none is known.
     """
 
-    reader: Callable[[Path, Path, str], Published] | None = None
-    place: str = ""
+    reader: Callable[[Path, Path, str], Published] = field(kw_only=True)
     source: str = CLASS_NAMES
-    text: str = "a photo of a {}."
     hub_id: str | None = None
-
-    @property
-    def folder(self) -> str:
-        """Name of the task's folder, beside those of other tasks."""
-        return self.place
-
-    @property
-    def template(self) -> str:
-        """Text that class names are put into."""
-        return self.text
 
     @property
     def draw(self) -> Callable[..., Dataset]:
@@ -66,8 +54,6 @@ class PromptingTask(Task):
             FileNotFoundError: files or images are missing; names them.
             ValueError: a file cannot be read.
         """
-        if self.reader is None:
-            raise NotImplementedError
         published = self.reader(folder, folder / self.image_folder, self.source)
         names = published.class_names or {}
         return published._replace(class_names={label: name.replace("_", " ") for label, name in names.items()})
@@ -178,12 +164,12 @@ def _read_folders(images: Path, numbers: dict[str, int]) -> Rows:
 
 
 def _task(name: str, title: str, num_classes: int, **fields: Any) -> PromptingTask:
-    usual: dict[str, Any] = {"reader": _read_split_file, "place": name}
+    usual: dict[str, Any] = {"reader": _read_split_file, "template": PHOTO}
     return PromptingTask("coop-11", name, title, num_classes, **usual | fields)
 
 
 def _shift(name: str, title: str, num_classes: int, place: str, **fields: Any) -> PromptingTask:
-    usual: dict[str, Any] = {"reader": _read_shift, "place": place}
+    usual: dict[str, Any] = {"reader": _read_shift, "place": place, "template": PHOTO}
     return PromptingTask("imagenet-shifts", name, title, num_classes, **usual | fields)
 
 
@@ -204,7 +190,7 @@ TASKS = (
         37,
         image_folder="images",
         source="split_zhou_OxfordPets.json",
-        text="a photo of a {}, a type of pet.",
+        template="a photo of a {}, a type of pet.",
         hub_id="timm/oxford-iiit-pet",
     ),
     _task(
@@ -220,7 +206,7 @@ TASKS = (
         102,
         image_folder="jpg",
         source="split_zhou_OxfordFlowers.json",
-        text="a photo of a {}, a type of flower.",
+        template="a photo of a {}, a type of flower.",
         hub_id="dpdl-benchmark/oxford_flowers102",
     ),
     _task(
@@ -230,7 +216,7 @@ TASKS = (
         place="food-101",
         image_folder="images",
         source="split_zhou_Food101.json",
-        text="a photo of {}, a type of food.",
+        template="a photo of {}, a type of food.",
         hub_id="ethz/food101",
     ),
     _task(
@@ -240,7 +226,7 @@ TASKS = (
         image_folder="images",
         reader=_read_aircraft,
         source="variants.txt",
-        text="a photo of a {}, a type of aircraft.",
+        template="a photo of a {}, a type of aircraft.",
     ),
     _task("sun397", "SUN397", 397, image_folder="SUN397", source="split_zhou_SUN397.json", hub_id="tanganke/sun397"),
     _task(
@@ -249,7 +235,7 @@ TASKS = (
         47,
         image_folder="images",
         source="split_zhou_DescribableTextures.json",
-        text="{} texture.",
+        template="{} texture.",
         hub_id="tanganke/dtd",
     ),
     _task(
@@ -258,7 +244,7 @@ TASKS = (
         10,
         image_folder="2750",
         source="split_zhou_EuroSAT.json",
-        text="a centered satellite photo of {}.",
+        template="a centered satellite photo of {}.",
         hub_id="tanganke/eurosat",
     ),
     _task(
@@ -267,7 +253,7 @@ TASKS = (
         101,
         image_folder="UCF-101-midframes",
         source="split_zhou_UCF101.json",
-        text="a photo of a person doing {}.",
+        template="a photo of a person doing {}.",
     ),
     _shift(
         "v2",

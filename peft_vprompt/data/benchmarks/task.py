@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Published(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One task of a benchmark.
 
     Attributes:
@@ -40,6 +41,8 @@ class Task:
         num_classes: number of classes in the papers.
         image_folder: folder of the images inside the task's own.
         group: group of the benchmark that the papers average over.
+        place: name of its folder beside the others; None for its own name.
+        template: text that class names are put into; None where the benchmark has no texts.
     """
 
     benchmark: str
@@ -48,6 +51,8 @@ class Task:
     num_classes: int
     image_folder: str = ""
     group: str = "mean"
+    place: str | None = None
+    template: str | None = None
 
     @property
     def full_name(self) -> str:
@@ -57,16 +62,11 @@ class Task:
     @property
     def folder(self) -> str:
         """Name of the task's folder, beside those of other tasks."""
-        return self.name
+        return self.place or self.name
 
     @property
     def crop(self) -> Literal["random_crop", "none"] | None:
         """Augmentation, see `TrainTransform`; None for that of the method's recipe."""
-        return None
-
-    @property
-    def template(self) -> str | None:
-        """Text that class names are put into; None where the benchmark has no texts."""
         return None
 
     @property
@@ -78,6 +78,7 @@ class Task:
         """Return the published preprocessing for a model that takes `size` x `size` pixels; None for the model's own."""
         return None
 
+    @abstractmethod
     def read(self, folder: Path) -> Published:
         """Read the published files.
 
@@ -85,7 +86,6 @@ class Task:
             FileNotFoundError: files or images are missing; names them.
             ValueError: a file cannot be read.
         """
-        raise NotImplementedError
 
 
 def existing(path: Path) -> Path:

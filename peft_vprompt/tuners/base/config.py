@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from peft import PeftConfig
 
 from ...core.class_descriptions import find_descriptions, read_descriptions
+from ...core.prompt_templates import SINGLE
 from ...errors import ContextLengthWarning
 from ...losses.label_checks import MULTI_LABEL
 from ...utils.fields import check_fields, shown
@@ -96,7 +97,7 @@ class PromptConfig(ClassifierConfig):
         metadata={"help": "Folder or hub id of the tokenizer. Default: the base model's own."},
     )
     template: str | list[str] = field(
-        default="a photo of a {}.",
+        default=SINGLE,
         metadata={
             "help": "Text around the class name wherever the text side is not learned: for visual prompts, and with "
             "the adapter disabled (zero-shot). A list of templates is averaged as an ensemble.",
