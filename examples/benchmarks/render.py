@@ -127,8 +127,8 @@ def worst_agreement(files: dict[str, dict]) -> float:
 SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip", "bf16")
 
 
-def cell_row(cell: dict) -> list[str]:
-    """One line of an experiment's table."""
+def cell_row(cell: dict, machines: dict[str, str]) -> list[str]:
+    """One line of an experiment's table; `machines` has letters by environment, where there are several."""
     case, sides = cell["case"], cell["sides"]
     ours, plain, bare, one, compiled, theirs, open_clip, bf16 = (sides.get(name) for name in SIDES)
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
@@ -167,6 +167,7 @@ def cell_row(cell: dict) -> list[str]:
         number(cell.get("floor_ratio"), ".2f"),
         number(cell.get("repeats"), "d"),
         f"{cell['threads']}, {cell['clock']}",
+        machines.get(cell["environment"], DASH),
     ]
 
 
@@ -202,17 +203,18 @@ HEADINGS = (
     "x floor",
     "Repeats",
     "Timed",
+    "Machine",
 )
 
 
-def section(name: str, file: dict) -> str:
+def section(name: str, file: dict, machines: dict[str, str]) -> str:
     """One experiment on one device: a table for each part."""
     device = name.removeprefix(f"{file['experiment']}_")
     parts = [f"## {file['title']}" + ("" if device == REFERENCE else f" ({device.replace('_', ', ')})")]
     for part, about in PARTS.items():
         cells = [cell for cell in file["cells"].values() if cell["case"]["part"] == part]
         if cells:
-            parts += [f"One run: {about}.", markdown(HEADINGS, [cell_row(cell) for cell in cells])]
+            parts += [f"One run: {about}.", markdown(HEADINGS, [cell_row(cell, machines) for cell in cells])]
     if (image := plot_path(name)) is not None and image.is_file():
         parts.append(f"![{file['title']}](images/{image.name})")
     return "\n\n".join(parts)
@@ -235,18 +237,34 @@ def bars_table(files: dict[str, dict]) -> str:
     return markdown(("Bar", "Limit", "Measured", "Fewer products", ""), rows) if rows else "None measured."
 
 
+def machine_letters(files: dict[str, dict]) -> dict[str, str]:
+    """A letter for each machine by the environments that name it; nothing where there is one machine."""
+    names = {key: machine_name(each) for file in files.values() for key, each in file["environments"].items()}
+    distinct = list(dict.fromkeys(names.values()))
+    return {key: "ABCDEFGH"[distinct.index(name)] for key, name in names.items()} if len(distinct) > 1 else {}
+
+
+def machine_name(environment: dict) -> str:
+    """What a machine computes with."""
+    machine = environment["machine"]
+    return ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+
+
 def machine_text(files: dict[str, dict]) -> str:
     """Where and with which versions, and how much of the machine the measurements had."""
-    lines = []
-    machines = {key: value for file in files.values() for key, value in file["environments"].items()}
-    for key, environment in machines.items():
-        cells = [cell for file in files.values() for cell in file["cells"].values() if cell["environment"] == key]
-        machine, versions = environment["machine"], environment["versions"]
-        device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
-        packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
-        commits = ", ".join(sorted({cell["commit"] for cell in cells}))
-        lines.append(f"Measured on {device} (threads used: {machine['torch_threads']}); {packages}; commit {commits}.")
-    return "\n".join(dict.fromkeys(lines))
+    letters = machine_letters(files)
+    commits: dict[str, set[str]] = {}
+    for file in files.values():
+        for cell in file["cells"].values():
+            environment = file["environments"][cell["environment"]]
+            versions = environment["versions"]
+            packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+            letter = f"{letters[cell['environment']]}: " if letters else ""
+            threads = environment["machine"]["torch_threads"]
+            line = f"{letter}{machine_name(environment)} (threads used: {threads}); {packages}"
+            commits.setdefault(line, set()).add(cell["commit"])
+    lines = [f"{line}; commit {', '.join(sorted(found))}." for line, found in sorted(commits.items())]
+    return "Measured on\n\n" + "\n".join(f"* {line}" for line in lines)
 
 
 # ---- plots ----------------------------------------------------------------------------------------------------------
@@ -326,7 +344,7 @@ def page(files: dict[str, dict]) -> str:
         worst=worst_agreement(files),
         machine=machine_text(files),
         bars=bars_table(files),
-        sections="\n\n".join(section(name, files[name]) for name in files),
+        sections="\n\n".join(section(name, files[name], machine_letters(files)) for name in files),
         apart=sections_apart(RESULTS),
     )
 
