@@ -48,7 +48,8 @@ class Case:
         classes, batch: numbers of classes and images.
         tokens: prompts or context tokens; None for the method's usual number.
         sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone), "one" (a single
-            adapter), "compiled", "transformers" and "open_clip" (see `alternatives`), "bf16" (ours in bfloat16).
+            adapter), "compiled", "transformers" and "open_clip" (see `alternatives`), "bf16" (ours in bfloat16),
+            "fixed" (ours, told that nobody writes weights).
         adapters: how many, where there are several.
         timed: False for a cell that is run a single time, for its memory.
     """
@@ -179,7 +180,7 @@ EXPERIMENTS = {
             "inference",
             "Classification with cached class features against the bare image tower",
             grid(
-                Case("coop", "inference", sides=("bare",)),
+                Case("coop", "inference", sides=("bare", "fixed")),
                 batch=(4, 1, 32),
                 method=[name for name in CLIP_METHODS if name != "cocoop"],
             ),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .alternatives import ALTERNATIVES
 from .cases import Case
@@ -38,6 +40,7 @@ RATIOS = {
     "one_ratio": ("ours", "one"),
     "compiled_ratio": ("ours", "compiled"),
     "bf16_ratio": ("ours", "bf16"),
+    "fixed_ratio": ("fixed", "bare"),
     "transformers_ratio": ("transformers", "ours"),
     "open_clip_ratio": ("open_clip", "ours"),
 }
@@ -150,10 +153,10 @@ def warm_up(sides: Sides, names: list[str], results: dict, inputs: Inputs) -> di
         results[name]["warm_up_seconds"] = clock() - start
     for name in names:
         start = clock()
-        with counted_rows(sides.layers.get(name, {})) as rows:
+        with counted_rows(sides.layers.get(name, {})) as counted:
             outputs[name] = run_once(sides, name)
         synchronize(inputs)
-        results[name] |= {"first_seconds": clock() - start} | ({"rows": rows} if rows else {})
+        results[name] |= {"first_seconds": clock() - start} | ({"rows": counted.rows} if counted.rows else {})
     return outputs
 
 
@@ -203,7 +206,7 @@ def agreement(ours, plain) -> dict[str, float]:
 def cosine(ours: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Cosine between all gradients of one side and those of another."""
     one, two = (torch.cat([side[name].double().flatten() for name in ours]) for side in (ours, other))
-    return float(torch.nn.functional.cosine_similarity(one, two, dim=0))
+    return float(F.cosine_similarity(one, two, dim=0))
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -211,26 +214,40 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return float((value.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
-@contextmanager
-def counted_rows(layers: dict[str, nn.ModuleList]):
-    """Rows that pass the feed-forward maps of each tower while the block runs, averaged over its layers."""
-    counts, handles = {}, []
+class counted_rows(TorchFunctionMode):  # noqa: N801 - a context, like those of contextlib
+    """Count the rows that pass the feed-forward maps of each tower while the block runs, averaged over its layers.
 
-    def counter(tower: str, share: float):
-        def add(module, args):
-            counts[tower] = counts.get(tower, 0) + args[0].numel() / args[0].shape[-1] * share
+    Calls are watched and no hook is put on a layer: layers with hooks are not run in parts, so that others would be counted.
 
-        return add
+    Args:
+        layers: tower -> its layers.
+    """
 
-    for tower, modules in layers.items():
-        add = counter(tower, 1 / len(modules))
-        handles += [layer.mlp.register_forward_pre_hook(add) for layer in modules]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
-    counts.update({tower: round(count, 1) for tower, count in counts.items()})
+    def __init__(self, layers: dict[str, nn.ModuleList]):
+        super().__init__()
+        self.counts = dict.fromkeys(layers, 0.0)
+        self.shares = {
+            id(first_map(layer).weight): (tower, 1 / len(modules))
+            for tower, modules in layers.items()
+            for layer in modules
+        }
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Call the function; count where it is a linear map of those."""
+        if function is F.linear and (found := self.shares.get(id(args[1]))) is not None:
+            tower, share = found
+            self.counts[tower] += args[0].numel() / args[0].shape[-1] * share
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def rows(self) -> dict[str, float]:
+        """What was counted, of the towers that computed something."""
+        return {tower: round(count, 1) for tower, count in self.counts.items() if count}
+
+
+def first_map(layer: nn.Module) -> nn.Linear:
+    """Return the first linear map of a layer's feed-forward part."""
+    return next(module for module in layer.mlp.modules() if isinstance(module, nn.Linear))
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

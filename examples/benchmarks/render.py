@@ -54,6 +54,10 @@ python -m examples.benchmarks.render
   computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs.
 * **Fewer products** is how many times fewer multiplications our matrix products take than the plain side's: about what a
   ratio could be if both sides did nothing else.
+* **Fixed** is a call in `with model.fixed_weights():`; without it each call reads the text encoder's weights to see whether
+  they are still those that the kept class features are of, which counts where one image is classified at a time.
+* **float32 / bf16** above 1 says that the machine is faster in bfloat16, below 1 that it is slower: `--precision auto` tries that.
+  The weights are random here, and the cosine of the gradients with them is lower than with trained ones.
 * "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
 * Classes shared out over processes are measured [apart](results/benchmarks/sharding_cpu_float32.json), by
   `python -m examples.benchmarks.sharding`.
@@ -124,13 +128,13 @@ def worst_agreement(files: dict[str, dict]) -> float:
 
 
 #: Sides by their columns.
-SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip", "bf16")
+SIDES = ("ours", "plain", "bare", "one", "compiled", "transformers", "open_clip", "bf16", "fixed")
 
 
 def cell_row(cell: dict, machines: dict[str, str]) -> list[str]:
     """One line of an experiment's table; `machines` has letters by environment, where there are several."""
     case, sides = cell["case"], cell["sides"]
-    ours, plain, bare, one, compiled, theirs, open_clip, bf16 = (sides.get(name) for name in SIDES)
+    ours, plain, bare, one, compiled, theirs, open_clip, bf16, fixed = (sides.get(name) for name in SIDES)
     many = f"{case['adapters']} x " if case["adapters"] > 1 else ""
     title, tokens = TITLES[case["method"]], case["tokens"]
     if tokens:
@@ -148,6 +152,8 @@ def cell_row(cell: dict, machines: dict[str, str]) -> list[str]:
         number(cell.get("open_clip_ratio"), ".1f") + ("x" if "open_clip_ratio" in cell else ""),
         time_of(bare),
         number(cell.get("bare_ratio"), ".3f"),
+        time_of(fixed),
+        number(cell.get("fixed_ratio"), ".3f"),
         time_of(one),
         number(cell.get("one_ratio"), ".2f"),
         time_of(compiled),
@@ -184,6 +190,8 @@ HEADINGS = (
     "open_clip / ours",
     "Bare, ms",
     "Ours / bare",
+    "Fixed weights, ms",
+    "Fixed / bare",
     "One, ms",
     "Ours / one",
     "Compiled, ms",

@@ -236,7 +236,11 @@ def _inference(model, plain, pixel_values, labels):
     def bare():
         return plain.clip.visual_projection(plain.clip.vision_model(pixel_values).pooler_output)
 
-    return {"ours": ours, "bare": bare}
+    def fixed():
+        with model.fixed_weights():
+            return ours()
+
+    return {"ours": ours, "bare": bare, "fixed": fixed}
 
 
 def _adapters(model, case, pixel_values):

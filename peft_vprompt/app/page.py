@@ -46,7 +46,7 @@ def answer(
         class_names, remarks = read_names(names)
         answers = playground.compare(image, class_names, chosen, int(top_k), attention)
     except (ValueError, OSError) as error:
-        return message(str(error).replace(str(image), Path(image).name))
+        return message(str(error).replace(image, Path(image).name))
     return cards(answers, remarks, playground.table(image, answers))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ def find_precision(name: str, device: torch.device) -> Precision:
         raise ValueError(f"Expected a precision: auto, {', '.join(PRECISIONS)}. Received: {name!r}.")
     if name == "fp16" and device.type == "cpu":
         raise ValueError("fp16 is for graphics cards. Received: precision='fp16' on a CPU. Take bf16 or float32.")
-    return cast(Precision, name)
+    return name
 
 
 def find_precisions(name: str, device: torch.device) -> list[Precision]:
