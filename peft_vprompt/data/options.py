@@ -33,7 +33,8 @@ class DataOptions:
     path: str = field(
         metadata={
             "help": "Image folder (or zip of one), table (.csv, .tsv, .jsonl, .parquet; or folder of them), .tar files, "
-            "folder of `save_to_disk` or of `vprompt features`, a pattern with wildcards, or data set id on the Hub."
+            "folder of `save_to_disk` or of `vprompt features`, a pattern with wildcards, or data set id on the Hub.",
+            "form": "filled",
         }
     )
     benchmark: str | None = field(

@@ -1,12 +1,14 @@
 """Fields of a dataclass mean what their annotations say: `check_fields` refuses every other value, by the field's name.
 
-Bounds are in a field's metadata: `min` and `max` (themselves allowed), `above` and `below` (themselves not), and `items`,
-the most entries of a list. They hold for the entries of a list too. What has no bound of its own has the general one.
+Bounds are in a field's metadata: `min` and `max` (themselves allowed), `above` and `below` (themselves not), `items`, the
+most entries of a list, and `form`, a key of `FORMS` for texts. They hold for the entries of a list too. What has no bound of
+its own has the general one.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import sys
 import types
@@ -23,6 +25,12 @@ MAX_INTEGER = 1_000_000
 MAX_FACTOR = 2**63 - 1
 MAX_TEXT = 10_000
 MAX_ITEMS = 200_000
+
+#: Forms of texts: what they match, and what they are in words. PEFT reads names of modules as regular expressions.
+FORMS = {
+    "module": (re.compile(r"\w+(\.\w+)*"), "the name of a module, such as 'visual_projection'"),
+    "filled": (re.compile(r".*\S.*", re.DOTALL), "text that is not empty"),
+}
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 200
@@ -105,7 +113,7 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
     if origin in (int, float):
         return _is_number(value) and (origin is float or isinstance(value, int)) and _in_bounds(value, bounds, origin)
     if origin is str or isinstance(origin, type) and issubclass(origin, Enum):
-        return isinstance(value, str) and is_text(value)
+        return isinstance(value, str) and is_text(value) and _has_form(value, bounds)
     if origin in (list, tuple, set, Sequence):
         return _matches_items(value, origin, get_args(hint), bounds)
     if origin is dict and get_args(hint):
@@ -126,6 +134,10 @@ def _matches_items(value: Any, origin: Any, items: tuple, bounds: Mapping) -> bo
     return not items or all(_matches(item, items[0], bounds) for item in value)
 
 
+def _has_form(value: str, bounds: Mapping) -> bool:
+    return "form" not in bounds or FORMS[bounds["form"]][0].fullmatch(value) is not None
+
+
 def _in_bounds(value: float, bounds: Mapping, kind: type) -> bool:
     if kind is float and not abs(value) <= (MAX_FACTOR if isinstance(value, int) else sys.float_info.max):
         return False  # infinite, NaN, or an integer that no tensor can be multiplied by
@@ -140,6 +152,8 @@ def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
         kind, items = get_origin(arm) or arm, get_args(arm)
         if kind in (int, float) and _is_number(value) and (kind is float or isinstance(value, int)):
             return name + _of_number(value, kind, bounds)
+        if kind is str and isinstance(value, str) and is_text(value):
+            return f"{name} to be {FORMS[bounds['form']][1]}"
         if kind is str and isinstance(value, str):
             return f"{name} to be text of at most {MAX_TEXT:,} whole characters"
         if kind in (list, tuple, set, Sequence) and _is_list(value) and (kind is not tuple or Ellipsis in items):

@@ -458,3 +458,9 @@ class TestTransforms:
         assert row["pixel_values"].shape == (3, 16, 16) and row["labels"] == 0
         cached = cache_pixels(data)
         assert torch.equal(cached[0]["pixel_values"], row["pixel_values"]) and len(cached) == len(data)
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(path):
+    with pytest.raises(ValueError, match="Expected path to be text that is not empty"):
+        DataOptions(path)

@@ -178,12 +178,15 @@ def wrong_values(annotation: str):
     return [5, True, "text", [True], [{}], {"a": 1}]
 
 
+#: PEFT reads names of modules as regular expressions.
+WRONG_FORMS = {"module": [[")"], ["a b"], [""], ["a..b"], [".*"]]}
+
 CASES = [
     (name, field.name, value)
     for name, spec in OWN.items()
     for field in our_fields(name)
     if field.name not in PeftConfig.__dataclass_fields__
-    for value in wrong_values(str(field.type))
+    for value in [*wrong_values(str(field.type)), *WRONG_FORMS.get(field.metadata.get("form"), [])]
 ]
 
 

@@ -167,7 +167,10 @@ class PromptConfig(ClassifierConfig):
     )
     modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Further modules to train and save in full. A classification head is added by itself."},
+        metadata={
+            "help": "Further modules to train and save in full. A classification head is added by itself.",
+            "form": "module",
+        },
     )
     class_names_digest: str | None = field(
         default=None,
@@ -328,12 +331,16 @@ class BaselineConfig(ClassifierConfig):
     target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the modules that are trained. Default: found in the model, as the paper has them."
+            "help": "Names of the modules that are trained. Default: found in the model, as the paper has them.",
+            "form": "module",
         },
     )
     modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Further modules to train and save in full. The classification head is added by itself."},
+        metadata={
+            "help": "Further modules to train and save in full. The classification head is added by itself.",
+            "form": "module",
+        },
     )
 
     def __post_init__(self):
