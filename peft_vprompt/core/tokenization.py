@@ -193,7 +193,7 @@ def check_lengths(sequences: list[TokenSequence], names: Sequence[str], max_posi
         if len(sequence) > max_positions:
             raise PromptTooLongError(
                 f"The prompt of class {name!r} has {len(sequence)} tokens, start, context and end included; the text "
-                f"tower has {max_positions} positions. Shorten the name, or learn fewer context tokens."
+                f"tower has {max_positions} positions. Shorten the name, or learn fewer context tokens (num_virtual_tokens)."
             )
 
 
