@@ -149,10 +149,9 @@ def collect(
         "scope": scope,
         "chance": part["chance"],
         "rows": rows,
-        "costs": [row for row in part["costs"] if row["shots"] == max(part["shots"])],
         "claims": [claim for each in CLAIMS for claim in verdicts(results, scope, tasks, each)],
         "steadiness": steadiness(part, list(part["chance"])),
-        "notes": part["notes"],
+        "notes": [note for note in part["notes"] if "not all seeds" not in note],  # the page says which were run
         "recipes": read_json(recipes),
     }
     if scores is not None:
