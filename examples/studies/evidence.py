@@ -1,7 +1,7 @@
 """Do the claims of the papers hold here? Recipes chosen on one task, then every method on others, and what the numbers say.
 
 python -m examples.studies.evidence recipes runs/recipes
-vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate,linear --tasks shapes,toys,signs \
+vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate --tasks shapes,toys,signs \
     --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --output runs/embedded
 python -m examples.studies.evidence collect embedded runs/embedded
 python docs/render/evidence.py

@@ -33,9 +33,9 @@ def test_every_method_that_learns_from_class_names_was_run(page, study):
     results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
     expected = {*study.learning_from_names(study.PROTOCOL), study.ACCUMULATE, study.ZERO_SHOT}
     for name, world in results["worlds"].items():
-        assert {row["method"] for row in world["rows"]} == expected, name
+        assert {row["method"] for row in world["rows"] if row["shots"] in (None, 16)} == expected, name
         trained = [row for row in world["rows"] if row["shots"] is not None]
-        assert {row["seeds"] for row in trained} == {3} and {row["shots"] for row in trained} >= {1, 4, 16}
+        assert {row["seeds"] for row in trained} == {3}
         claimed = {row["shots"] for row in trained if row["method"] in {claim.method for claim in study.CLAIMS}}
         assert claimed == {1, 2, 4, 8, 16}, name
 
