@@ -134,12 +134,14 @@ def collect(
     scores: Annotated[Path | None, typer.Option(help="Scores of the validation task to keep beside them.")] = None,
     output: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS,
 ):
-    """Write down the tables of a bench, and for every claim the difference with its interval."""
+    """Write down the tables of a bench, without cells of fewer seeds, and for every claim the difference with its interval."""
     results = BenchResults.read(folder).of_protocol(PROTOCOL)
     (part,) = summarise(results)["protocols"]
     tasks = list(results.tasks())
     scope = MEAN if len(tasks) > 1 else tasks[0]
-    rows = [{key: row[key] for key in KEPT if key in row} for row in part["rows"]]
+    most = max(row["seeds"] for row in part["rows"])
+    whole = [row for row in part["rows"] if row["shots"] is None or row["seeds"] == most]
+    rows = [{key: row[key] for key in KEPT if key in row} for row in whole]
     environments = [report["environment"] for by in results.cells.values() for report in by.values()]
     written = read_json(output, missing_ok=True) or {"worlds": {}}
     world = {
