@@ -87,7 +87,7 @@ def render(results: dict) -> str:
         shots=_and([str(shots) for shots in results["shots"]]),
         seeds=_and([str(seed) for seed in results["seeds"]]),
         left_out=f"{left_out}." if left_out else "",
-        cpu=results["environment"]["machine"]["cpu"],
+        cpu=" or ".join(results["machines"]),
         missing=_missing(results),
         sections="\n\n".join(_section(task, results) for task in results["tasks"]),
         recipes=_recipes(results),

@@ -204,7 +204,8 @@ def enter(task: Task, row: Row, shots: int, seed: int, report: dict) -> None:
             "chance": report["chance"],
             "zero_shot": accuracy,
         }
-    write_json(results | {"environment": report["environment"]}, RESULTS)
+    machines = dict.fromkeys([*results.get("machines", []), report["environment"]["machine"]["cpu"]])
+    write_json(results | {"environment": report["environment"], "machines": list(machines)}, RESULTS)
 
 
 def describe(row: Row) -> dict:

@@ -76,7 +76,12 @@ def test_only_what_is_missing_is_run(study, monkeypatch, tmp_path):
             made.append((row.title, seed))
             splits = ("base", "novel", "hm") if row.spec.new_classes else ("all",)
             numbers = dict.fromkeys(("trainable_parameters", "adapter_bytes", "steps", "train_seconds"), 1)
-            named = {"classes": {"base": ["a"], "novel": ["b"]}, "test_images": {}, "chance": {}, "environment": {}}
+            named = {
+                "classes": {"base": ["a"], "novel": ["b"]},
+                "test_images": {},
+                "chance": {},
+                "environment": {"machine": {"cpu": "one"}},
+            }
             return {"accuracy": dict.fromkeys(splits, 50.0), "recipe": {"epochs": 2}, **numbers, **named}
 
     assert not study.compare(Task(), (4,), tmp_path, deadline=0.0)
