@@ -154,7 +154,9 @@ class Classifier:
             class_names: classes to tell apart.
             template: text around their names, or several whose features are averaged; default: "a photo of a {}.".
             class_descriptions: JSON file of sentences by class, which stand for templates.
-            image_size, device, precision: as for `from_pretrained`.
+            image_size: as for `from_pretrained`.
+            device: likewise.
+            precision: likewise.
 
         Raises:
             OSError: there is no such model.
