@@ -278,7 +278,7 @@ def read_data_options(
     """
     from peft_vprompt.data import DataOptions, read_class_names
 
-    defaults = DataOptions("")
+    defaults = DataOptions(".")  # any: its other fields are looked at
     values |= {"where": tuple(where or ()), "class_names": read_class_names(class_names) if class_names else None}
     values |= {"label_columns": tuple(label_columns or ())}
     changed = [name for name, value in values.items() if value != getattr(defaults, name)]

@@ -43,7 +43,10 @@ def listed_few_shot(
         folder: of the task.
         draw: how they are drawn, a function called like `few_shot`.
         dataset: the training images, with labels as published.
-        shots, seed, label_column, class_names: as for `few_shot`; other classes in the file are left out.
+        shots: as for `few_shot`.
+        seed: likewise.
+        label_column: likewise.
+        class_names: likewise; other classes in the file are left out.
 
     Returns:
         The chosen rows in the order of the file.
