@@ -34,8 +34,6 @@ WORLDS = {
         "style=color --where 'group!=flags' --min-images 24 --test-fraction 0.33",
     ),
 }
-LOWER = {"embedded": "the embedded world", "emoji": "emoji drawings"}
-
 #: Methods in the picture.
 SHOWN = ("coop", "cocoop", "kgcoop", "maple", "promptsrc", "mmrl", "rpo", "clip-lora")
 DASH = "–"
@@ -105,13 +103,9 @@ def claims_table(results: Mapping) -> str:
         for text, found in by_claim.items():
             cells = [difference(found[count]) if count in found else DASH for count in shots]
             rows.append([text, WORLDS[name][0], *cells])
-    rows.sort(key=lambda row: order_of(results).index(row[0]))
+    order = list(dict.fromkeys(row[0] for row in rows))
+    rows.sort(key=lambda row: order.index(row[0]))
     return table(["Claim", "Where", *(f"{count} shot{'s' * (count > 1)}" for count in shots)], rows)
-
-
-def order_of(results: Mapping) -> list[str]:
-    """The claims in their order."""
-    return list(dict.fromkeys(claim["text"] for world in results.values() for claim in world["claims"]))
 
 
 def difference(claim: Mapping) -> str:
@@ -125,12 +119,13 @@ def steadiness_text(results: Mapping) -> str:
     """How often RPO's spread over seeds is the smaller one."""
     lines = []
     for name, world in results.items():
+        title = WORLDS[name][0]
         for other in dict.fromkeys(row["against"] for row in world["steadiness"]):
             rows = [row for row in world["steadiness"] if row["against"] == other]
             smaller = sum(row["own"] < row["other"] for row in rows)
             own, theirs = (sum(row[side] for row in rows) / len(rows) for side in ("own", "other"))
             lines.append(
-                f"* on {LOWER[name]} smaller than {title_of(other)}'s in {smaller} of {len(rows)} tasks and numbers of shots; on average "
+                f"* on {title[0].lower()}{title[1:]} smaller than {title_of(other)}'s in {smaller} of {len(rows)} tasks and numbers of shots; on average "
                 f"{own:.2f} against {theirs:.2f} points."
             )
     return "**RPO's spread over seeds** (standard deviation of the harmonic mean) is\n\n" + "\n".join(lines)
@@ -227,7 +222,7 @@ def render(results: Mapping) -> str:
     methods = "--methods all,mrpo:prompt_update=accumulate"
     commands = [
         f"vprompt bench base-to-novel {methods} {options} {WORLDS[name][2]} --output runs/{name}\n"
-        f"python -m examples.studies.evidence collect {name} runs/{name}"
+        f"python -m examples.studies.evidence collect {name} runs/{name} --scores runs/recipes/scores.json"
         for name in worlds
     ]
     return PAGE_TEXT.format(

@@ -3,7 +3,7 @@
 python -m examples.studies.evidence recipes runs/recipes
 vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate --tasks shapes,toys,signs \
     --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --output runs/embedded
-python -m examples.studies.evidence collect embedded runs/embedded
+python -m examples.studies.evidence collect embedded runs/embedded --scores runs/recipes/scores.json
 python docs/render/evidence.py
 
 `recipes` writes `recipes.json`, before anything else is run; `collect` writes docs/results/evidence.json, in which what was
@@ -75,6 +75,8 @@ CLAIMS = (
     Claim("PromptSRC is above IVLP on novel classes", "promptsrc", "ivlp", "novel"),
     Claim("KgCoOp keeps novel classes better than CoOp", "kgcoop", "coop", "novel"),
 )
+#: What is kept of a row of a bench's summary.
+KEPT = ("scope", "method", "title", "shots", "seeds", "accuracy", "hm")
 #: Methods whose spread over seeds is compared.
 STEADY, UNSTEADY = "rpo", ("coop", "cocoop", "maple")
 
@@ -160,9 +162,6 @@ def collect(
         world["scores"] = read_json(scores)
     write_json(written | {"worlds": written["worlds"] | {name: world}, "environment": environments[0]}, output)
     typer.echo(f"Wrote {output}. Next: python docs/render/evidence.py")
-
-
-KEPT = ("scope", "method", "title", "shots", "seeds", "accuracy", "hm")
 
 
 def verdicts(results: BenchResults, scope: str, tasks: list[str], claim: Claim) -> list[dict]:
