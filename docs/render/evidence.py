@@ -16,6 +16,12 @@ from peft_vprompt.utils.plotting import saved_figure
 
 
 DOCS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(DOCS.parent))
+
+from examples.benchmarks.tables import DASH, markdown  # noqa: E402 - after the path
+from examples.studies import evidence  # noqa: E402 - likewise
+
+
 RESULTS, PAGE = DOCS / "results" / "evidence.json", DOCS / "evidence.md"
 PICTURE = DOCS / "results" / "evidence.png"
 
@@ -36,7 +42,6 @@ WORLDS = {
 }
 #: Methods in the picture.
 SHOWN = ("coop", "cocoop", "kgcoop", "maple", "promptsrc", "mmrl", "rpo", "clip-lora")
-DASH = "–"
 
 PAGE_TEXT = """# Which claims hold
 
@@ -86,12 +91,6 @@ The learning rate that was chosen, and what each reached on the validation task,
 """
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, first column left."""
-    lines = [headings, ["---", *["--:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def claims_table(results: Mapping) -> str:
     """Every claim with its differences, by world and number of shots."""
     shots = sorted({claim["shots"] for world in results.values() for claim in world["claims"]})
@@ -105,7 +104,7 @@ def claims_table(results: Mapping) -> str:
             rows.append([text, WORLDS[name][0], *cells])
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))
-    return table(["Claim", "Where", *(f"{count} shot{'s' * (count > 1)}" for count in shots)], rows)
+    return markdown(("Claim", "Where", *(f"{count} shot{'s' * (count > 1)}" for count in shots)), rows)
 
 
 def difference(claim: Mapping) -> str:
@@ -158,7 +157,7 @@ def curve(world: Mapping, of_row, key: str, test: str) -> str:
     for title, by_shots in ranked:
         cells = [value_of(by_shots.get(count) or by_shots.get(None), key, plain) for count in world["shots"]]
         rows.append([title, *cells])
-    return table(["Method", *map(str, world["shots"])], rows)
+    return markdown(("Method", *map(str, world["shots"])), rows)
 
 
 def value_of(found: Mapping | None, key: str, plain: Mapping | None) -> str:
@@ -182,7 +181,7 @@ def recipes_table(results: Mapping) -> str:
         scores = {float(factor): score for factor, score in by.items()}
         cells = [f"{scores[factor]:.1f}" if factor in scores else "diverged" for factor in factors]
         rows.append([title_of(method), f"{chosen:g}" if chosen else "the authors'", *cells])
-    return table(["Method", "Learning rate", *(f"x {factor:g}" for factor in factors)], rows)
+    return markdown(("Method", "Learning rate", *(f"x {factor:g}" for factor in factors)), rows)
 
 
 def draw(results: Mapping) -> None:
@@ -213,9 +212,6 @@ def draw(results: Mapping) -> None:
 
 def render(results: Mapping) -> str:
     """The page."""
-    sys.path.insert(0, str(DOCS.parent))
-    from examples.studies import evidence
-
     worlds = worlds_of(results)
     machine, versions = results["environment"]["machine"], results["environment"]["versions"]
     options = "--recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached"
