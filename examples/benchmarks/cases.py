@@ -49,7 +49,7 @@ class Case:
         tokens: prompts or context tokens; None for the method's usual number.
         sides: what is timed beside ours: "plain" (the authors' way), "bare" (the base model alone), "one" (a single
             adapter), "compiled", "transformers" and "open_clip" (see `alternatives`), "bf16" (ours in bfloat16),
-            "fixed" (ours, told that nobody writes weights).
+            "bf16_floor" (its matrix products alone), "fixed" (ours, told that nobody writes weights).
         adapters: how many, where there are several.
         timed: False for a cell that is run a single time, for its memory.
     """
@@ -109,6 +109,8 @@ def grid(case: Case, **axes) -> tuple[Case, ...]:
 
 STEP = "step/100 classes/batch 4"
 GIGABYTE = 10**9
+#: Sides of a comparison of precisions.
+BF16 = ("bf16", "bf16_floor")
 
 EXPERIMENTS = {
     experiment.name: experiment
@@ -226,11 +228,10 @@ EXPERIMENTS = {
         Experiment(
             "precision",
             "bfloat16 against float32, for processors that multiply in it",
-            grid(Case("coop", sides=("bf16",)), method=CLIP_METHODS | FIELD_METHODS)
-            + (Case("vpt-deep", tokens=50, sides=("bf16",)),)
-            + grid(
-                Case("coop", "inference", sides=("bf16",)), batch=(4, 32), method=("coop", "maple", "vpt-clip", "rpo")
-            ),
+            grid(Case("coop", sides=BF16), method=CLIP_METHODS | FIELD_METHODS)
+            + (Case("vpt-deep", tokens=50, sides=BF16),)
+            + grid(Case("coop", "text", batch=1, sides=BF16), method=("coop", "maple", "rpo", "mrpo"))
+            + grid(Case("coop", "inference", sides=BF16), batch=(4, 32), method=("coop", "maple", "vpt-clip", "rpo")),
         ),
         Experiment(
             "compile",

@@ -40,6 +40,7 @@ RATIOS = {
     "one_ratio": ("ours", "one"),
     "compiled_ratio": ("ours", "compiled"),
     "bf16_ratio": ("ours", "bf16"),
+    "bf16_floor_ratio": ("bf16", "bf16_floor"),
     "fixed_ratio": ("fixed", "bare"),
     "transformers_ratio": ("transformers", "ours"),
     "open_clip_ratio": ("open_clip", "ours"),

@@ -51,7 +51,8 @@ python -m examples.benchmarks.render
 * **Memory** is the peak of one run above the loaded model, each side in a process of its own.
 * **Rows** are token rows per layer that pass the feed-forward maps: text + image.
 * **x floor** is our time over the time this machine takes for just the matrix products of the tokens that must be
-  computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs.
+  computed: the linear maps of the layers, forward and, where gradients flow, backward to their inputs. **bf16 x floor** is
+  the same in bfloat16.
 * **Fewer products** is how many times fewer multiplications our matrix products take than the plain side's: about what a
   ratio could be if both sides did nothing else.
 * **Fixed** is a call in `with model.fixed_weights():`; without it each call reads the text encoder's weights to see whether
@@ -171,6 +172,7 @@ def cell_row(cell: dict, machines: dict[str, str]) -> list[str]:
         rows_of(ours),
         rows_of(plain),
         number(cell.get("floor_ratio"), ".2f"),
+        number(cell.get("bf16_floor_ratio"), ".2f"),
         number(cell.get("repeats"), "d"),
         f"{cell['threads']}, {cell['clock']}",
         machines.get(cell["environment"], DASH),
@@ -209,6 +211,7 @@ HEADINGS = (
     "Rows",
     "Plain rows",
     "x floor",
+    "bf16 x floor",
     "Repeats",
     "Timed",
     "Machine",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -176,6 +176,9 @@ def _add_bf16(sides: Sides, case: Case, lower: nn.Module, config: PeftConfig, ma
     )
     sides.own["bf16"] = {} if case.part == "inference" else dict(learned(model))
     sides.run["bf16"] = make(model)
+    products = [replace(product, weight=product.weight.bfloat16()) for product in sides.products["ours"]]
+    if products:
+        sides.run["bf16_floor"] = Products(products, str(weights[0].device))
 
 
 def _steps(model, plain, pixel_values, labels):

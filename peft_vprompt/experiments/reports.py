@@ -38,7 +38,7 @@ def results_table(runs: Sequence[dict], title: str | None = None) -> Table:
     columns = _accuracy_columns(runs)
     table = Table(title=title)
     table.add_column("Method", no_wrap=True)
-    for heading in ("Trainable", "Adapter bytes", "s/step", "Train s", *columns):
+    for heading in ("Trained", "Adapter\nbytes", "s/step", "Train s", *columns):
         table.add_column(heading, justify="right")
     for name, accuracies in references(runs).items():
         table.add_row(name, *["–"] * 4, *(_show(accuracies.get(column), ".2f") for column in columns))
