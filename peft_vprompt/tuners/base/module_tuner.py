@@ -17,7 +17,7 @@ from .hf_patches import declare_mean_loss, restore_class
 from .module_layer import ModuleTunerLayer, check_finite
 from .patterns import targets_named
 from .switching import forget_copies, switch_copies
-from .tuned_module import TunedModule
+from .tuned_module import TunedModule, require_floats
 
 
 class ModuleTuner(BaseTuner):
@@ -61,6 +61,7 @@ class ModuleTuner(BaseTuner):
                 )
         if self.trains_head:
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), classifier.head]))
+        require_floats(model, peft_config.modules_to_save or ())
         declare_mean_loss(model)
         carried = [module for module in model.modules() if isinstance(module, ModuleTunerLayer)]
         if carried:

@@ -6,6 +6,8 @@ which they give their results in its own. Shapes: b = batch, s = tokens, d = wid
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -33,19 +35,23 @@ def full_precision(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def require_floats(module: nn.Module) -> None:
-    """Refuse a module of which no copy can learn.
+def require_floats(model: nn.Module, modules: Iterable[str] = ("",)) -> None:
+    """Refuse modules of which no copy can learn; `modules` are the ends of their names, by default all there are.
 
     Raises:
-        UnsupportedModelError: its weights are whole numbers.
+        UnsupportedModelError: weights are whole numbers.
     """
-    for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise UnsupportedModelError(
-                f"Expected weights in floating point, of which a copy is trained. Received {name} in {parameter.dtype}, of a "
-                "quantised model. Load the model without quantization_config, or learn beside its weights: prompts, "
-                "bottlenecks, a LoRA."
-            )
+    ends = tuple(modules)
+    for path, module in model.named_modules():
+        if not path.endswith(ends):
+            continue
+        for name, parameter in module.named_parameters(prefix=path):
+            if not parameter.is_floating_point():
+                raise UnsupportedModelError(
+                    f"Expected weights in floating point, of which a copy is trained. Received {name} in "
+                    f"{parameter.dtype}, of a quantised model. Load the model without quantization_config, or with the "
+                    "module's name in its llm_int8_skip_modules; or learn beside its weights: prompts, bottlenecks, a LoRA."
+                )
 
 
 def placed_beside(linear: nn.Linear) -> dict:

@@ -99,15 +99,13 @@ class PromptTuner(BaseTuner):
         self.tokenizers.revision = config.revision or self.tokenizers.revision
         tuner_class.method.check(config, vision.view, None if text is None else text.view)
         for encoder in (vision,) if text is None else (vision, text):
-            copied = tuple(tuner_class.method.trained_modules(config, encoder.view))  # the ends of their names
-            for name, module in encoder.base_layer.named_modules():
-                if copied and name.endswith(copied):
-                    require_floats(module)
+            require_floats(encoder.base_layer, tuner_class.method.trained_modules(config, encoder.view))
         with bounded(config, model), init_empty_weights() if low_cpu_mem_usage else nullcontext():
             modules = self._new_modules(config, model, backbone, vision, text)
         if backbone.head is not None:
             head = backbone.head.rpartition(".")[2]
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
+        require_floats(model, config.modules_to_save or ())
 
         # A further adapter changes nothing of what is trained, as in PEFT; the first one freezes the base model.
         trained = {p: p.requires_grad for p in model.parameters()} if len(self.peft_config) > 1 else {}
