@@ -176,7 +176,7 @@ def _add_bf16(sides: Sides, case: Case, lower: nn.Module, config: PeftConfig, ma
     )
     sides.own["bf16"] = {} if case.part == "inference" else dict(learned(model))
     sides.run["bf16"] = make(model)
-    products = [replace(product, weight=product.weight.bfloat16()) for product in sides.products["ours"]]
+    products = [replace(product, weight=product.weight.bfloat16()) for product in sides.products.get("ours", [])]
     if products:
         sides.run["bf16_floor"] = Products(products, str(weights[0].device))
 
@@ -356,7 +356,8 @@ def build_vit(case: Case, inputs: Inputs) -> Sides:
         trained,
         {"ours": layers, "plain": plain_layers, "bare": plain_layers},
         {"ours": count, "plain": count},
-        model=model,
+        {"ours": products},
+        model,
     )
     if lower is not None:
         autocast(lower, "bf16", torch.device(inputs.device))
