@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,8 @@ FILE = "exported_cpu_float32.json"
 
 
 ENCODER, ADAPTER, BF16, COMPILED = "image encoder alone", "adapter", "adapter, bf16", "adapter, torch.compile"
+#: Seconds before each run: the threads of ONNX Runtime wait for more to do, and take the cores of the side after it.
+SETTLED = 0.2
 #: What is exported, by the name of the side.
 EXPORTED = {
     "torch.export": {"format": "torch-export"},
@@ -120,6 +123,7 @@ def measure(runs: dict[str, Callable], size: int, batch: int, repeats: int, cloc
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
+            time.sleep(SETTLED)
             start = CLOCKS[clock]()
             run(pixels)
             if repeat:
