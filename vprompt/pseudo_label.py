@@ -86,6 +86,7 @@ def pseudo_label(
     require_model(model, data)
     images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)
+    truth = _true_labels(data, len(images["train"])) if check else None
     benchmark = data.benchmark if data else None
     templates = read_templates(template, benchmark)
     fields: dict[str, Any] = {"template": templates} if templates else published_fields(benchmark, "zero-shot")
@@ -97,14 +98,14 @@ def pseudo_label(
         if not processes.is_first:
             return
         chosen = _choose(table, names, selector, per_class or None, min_confidence, seed)
-        report = pseudo_label_report(chosen, _true_labels(data) if check else None)
+        report = pseudo_label_report(chosen, truth)
         console.print(
             f"{report['chosen']} of {report['images']} images, {100 * report['coverage']:.0f} % of {len(names)} classes "
             "covered."
         )
-        if check:
+        if truth is not None:
             write_json(report | {"environment": environment()}, output.with_suffix(".json"))
-            reliability = calibration(table, _true_labels(data))
+            reliability = calibration(table, truth)
             plot_reliability(reliability, output.with_suffix(".png"), "Zero-shot")
             of_chosen = f"{100 * report['accuracy']:.1f} %" if len(chosen) else "none"
             console.print(
@@ -136,10 +137,15 @@ def _choose(table, names, selector: str, per_class: int | None, minimum: float |
     return SELECTORS[selector](table, names, per_class, seed)
 
 
-def _true_labels(data: "DataOptions | None") -> list[int]:
-    """What the labels of the training images really are: asked for by `--check` alone."""
+def _true_labels(data: "DataOptions | None", count: int) -> list[int]:
+    """What the labels of so many training images really are: asked for by `--check` alone."""
     from peft_vprompt.data import load_images
     from peft_vprompt.demo import demo_task
 
     train = demo_task("train") if data is None else load_images(data)["train"]
+    if len(train) != count:
+        raise ValueError(
+            f"--check compares with the labels of all training images. Received: {count} images, of which {len(train)} have "
+            "one. Leave it out, or take the images without a label out of the data."
+        )
     return train["label"][:]

@@ -167,6 +167,12 @@ def train(
     if templates := read_templates(template, data.benchmark if data else None, described):
         recipe["config"] |= {"template": templates}
     distils = teacher is not None
+    if supervision.pseudo_labels is not None and given("shots"):
+        console.print(
+            "All images of the file of pseudo-labels are trained on; --shots decides the length of the training alone. "
+            "`vprompt pseudo-label --per-class` chooses how many images a class has.",
+            soft_wrap=True,
+        )
     if base_novel is None:
         base_novel = data is None and row.new_classes and supervision.uses_labels
     settings = Settings(

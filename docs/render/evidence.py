@@ -82,7 +82,7 @@ python docs/render/evidence.py
 ```
 
 {sections}
-
+{precision}
 ## The recipes
 
 The learning rate that was chosen, and what each reached on the validation task, by the share of the authors' rate.
@@ -169,6 +169,47 @@ def value_of(found: Mapping | None, key: str, plain: Mapping | None) -> str:
     return f"{found[key]:.1f}{spread}{below}"
 
 
+PRECISION_TEXT = """
+## Frozen weights in bfloat16
+
+Base and novel accuracy with frozen weights in float32 and in bfloat16 (`--precision`), {seeds} seeds, the recipes above, at most 96
+steps. ◆ in bfloat16 lower by more than the standard deviation of the seeds in float32 ({lower} of {count} accuracies;
+{higher} are higher by as much).
+
+{tables}
+"""
+
+
+def precision_text(results: Mapping) -> str:
+    """The tables of accuracies by precision; nothing where none were collected."""
+    if not results:
+        return ""
+    tables, signs = [], []
+    for name, found in results.items():
+        rows = []
+        for title, by in found["rows"].items():
+            cells = []
+            for test in ("base", "novel"):
+                if test not in by["float32"]:
+                    cells += [DASH, DASH]
+                    continue
+                plain, held = by["float32"][test], by["bf16"][test]
+                off = (held["mean"] - plain["mean"]) / plain["std"] if plain["std"] else 0.0
+                signs.append(-1 if off < -1 else 1 if off > 1 else 0)
+                cells += [value_of(plain, "mean", None), value_of(held, "mean", None) + " ◆" * (off < -1)]
+            rows.append([title, *cells])
+        headings = ("Method", "Base, float32", "Base, bf16", "Novel, float32", "Novel, bf16")
+        machine = found["environment"]["machine"]["cpu"]
+        tables += [f"{WORLDS[name][0]} ({', '.join(found['tasks'].values())}), {machine}:", markdown(headings, rows)]
+    return PRECISION_TEXT.format(
+        seeds=found["seeds"],
+        lower=signs.count(-1),
+        higher=signs.count(1),
+        count=len(signs),
+        tables="\n\n".join(tables),
+    )
+
+
 def recipes_table(results: Mapping) -> str:
     """The chosen rates and the scores of the validation task."""
     world = next((world for world in results.values() if "scores" in world), None)
@@ -232,6 +273,7 @@ def render(results: Mapping) -> str:
         f"{versions['transformers']}, torch {versions['torch']}, in float32.",
         commands="\n".join(commands),
         sections="\n\n".join(section(name, world) for name, world in worlds.items()),
+        precision=precision_text(results.get("precision", {})),
         recipes=recipes_table(worlds),
     )
 

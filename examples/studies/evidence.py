@@ -4,10 +4,13 @@ python -m examples.studies.evidence recipes runs/recipes
 vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate --tasks shapes,toys,signs \
     --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --output runs/embedded
 python -m examples.studies.evidence collect embedded runs/embedded --scores runs/recipes/scores.json
+vprompt bench base-to-novel --methods all --tasks shapes --shots 16 --max-steps 96 --cached --precision float32 --output runs/float32
+vprompt bench base-to-novel --methods all --tasks shapes --shots 16 --max-steps 96 --cached --precision bf16 --output runs/bf16
+python -m examples.studies.evidence precision embedded runs/float32 runs/bf16
 python docs/render/evidence.py
 
 `recipes` writes `recipes.json`, before anything else is run; `collect` writes docs/results/evidence.json, in which what was
-collected under other names stays.
+collected under other names stays; `precision` writes there what float32 and bfloat16 give.
 """
 
 from __future__ import annotations
@@ -161,6 +164,33 @@ def collect(
     if scores is not None:
         world["scores"] = read_json(scores)
     write_json(written | {"worlds": written["worlds"] | {name: world}, "environment": environments[0]}, output)
+    typer.echo(f"Wrote {output}. Next: python docs/render/evidence.py")
+
+
+@app.command()
+def precision(
+    name: Annotated[str, typer.Argument(help="What the figures stand under.")],
+    float32: Annotated[Path, typer.Argument(help="Folder of a bench with --precision float32.")],
+    bf16: Annotated[Path, typer.Argument(help="Folder of the same bench with --precision bf16.")],
+    output: Annotated[Path, typer.Option(help="JSON file.")] = RESULTS,
+):
+    """Write down what each method reaches with frozen weights in float32 and in bfloat16."""
+    accuracies: dict[str, dict[str, dict]] = {}
+    for held, folder in (("float32", float32), ("bf16", bf16)):
+        summary = summarise(BenchResults.read(folder).of_protocol(PROTOCOL))
+        (part,) = summary["protocols"]
+        for row in part["rows"]:
+            if row["scope"] == list(part["chance"])[-1]:
+                accuracies.setdefault(row["title"], {})[held] = row["accuracy"]
+    written = read_json(output)
+    found = {
+        "tasks": part["tasks"],
+        "shots": part["shots"],
+        "seeds": max(row["seeds"] for row in part["rows"]),
+        "rows": {title: by for title, by in accuracies.items() if len(by) == 2},
+        "environment": summary["environments"][0],
+    }
+    write_json(written | {"precision": written.get("precision", {}) | {name: found}}, output)
     typer.echo(f"Wrote {output}. Next: python docs/render/evidence.py")
 
 

@@ -140,8 +140,11 @@ def context_sequences(
     position: str = "end",
     class_specific: bool = False,
     learn: tuple[str, ...] = ("context",),
+    text: str = "{}.",
 ) -> list[TokenSequence]:
     """Write `[SOS] context name . [EOT]` for each name, with learned rows for what is learned of it.
+
+    `text` is what stands behind the context, with {} for the name; another one than "{}." leaves the name at its end.
 
     `words`, if given, are the text whose first `num_context` tokens are the context; what is left of them stays as
     plain tokens. `position` moves the name: "end", "middle" (half of the context, rounded down, before it) or "front"
@@ -156,7 +159,8 @@ def context_sequences(
     split = {"end": num_context, "middle": num_context // 2, "front": 0}[position]
     next_row = num_context * (len(names) if class_specific else 1) if "context" in learn else 0
     names = list(map(readable, names))
-    texts = encode_texts(tokenizer, [f"{words} {name}." if words else f"{name}." for name in names])
+    filled = [text.replace("{}", name) for name in names]
+    texts = encode_texts(tokenizer, [f"{words} {each}" if words else each for each in filled])
     takes_apart = position != "end" or "class_name" in learn
     alone = encode_texts(tokenizer, names) if takes_apart else [[]] * len(names)
     for index, (name, ids, name_alone) in enumerate(zip(names, texts, alone, strict=True)):

@@ -129,6 +129,11 @@ def preprocessed(image: Image.Image | str, preprocess: Callable[[Image.Image], M
         return f"not to be preprocessed: {first_line(error)}"
 
 
+def as_text(name: str) -> str:
+    """Return a name as text that can be written: that of a file may be any bytes."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Give lists of `size` items, the last one maybe shorter."""
     waiting = iter(items)

@@ -245,6 +245,11 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
             raise ClassNamesError(
                 f"{error} Labels serve to cut test images off here; test_fraction=0 (--test-fraction 0) reads none of them."
             ) from error
+    if options.val_fraction:
+        raise ValueError(
+            f"`val_fraction={options.val_fraction}` holds images of every class out, and the labels of the training images are "
+            "not read here. Leave it out (--val-fraction)."
+        )
     tests = label_splits({"test": splits["test"]}, options) if "test" in splits else {}
     check_column(train, options.image_column)
     train = image_column(train.select(np.flatnonzero(where_mask(train, options.where))), options)
@@ -253,8 +258,8 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
 
 
 def _without_labels(labelled: DatasetDict) -> DatasetDict:
-    tests = {name: rows for name, rows in labelled.items() if name == "test"}
-    return DatasetDict(train=images_alone(labelled["train"]), **tests)
+    held_out = {name: rows for name, rows in labelled.items() if name in ("test", VALIDATION)}
+    return DatasetDict(train=images_alone(labelled["train"]), **held_out)
 
 
 def _load_benchmark(options: DataOptions) -> DatasetDict:

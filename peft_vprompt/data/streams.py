@@ -194,6 +194,12 @@ def open_stream(options: DataOptions, split: str | None = None) -> StreamedImage
         ValueError: files of no kind or of several, no images in them, or no such split.
         ImportError: the file system of an address is not installed.
     """
+    if options.split_column is not None:
+        raise ValueError(
+            "The splits of images that are streamed are those of their files. Received: "
+            f"split_column={options.split_column!r}. Leave it out, and take the rows of a split by where=['"
+            f"{options.split_column}=train'] (--where)."
+        )
     is_id = not is_local(options.path) and "://" not in options.path
     by_split, files = _of_hub(options) if is_id else _of_files(options)
     if split is not None and split not in by_split:

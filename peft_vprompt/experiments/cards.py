@@ -87,9 +87,12 @@ def _images(report: Mapping) -> str:
     settings = report["settings"]
     supervision = settings.get("supervision") or {}
     shots = f"{settings['shots']} of each class" if settings.get("shots") else "all of the training split"
+    if supervision.get("pseudo_labels"):
+        labelled = (report.get("pseudo_labels") or {}).get("images", "those")
+        return f"{labelled} that zero-shot chose, without labels, by those that it gives"
     if settings.get("teacher"):
         return f"{shots}, without labels, by a teacher's predictions"
-    if supervision.get("unlabelled") or supervision.get("pseudo_labels"):
+    if supervision.get("unlabelled"):
         return f"{shots}, without labels, by those that zero-shot gives"
     if supervision.get("noise"):
         return f"{shots}, with {supervision['noise']} noise in {100 * supervision['noise_rate']:g} % of the labels"

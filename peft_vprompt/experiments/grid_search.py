@@ -21,6 +21,7 @@ from ..utils.fields import check_fields
 from .cells import run_cells
 from .eval_sets import class_names_of
 from .identity import Contents, report_diverged
+from .models import recipe_on
 from .run import run_once
 from .settings import Settings
 
@@ -148,7 +149,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 def _recipe(settings: Settings):
     method = get_method(settings.method)
-    recipe = method.recipe or method.classifier_recipe
+    recipe = recipe_on(settings.model, method)
     if recipe is None:
         raise ValueError(f"{method.title} trains nothing, so there is no learning rate to search.")
     return recipe

@@ -14,6 +14,7 @@ from ..peft_models.adapter_files import ADAPTER, keep_files
 from ..tuners.base.registry import METHODS, get_method
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import finish_saving, read_json, write_json
+from ..utils.locks import only_writer
 from ..utils.warning import warn_caller
 from ..version import __version__
 from .eval_sets import class_names_of
@@ -172,15 +173,20 @@ def report_diverged(
         more: further entries of the report.
     """
     warn_caller(f"{folder.name}: {error}")
+    identity = identity or contents.identity(settings, class_names_of(contents.data))
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),
         "accuracy": {"all": None},
         "diverged": error.epoch,
-        IDENTITY: identity or contents.identity(settings, class_names_of(contents.data)),
+        IDENTITY: identity,
         **(more or {}),
     }
-    write_json(report, folder / RESULTS)
+    with only_writer(folder, wait=True):
+        if keep_previous(folder, identity):
+            for name in (*ADAPTER, PAGE):  # of the run before
+                (folder / name).unlink(missing_ok=True)
+        write_json(report, folder / RESULTS)
     return report
 
 

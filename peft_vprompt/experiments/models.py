@@ -205,12 +205,18 @@ def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
 def published_fields(benchmark: str | None, method: str) -> dict[str, Any]:
     """Return the fields of a method's config that a task of a benchmark decides: the text around class names.
 
+    Where text behind the context is a field of its own (TCP), that is the template without its first words.
+
     Raises:
         ValueError: an unknown task or method.
     """
     template = published_template(benchmark)
-    has_text = "template" in {each.name for each in fields(get_method(method).config_class)}
-    return {"template": template} if template and has_text else {}
+    known = {each.name for each in fields(get_method(method).config_class)}
+    if not template or "template" not in known:
+        return {}
+    behind = template.removeprefix("a photo of a ")
+    behind = behind if behind != template else template[template.index("{}") :]
+    return {"template": template} | ({"prompt_template": behind} if "prompt_template" in known else {})
 
 
 def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftConfig:
@@ -279,6 +285,12 @@ def reads_texts(model_name_or_path: str | None) -> bool:
     if is_open_clip(path, revision=revision):
         return True
     return is_dual_encoder(AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False))
+
+
+def recipe_on(model_name_or_path: str | None, spec: MethodSpec) -> Recipe | None:
+    """Return how a method is trained on a base model: with class names, or as a classifier with a head."""
+    learns_from_names = not spec.is_baseline and reads_texts(model_name_or_path)
+    return spec.recipe if learns_from_names else spec.classifier_recipe
 
 
 def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, str | None]:

@@ -188,7 +188,7 @@ def _run_all(
     reports = run_cells(cells, work, output, book=book, storage=storage, title="Study")
     records = [_record(spec, reports[folder]) for folder, (spec, _) in zip(folders, runs, strict=True)]
     plain = zero_shot_accuracy(study.base, data, data_description, device)
-    identity = contents.identity(study.base, names)
+    identity = contents.identity(study.base, names) | {"runs": digest_json(folders, 32)}
     result = {
         "runs": records,
         "summary": summarise(records),

@@ -39,7 +39,7 @@ from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
 from .feature_data import check_features
 from .identity import PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
-from .models import as_published, build_model, published_fields
+from .models import ModelBundle, as_published, build_model, published_fields
 from .run_page import look, write_page
 from .run_report import report_of
 from .run_state import RunOptions, RunState
@@ -143,16 +143,7 @@ class Run(RunState):
         if settings.teacher is not None:
             self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
             config = {"teacher_dim": self.teacher.features.shape[1]} | config
-        bundle = build_model(
-            settings.model,
-            settings.method,
-            self.trained_classes,
-            settings.seed,
-            image_size=settings.image_size,
-            device=device,
-            precision=settings.precision,
-            **published_fields(self.benchmark, settings.method) | config,
-        )
+        bundle = self._build(settings.seed, config)
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
             bundle.content |= self.teacher.content
@@ -351,6 +342,20 @@ class Run(RunState):
         set_class_names(model, self.trained_classes)
         write_page(report, [found for found in findings if found], self.output / PAGE)
 
+    def _build(self, seed: int, config: dict) -> ModelBundle:
+        """Build a model with an untrained adapter of the settings, but for the seed and fields of the config."""
+        settings = self.settings
+        return build_model(
+            settings.model,
+            settings.method,
+            self.trained_classes,
+            seed,
+            image_size=settings.image_size,
+            device=find_device(self.options.device),
+            precision=settings.precision,
+            **published_fields(self.benchmark, settings.method) | config,
+        )
+
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:
         """Train one model, in as many stages as its recipe has, and keep what each training gave."""
         options = self.options
@@ -383,12 +388,8 @@ class Run(RunState):
     def _train_ensemble(self, rows) -> None:
         """Train contexts from several seeds one by one and join them in one adapter."""
         contexts = []
-        names = self.bundle.model.class_names
         for seed in range(self.settings.seed, self.settings.seed + self.settings.ensemble):
-            size = self.settings.image_size
-            member = build_model(
-                self.settings.model, self.settings.method, names, seed, image_size=size, **self.settings.config
-            )
+            member = self._build(seed, self.settings.config)
             self._train_one(member.model, rows, seed, self.output / f"context-{seed}")
             contexts.append(context_tokens(member.model))
         set_contexts(self.bundle.model, contexts)

@@ -29,7 +29,7 @@ from .eval_sets import class_names_of, require_test_images
 from .grid_search import Grid, best_trial, search
 from .identity import IDENTITY, Contents, keep_previous
 from .run import run_once
-from .settings import Settings
+from .settings import Settings, as_json
 
 
 #: Share of the training images that is held out to choose by where the data has no validation split.
@@ -93,7 +93,8 @@ def sweep(
     whole = train if settings.shots is not None else concatenate_datasets([train, validation])
     chosen = replace(settings, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
     runs = final_runs(chosen, DatasetDict(train=whole, test=data["test"]), output, seeds, storage, **options)
-    identity = Contents(data, data_description, cached).identity(settings, class_names_of(data))
+    asked = as_json({"axes": (grid or Grid()).axes, "seeds": list(seeds)})
+    identity = Contents(data, data_description, cached).identity(settings, class_names_of(data)) | {"grid": asked}
     report = {
         "title": get_method(settings.method).title,
         "settings": asdict(settings),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from ..data.encoded import SKIPPED, write_skipped
+from ..data.encoded import SKIPPED, as_text, write_skipped
 from ..utils.io import atomic_path, disk_errors, read_text
 from ..utils.validation import require_int
 
@@ -99,7 +99,7 @@ def columns_of(
         options: what is written.
     """
     places = {index: position for position, index in enumerate(read)}
-    columns: dict[str, pa.Array] = {COLUMNS[0]: pa.array(names, pa.string())}
+    columns: dict[str, pa.Array] = {COLUMNS[0]: pa.array([as_text(name) for name in names], pa.string())}
     for rank in range(min(options.top_k, len(class_names))):
         ending = f"_{rank + 1}" if rank else ""
         found = [predictions[places[index]][rank] if index in places else (None, None) for index in range(len(names))]
@@ -138,10 +138,13 @@ def _write_parquet(path: Path, parts: Iterable[pa.Table]) -> None:
 def _write_csv(path: Path, parts: Iterable[pa.Table]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # Python below 3.13 leaves \r as it is
         for number, part in enumerate(parts):
             if not number:
                 writer.writerow(part.column_names)
-            writer.writerows(_rounded(row).values() for row in part.to_pylist())
+            for row in part.to_pylist():
+                has_return = any("\r" in value for value in row.values() if isinstance(value, str))
+                (quoting if has_return else writer).writerow(_rounded(row).values())
 
 
 def _write_json_lines(path: Path, parts: Iterable[pa.Table]) -> None:

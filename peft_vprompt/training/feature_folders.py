@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data.encoded import (
     Encoded,
     EncodedShards,
+    as_text,
     batched,
     decode,
     made_ahead,
@@ -268,11 +269,11 @@ class _Work:
         inputs = []
         for encoded, (digest, found) in zip(batch, made, strict=True):
             if isinstance(found, str):
-                part.problems.append((_plain(encoded.name), found))
+                part.problems.append((as_text(encoded.name), found))
                 continue
             inputs.append(found)
             part.digests.append(digest)
-            part.names.append(_plain(encoded.name))
+            part.names.append(as_text(encoded.name))
             part.labels.append(encoded.label)
         if inputs:
             together = {name: torch.cat([each[name] for each in inputs]) for name in inputs[0]}
@@ -344,11 +345,6 @@ class _Part:
     labels: list[Any] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
-
-
-def _plain(name: str) -> str:
-    """Return a name as text that can be written: that of a file may be any bytes."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def feature_maker(model: Any, image_processor: ImageProcessor) -> FeatureMaker:

@@ -42,6 +42,23 @@ def test_a_checkpoint_becomes_an_adapter(base, tmp_path):
     assert model(pixel_values=images()).logits.shape == (4, 5)
 
 
+@pytest.mark.parametrize(("method", "length"), [("prograd", 2), ("prograd", 16), ("kgcoop", 2), ("kgcoop", 4)])
+def test_a_context_of_any_length(method, length, base, tmp_path):
+    context = torch.randn(length, 32)
+    convert_checkpoint({"ctx": context}, method, tmp_path, class_names=CLASS_NAMES, base_model=base)
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), str(tmp_path))
+    assert torch.equal(model.base_model.text_encoder.active_prompts.tokens[0], context)
+    assert model(pixel_values=images()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["prograd", "kgcoop"])
+def test_contexts_of_single_classes_are_read_as_coops(method, base, tmp_path):
+    state = {"ctx": torch.randn(len(CLASS_NAMES), 4, 32)}
+    with pytest.raises(AdapterMismatchError, match=r"a context for each class \(CSC\).*method='coop'"):
+        convert_checkpoint(state, method, tmp_path, class_names=CLASS_NAMES, base_model=base)
+    convert_checkpoint(state, "coop", tmp_path, class_names=CLASS_NAMES, base_model=base)
+
+
 @pytest.mark.parametrize("with_model", [True, False])
 def test_a_foreign_adapter_is_kept_with_a_word(with_model, base, tmp_path):
     output = tmp_path / "adapter"

@@ -3,6 +3,7 @@
 import pytest
 
 from peft_vprompt.data import DataOptions, class_counts, load_images, load_split, load_unlabelled
+from tests.support.command_line import vprompt
 from tests.support.labelled_images import paths_and_names, write_folder
 
 
@@ -145,6 +146,12 @@ class TestUnlabelled:
     def test_flat_images_beside_labelled_test_images(self, tmp_path):
         data = load_unlabelled(DataOptions(write_folder(tmp_path, {"train": 5, "test/a": 1, "test/b": 2})))
         assert {name: len(rows) for name, rows in data.items()} == {"train": 5, "test": 3}
+
+    def test_labels_to_check_by_are_those_of_all_images(self, tmp_path, clip_path):
+        path = write_folder(tmp_path / "data", {"train/a": 3, "train/b": 3, "train": 2, "test/a": 1, "test/b": 1})
+        given = ("--data", path, "--model", clip_path, "--output", tmp_path / "labels.safetensors", "--check")
+        shown = vprompt("pseudo-label", *given, code=2)
+        assert "Received: 8 images, of which 6 have one" in shown and not (tmp_path / "labels.safetensors").exists()
 
     def test_all_images_without_their_labels(self, tmp_path):
         path = write_folder(tmp_path, {"2024/may": 3, "2025/june": 3, ".": 1})

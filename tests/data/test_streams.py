@@ -198,3 +198,9 @@ def test_errors_come_in_their_turn():
     assert found == [(0, 0), (1, 10), (2, 20)]
     with pytest.raises(ZeroDivisionError):
         list(made_ahead(iter([1, 0]), lambda item: 1 // item))
+
+
+def test_a_column_of_splits_is_refused(tmp_path):
+    write_parquets(tmp_path, IMAGES, 1)
+    with pytest.raises(ValueError, match=r"split_column='part'. Leave it out, and take the rows of a split by where="):
+        open_stream(DataOptions(tmp_path, split_column="part"))

@@ -48,6 +48,23 @@ def test_a_claim_holds_where_its_whole_interval_does(page, sign, low, high, mark
     assert shown.endswith("]" + (f" {mark}" if mark else ""))
 
 
+def test_accuracies_in_bf16_that_are_lower_by_more_than_the_seeds_differ_are_marked(page):
+    accuracy = lambda base, novel, std=1.0: {"base": {"mean": base, "std": std}, "novel": {"mean": novel, "std": std}}  # noqa: E731
+    one = {"base": {"mean": 70.0, "std": 0.5}}
+    rows = {
+        "CoOp": {"float32": accuracy(80.0, 50.0), "bf16": accuracy(78.5, 51.5)},
+        "Classifier-R": {"float32": one, "bf16": {"base": {"mean": 69.6, "std": 0.1}}},
+        "Zero-shot": {"float32": accuracy(40.0, 60.0, None), "bf16": accuracy(39.0, 60.0, None)},
+    }
+    found = {"rows": rows, "seeds": 3, "tasks": {"shapes": "Shapes"}, "environment": {"machine": {"cpu": "A CPU"}}}
+    shown = page.precision_text({"embedded": found})
+    assert "| CoOp | 80.0 ± 1.0 | 78.5 ± 1.0 ◆ | 50.0 ± 1.0 | 51.5 ± 1.0 |" in shown
+    assert "| Classifier-R | 70.0 ± 0.5 | 69.6 ± 0.1 | – | – |" in shown
+    assert "| Zero-shot | 40.0 | 39.0 | 60.0 | 60.0 |" in shown
+    assert "(1 of 5 accuracies;\n1 are higher" in shown
+    assert page.precision_text({}) == ""
+
+
 @pytest.mark.nightly
 def test_recipes_are_chosen_and_a_bench_is_collected(study, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "FACTORS", (1, 100))
@@ -64,6 +81,10 @@ def test_recipes_are_chosen_and_a_bench_is_collected(study, tmp_path, monkeypatc
     output = tmp_path / "evidence.json"
     assert run("collect", "one", tmp_path / "runs", "--recipes", chosen, "--output", output).exit_code == 0
     assert run("collect", "two", tmp_path / "runs", "--recipes", chosen, "--output", output).exit_code == 0
+    results = tmp_path / "runs"
+    assert run("precision", "one", results, results, "--output", output).exit_code == 0
+    by = json.loads(output.read_text())["precision"]["one"]["rows"]["CoOp"]
+    assert by["float32"] == by["bf16"] and by["bf16"]["base"]["mean"] > 0
     worlds = json.loads(output.read_text())["worlds"]
     assert worlds["one"] == worlds["two"] and {row["method"] for row in worlds["one"]["rows"]} >= {"zero-shot"}
 

@@ -75,6 +75,8 @@ def test_study(clip_path, colours, figures, tmp_path, monkeypatch):
     study(clip_path, colours, tmp_path, "--rates", "0,0.5", *lengths)
     assert len(runs) == 2  # those of two tokens were done
     assert (tmp_path / "context_length_symmetric.png").is_file()
+    (old,) = tmp_path.glob("previous/*/study.json")
+    assert json.loads(old.read_text())["runs"] == result["runs"]
 
 
 def test_without_labels(clip_path, colours, tmp_path):

@@ -99,6 +99,7 @@ def test_labels_from_a_file(clip_path, clip, colours, data, tmp_path):
     train(tmp_path / "a", clip_path, colours, *options)
     assert json.loads((tmp_path / "a" / "results.json").read_text())["pseudo_labels"]["images"] == 28
     assert len(PseudoLabels.load(tmp_path / "labels.safetensors")) == 28
+    assert "28 that zero-shot chose, without labels" in (tmp_path / "a" / "README.md").read_text()
     other = ("--method", "coop", "--all-classes", "--pseudo-labels", tmp_path / "other.safetensors", *QUICK)
     threshold(table[:, :2], NAMES[:2], 0.0).save(tmp_path / "other.safetensors")
     shown = train(tmp_path / "b", clip_path, colours, *other, code=2)
@@ -127,6 +128,11 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
     assert "Give --class-names" in vprompt("train", *options, code=2)
     cut = load_unlabelled(DataOptions(colours, label_column="colour"))
     assert cut["train"].column_names == ["image"] and len(cut["test"]) == 12
+    held = load_unlabelled(DataOptions(colours, label_column="colour", val_fraction=0.25))
+    assert len(held["train"]) + len(held["validation"]) == len(cut["train"]) and len(held["validation"]) >= 4
+    assert held["train"].column_names == ["image"] and held["validation"].features["label"].names == NAMES
+    with pytest.raises(ValueError, match="`val_fraction=0.25` holds images of every class out.*Leave it out"):
+        load_unlabelled(DataOptions(str(tmp_path / "d"), label_column="colour", val_fraction=0.25))
 
 
 @pytest.mark.parametrize(

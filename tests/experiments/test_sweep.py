@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from examples.studies.reliability import contents, in_child
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.errors import FailedCellsError, TrainingDivergedError
+from peft_vprompt.experiments import grid_search
 from peft_vprompt.experiments import run as module
 from peft_vprompt.experiments.grid_search import BASE_RATES, WEIGHT_DECAYS, Grid, Trial, _name, best_trial
+from peft_vprompt.experiments.models import METHODS
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.sweep import sweep
 from tests.support.command_line import vprompt
@@ -131,6 +134,20 @@ def test_another_search_in_the_same_folder_is_its_own(settings, data, counted, t
     sweep(settings, data, tmp_path, grid=small, seeds=(1,))
     sweep(Settings(**vars(settings) | {"epochs": 3}), data, tmp_path, grid=small, seeds=(1,))
     assert len(counted) == 4
+
+
+def test_what_another_grid_found_is_kept(settings, data, tmp_path):
+    for grid in (Grid((0.5,), (0.0,)), Grid((0.5, 1.0), (0.0,))):
+        with pytest.warns(UserWarning, match="holds an adapter") if len(grid.base_rates) > 1 else nullcontext():
+            sweep(settings, data, tmp_path, grid=grid, seeds=(1,))
+    (old,) = tmp_path.glob("previous/*/sweep.json")
+    assert [len(json.loads(path.read_text())["trials"]) for path in (old, tmp_path / "sweep.json")] == [1, 2]
+
+
+def test_a_method_with_two_recipes_is_searched_by_that_of_the_model(vit_path, clip_path):
+    for model, spec in ((vit_path, METHODS["vpt"].classifier_recipe), (clip_path, METHODS["vpt"].recipe)):
+        assert grid_search._recipe(Settings("vpt", model=model)) == spec
+    assert METHODS["vpt"].recipe != METHODS["vpt"].classifier_recipe
 
 
 def test_the_validation_split_of_the_data_is_used(settings, data, counted, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from peft_vprompt.data import DataOptions
 from peft_vprompt.data.any_images import load_any
-from peft_vprompt.export import Classifier, PredictOptions, predict, predictions
+from peft_vprompt.export import Classifier, PredictOptions, predict, predictions, tables
 from tests.support.kills import killed_at
 from tests.support.models import NEW_NAMES
 from tests.support.peft_behaviours import save_row
@@ -194,3 +194,11 @@ def test_no_image_can_be_read(classifier, tmp_path):
     with pytest.raises(ValueError, match=r"None of 1 images can be read: a.png is not an image"):
         predict(classifier, load_any(DataOptions(tmp_path)), tmp_path / "out.csv")
     assert not Path(tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["a\rb.png", 'a"b,c\n.png', "caf\u00e9 \u732b.png", "\udcff.png"])
+def test_any_name_of_a_file_comes_back_from_a_table(name, tmp_path):
+    rows = tables.columns_of([name, "plain.png"], [], [], None, ["broken"] * 2, ["a", "b"], PredictOptions())
+    tables.write_table(tmp_path / "out.csv", [rows])
+    written = read(tmp_path / "out.csv")
+    assert [row["file"] for row in written] == [name.replace("\udcff", "\ufffd"), "plain.png"]

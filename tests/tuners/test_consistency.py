@@ -9,6 +9,7 @@ from peft_vprompt import ContextOptConfig, ProGradConfig, VisualPromptConfig
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from peft_vprompt.tuners.prograd.gradient_projection import guide_gradients, project
 from tests.support.models import CONFIGS, disturb, images, labels, tiny_clip, tiny_vit
+from tests.support.replicas import replica_of
 
 
 WEIGHTS = {"text_consistency_weight": 2.0, "image_consistency_weight": 3.0, "logit_consistency_weight": 5.0}
@@ -144,3 +145,18 @@ def test_a_long_context_starts_with_zeros_before_the_words(tokenizer_path):
 def test_more_words_than_context_tokens_are_refused():
     with pytest.raises(ValueError, match="at least as many context tokens as the 4 words.*num_virtual_tokens=3"):
         ProGradConfig(num_virtual_tokens=3)
+
+
+def test_copies_of_data_parallel_are_refused(make):
+    model = get_peft_model(tiny_clip(), make("prograd", next(iter(CONFIGS["prograd"])))).train()
+    with pytest.raises(ValueError, match=r"ProGradConfig changes the gradients.*torchrun.*CUDA_VISIBLE_DEVICES=0"):
+        replica_of(model)(pixel_values=images(), labels=labels())
+
+
+def test_nothing_to_project_where_nothing_is_trained(make):
+    model = get_peft_model(tiny_clip(), make("prograd", next(iter(CONFIGS["prograd"])))).train()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    pixels = images().requires_grad_()
+    model(pixel_values=pixels, labels=labels()).loss.backward()
+    assert pixels.grad.any()

@@ -5,7 +5,11 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from peft_vprompt import ContextOptConfig
+from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.experiments import run
 from peft_vprompt.experiments.ensemble import context_tokens, set_contexts
+from peft_vprompt.experiments.run import run_experiment
+from peft_vprompt.experiments.settings import Settings
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, labels, tiny_clip
 
 
@@ -67,3 +71,17 @@ def test_errors(tokenizer_path):
         context_tokens(get_peft_model(tiny_clip(), ContextOptConfig(tune="class_name", **options)))
     with pytest.raises(ValueError, match="set_class_names"):
         model(input_ids=torch.tensor([[0]]), pixel_values=images(1))
+
+
+def test_members_are_built_as_the_whole_is(clip_path, colours, tmp_path, monkeypatch):
+    built, build = [], run.build_model
+    monkeypatch.setattr(
+        run, "build_model", lambda *names, **options: built.append(options) or build(*names, **options)
+    )
+    data = load_images(DataOptions(colours, label_column="colour"))
+    settings = Settings(
+        "coop", model=clip_path, ensemble=2, precision="bf16", shots=2, epochs=2, config={"num_virtual_tokens": 2}
+    )
+    run_experiment(settings, data, tmp_path, quiet=True, compare=False)
+    assert [options["precision"] for options in built] == ["bf16"] * 3
+    assert [options.get("num_contexts") for options in built] == [2, None, None]

@@ -1,14 +1,15 @@
 """The method table: its order, the names people type, and which row a config is."""
 
 import pytest
+import torch
 from peft import get_peft_model
 
 import peft_vprompt
-from peft_vprompt import MaPLeConfig
-from peft_vprompt.experiments.models import METHODS, build_model
+from peft_vprompt import MaPLeConfig, MMRLConfig, PromptKDConfig
+from peft_vprompt.experiments.models import METHODS, build_model, published_fields
 from peft_vprompt.peft_models.model_card import render_model_card
 from peft_vprompt.tuners.base.registry import find_row, get_method
-from tests.support.models import CLASS_NAMES, NEW_NAMES, images, labels, tiny_clip
+from tests.support.models import CLASS_NAMES, CONFIGS, NEW_NAMES, disturb, images, labels, tiny_clip, tiny_tokenizer
 
 
 def test_zero_shot_comes_first_and_no_row_is_lost():
@@ -58,3 +59,91 @@ def test_a_tuple_has_tensors_alone(make):
     assert output.aux_losses is not None
     assert [type(value).__name__ for value in given] == ["Tensor"] * 3
     assert given[0].item() == pytest.approx(output.loss.item()) and given[1].shape == output.logits.shape
+
+
+def texts_of(model, tokenizer) -> list[str]:
+    """What is read of each class: words, and _ for a learned token."""
+    classes = model.class_name_classifier.classes
+    words = lambda ids: tokenizer.convert_ids_to_tokens([each for each in ids if each >= 0])  # noqa: E731
+    return [
+        "".join("_" if each < 0 else words([each])[0].replace("</w>", " ") for each in sequence)
+        for sequence in classes.sequences[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{}.", "<|startoftext|>____cat .<|endoftext|>"),
+        ("{}, a type of pet", "<|startoftext|>____cat , a type of pet <|endoftext|>"),
+        ("person doing {}.", "<|startoftext|>____person doing cat .<|endoftext|>"),
+    ],
+)
+def test_the_text_around_a_name_in_tcp(template, expected, make):
+    config = make("tcp", next(iter(CONFIGS["tcp"])), prompt_template=template, num_virtual_tokens=4)
+    model = get_peft_model(tiny_clip(), config)
+    read = texts_of(model, tiny_tokenizer())
+    assert read[CLASS_NAMES.index("cat")].replace(" ", "") == expected.replace(" ", "")
+
+
+def test_a_published_task_decides_tcps_text():
+    assert published_fields("coop-11/oxford_pets", "tcp") == {
+        "template": "a photo of a {}, a type of pet.",
+        "prompt_template": "{}, a type of pet.",
+    }
+    found = {
+        task: published_fields(f"coop-11/{task}", "tcp")["prompt_template"] for task in ("ucf101", "eurosat", "dtd")
+    }
+    assert found == {"ucf101": "person doing {}.", "eurosat": "{}.", "dtd": "{} texture."}
+    assert published_fields("coop-11/dtd", "coop") == {"template": "{} texture."}
+
+
+def test_terms_of_aligned_norm_outside_of_training(make):
+    config = make("mmrl", "aligned")
+    model = disturb(get_peft_model(tiny_clip(), config))
+    trained, read = (
+        getattr(model, mode)()(pixel_values=images(), labels=labels(), output_aux_loss=True)
+        for mode in ("train", "eval")
+    )
+    assert {"feature_norm", "sequence_norm"} <= read.aux_losses.keys()
+    torch.testing.assert_close(read.aux_losses, trained.aux_losses)
+
+
+def test_a_weight_of_0_is_none_at_all():
+    config = MMRLConfig(image_consistency_weight=0.0, consistency_weight=2.0)
+    assert (config.image_consistency_weight, config.text_consistency_weight) == (0.0, 2.0)
+    again = MMRLConfig(**{key: value for key, value in config.to_dict().items() if key.endswith("weight")})
+    assert (again.image_consistency_weight, again.text_consistency_weight) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize("scale", [100.0, None])
+def test_the_frozen_model_is_read_by_the_methods_scale(scale, make):
+    config = make("clip_lora", "both", logit_consistency_weight=1.0, init_lora_weights=True, logit_scale=scale)
+    output = get_peft_model(tiny_clip(), config).train()(
+        pixel_values=images(), labels=labels()
+    )  # a LoRA changes nothing yet
+    assert output.aux_losses["logit_consistency"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_lies_beside_trained_weights_is_in_floats_too(dtype, make):
+    student = get_peft_model(tiny_clip().to(dtype), make("promptkd", next(iter(CONFIGS["promptkd"]))))
+    statistics = {name: buffer.dtype for name, buffer in student.named_buffers() if "running" in name}
+    assert statistics and set(statistics.values()) == {torch.float32}
+    model = get_peft_model(tiny_clip().to(dtype), make("two_stage", "first"))
+    model.start_class_head()
+    model.train()(pixel_values=images(), labels=labels()).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32} and all(p.grad.any() for p in trained)
+
+
+def test_a_longer_training_keeps_the_place_of_its_average():
+    recipe = METHODS["promptsrc"].recipe
+    longer = recipe.override(epochs=50).averaging
+    assert (longer.mean, longer.std) == (37.5, 2.5)
+    assert recipe.override(epochs=10).averaging == recipe.averaging == recipe.override(learning_rate=0.1).averaging
+
+
+def test_distillation_takes_one_class_for_each_image():
+    with pytest.raises(ValueError, match="one class for each image.*Leave it out"):
+        PromptKDConfig(class_names=CLASS_NAMES, problem_type="multi_label_classification")

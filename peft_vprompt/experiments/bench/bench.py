@@ -9,7 +9,7 @@ from ...utils.arguments import typed
 from ..cells import run_cells
 from .cell import Cell, run_cell
 from .grid import Grid
-from .results import CELLS
+from .results import CELLS, require_base_model
 
 
 @typed
@@ -27,9 +27,10 @@ def run_bench(grid: Grid, output: str | Path, *, storage: str | None = None, **o
 
     Raises:
         FailedCellsError: cells failed; the others are done. One that diverges does not fail: made again it would again.
-        ValueError: an unknown method, or a grid of nothing.
+        ValueError: an unknown method, a grid of nothing, or a folder with cells of another base model.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
+    require_base_model(output, grid.base.model)
     work = partial(_work, folder=Path(output) / CELLS, options=options)
     return run_cells(grid.cells(), work, Path(output), book=grid.book, storage=storage, title=grid.protocol.title)
 

@@ -30,7 +30,7 @@ from ...tuners.base.registry import get_method
 from ...utils.memory import PeakMemory
 from ..eval_sets import class_names_of, eval_sets, split_classes
 from ..identity import Contents, finished_run, report_diverged
-from ..models import as_published
+from ..models import as_published, recipe_on
 from ..run import Run
 from ..run_state import RunOptions
 from ..settings import Settings
@@ -91,7 +91,7 @@ class Cell:
     def bounded(self) -> Settings:
         """Return the settings with the length that the bound on the steps gives."""
         spec = get_method(self.settings.method)
-        recipe = spec.classifier_recipe if spec.is_baseline else spec.recipe
+        recipe = None if self.max_steps is None else recipe_on(self.settings.model, spec)
         if self.max_steps is None or recipe is None:
             return self.settings
         trained = len(next(iter(self.classes.values())))
@@ -189,9 +189,13 @@ class CellRun(Run):
         content = self.cell.task.contents(self.options.cached).of_split("test")
         with nullcontext() if self.spec.trains else model.disable_adapter():
             for name, test_set in self.test_sets.items():
-                self.tests[name] = self._outcome(test_set, content) | {"title": self.cell.task.title}
+                of = {"title": self.cell.task.title, "benchmark": self.cell.task.benchmark}
+                self.tests[name] = self._outcome(test_set, content) | of
             for target in self.cell.targets:
-                self.tests[target.name] = self._transfer(target) | {"title": target.title}
+                self.tests[target.name] = self._transfer(target) | {
+                    "title": target.title,
+                    "benchmark": target.benchmark,
+                }
         set_class_names(model, self.trained_classes)
         self.evaluate_seconds = time.perf_counter() - start
         self.accuracy = with_harmonic_mean({name: found["accuracy"] for name, found in self.tests.items()})

@@ -12,6 +12,8 @@ from ...tuners.base.registry import METHODS
 from ...utils.hub import split_revision
 from ..settings import RECIPE_CHANGES
 from .cell import BENCH
+from .protocols import PROTOCOLS
+from .tasks import SOURCE
 
 
 #: The last part of the base model's name that all numbers are of.
@@ -46,13 +48,14 @@ def _rows() -> list[dict]:
 def published(report: Mapping) -> Published | None:
     """Return what is published for the setting of a cell; None where it is another one, or nothing is known of it.
 
-    The setting is the same where base model, protocol, shots, method and its config are, and the recipe is the authors'.
+    The setting is the same where base model, task, protocol, shots, method and its config are, and the recipe is the
+    authors'.
 
     Args:
         report: what `results.json` of the cell holds.
     """
     settings = report["settings"]
-    if not _is_base_model(settings.get("model")) or _is_changed(report):
+    if not _is_base_model(settings.get("model")) or _is_changed(report) or not _is_task(report):
         return None
     for row in _rows():
         same = (row["protocol"], row["method"], row.get("config", {}))
@@ -63,6 +66,14 @@ def published(report: Mapping) -> Published | None:
 
 def _is_base_model(name: str | None) -> bool:
     return name is not None and split_revision(name)[0].rstrip("/").split("/")[-1] == BASE_MODEL
+
+
+def _is_task(report: Mapping) -> bool:
+    """Tell whether the images trained on are those of the papers: of the eleven data sets, of a transfer ImageNet."""
+    benchmark = (report.get("data") or {}).get("benchmark") or ""
+    if PROTOCOLS[report[BENCH]["protocol"]].transfers:
+        return benchmark == SOURCE
+    return benchmark.startswith(f"{SOURCE.partition('/')[0]}/")
 
 
 def _is_changed(report: Mapping) -> bool:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from ...peft_models.adapter_files import PREVIOUS
 from ...tuners.base.registry import METHODS
+from ...utils.hub import split_revision
 from ...utils.warning import warn_caller
-from ..identity import RESULTS, finished_report
+from ..identity import IDENTITY, RESULTS, finished_report
 from ..settings import parse_method
 from .cell import BENCH, TESTS
 from .grid import ZERO_SHOT
@@ -61,8 +63,7 @@ class BenchResults:
         Raises:
             FileNotFoundError: there is no such folder, or no cell in it.
         """
-        places = sorted(path.parent for path in Path(folder, CELLS).rglob(RESULTS))
-        reports = [report for place in places if (report := _read(place)) is not None]
+        reports = _read_all(folder)
         if not reports:
             raise FileNotFoundError(
                 f"Expected the folder of a bench, with results in {CELLS}/. Received: {str(folder)!r} without any. Make them "
@@ -144,6 +145,16 @@ class BenchResults:
         found = [report for group, by in self.cells.items() if group.task == task for report in by.values()]
         return {report[TESTS][test]["content"] for report in found if test in report[TESTS]}
 
+    def base_models(self) -> dict[str, str]:
+        """Return the base models that cells were run with: names by content."""
+        found = [report for by in self.cells.values() for report in by.values()]
+        contents = [(report.get(IDENTITY) or {}).get("base model") for report in found]
+        return {
+            content: _name_of(report["settings"].get("model"))
+            for content, report in zip(contents, found, strict=True)
+            if content is not None
+        }
+
     def chance(self, task: str, test: str) -> float:
         """Return the accuracy of guessing on a test set, in percent."""
         found = [by for group, by in self.cells.items() if group.task == task and test in first(by)[TESTS]]
@@ -154,6 +165,21 @@ class BenchResults:
         found = [by for group, by in self.cells.items() if group.method == method and group.shots in (shots, None)]
         values = [read(report) for by in found for report in by.values()]
         return [value for value in values if value is not None]
+
+
+def require_base_model(folder: str | Path, model: str | None) -> None:
+    """Refuse a folder with cells of another base model, by its name, before any is run: one report is of one model.
+
+    Raises:
+        ValueError: names both.
+    """
+    for report in _read_all(folder):
+        other = report["settings"].get("model")
+        if _name_of(other) != _name_of(model):
+            raise ValueError(
+                f"Expected a folder for each base model. Received: {str(folder)!r}, with results of {_name_of(other)}, for "
+                f"{_name_of(model)}. Take another --output."
+            )
 
 
 def title_of(method: str) -> str:
@@ -182,6 +208,19 @@ def _order(group: Group) -> tuple:
 def _trains(method: str) -> bool:
     spec = METHODS.get(parse_method(method)[0])
     return spec is None or spec.trains
+
+
+def _name_of(model: str | None) -> str:
+    return "the embedded model" if model is None else Path(split_revision(model)[0]).name
+
+
+def _read_all(folder: str | Path) -> list[dict]:
+    """Return the reports of the cells in the folder of a bench; not what new ones of the same cell took the place of."""
+    places = sorted(path.parent for path in Path(folder, CELLS).rglob(RESULTS))
+    current = [
+        place for place in places if place.parent.name != PREVIOUS or not (place.parents[1] / RESULTS).is_file()
+    ]
+    return [report for place in current if (report := _read(place)) is not None]
 
 
 def _read(place: Path) -> dict | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.digests import digest_json
+from ...utils.validation import shorten
 from ..settings import as_json
+from .cell import BENCH
 from .grid import ZERO_SHOT, require_method
 from .protocols import Protocol
 from .published import SEEDS, TASKS, published
@@ -35,9 +38,14 @@ def summarise(results: BenchResults, against: str | None = None) -> dict:
         against: the method that others are compared with, beside zero-shot, as it was asked for; default: the first one.
 
     Raises:
-        ValueError: `against` was not run.
+        ValueError: `against` was not run, or cells are of several base models.
     """
     require_method(against, [*results.untrained(), *results.methods()])
+    if len(models := results.base_models()) > 1:
+        raise ValueError(
+            f"Expected cells of one base model, to be compared. Received those of {len(models)}: "
+            f"{', '.join(sorted(models.values()))}. Take a folder for each, or remove the cells of the other one."
+        )
     parts = [_summarise(results.of_protocol(protocol), protocol, against) for protocol in results.protocols()]
     found = [report.get("environment") for by in results.cells.values() for report in by.values()]
     environments = {digest_json(each): each for each in found if each}
@@ -145,8 +153,11 @@ def _published(report: dict, scope: str, tasks: list[str], seeds: int) -> dict |
     if found is None or (seeds != SEEDS and report["settings"]["method"] != ZERO_SHOT):
         return None
     if "base" not in report["tests"]:  # a transfer: one source, and targets
-        values = {test: found.values[test] for test in report["tests"] if test in found.values}
-        whole = len(found.values) == len(report["tests"]) + 1
+        tests = [
+            test for test, result in report["tests"].items() if result.get("benchmark")
+        ]  # not a folder of that name
+        values = {test: found.values[test] for test in tests if test in found.values}
+        whole = len(found.values) == len(tests) + 1
         return {"source": found.source, "values": values | ({TARGETS: found.values["mean"]} if whole else {})}
     key = "mean" if scope == MEAN else scope
     whole = scope != MEAN or len(tasks) == TASKS
@@ -254,6 +265,30 @@ def _seeds_of_both(sides: list[dict[str, dict[int, NDArray]]]) -> list[int]:
 # ---- what a reader has to know --------------------------------------------------------------------------------------
 
 
+def _unlike(results: BenchResults) -> list[str]:
+    """Return what trained cells do not have in common that the names of methods do not say."""
+    notes = []
+    for what, read in _CONDITIONS.items():
+        by_value: dict[str, dict[str, None]] = {}
+        for group, by in results.cells.items():
+            for report in by.values() if group.shots is not None else ():
+                value = json.dumps(read(report))
+                by_value.setdefault(value, {})[f"{title_of(group.method)} on {group.task}"] = None
+        if len(by_value) > 1:
+            said = "; ".join(f"{value} ({shorten(list(cells), 4)})" for value, cells in by_value.items())
+            notes.append(f"Cells were run with unlike {what}: {said}.")
+    return notes
+
+
+#: What all cells of a comparison should have in common, by what it is called.
+_CONDITIONS: dict[str, Callable[[dict], object]] = {
+    "bounds on the steps": lambda report: report[BENCH].get("max_steps"),
+    "augmentation (cached)": lambda report: bool(report.get("cached")),
+    "precision": lambda report: report["settings"].get("precision", "float32"),
+    "image sizes": lambda report: report["settings"].get("image_size"),
+}
+
+
 def _notes(results: BenchResults) -> list[str]:
     """Return what is not as it should be: cells that are missing, and test sets that are not the same."""
     notes = []
@@ -261,6 +296,7 @@ def _notes(results: BenchResults) -> list[str]:
     for group, diverged in results.diverged.items():
         which = ", ".join(map(str, sorted(diverged)))
         notes.append(f"{title_of(group.method)} diverged on {group.task}, {group.shots} shots, seeds {which}.")
+    notes += _unlike(results)
     for task, name in results.tasks().items():
         fewer = [
             f"{title_of(method)}, {shots} shots ({found} of {len(seeds)})"

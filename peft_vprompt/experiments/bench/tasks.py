@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from ... import demo
 from ...data import TASKS, DataOptions, find_task, find_tasks, load_images, load_split
+from ...data.folders import split_name
 from ...data.options import describe
 from ...utils.validation import shorten
 from ..eval_sets import require_test_images
@@ -22,6 +23,9 @@ from .protocols import Protocol
 
 #: Source of cross-data-set transfer and of domain generalisation in the papers.
 SOURCE = "coop-11/imagenet"
+
+#: What no target can be called: tables have other columns of these names.
+RESERVED = ("all", "base", "novel", "hm", "mean", "targets")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def find_bench_tasks(
         return _chosen([task for task in known if not _is_shift(task)], names), []
     first = _source(source, data, known)
     others = [_target(place, data) for place in targets]
+    _require_distinct([first, *others])
     possible = others or [task for task in known if task.name != first.name and _fits(task, first, protocol)]
     chosen = _chosen(possible, names)
     if not chosen:
@@ -151,8 +156,31 @@ def _target(place: str, data: DataOptions | None) -> BenchTask:
         return _chosen([BenchTask(name, task.title) for name, task in demo.DEMO_TASKS.items()], [place])[0]
     if place in TASKS:
         return _published(place, data)
-    name = Path(place.rstrip("/")).stem
+    name = _name_of(place)
     return BenchTask(name, name, replace(data, path=place, benchmark=None))
+
+
+def _name_of(place: str) -> str:
+    """Return what a folder or file is called; where that is a split's name, with the folder it is in."""
+    path = Path(place.rstrip("/"))
+    name = path.name if path.is_dir() else path.stem
+    return f"{path.parent.name}-{name}" if split_name(name) and path.parent.name else name
+
+
+def _require_distinct(tasks: Sequence[BenchTask]) -> None:
+    """Refuse targets that tables could not tell apart.
+
+    Raises:
+        ValueError: names them.
+    """
+    names = [task.name for task in tasks]
+    taken = [name for name in names[1:] if names.count(name) > 1 or name in RESERVED]
+    if taken:
+        places = [task.options.path for task in tasks if task.name == taken[0] and task.options]
+        raise ValueError(
+            f"Expected a source and targets of different names, none of them {', '.join(RESERVED)}. Received {taken[0]!r} "
+            f"for {' and '.join(dict.fromkeys(places)) or 'several'}. Rename the folders or files."
+        )
 
 
 def _published(full_name: str, data: DataOptions) -> BenchTask:

@@ -34,6 +34,7 @@ from .input_checks import check_features, check_inputs, check_unit_length
 from .method import PromptMethod
 from .prompted_encoder import READOUT
 from .switching import answering_for
+from .tuned_module import full_precision
 
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class ClassNameClassifier:
             config.head_classes = list(classes.names)
             readout = adapted.method.readout(config, self.texts.text.view, features.shape[-1])
             readout.get_parameter("weight").copy_(features)
+            readout.to(full_precision(features.dtype))  # as PEFT has what is trained beside a base in half precision
         tuner: Any = adapted.tuner
         tuner.put_readout(adapted.adapter_name, readout)
         self.in_use.save_names()
@@ -190,9 +192,10 @@ class ClassNameClassifier:
             inputs = {"pixel_values": pixel_values, **options}
             details: dict = {}
             vision = self.adapted.vision
+            wants_terms = self.model.training if output_aux_loss is None else output_aux_loss
             if vision.has_second_feature:
                 # pyrefly: ignore[bad-argument-type]  # likewise
-                image = self.images.two_features(pixel_values, options, details)
+                image = self.images.two_features(pixel_values, options, details if wants_terms else None)
             else:
                 # pyrefly: ignore[bad-argument-type]  # likewise
                 image = self.images.feature(pixel_values, options)
@@ -241,8 +244,7 @@ class ClassNameClassifier:
         if training and logits.requires_grad and self.class_names != self.adapted.config.class_names:
             self.in_use.save_names()
         if training and logits.requires_grad:
-            trained = (p for p in self.model.parameters() if p.requires_grad)
-            logits = self._method.guide(self.adapted.config, features, trained)
+            logits = self._guided(features)
         terms: dict[str, Tensor] = {}
         if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
@@ -252,6 +254,21 @@ class ClassNameClassifier:
             loss = self._classification_loss(replace(features, logits=logits), labels)
             loss = loss if aux_loss is None else loss + aux_loss
         return ClassificationOutput(loss=loss, logits=logits, aux_loss=aux_loss, aux_losses=terms or None)
+
+    def _guided(self, features: Features) -> Tensor:
+        """Return the logits, whose backward pass the method may change.
+
+        Raises:
+            ValueError: it does, and this is one of `DataParallel`'s copies, whose parameters are none of the model's.
+        """
+        if getattr(self.model, "_is_replica", False) and type(self._method).guide is not PromptMethod.guide:
+            raise ValueError(
+                f"{type(self.adapted.config).__name__} changes the gradients of the model's parameters, which copies of "
+                "torch.nn.DataParallel do not have. Start a process for each card (torchrun --nproc_per_node 2 train.py), or "
+                "show one card alone (CUDA_VISIBLE_DEVICES=0)."
+            )
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        return self._method.guide(self.adapted.config, features, trained)
 
     def _classification_loss(self, features: Features, labels: Tensor) -> Tensor:
         """Return the method's loss or the sigmoid loss; of several predictions the mean by their shares."""

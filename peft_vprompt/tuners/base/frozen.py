@@ -20,7 +20,7 @@ class FrozenModel(Protocol):
     def changes_images(self) -> bool:
         """Return whether the adapters change the image features."""
 
-    def scaled(self, similarities: Tensor) -> Tensor:
+    def scaled_by_method(self, similarities: Tensor) -> Tensor:
         """Return the logits [b, c] of cosines [b, c]."""
 
 
@@ -63,4 +63,4 @@ class LazyFrozenFeatures:
     def logits(self) -> Tensor:
         """Scaled cosines [b, c]."""
         with torch.no_grad():
-            return self._model.scaled(self.image @ self.text.t())
+            return self._model.scaled_by_method(self.image @ self.text.t())

@@ -82,10 +82,10 @@ class ImageEncoder:
     def two_features(self, pixel_values: Tensor, options: dict, details: dict | None = None) -> Tensor:
         """Return the L2-normalised features [b, 2, e] of the image tower itself and of its prompts.
 
-        `details` gets what else `Features` may say of them.
+        `details` gets what further terms of the loss read of them.
         """
         vision = self.vision
-        states: list[Tensor] | None = [] if self.adapted.model.training and details is not None else None
+        states: list[Tensor] | None = None if details is None else []
         pooled, rows = vision.pooled_and_prompts(pixel_values, states, **options)
         project = functools.partial(self.adapted.dual.project_image, normalize=False)
         prompts: Any = vision.active_prompts

@@ -230,8 +230,8 @@ class Recipe:
     def override(self, **values) -> Recipe:
         """Return the same recipe with the values that are not None replaced.
 
-        A linear warm-up keeps its share of the epochs (10 of 100 in VPT's recipe) when their number changes. A number
-        of epochs or of steps replaces the recipe's length, in whatever unit that was.
+        A linear warm-up keeps its share of the epochs (10 of 100 in VPT's recipe) when their number changes, and a Gaussian
+        average its place (epoch 15 of 20 in PromptSRC's) when there are more. A number of epochs or of steps replaces the recipe's length, in whatever unit that was.
 
         Raises:
             ValueError: if a number is not positive (a weight decay, say, may be 0), or is out of range.
@@ -244,6 +244,10 @@ class Recipe:
                 raise ValueError(f"`{name}` must be greater than 0. Received: {name}={value}.")
         if self.warmup == "linear" and self.epochs and "epochs" in changed and "warmup_epochs" not in changed:
             changed["warmup_epochs"] = round(self.warmup_epochs * changed["epochs"] / self.epochs_for(None))
+        average, length = self.averaging, self.epochs
+        if average and average.mean and average.std and length and changed.get("epochs", 0) > length:
+            longer = changed["epochs"] / length
+            changed.setdefault("averaging", replace(average, mean=average.mean * longer, std=average.std * longer))
         source = f"{self.source}; changed by the user: {', '.join(sorted(changed))}" if changed else self.source
         lengths = {name: changed.get(name) for name in _LENGTHS} if changed.keys() & set(_LENGTHS) else {}
         return replace(self, source=source, **changed | lengths)

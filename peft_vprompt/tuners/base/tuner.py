@@ -33,7 +33,7 @@ from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
-from .tuned_module import require_floats
+from .tuned_module import full_precision, require_floats
 
 
 class PromptTuner(BaseTuner):
@@ -250,6 +250,17 @@ class PromptTuner(BaseTuner):
             for layer in adapter_layers(self):
                 if isinstance(layer, AuxiliaryTrainingWrapper) and name in layer._adapters:
                     layer.set_requires_grad(name, False)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Keep an adapter's weights in float32, as PEFT does, and what lies beside them too: statistics, what it started as."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            return
+        held = [encoder.module_of(adapter_name, kind) for encoder in self.encoders for kind in (LEARNER, READOUT)]
+        for module in (part for each in held if each is not None for part in each.modules()):
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(full_precision(buffer.dtype))
 
     # ---- adapters ---------------------------------------------------------------------------------------------
 

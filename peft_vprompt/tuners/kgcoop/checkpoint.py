@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base.checkpoint_layout import Layout, State, require
+from ..base.checkpoint_layout import Layout, State, shared_context
 from .config import KgCoOpConfig
 
 
@@ -11,7 +11,7 @@ def read(state: State) -> Layout:
 
     The file holds a Meta-Net, bias vectors and an adapter too, which that code creates and never uses.
     """
-    context = require(state, "ctx", "kgcoop", 2)
+    context = shared_context(state, "kgcoop")
     length = context.shape[0]
     words = KgCoOpConfig().num_virtual_tokens == length  # else it cannot have started from the default words
     fallbacks = {} if words else {"prompt_init": "random"}

@@ -43,6 +43,13 @@ class MMRLConfig(PromptConfig):
         default=1.0,
         metadata={"help": "Weight of the distances of class token and class features to the frozen ones.", "min": 0},
     )
+    text_consistency_weight: float | None = field(
+        default=None,
+        metadata={"help": "The same for the class features alone. Default: consistency_weight.", "min": 0},
+    )
+    image_consistency_weight: float | None = field(
+        default=None, metadata={"help": "The same for the class token alone. Default: consistency_weight.", "min": 0}
+    )
     low_rank: int | None = field(
         default=None,
         metadata={
@@ -90,8 +97,10 @@ class MMRLConfig(PromptConfig):
         if not self.representation_layers:
             raise ValueError("Expected at least one of representation_layers. Received: representation_layers=[].")
         self.representation_layers = sorted(set(self.representation_layers))
-        self.text_consistency_weight = self.text_consistency_weight or self.consistency_weight
-        self.image_consistency_weight = self.image_consistency_weight or self.consistency_weight
+        if self.text_consistency_weight is None:
+            self.text_consistency_weight = self.consistency_weight
+        if self.image_consistency_weight is None:
+            self.image_consistency_weight = self.consistency_weight
 
     @property
     def layers(self) -> list[int]:

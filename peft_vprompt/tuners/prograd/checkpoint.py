@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ..base.checkpoint_layout import Layout, State, require
+from ..base.checkpoint_layout import Layout, State, shared_context
 from .config import ProGradConfig
 
 
 def read(state: State) -> Layout:
     """Read BeierZhu/Prompt-align `trainers/prograd.py`: `ctx` [n, d], as CoOp's."""
-    context = require(state, "ctx", "prograd", 2)
-    values = {"num_virtual_tokens": context.shape[0]}
-    return Layout(ProGradConfig, values, {("text", "tokens"): context.unsqueeze(0)})
+    context = shared_context(state, "prograd")
+    length = context.shape[0]
+    too_short = length < len((ProGradConfig().words or "").split())  # it cannot have started from the default words
+    fallbacks = {"prompt_init": "random"} if too_short else {}
+    return Layout(ProGradConfig, {"num_virtual_tokens": length}, {("text", "tokens"): context.unsqueeze(0)}, fallbacks)

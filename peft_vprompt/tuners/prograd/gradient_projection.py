@@ -31,6 +31,8 @@ def guide_gradients(logits: Tensor, guide: Tensor, parameters: Sequence[nn.Param
     Raises:
         ValueError: the model checkpoints its layers in a way that gives no second gradient.
     """
+    if not parameters:
+        return logits
     try:
         directions = torch.autograd.grad(guide, parameters, retain_graph=True, allow_unused=True)
     except RuntimeError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from peft.utils import PeftType
 
+from ..base.class_name_checks import check_templates
 from ..base.config import ContextConfig
 
 
@@ -19,7 +20,11 @@ class TCPConfig(ContextConfig):
     Example:
 
     ```python
-    TCPConfig(class_names=["cat", "dog"], frozen_template="a photo of a {}, a type of pet.")
+    TCPConfig(
+        class_names=["cat", "dog"],
+        frozen_template="a photo of a {}, a type of pet.",
+        prompt_template="{}, a type of pet.",
+    )
     ```
     """
 
@@ -30,6 +35,13 @@ class TCPConfig(ContextConfig):
     class_token_layer: int = field(
         default=8, metadata={"help": "Text layer, counted from 0, in front of which they do so; from 1 on.", "min": 1}
     )
+    prompt_template: str = field(
+        default="{}.",
+        metadata={
+            "help": "Text behind the context, with {} for the class name, e.g. '{}, a type of pet.'; the authors have one for "
+            "each data set."
+        },
+    )
     text_consistency_weight: float = field(
         default=8.0,
         metadata={"help": "Weight of 1 minus the mean cosine of the class features to the frozen ones.", "min": 0},
@@ -39,6 +51,7 @@ class TCPConfig(ContextConfig):
         self.peft_type = PeftType.TCP
         super().__post_init__()
         self.set_length(default=4)
+        check_templates("prompt_template", self.prompt_template)
         if self.num_class_tokens > self.length:
             raise ValueError(
                 f"Expected num_class_tokens <= num_virtual_tokens, whose place they take. Received: "

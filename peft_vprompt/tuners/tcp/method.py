@@ -49,8 +49,9 @@ class TCP(PromptMethod):
     def class_sequences(
         self, config: TCPConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
-        """Return `[SOS] context name . [EOT]`, with rows of its own for each class."""
-        return [context_sequences(tokenizer, names, config.length, config.words, class_specific=True)]
+        """Return `[SOS] context, name in its text [EOT]`, with rows of its own for each class."""
+        text = config.prompt_template
+        return [context_sequences(tokenizer, names, config.length, config.words, class_specific=True, text=text)]
 
 
 class TCPModel(PromptTuner):

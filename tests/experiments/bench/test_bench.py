@@ -3,12 +3,14 @@
 import json
 import os
 import random
+from dataclasses import replace
 
 import pytest
 from datasets import DatasetDict
 
 from examples.studies.reliability import in_child
 from peft_vprompt.data import DataOptions, load_images
+from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.experiments.bench import cell as cell_module
 from peft_vprompt.experiments.bench.bench import run_bench
 from peft_vprompt.experiments.bench.cell import CellRun, run_cell
@@ -17,6 +19,7 @@ from peft_vprompt.experiments.bench.outcomes import unpack
 from peft_vprompt.experiments.bench.protocols import PROTOCOLS
 from peft_vprompt.experiments.bench.report import write_report
 from peft_vprompt.experiments.bench.tasks import BenchTask, find_bench_tasks
+from peft_vprompt.experiments.models import METHODS
 from peft_vprompt.experiments.run import run_experiment
 from peft_vprompt.experiments.settings import Settings
 from tests.support.command_line import next_command, vprompt
@@ -104,6 +107,32 @@ class TestOneProcess:
         zero_shot = json.loads((folder / "cells/colours/zero-shot/results.json").read_text())
         assert zero_shot["accuracy"] == pytest.approx(plain["zero_shot"])
         assert report["classes"] == {"base": plain["classes"]["base"]}
+
+    def test_a_cell_that_diverges_keeps_what_was_there(self, clip_path, colours, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        cell = grid(clip_path, colours).cells()["colours/classifier-r/2-shots/seed-1"]
+        first = run_cell(cell, tmp_path / "cell", cached=True, quiet=True)
+
+        def diverge(*arguments, **options):
+            raise TrainingDivergedError("Training diverged in epoch 1.", 1)
+
+        monkeypatch.setattr("peft_vprompt.experiments.run.train", diverge)
+        other = replace(cell, settings=replace(cell.settings, learning_rate=0.5))
+        with pytest.warns(UserWarning) as told:
+            found = run_cell(other, tmp_path / "cell", cached=True, quiet=True)
+        assert found["diverged"] == 1 and any("are now in" in str(each.message) for each in told)
+        assert not (tmp_path / "cell" / "adapter_model.safetensors").exists()
+        (kept,) = tmp_path.glob("cell/previous/*/results.json")
+        assert json.loads(kept.read_text())["tests"] == first["tests"]
+        assert (kept.parent / "adapter_model.safetensors").is_file()
+
+    def test_the_length_of_a_method_with_two_recipes(self, vit_path, clip_path, colours):
+        found = []
+        for model in (vit_path, clip_path):
+            made = replace(grid(model, colours, ("vpt",)), max_steps=10**6, protocol=PROTOCOLS["few-shot"])
+            (name,) = [name for name in made.cells() if name.startswith("colours/vpt/") and name.endswith("seed-1")]
+            found.append(made.cells()[name].bounded().epochs)
+        assert found == [METHODS["vpt"].classifier_recipe.epochs, METHODS["vpt"].recipe.epochs]
 
     def test_image_features_are_computed_once(self, done, cache):
         """Test images of both halves, and the shots of each seed: no more, whatever the methods."""

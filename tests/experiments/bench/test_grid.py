@@ -151,6 +151,20 @@ class TestTasks:
         assert (names(source), names(targets)) == (["pets"], ["birds"])
         assert targets[0].options.label_column == "kind"
 
+    def test_targets_are_told_apart(self, tmp_path):
+        own = DataOptions(str(tmp_path / "source"))
+        for place in ("v2/test", "sketch/test", "photos.v1", "photos.v2"):
+            (tmp_path / place).mkdir(parents=True)
+        places = [str(tmp_path / place) for place in ("v2/test", "sketch/test/", "photos.v1", "photos.v2")]
+        _, targets = find_bench_tasks(PROTOCOLS["domain-generalization"], own, targets=places)
+        assert names(targets) == ["v2-test", "sketch-test", "photos.v1", "photos.v2"]
+
+    @pytest.mark.parametrize("places", [["a/birds", "b/birds.csv"], ["x/novel"], ["x/source"]])
+    def test_targets_that_cannot_be_told_apart(self, places, tmp_path):
+        own = DataOptions(str(tmp_path / "source"))
+        with pytest.raises(ValueError, match="source and targets of different names.*Rename the folders or files"):
+            find_bench_tasks(PROTOCOLS["domain-generalization"], own, targets=places)
+
     @pytest.mark.parametrize(
         ("protocol", "data", "more", "match"),
         [

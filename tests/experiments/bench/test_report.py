@@ -9,7 +9,7 @@ import pytest
 from peft_vprompt.experiments.bench import plots
 from peft_vprompt.experiments.bench.published import published
 from peft_vprompt.experiments.bench.report import write_report
-from peft_vprompt.experiments.bench.results import BenchResults, title_of
+from peft_vprompt.experiments.bench.results import BenchResults, require_base_model, title_of
 from peft_vprompt.experiments.bench.summary import summarise
 from peft_vprompt.experiments.bench.tables import accuracy_tables
 from peft_vprompt.training.evaluation import harmonic_mean
@@ -214,6 +214,45 @@ class TestFiles:
         assert "A: not all seeds were run of CoOp, 16 shots (1 of 2)." in part["notes"]
 
 
+class TestCellsOfOneFolder:
+    def test_what_was_replaced_is_not_read(self, tmp_path):
+        cells = base_to_novel()
+        save_cells(tmp_path, cells)
+        old = tmp_path / "cells" / "a" / "1" / "previous" / "0123"
+        old.mkdir(parents=True)
+        other = cells[1] | {
+            "tests": {"base": test_set([0, 0, 0, 0], images="a base"), "novel": cells[1]["tests"]["novel"]}
+        }
+        (old / "results.json").write_text(json.dumps(other))
+        assert summarise(BenchResults.read(tmp_path)) == summary_of(cells)
+
+    def of(self, model, content, method) -> dict:
+        tests = {"all": test_set([1, 0, 1, 0])}
+        return cell("few-shot", "a", method, 1, tests, model=model) | {"identity": {"base model": content}}
+
+    def test_several_base_models_are_not_compared(self, tmp_path):
+        save_cells(tmp_path, [self.of("models/a", "1", "coop"), self.of("other/b", "2", "maple")])
+        with pytest.raises(ValueError, match="cells of one base model.*those of 2: a, b. Take a folder for each"):
+            summarise(BenchResults.read(tmp_path))
+
+    def test_another_base_model_is_refused_before_anything_is_run(self, tmp_path):
+        save_cells(tmp_path, [self.of("models/a@main", "1", "coop")])
+        require_base_model(tmp_path, "elsewhere/a")
+        for model in ("models/b", None):
+            with pytest.raises(ValueError, match="Expected a folder for each base model.*results of a, for"):
+                require_base_model(tmp_path, model)
+
+    def test_what_cells_do_not_have_in_common_is_said(self):
+        cells = [self.of("a", "1", "coop"), self.of("a", "1", "maple")]
+        assert summary_of(cells)["protocols"][0]["notes"] == []
+        cells[1]["bench"]["max_steps"] = 64
+        cells[1]["settings"]["precision"] = "bf16"
+        assert summary_of(cells)["protocols"][0]["notes"] == [
+            "Cells were run with unlike bounds on the steps: null (CoOp on a); 64 (MaPLe on a).",
+            'Cells were run with unlike precision: "float32" (CoOp on a); "bf16" (MaPLe on a).',
+        ]
+
+
 def test_plots_show_the_means(tmp_path, figures):
     (part,) = summary_of(base_to_novel())["protocols"]
     pictures = plots.draw(part, tmp_path)
@@ -233,7 +272,8 @@ class TestPublished:
     def cells(self, model=MODEL, **more) -> list[dict]:
         tests = {"base": test_set([1, 1, 1, 0]), "novel": test_set([1, 0, 0, 0])}
         tasks = ("dtd", "eurosat")
-        return [cell("base-to-novel", task, "maple", seed, tests, model=model, **more) for task in tasks for seed in (1, 2, 3)]  # fmt: skip
+        cells = [cell("base-to-novel", task, "maple", seed, tests, model=model, **more) for task in tasks for seed in (1, 2, 3)]  # fmt: skip
+        return [each | {"data": {"benchmark": f"coop-11/{each['bench']['task']}"}} for each in cells]
 
     def test_stands_beside_the_same_setting(self):
         (part,) = summary_of(self.cells())["protocols"]
@@ -258,6 +298,23 @@ class TestPublished:
         same = self.cells()[0]
         assert published(same) is not None
         assert published(same | {"settings": same["settings"] | changes}) is None
+
+    def test_not_beside_other_images_of_that_name(self):
+        own = self.cells()[0]
+        for data in (None, {"path": "eurosat", "benchmark": None}, {"benchmark": "vtab-1k/dtd"}):
+            assert published(own | {"data": data}) is None
+
+    def test_a_transfer_is_that_of_imagenet_and_of_published_targets(self):
+        right = test_set([1, 1, 1, 0])
+        tests = {"all": right | {"benchmark": "coop-11/imagenet"}, "dtd": right | {"benchmark": "coop-11/dtd"}}
+        tests["eurosat"] = right | {"benchmark": None}  # a folder of one's own
+        report = cell("cross-dataset", "imagenet", "cocoop", 1, tests, model=self.MODEL)
+        cells = [report | {"settings": report["settings"] | {"seed": seed}} for seed in (1, 2, 3)]
+        on = lambda source: [each | {"data": {"benchmark": source}} for each in cells]  # noqa: E731
+        (part,) = summary_of(on("coop-11/imagenet"))["protocols"]
+        assert row_of(part, "imagenet", "cocoop")["published"]["values"].keys() == {"all", "dtd"}
+        (part,) = summary_of(on("coop-11/caltech101"))["protocols"]
+        assert row_of(part, "imagenet", "cocoop")["published"] is None
 
     def test_not_beside_images_that_were_augmented_once_or_other_seeds(self):
         assert published(self.cells()[0] | {"cached": True}) is None
