@@ -127,7 +127,7 @@ def _require_one_process(name: str) -> None:
         raise ValueError(
             f"`vprompt {name}` runs in one process. Received: {processes}, each of which "
             "would repeat all work in the same folder. Start it without torchrun or accelerate launch. Of several "
-            "processes train, evaluate, predict and pseudo-label make use."
+            "processes train, evaluate, predict, pseudo-label and features make use."
         )
 
 

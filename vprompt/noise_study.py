@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
 
 
+#: Losses with the parameter q.
+LOSSES_WITH_Q = ("gce", "phuber-gce")
+
+
 @command
 @takes_data(without=SEVERAL_LABELS)
 @takes_recipe(without=("config", "class_descriptions"))
@@ -105,14 +109,19 @@ def noise_study(
         precision=machine.precision,
         **recipe,
     )
+    compared = split_list("--losses", losses)
+    if q is not None and not without_labels and not set(compared) & set(LOSSES_WITH_Q):
+        raise ValueError(
+            f"--q is of {' and '.join(LOSSES_WITH_Q)}. Received: --losses {losses}. Leave it out, or compare one of them."
+        )
     study = Study(
         base,
         methods=tuple(split_list("--methods", methods)),
         kinds=tuple(split_list("--kinds", kinds)),
         rates=tuple(split_numbers("--rates", rates)),
-        losses=tuple(split_list("--losses", losses)),
+        losses=tuple(compared),
         seeds=tuple(split_numbers("--seeds", seeds, int)),
-        loss_options={} if q is None else {"gce": {"q": q}, "phuber-gce": {"q": q}},
+        loss_options={} if q is None else dict.fromkeys(LOSSES_WITH_Q, {"q": q}),
         gradients=gradients,
         without_labels=without_labels,
     )

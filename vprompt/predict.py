@@ -1,5 +1,6 @@
 """`vprompt predict`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,6 +107,8 @@ def predict(
     templates = read_templates(template, saved.benchmark if saved else None, described)
     if saved is not None and model is None and not saved.is_embedded:
         say_named(saved.config)
+    if saved is not None and not given("background"):
+        data = replace(data, background=saved.background)
     write = _prepared(data, split, stream, machine)
     place: dict[str, Any] = {"image_size": image_size, "class_descriptions": class_descriptions, **machine._asdict()}
     if saved is None:

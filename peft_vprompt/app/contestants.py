@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..experiments.models import base_of, build_model
 from ..experiments.trained import SavedAdapter
 from ..export.classifier import Classifier, ImageLike, Prediction, best
 from ..training.eval_classes import own_classes
-from ..tuners.base.registry import find_row, get_method, is_known
+from ..tuners.base.registry import find_row, is_known
 from ..utils.devices import device_of, find_device
 from ..utils.precision import Precision, find_precision
 from ..utils.validation import shorten
@@ -145,7 +145,7 @@ def find_contestants(
     bases = dict.fromkeys(_base(each, model) for each in found if not each.is_classifier) if found else {model: None}
     names = _short_names([each.adapter for each in found])
     return [
-        *(_zero_shot(base, len(bases) > 1, place, held) for base in bases),
+        *(_zero_shot(base, shown, len(bases) > 1, place, held) for base, shown in _shown(bases).items()),
         *(_trained(each, name, model, place, held) for each, name in zip(found, names, strict=True)),
     ]
 
@@ -155,12 +155,18 @@ def _base(saved: SavedAdapter, model: str | None) -> str | None:
     return model or (None if saved.is_embedded else base_of(saved.config))
 
 
-def _zero_shot(base: str | None, several: bool, device: torch.device, precision: Precision) -> Contestant:
+def _shown(bases: Iterable[str | None]) -> dict[str | None, str]:
+    """Return what base models are called, no two of them alike."""
+    places = [base for base in bases if base is not None]
+    named = dict(zip(places, _short_names(places), strict=True))
+    return {base: EMBEDDED if base is None else named[base] for base in bases}
+
+
+def _zero_shot(base: str | None, shown: str, several: bool, device: torch.device, precision: Precision) -> Contestant:
     def load(class_names: Sequence[str]) -> Classifier:
         bundle = build_model(base, ZERO_SHOT, class_names, device=device, precision=precision)
         return Classifier(bundle, class_names, precision)
 
-    shown = _last(base) if base else EMBEDDED
     name = f"{ZERO_SHOT} ({shown})" if several else ZERO_SHOT
     return Contestant(name, f"{shown} without an adapter", load, base, is_zero_shot=True)
 
@@ -179,8 +185,6 @@ def _trained(
 
 def _title(saved: SavedAdapter) -> str:
     """Return the method of an adapter, as papers write it."""
-    if saved.run is not None:
-        return get_method(saved.run["settings"]["method"]).title
     kind = saved.config.peft_type
     return find_row(saved.config, saved.is_classifier).title if is_known(kind) else f"PEFT's {PeftType(kind).value}"
 

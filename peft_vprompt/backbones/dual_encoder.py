@@ -88,10 +88,12 @@ class DualEncoderView:
         Args:
             similarity: what is scaled.
             scale: the factor; None for the model's own.
-            bias: what is added; None for the model's own, if it has one.
+            bias: what is added; None for the model's own, if it has one, which stands for the same cosine under any scale.
         """
         logits = (self.logit_scale if scale is None else scale) * similarity
         added = self.bias if bias is None else bias
+        if added is not None and bias is None and scale is not None:
+            added = added * (scale / self.logit_scale)
         return logits if added is None else logits + added
 
 

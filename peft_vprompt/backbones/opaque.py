@@ -9,9 +9,11 @@ Shapes: b = images, c = channels, h, w = height and width, e = size of the featu
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -119,7 +121,11 @@ class OpaqueVisionView(VisionView):
         else:
             # pyrefly: ignore[not-iterable]  # prompts in further channels know the size
             pixels = hidden.new_zeros(hidden.shape[0], self.num_channels, *self.image_size)
-            handle = self.patch_embedding.register_forward_hook(lambda *call: hidden)
+            # Threads share the modules, and each has images of its own. A compiler knows of no threads.
+            me = None if torch.compiler.is_compiling() else threading.get_ident()
+            handle = self.patch_embedding.register_forward_hook(
+                lambda *call: hidden if me is None or threading.get_ident() == me else None
+            )
             try:
                 output = self.module(pixels, **options)
             finally:

@@ -12,13 +12,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.supported import HEADS, class_name, view
-from ..data.images import to_rgb
+from ..data.images import read_rgb
 from ..errors import TokenizerNotFoundError
 from ..peft_models.adapter_files import complete_adapter
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
@@ -58,11 +57,15 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
 
     Raises:
         OSError: there is no such adapter.
+        ValueError: its weights are damaged.
     """
     config: Any = adapter_config(adapter, subfolder)
     path = weights_file(adapter, subfolder)
-    with safe_open(path, "pt") as file:
-        tensors = {_short(name): file.get_tensor(name) for name in sorted(file.keys())}
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {_short(name): file.get_tensor(name) for name in sorted(file.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"The weights {str(path)!r} are damaged: {first_line(error)}.") from error
     recorded = config.auto_mapping or {}
     row = _row(config, has_head(config))
     labels = getattr(config, "id2label", None)
@@ -228,11 +231,11 @@ def similar_classes(model: PeftModel, pixel_values: Tensor | None = None, limit:
         names = list(base.config.id2label.values())
         rows = F.normalize(weight.float(), dim=-1)
         cosines = rows @ rows.T
-    first, second = torch.triu_indices(len(names), len(names), 1)
-    order = cosines[first, second].argsort(descending=True)[:limit]
+    cosines = cosines.tril(-1) + torch.full_like(cosines, -torch.inf).triu()  # each pair once
+    found = cosines.flatten().topk(min(limit, len(names) * (len(names) - 1) // 2))
     return [
-        {"classes": [names[int(first[i])], names[int(second[i])]], "cosine": float(cosines[first[i], second[i]])}
-        for i in order
+        {"classes": sorted((names[place % len(names)], names[place // len(names)]), key=names.index), "cosine": cosine}
+        for cosine, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
 
 
@@ -307,8 +310,10 @@ def inspect_with_model(
     pixels = None
     if image is not None:
         processor: Any = bundle.image_processor
-        with Image.open(image) as picture_file:
-            pixels = processor(images=to_rgb(picture_file), return_tensors="pt")["pixel_values"].to(device_of(model))
+        background = SavedAdapter.find(adapter, subfolder).background
+        pixels = processor(images=read_rgb(image, background), return_tensors="pt")["pixel_values"].to(
+            device_of(model)
+        )
         if picture is not None:
             plot_attention(attention_maps(model, pixels), picture)
     return {"words": nearest_words(model), "similar": similar_classes(model, pixels)}

@@ -185,7 +185,7 @@ def _compute_in(
 
 def has_head(config: PeftConfig) -> bool:
     """Tell whether an adapter's base model has a classification head in the place of texts."""
-    return (config.auto_mapping or {}).get("base_model_class", "").endswith("ForImageClassification")
+    return str((config.auto_mapping or {}).get("base_model_class")).endswith("ForImageClassification")
 
 
 def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:

@@ -5,6 +5,7 @@ Every run is saved when it is done and is not repeated, so a study that was stop
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,7 @@ from ..utils.environment import environment
 from ..utils.fields import check_fields
 from ..utils.io import write_json
 from ..utils.locks import only_writer
+from ..utils.validation import require_different
 from .cells import run_cells
 from .eval_sets import class_names_of, require_test_images
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, report_diverged
@@ -85,8 +87,7 @@ class Study:
     def __post_init__(self):
         check_fields(self)
         for name in ("methods", "kinds", "rates", "losses", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"Expected at least one of {name}. Received: {name}=().")
+            require_different(name, getattr(self, name))
 
     def runs(self) -> Iterator[tuple[str, Settings]]:
         """Yield every run: the method as it was asked for, and its settings. All of the first seed come first.
@@ -212,7 +213,8 @@ def _is_probed(study: Study, settings: Settings) -> bool:
 def _name(spec: str, settings: Settings, identity: dict) -> str:
     """Return the folder of a run: readable, and different for every difference in content."""
     supervision = settings.supervision
-    parts = [spec.replace(":", "_").replace("=", "-"), settings.loss or "own", supervision.unlabelled]
+    plain = re.sub(r"[^\w.,+-]+", "_", spec.replace("=", "-"))[:80]
+    parts = [plain, settings.loss or "own", supervision.unlabelled]
     parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
     return "-".join([*filter(None, parts), digest_json(identity, 8)])
 

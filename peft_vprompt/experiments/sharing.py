@@ -20,6 +20,7 @@ from ..peft_models.publishing import hub_id, publish_configs
 from ..peft_models.safe_saving import SavedPeftModel
 from ..utils.validation import first_line
 from .cards import card_details
+from .identity import RESULTS
 from .trained import SavedAdapter
 
 
@@ -74,7 +75,13 @@ def publish(
     card = Path(adapter, CARD)
     said: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
     asked = {"language": language or said.get("language"), "license": license or said.get("license")}
-    details = replace(card_details(saved.run) if saved.run else CardDetails(), **asked)
+    try:
+        details = replace(card_details(saved.run) if saved.run else CardDetails(), **asked)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"Expected results as `vprompt train` writes them in {str(Path(adapter, RESULTS))!r}. Received some without "
+            f"{first_line(error)}. Move the file away to publish the adapter without its results."
+        ) from error
     try:
         if not isinstance(model, SavedPeftModel):
             return _publish_plain(model, repo_id, private, details)

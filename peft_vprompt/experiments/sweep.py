@@ -24,6 +24,7 @@ from ..utils.digests import digest_json
 from ..utils.environment import environment
 from ..utils.io import write_json
 from ..utils.locks import only_writer
+from ..utils.validation import require_different
 from .cells import run_cells
 from .eval_sets import class_names_of, require_test_images
 from .grid_search import Grid, best_trial, search
@@ -79,8 +80,7 @@ def sweep(
         FailedCellsError: runs failed; a last run that diverges does, a trial is rated 0.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
-    if not seeds:
-        raise ValueError("Expected at least one seed. Received: seeds=[].")
+    require_different("seeds", seeds)
     for seed in seeds:
         replace(settings, seed=seed)  # refuses what is no seed before the search
     require_test_images(data, "A sweep")

@@ -69,6 +69,11 @@ class SavedAdapter:
         return ((self.run or {}).get("data") or {}).get("benchmark")
 
     @property
+    def background(self) -> str:
+        """Colour behind transparent parts of the images that it was trained on."""
+        return ((self.run or {}).get("data") or {}).get("background") or "white"
+
+    @property
     def moves(self) -> bool:
         """Whether it tells other classes apart as well as its own: nothing was learned for each of these alone."""
         return not self.is_classifier and not getattr(self.config, "belongs_to_classes", False)

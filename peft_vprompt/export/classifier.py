@@ -21,7 +21,7 @@ from ..errors import ClassNamesError
 from ..experiments.models import ModelBundle, build_model
 from ..experiments.trained import SavedAdapter
 from ..losses.label_checks import MULTI_LABEL
-from ..training.evaluation import set_class_names
+from ..training.evaluation import require_finite, set_class_names
 from ..tuners.base.classifier_parts import ClassifierParts
 from ..utils.devices import device_of, find_device
 from ..utils.eval_mode import eval_mode
@@ -63,9 +63,16 @@ class Classifier:
     ```
     """
 
-    def __init__(self, bundle: ModelBundle, class_names: Sequence[str], precision: Precision = "float32"):
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        class_names: Sequence[str],
+        precision: Precision = "float32",
+        background: str = "white",
+    ):
         self.bundle = bundle
         self.precision = precision
+        self.background = background
         self.class_names: list[str] = []
         bundle.model.eval()
         self.set_class_names(class_names)
@@ -82,7 +89,7 @@ class Classifier:
         device: str | torch.device | None = "auto",
         precision: str = "auto",
     ) -> Classifier:
-        """Load an adapter on its base model, with image size and preprocessing of its training.
+        """Load an adapter on its base model, with image size, preprocessing and background of its training.
 
         Args:
             adapter: folder or Hub id.
@@ -133,7 +140,7 @@ class Classifier:
             raise ClassNamesError(
                 f"Nothing says which classes the adapter {saved.adapter!r} is for. Give class_names (--class-names)."
             )
-        return cls(bundle, names, found)
+        return cls(bundle, names, found, saved.background)
 
     @classmethod
     def zero_shot(
@@ -254,14 +261,18 @@ class Classifier:
                     f"among them. Received tensors of {shapes} among {len(images)} images."
                 )
             return {"pixel_values": torch.stack(tensors)}
-        opened = [_opened(image) for image in images]
+        opened = [_opened(image, self.background) for image in images]
         return dict(self.image_processor(opened, return_tensors="pt"))
 
     @torch.no_grad()
     def logits_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the logits of what the model takes, float32 [b, c] on the CPU."""
+        """Return the logits of what the model takes, float32 [b, c] on the CPU.
+
+        Raises:
+            OutputNotFiniteError: some are NaN or infinite.
+        """
         with eval_mode(self.model):
-            return self.model(**self._placed(inputs)).logits.float().cpu()
+            return require_finite(self.model(**self._placed(inputs)).logits.float().cpu())
 
     @torch.no_grad()
     def features_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -320,11 +331,11 @@ def _is_one(images: Any) -> bool:
     return isinstance(images, (Image.Image, str, os.PathLike)) or not isinstance(images, Iterable)
 
 
-def _opened(image: Any) -> Image.Image:
+def _opened(image: Any, background: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(image, background)
     if isinstance(image, (str, os.PathLike)):
-        return read_rgb(image)
+        return read_rgb(image, background)
     raise TypeError(
         "Expected images of Pillow, paths of image files, or tensors as the image processor gives them. Received: "
         f"{type(image).__name__}. Of an array make an image by PIL.Image.fromarray."

@@ -6,15 +6,24 @@ transformers (model.safetensors). Prints one JSON line for each image.
 
 import argparse
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 
-def read_image(path):
-    """Return an image file in RGB: rotated as the camera says, transparent parts on white, 16 bits scaled to 8."""
+#: What Pillow raises of files that are damaged or no images.
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+def read_image(path, background="white"):
+    """Return an image file in RGB: rotated as the camera says, transparent parts on a colour, 16 bits scaled to 8."""
     with open(path, "rb") as file, Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F" or image.mode.startswith("I"):
@@ -28,9 +37,14 @@ def read_image(path):
                 tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
                 low, high = next(((0.0, top) for top in tops if high <= top), (low, high))
             grey = np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-            return Image.fromarray(grey).convert("RGB")
+            result = Image.fromarray(grey).convert("RGB")
+            if (clear := image.info.get("transparency")) is not None:
+                result.paste(ImageColor.getrgb(background), mask=Image.fromarray(np.asarray(image) == clear))
+            return result
         if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, ImageColor.getrgb(background)), image.convert("RGBA")
+            )
         return image.convert("RGB")
 
 
@@ -125,7 +139,8 @@ class Predictor:
 
     def probabilities(self, paths):
         """Return the probabilities of image files, [images, classes]."""
-        pixels = np.stack([preprocess(read_image(path), self.config) for path in paths])
+        background = self.about.get("background", "white")
+        pixels = np.stack([preprocess(read_image(path, background), self.config) for path in paths])
         logits = self.logits(pixels).astype(np.float64)
         if self.about["multi_label"]:
             return 1 / (1 + np.exp(-logits))
@@ -149,7 +164,7 @@ def main():
     for path in arguments.images:
         try:
             found = predictor(path, arguments.top_k)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             print(f"Skipped {path}: {error}", file=sys.stderr)
             skipped += 1
             continue

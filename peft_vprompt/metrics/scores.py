@@ -60,7 +60,7 @@ def average_precisions(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """
     table = np.asarray(scores, dtype=np.float64)
     true = np.asarray(labels)
-    if true.shape != table.shape or not np.isin(true, (0, 1, NOT_KNOWN)).all():
+    if true.ndim != 2 or true.shape != table.shape or not np.isin(true, (0, 1, NOT_KNOWN)).all():
         raise ValueError(
             f"Expected labels of 1, 0 or {NOT_KNOWN} (not known) in the shape of the logits, {list(table.shape)}. "
             f"Received: shape {list(true.shape)} and values {np.unique(true)[:5].tolist()}."

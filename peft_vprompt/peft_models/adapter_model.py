@@ -61,6 +61,15 @@ class AdapterModel(PeftModel):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self._show_labels()
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; if it was the active one, the base model's config names the classes of the next one.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        super().delete_adapter(adapter_name)
+        self._show_labels()
+
     def unload(self, *args, **kwargs) -> nn.Module:
         """Return the base model without adapters."""
         return self._given_back(self.base_model.unload(*args, **kwargs))
@@ -123,6 +132,10 @@ class AdapterModel(PeftModel):
         """
         if not adapters:
             raise ValueError("Expected the names of the adapters to sum up. Received: none.")
+        if adapter_name in self.peft_config:
+            raise ValueError(
+                f"Expected the name of a new adapter. Received: {shown(adapter_name)}, which this model has. Delete it first."
+            )
         if hasattr(type(self.base_model), "add_weighted_adapter"):
             weights = [1 / len(adapters)] * len(adapters) if weights is None else weights
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **kwargs)

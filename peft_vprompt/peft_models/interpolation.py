@@ -54,6 +54,7 @@ def interpolate(
         config: Any = copy.deepcopy(model.peft_config[active])
         trained = config.inference_mode
         config.inference_mode = True  # the values are set below, so no words have to be read
+        classifier.adapted.take_fields(adapter_name, active)
         model.add_adapter(adapter_name, config)
         model.peft_config[adapter_name].inference_mode = trained
     set_peft_model_state_dict(model, between, adapter_name or active)

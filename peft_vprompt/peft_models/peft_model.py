@@ -181,9 +181,16 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         ```
         """
         with self._changing():
+            adapted = self.class_name_classifier.adapted
+            before = None if template is None else adapted.config.template
             if template is not None:
-                self.class_name_classifier.adapted.set_template(template)
-            self.class_name_classifier.in_use.set(names, tokenizer)
+                adapted.set_template(template)
+            try:
+                self.class_name_classifier.in_use.set(names, tokenizer)
+            except Exception:
+                if before is not None:
+                    adapted.config.template = before
+                raise
             self._show_labels()
 
     def start_class_head(self) -> None:
@@ -324,6 +331,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         super().add_weighted_adapter(adapters, weights, adapter_name, *args, **kwargs)
         classes = self.class_name_classifier.in_use
         if adapter_name not in classes.memory.class_lists:  # PEFT's own tuners pass `add_adapter` by
+            self.class_name_classifier.adapted.take_fields(adapter_name, adapters[0])
             classes.take(adapter_name)
 
     @contextmanager

@@ -128,7 +128,7 @@ def predict_logits(
             yield batch
 
     logits = processes.gather(_logits_by_batch(model, unlabelled()))
-    return _finite(torch.cat(logits)).numpy(), torch.cat(processes.gather(labels)).numpy()
+    return require_finite(torch.cat(logits)).numpy(), torch.cat(processes.gather(labels)).numpy()
 
 
 def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -137,7 +137,7 @@ def logits_of(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Tensor]])
     Raises:
         OutputNotFiniteError: some are NaN or infinite, of which no class is the largest.
     """
-    return _finite(torch.cat(_logits_by_batch(model, inputs)))
+    return require_finite(torch.cat(_logits_by_batch(model, inputs)))
 
 
 @torch.no_grad()
@@ -151,7 +151,12 @@ def _logits_by_batch(model: torch.nn.Module, inputs: Iterable[dict[str, torch.Te
     return logits
 
 
-def _finite(table: torch.Tensor) -> torch.Tensor:
+def require_finite(table: torch.Tensor) -> torch.Tensor:
+    """Return logits [images, classes] as they are.
+
+    Raises:
+        OutputNotFiniteError: some are NaN or infinite, of which no class is the largest.
+    """
     if bad := int((~table.isfinite()).any(-1).sum()):
         raise OutputNotFiniteError(
             f"Expected finite logits. Received NaN or infinity for {bad} of {len(table)} images: the training of the adapter "

@@ -86,6 +86,18 @@ def require_seed(seed) -> None:
     require_int("seed", seed, 0, MAX_SEED)
 
 
+def require_different(name: str, values: Sequence) -> None:
+    """Refuse a list of nothing, or one in which a value stands twice.
+
+    Raises:
+        ValueError: names the list and the value.
+    """
+    if not values:
+        raise ValueError(f"Expected at least one of {name}. Received: {name}=[].")
+    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
+        raise ValueError(f"Expected {name} that differ, as each counts once. Received twice: {twice[0]!r}.")
+
+
 def is_number(value) -> bool:
     """Tell whether a value is a number, of Python or NumPy; truth values are none."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,25 @@ def test_adapters_of_one_name_are_told_apart(places, tmp_path):
         (tmp_path / run).mkdir()
         (tmp_path / run / "coop").symlink_to(places["coop"])
     assert Playground([str(tmp_path / run / "coop") for run in ("a", "b")]).names[1:] == ["a/coop", "b/coop"]
+
+
+def test_base_models_of_one_name_are_told_apart(places, clip_path, tmp_path):
+    for run in ("a", "b"):
+        shutil.copytree(clip_path, tmp_path / run / "clip")
+        shutil.copytree(places["coop"], tmp_path / f"{run}-adapter")
+        path = tmp_path / f"{run}-adapter" / "adapter_config.json"
+        config = json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / run / "clip")}
+        path.write_text(json.dumps(config))
+    names = Playground([str(tmp_path / f"{run}-adapter") for run in ("a", "b")]).names
+    assert names == ["zero-shot (a/clip)", "zero-shot (b/clip)", "a-adapter", "b-adapter"]
+
+
+def test_results_that_say_little_do_no_harm(places, tmp_path):
+    shutil.copytree(places["coop"], tmp_path / "coop")
+    (tmp_path / "coop" / "results.json").write_text(
+        json.dumps({"settings": {"model": None}, "classes": {"all": ["a", "b"]}, "data": None})
+    )
+    assert Playground([str(tmp_path / "coop")]).contestants["coop"].about.startswith("CoOp on")
 
 
 def test_a_model_that_gives_no_numbers_is_told(playground, picture, monkeypatch):

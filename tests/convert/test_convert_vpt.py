@@ -150,3 +150,9 @@ def test_deep_prompts_that_shared_training_never_used_are_left_out(base_is_given
         convert_checkpoint(checkpoint, "vpt", tmp_path, base_model=base, deep_shared=True)
     loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
     assert torch.equal(loaded(pixel_values=images()).logits, model(pixel_values=images()).logits)
+
+
+def test_a_head_with_hidden_layers_is_refused(tmp_path):
+    hidden = {"head.projection.0.weight": torch.zeros(24, 24), "head.last_layer.weight": torch.zeros(5, 24)}
+    with pytest.raises(AdapterMismatchError, match="one with hidden layers, 'head.projection'"):
+        convert_checkpoint(TOKENS | hidden, "vpt", tmp_path / "adapter", base_model=tiny_vit())

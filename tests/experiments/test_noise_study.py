@@ -135,6 +135,9 @@ def test_a_method_with_fields():
         (("--seeds", "1.5"), "--seeds takes whole numbers separated by commas. Received: '1.5'"),
         (("--rates", "0,1.5"), "noise rate above 0 and up to 1"),
         (("--shots", 2), "at least 3 shots with 'linear-probe'"),
+        (("--seeds", "1,2,1"), "Expected seeds that differ, as each counts once. Received twice: 1"),
+        (("--methods", "coop,coop"), "Expected methods that differ, as each counts once. Received twice: 'coop'"),
+        (("--losses", "ce", "--q", 0.5), "--q is of gce and phuber-gce. Received: --losses ce"),
         (("--rates", "0,half"), "--rates takes numbers separated by commas. Received: '0,half'"),
     ],
 )

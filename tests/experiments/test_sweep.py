@@ -179,8 +179,10 @@ def test_errors(settings, data, tmp_path):
         Grid((0.5, 0))
     with pytest.raises(ValueError, match="weight_decays to be numbers >= 0"):
         Grid((0.5,), (-1.0,))
-    with pytest.raises(ValueError, match="at least one seed"):
+    with pytest.raises(ValueError, match="at least one of seeds"):
         sweep(settings, data, tmp_path, seeds=())
+    with pytest.raises(ValueError, match="Expected seeds that differ, as each counts once. Received twice: 1"):
+        sweep(settings, data, tmp_path, seeds=(1, 2, 1))
     with pytest.raises(ValueError, match="Zero-shot trains nothing"):
         sweep(Settings(method="zero-shot"), data, tmp_path)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from peft_vprompt.errors import ClassNamesError
+from peft_vprompt.errors import ClassNamesError, OutputNotFiniteError
 from peft_vprompt.export import Classifier
-from tests.support.command_line import QUICK, train
+from tests.support.command_line import QUICK, train, vprompt
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
 from tests.support.peft_behaviours import ROWS, save_row
 
@@ -135,3 +135,25 @@ def test_what_the_training_left(clip_path, colours, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert classifier.class_names == results["classes"]["base"] + results["classes"]["novel"]
     assert classifier.preprocess(pictures())["pixel_values"].shape == (3, 3, 48, 48)
+
+
+def test_a_model_that_diverged_is_refused(saved, tmp_path):
+    classifier = Classifier.from_pretrained(saved("coop"), device="cpu")
+    with torch.no_grad():
+        classifier.model.base_model.text_encoder.active_prompts.tokens.fill_(float("nan"))
+    with pytest.raises(OutputNotFiniteError, match="NaN or infinity for 3 of 3 images"):
+        classifier(pictures())
+
+
+def test_the_background_of_the_training_is_that_of_predictions(clip_path, colours, tmp_path):
+    train(tmp_path / "run", clip_path, colours, "--method", "coop", "--background", "black", *QUICK)
+    assert Classifier.from_pretrained(tmp_path / "run", device="cpu").background == "black"
+    Image.new("RGBA", (40, 40), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (40, 40), "black").save(tmp_path / "black.png")
+    found = {}
+    for name, more in (("clear", ()), ("black", ()), ("white", ("--background", "white"))):
+        image = tmp_path / f"{'clear' if name == 'white' else name}.png"
+        given = ("--adapter", tmp_path / "run", "--data", image, "--output", tmp_path / f"{name}.jsonl", *more)
+        vprompt("predict", *given)
+        found[name] = json.loads((tmp_path / f"{name}.jsonl").read_text())["probability"]
+    assert found["clear"] == found["black"] != found["white"]

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor, UnidentifiedImageError
 from transformers import AutoConfig
 
-from peft_vprompt.data.images import to_rgb
+from peft_vprompt.data.images import UNREADABLE, read_rgb, to_rgb
 from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.export import Classifier, export, standalone
 from peft_vprompt.export.quantisation import quantise
@@ -203,6 +203,52 @@ def test_images_are_read_as_here(mode, tmp_path):
     with Image.open(path) as opened:
         expected = np.asarray(to_rgb(opened))
     np.testing.assert_array_equal(np.asarray(standalone.read_image(path)), expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+def test_transparent_parts_show_the_background_of_the_training(mode, tmp_path):
+    if mode == "RGBA":
+        image = Image.new("RGBA", (6, 6), (255, 0, 0, 0))
+        image.save(tmp_path / "a.png")
+    else:
+        values = np.zeros((6, 6), np.uint16)
+        values[:3] = 40000
+        Image.fromarray(values).save(tmp_path / "a.png", transparency=0)
+    for background in ("white", "black", "#102030"):
+        expected = np.asarray(read_rgb(tmp_path / "a.png", background))
+        np.testing.assert_array_equal(np.asarray(standalone.read_image(tmp_path / "a.png", background)), expected)
+        assert tuple(expected[-1, -1]) == ImageColor.getrgb(background)
+
+
+def test_the_background_of_the_training_is_kept(classifier, tmp_path):
+    made = classifier("coop")
+    dark = Classifier(made.bundle, made.class_names, background="black")
+    clear = Image.new("RGBA", (40, 40), (255, 255, 255, 0))
+    clear.save(tmp_path / "a.png")
+    black = Image.new("RGB", (40, 40), "black")
+    assert torch.equal(dark.probabilities(clear), made.probabilities(black))
+    assert torch.equal(dark.probabilities(tmp_path / "a.png"), made.probabilities(black))
+    exported = export(dark, tmp_path / "out", "plain")
+    np.testing.assert_allclose(
+        exported.predictor().probabilities([tmp_path / "a.png"]), made.probabilities(black), atol=1e-6
+    )
+
+
+def test_any_damaged_image_is_skipped_by_the_program(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "bad.png", exif=b"II*\0")
+    with pytest.raises(standalone.UNREADABLE):
+        standalone.read_image(tmp_path / "bad.png")
+    assert set(UNREADABLE) <= {*standalone.UNREADABLE, UnidentifiedImageError}
+
+
+@needs_onnx
+def test_as_many_classes_as_a_layer_is_wide(clip_path, tmp_path):
+    sizes = []
+    for count in (23, 24):  # the tiny image encoder is 24 wide
+        made = Classifier.zero_shot(clip_path, [f"class {number}" for number in range(count)], device="cpu")
+        whole, rounded = (export(made, tmp_path / f"{count}-{int8}", "onnx", int8=int8) for int8 in (False, True))
+        sizes.append(rounded.bytes / whole.bytes)
+    assert sizes[1] == pytest.approx(sizes[0], abs=0.03)
 
 
 def test_folders_that_hold_something_else(classifier, tmp_path):

@@ -60,3 +60,8 @@ def test_a_model_is_evaluated_by_it(make):
     some = [{**row, "labels": row["labels"][[3, 0]]} for row in rows]
     found = evaluate(model, {"all": EvalSet(some, [CLASS_NAMES[3], CLASS_NAMES[0]])})
     assert found == {"all": pytest.approx(100 * by_definition(logits[:, [0, 3]], labels[:, [0, 3]]))}
+
+
+def test_one_list_of_scores_is_refused():
+    with pytest.raises(ValueError, match=r"Received: shape \[2\]"):
+        mean_average_precision([0.1, 0.9], [0, 1])

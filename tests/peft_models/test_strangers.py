@@ -30,12 +30,14 @@ from peft_vprompt.convert import convert_clip
 from peft_vprompt.convert.checkpoint import load_base_model
 from peft_vprompt.core.tokenization import find_tokenizer
 from peft_vprompt.errors import TokenizerNotFoundError
-from peft_vprompt.experiments.models import load_base
+from peft_vprompt.experiments.models import has_head, load_base
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
 from peft_vprompt.experiments.results import read_results, require_local_data
+from peft_vprompt.experiments.sharing import publish
 from peft_vprompt.utils.hub import split_revision
 from tests.support.command_line import vprompt
 from tests.support.models import CLASS_NAMES, tiny_clip, tiny_tokenizer, tiny_vit
+from tests.support.peft_behaviours import save_row
 
 
 N = {"class_names": ["a", "b"]}
@@ -366,3 +368,25 @@ def test_nothing_of_the_machine_is_in_a_saved_adapter(tmp_path, monkeypatch):
         content = path.read_bytes()
         assert b"hf_secret" not in content
         assert str(Path.home()).encode() not in content
+
+
+@pytest.mark.parametrize("recorded", [None, 5, [], {}])
+def test_a_base_class_that_is_none_is_no_head(recorded, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES)
+    config.auto_mapping = {"base_model_class": recorded}
+    assert has_head(config) is False
+
+
+def test_damaged_weights_are_named_by_inspect(tmp_path):
+    get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2)).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    shown = vprompt("inspect", tmp_path / "adapter", "--header", code=2)
+    assert "adapter_model.safetensors' are damaged" in shown
+
+
+def test_results_that_say_little_are_not_published(vit_path, tokenizer_path, tmp_path):
+    save_row(tmp_path / "adapter", "vpt-deep", vit_path, tokenizer_path)
+    (tmp_path / "adapter" / "results.json").write_text(json.dumps(GOOD | {"classes": {"all": CLASS_NAMES}}))
+    with pytest.raises(ValueError, match="results.json'. Received some without.*Move the file away"):
+        publish(str(tmp_path / "adapter"), "me/adapter", model_name_or_path=vit_path)

@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 
-from peft_vprompt import ContextOptConfig, PromptSRCConfig, VisualPromptConfig
+from peft_vprompt import CLIPLoraConfig, ContextOptConfig, PromptSRCConfig, VisualPromptConfig
 from peft_vprompt.backbones.supported import dual_encoder_view
 from peft_vprompt.losses import BinaryCrossEntropy
 from peft_vprompt.training.evaluation import compute_metrics
@@ -203,3 +203,15 @@ def test_a_bias_without_several_labels_is_refused():
         VisualPromptConfig(logit_bias=1.0)
     with pytest.raises(ValueError, match="Expected problem_type to be one of"):
         VisualPromptConfig(problem_type="regression")
+
+
+def test_the_models_bias_stands_for_the_same_cosine_under_another_scale(tmp_path):
+    tiny_tokenizer("siglip").save_pretrained(tmp_path)
+    base = tiny("SiglipModel")
+    own, bias = base.logit_scale.exp().item(), base.logit_bias.item()
+    config = {"class_names": CLASS_NAMES, "tokenizer_name_or_path": str(tmp_path), "problem_type": SEVERAL}
+    model = get_peft_model(base, CLIPLoraConfig(logit_scale=30.0, **config)).eval()
+    with torch.no_grad():
+        cosines = model.encode_images(**inputs("SiglipModel")) @ model.encode_classes().t()
+        logits = model(**inputs("SiglipModel")).logits
+    torch.testing.assert_close(logits, 30 * (cosines + bias / own))

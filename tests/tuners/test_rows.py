@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 
 import peft_vprompt
-from peft_vprompt import MaPLeConfig, MMRLConfig, PromptKDConfig
+from peft_vprompt import MaPLeConfig, MMRLConfig
 from peft_vprompt.experiments.models import METHODS, build_model, published_fields
 from peft_vprompt.peft_models.model_card import render_model_card
 from peft_vprompt.tuners.base.registry import find_row, get_method
@@ -142,8 +142,3 @@ def test_a_longer_training_keeps_the_place_of_its_average():
     longer = recipe.override(epochs=50).averaging
     assert (longer.mean, longer.std) == (37.5, 2.5)
     assert recipe.override(epochs=10).averaging == recipe.averaging == recipe.override(learning_rate=0.1).averaging
-
-
-def test_distillation_takes_one_class_for_each_image():
-    with pytest.raises(ValueError, match="one class for each image.*Leave it out"):
-        PromptKDConfig(class_names=CLASS_NAMES, problem_type="multi_label_classification")

@@ -106,7 +106,7 @@ def read_config(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> dict
     path = Path(name_or_path)
     if path.is_file():
         beside = path.parent / CONFIG_FILE
-        said = str(beside) if path.name in WEIGHT_FILES and beside.is_file() else None
+        said = str(beside) if beside.is_file() else None
         if said is None:
             return {}
     else:

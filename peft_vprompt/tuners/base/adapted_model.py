@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +139,11 @@ class AdaptedModel:
             recorded = {name: getattr(stand_in, name) for name in names}
             config.auto_mapping = (config.auto_mapping or {}) | {CLASSES: recorded}
 
+    def take_fields(self, adapter_name: str, other: str) -> None:
+        """Give an adapter of one of PEFT's own tuners what stands for the fields that it lacks of another one."""
+        if other in self._plain_configs:
+            self._plain_configs[adapter_name] = copy.deepcopy(self._plain_configs[other])
+
     def forget(self, adapter_name: str) -> None:
         """Forget an adapter that was deleted."""
         self._plain_configs.pop(adapter_name, None)
@@ -212,12 +218,23 @@ class AdaptedModel:
         text = None if backbone.text is None else model.get_submodule(backbone.text)
         if isinstance(vision, PromptedVisionEncoder):
             return vision, text
+        if self._plain_encoders is not None and not self._plain_encoders_are_of(vision, text):  # one was exchanged
+            self._forget_plain_encoders()
         if self._plain_encoders is None:
             text = None if text is None else PromptedTextEncoder(text)
             self._plain_encoders = PromptedVisionEncoder(vision, text), text
             for encoder in filter(None, self._plain_encoders):
                 encoder.patch_layers(True)
         return self._plain_encoders
+
+    def _plain_encoders_are_of(self, vision: nn.Module, text: nn.Module | None) -> bool:
+        layers: Any = self._plain_encoders
+        return layers[0].base_layer is vision and (layers[1] is None or layers[1].base_layer is text)
+
+    def _forget_plain_encoders(self) -> None:
+        for encoder in filter(None, self._plain_encoders or ()):
+            encoder.restore()
+        self._plain_encoders = None
 
     def take_labels(self) -> None:
         """Let the `Trainer` see the inputs of the classification call, whatever the tuner is."""
@@ -226,9 +243,7 @@ class AdaptedModel:
 
     def release(self) -> None:
         """Give the base model under another tuner than ours back as it was."""
-        for encoder in filter(None, self._plain_encoders or ()):
-            encoder.restore()
-        self._plain_encoders = None
+        self._forget_plain_encoders()
         restore_class(self.tuner.model)
 
     @property

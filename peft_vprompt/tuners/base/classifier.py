@@ -102,13 +102,13 @@ class ClassNameClassifier:
         self.adapted.forget(adapter_name)
 
     def compare(self, names: Sequence[str], **inputs) -> ClassificationOutput:
-        """Classify images by other names than the adapter's classes, which stay what they are.
+        """Classify images by other names than the adapter's classes, which stay what they are; calls by other threads wait.
 
         Args:
             names: one name for each class.
             inputs: keyword arguments of `classify`.
         """
-        with self.in_use.replaced_by(names):
+        with self.adapted.lock.change(), self.in_use.replaced_by(names):
             return self.classify(**inputs)
 
     def start_class_head(self) -> None:

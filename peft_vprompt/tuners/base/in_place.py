@@ -27,6 +27,10 @@ LAYER = "prompted_encoder"
 PARTS = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
+#: Attribute of a model in which transformers notes that its layers have the hooks that collect states.
+HOOKED = "_output_capturing_hooks_installed"
+
+
 class CarriesPrompts:
     """Mixin for the class of a bare encoder that carries prompts: its call is that of the tuner layer inside.
 
@@ -126,6 +130,8 @@ def give_back(encoder: nn.Module, inner: nn.Module) -> None:
     encoder.__class__ = type(inner)
     for name in PARTS:
         vars(encoder)[name] = vars(inner)[name]
+    if getattr(inner, HOOKED, False):
+        setattr(encoder, HOOKED, True)
     if hook is not None:
         add_hook_to_module(encoder, hook)
 

@@ -7,12 +7,15 @@ with their prompts is in `prompted_vision_encoder` and `prompted_text_encoder`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ...backbones.base import EncoderView
 from ...backbones.supported import view as view_of
 from ...core import attention, quick_gelu
 from ...prompts.base import PromptModule
+from ...utils.fields import shown
 from .tuner_layer import WrapperLayer
 
 
@@ -39,6 +42,20 @@ class PromptedEncoder(WrapperLayer):
             self.add_module(name, nn.ModuleDict())
             self.adapter_layer_names = (*self.adapter_layer_names, name)
         getattr(self, name)[adapter_name] = module
+
+    def asked_for(self, name: str, given: Any) -> bool:
+        """Return whether a call asks for `output_hidden_states`, say, by itself or by the config of the encoder.
+
+        Raises:
+            ValueError: it asks for some of them by their numbers.
+        """
+        wanted = getattr(self.base_layer.config, name, False) if given is None else given
+        if not isinstance(wanted, bool):
+            raise ValueError(
+                f"Expected {name} as True or False of an encoder with prompts. Received: {name}={shown(wanted)}. Pass True, and "
+                "take those that you want."
+            )
+        return wanted
 
     def module_of(self, adapter_name: str, kind: str) -> nn.Module | None:
         """Return an adapter's prompts (`LEARNER`) or readout (`READOUT`), None if it has none here."""

@@ -202,7 +202,8 @@ class PromptedTextEncoder(PromptedEncoder):
             return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
         self._check_placement(prompts)
         run = functools.partial(self._run, prompts=prompts)
-        output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, output_hidden_states)
+        states = self.asked_for("output_hidden_states", output_hidden_states)
+        output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, states)
         return output if return_dict is not False else output.to_tuple()
 
     def _run(

@@ -143,7 +143,12 @@ class PromptedVisionEncoder(PromptedEncoder):
         prompts = self.active_prompts
         flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         flags |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
-        if pixel_values is None or prompts is None or prompts.read_only:
+        plain = pixel_values is None or prompts is None or prompts.read_only
+        if not plain:
+            output_attentions = self.asked_for("output_attentions", output_attentions)
+            hidden = self.asked_for("output_hidden_states", output_hidden_states)
+            flags |= {"output_hidden_states": hidden, "output_attentions": output_attentions}
+        if plain:
             return self._run_plain(pixel_values, for_head, flags | {"attention_mask": attention_mask}, **kwargs)
         if attention_mask is not None:
             raise ValueError(

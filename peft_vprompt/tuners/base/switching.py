@@ -58,6 +58,14 @@ def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> Non
     for layer in adapter_layers(tuner):
         if isinstance(layer, AuxiliaryTrainingWrapper):
             layer.delete_adapter(adapter_name, new_active_adapters=active)
+            keep_frozen(layer, tuner)
+
+
+def keep_frozen(wrapper: AuxiliaryTrainingWrapper, tuner: BaseTuner) -> None:
+    """Freeze copies of adapters that were loaded to be used, which PEFT lets learn when it makes them active."""
+    for name in wrapper._adapters:
+        if name in tuner.peft_config and tuner.peft_config[name].inference_mode:
+            wrapper.set_requires_grad(name, False)
 
 
 def switch_copies(tuner: BaseTuner, adapter_name: str) -> None:

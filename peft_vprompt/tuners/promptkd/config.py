@@ -54,11 +54,6 @@ class PromptKDConfig(PromptConfig):
         super().__post_init__()
         if self.class_names is None:
             raise ClassNamesError("Expected class_names: there is one feature of the teacher for each class.")
-        if self.is_multi_label:
-            raise ValueError(
-                "Expected one class for each image: the teacher's predictions are probabilities over the classes. Received: "
-                f"problem_type={self.problem_type!r}. Leave it out."
-            )
         held = [name for name in ("text_consistency_weight", "image_consistency_weight") if getattr(self, name)]
         if held and self.teacher_dim is not None:
             raise ValueError(

@@ -38,6 +38,11 @@ def read(state: State) -> Layout:
         tokens, embedding = (vpt_stages, "patch_embed.proj") if swin else (vpt_tokens, "embeddings.patch_embeddings")
         layout = tokens(state, prompts) if prompts.ndim == 3 else vpt_pixels(state, prompts, prefix + embedding)
     layout.architecture = "swin" if swin else "vit"
+    if any(key.startswith("head.projection.") for key in state):
+        raise AdapterMismatchError(
+            "Expected a linear head, 'head.last_layer' alone. Received one with hidden layers, 'head.projection' (MLP_NUM > 0), "
+            "which an adapter of VPT does not have."
+        )
     for name, rank in (("weight", 2), ("bias", 1)):
         if (key := f"head.last_layer.{name}") in state:
             layout.tensors["head", name] = require(state, key, "vpt", rank)

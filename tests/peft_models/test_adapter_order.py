@@ -1,0 +1,166 @@
+"""Adapters added, deleted, exchanged and asked in any order, by several threads: what answers, learns and is said of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import ConvNextConfig, ConvNextForImageClassification
+
+from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, ContextOptConfig, VisualPromptConfig
+from tests.support.models import CLASS_NAMES, NUM_LABELS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
+
+
+def lora(**options):
+    return LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"], init_lora_weights=False, **options)
+
+
+def on_names(template=None):
+    """A CLIP under PEFT's own LoRA, on class names."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_clip(), lora()).eval()
+    model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer(), template=template)
+    return model
+
+
+def trained(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def test_threads_that_compare_with_other_names_do_not_mix():
+    model = get_peft_model(tiny_clip(), ContextOptConfig(num_virtual_tokens=2)).eval()
+    model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+    lists = [["fox", "owl"], ["car", "bus"], ["red", "blue"]]
+
+    @torch.no_grad()
+    def compare(names):
+        return model.class_name_classifier.compare(names, pixel_values=images()).logits
+
+    expected = [compare(names) for names in lists]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(compare, lists * 20))
+    assert all(torch.allclose(each, expected[index % 3], atol=1e-6) for index, each in enumerate(found))
+    assert model.class_names == CLASS_NAMES
+
+
+def test_labels_are_those_of_the_adapter_that_is_left(tmp_path):
+    for tag in "ab":
+        vit = tiny_vit()
+        vit.config.id2label = {index: f"{tag}{index}" for index in range(NUM_LABELS)}
+        vit.config.label2id = {name: index for index, name in vit.config.id2label.items()}
+        get_peft_model(vit, BiasTuningConfig()).save_pretrained(tmp_path / tag)
+    model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path / "a"), adapter_name="a")
+    model.load_adapter(str(tmp_path / "b"), "b")
+    model.delete_adapter("a")
+    assert model.get_base_model().config.id2label[0] == "b0"
+    model.save_pretrained(tmp_path / "out")
+    assert model.peft_config["b"].id2label[0] == "b0"
+
+
+@pytest.mark.parametrize("unload", ["unload", "merge_and_unload"])
+def test_the_base_model_comes_back_after_the_last_adapter_was_deleted(unload):
+    model = get_peft_model(tiny_vit(), BottleneckAdapterConfig())
+    model.delete_adapter("default")
+    base = getattr(model, unload)()
+    with torch.no_grad():
+        assert torch.equal(base(images()).logits, tiny_vit()(images()).logits)
+
+
+@pytest.mark.parametrize("way", ["weighted", "interpolated"])
+def test_an_adapter_made_of_a_lora_has_its_classes_and_its_template(way):
+    model = on_names("a drawing of a {}.")
+    expected = logits(model)
+    if way == "weighted":
+        model.add_adapter("b", lora())
+        model.add_weighted_adapter(["default", "b"], [1.0, 0.0], "new")
+    else:
+        model.interpolate(1.0, "new")
+    model.set_adapter("new")
+    assert model.class_names == CLASS_NAMES
+    torch.testing.assert_close(logits(model), expected)
+
+
+def test_a_weighted_sum_takes_no_name_that_is_there():
+    model = on_names()
+    model.add_adapter("b", lora())
+    with pytest.raises(
+        ValueError, match="name of a new adapter. Received: 'b', which this model has. Delete it first"
+    ):
+        model.add_weighted_adapter(["default"], [1.0], "b")
+
+
+def test_an_unloaded_encoder_collects_each_state_once():
+    encoder = tiny_vit(bare=True)
+    model = get_peft_model(encoder, VisualPromptConfig(num_virtual_tokens=2)).eval()
+    with model.disable_adapter():
+        model(images(), output_hidden_states=True)
+    base = model.unload()
+    assert len(base(images(), output_hidden_states=True).hidden_states) == 1 + base.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("tower", ["vision_model", "text_model"])
+def test_a_tower_that_is_exchanged_answers(tower):
+    model = on_names()
+    before = logits(model)
+    other = getattr(tiny_clip(seed=5), tower)
+    setattr(model.get_base_model(), tower, other)
+    found = logits(model)
+    assert not torch.allclose(found, before, atol=1e-3)
+    fresh = tiny_clip()
+    setattr(fresh, tower, getattr(tiny_clip(seed=5), tower))
+    with model.disable_adapter():
+        plain = logits(model)
+    expected = get_peft_model(fresh, ContextOptConfig(num_virtual_tokens=2)).eval()
+    expected.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+    with expected.disable_adapter():
+        # The LoRA's layers in the other tower are gone with the old one.
+        torch.testing.assert_close(plain, logits(expected))
+
+
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
+def test_what_the_config_asks_for_is_given(name):
+    vit = tiny_vit()
+    if name == "output_attentions":
+        vit.set_attn_implementation("eager")
+    setattr(vit.config, name, True)
+    model = get_peft_model(vit, VisualPromptConfig(num_virtual_tokens=2)).eval()
+    found = getattr(model(images()), name.removeprefix("output_"))
+    assert found is not None and len(found) >= vit.config.num_hidden_layers
+    setattr(vit.config, name, False)
+    assert getattr(model(images()), name.removeprefix("output_")) is None
+    with pytest.raises(ValueError, match=f"Expected {name} as True or False.*Pass True"):
+        model(images(), **{name: [0]})
+
+
+def test_threads_have_images_of_their_own_behind_the_first_convolution():
+    torch.manual_seed(0)
+    config = ConvNextConfig(image_size=32, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_labels=5)
+    prompts = VisualPromptConfig(num_virtual_tokens=1, location="below")
+    model = get_peft_model(ConvNextForImageClassification(config), prompts).eval()
+    pixels = [torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+    @torch.no_grad()
+    def answer(index):
+        return model(pixel_values=pixels[index]).logits
+
+    expected = [answer(index) for index in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(answer, [0, 1, 2] * 30))
+    assert all(torch.allclose(each, expected[index % 3], atol=1e-5) for index, each in enumerate(found))
+
+
+def test_an_adapter_that_was_loaded_to_be_used_does_not_learn_when_another_goes(tmp_path):
+    get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2)).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path), adapter_name="a")
+    model.add_adapter("b", VisualPromptConfig(num_virtual_tokens=2))
+    model.set_adapter("b")
+    model.delete_adapter("b")
+    assert model.active_adapters == ["a"] and trained(model) == []
+
+
+def test_names_that_are_refused_change_no_template():
+    model = on_names()
+    before = logits(model)
+    with pytest.raises(ValueError, match="class"):
+        model.set_class_names([""], template="xyz {}")
+    assert torch.equal(logits(model), before)
