@@ -22,7 +22,10 @@ def inspect(
     header: Annotated[
         bool, option("Read the adapter's own files alone; the base model is not loaded.", "--header")
     ] = False,
-    image: Annotated[Path | None, option("Image to show the attention of visual prompts over.")] = None,
+    image: Annotated[
+        Path | None,
+        option("Image to show the attention of visual prompts over, or on which the classes of CoCoOp depend."),
+    ] = None,
     output: Annotated[Path | None, option("PNG file for that picture.")] = None,
     as_json: Annotated[bool, option("Print JSON, for other programs.", "--json")] = False,
 ):
@@ -38,11 +41,12 @@ def inspect(
     from peft_vprompt.experiments.inspection import describe_adapter, inspect_with_model
     from peft_vprompt.experiments.models import adapter_config
 
-    if (image is None) != (output is None):
-        raise ValueError("Expected --image with --output, the picture's file. Received one of them.")
     if header and image is not None:
         raise ValueError("Expected --image without --header, which loads no model. Received both.")
     found = describe_adapter(adapter, subfolder)
+    has_attention = found["method"] != "cocoop"  # whose classes depend on the image, and which has no visual prompts
+    if (image is None) != (output is None) and (has_attention or image is None):
+        raise ValueError("Expected --image with --output, the picture's file. Received one of them.")
     if not header:
         if not as_json and model is None and not Path(adapter).is_dir():
             say_named(adapter_config(adapter))

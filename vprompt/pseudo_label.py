@@ -86,6 +86,11 @@ def pseudo_label(
     require_model(model, data)
     images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)
+    if min_confidence is not None and (ignored := given("selector", "per_class")):
+        raise ValueError(
+            f"--min-confidence takes every image above it, whatever else is asked for. Received: {' '.join(map(str, ignored))} with "
+            "it. Leave one of both out."
+        )
     truth = _true_labels(data, len(images["train"])) if check else None
     benchmark = data.benchmark if data else None
     templates = read_templates(template, benchmark)

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..errors import AdapterMismatchError
 from ..tuners.base.class_name_checks import digest_names
 from ..utils.digests import digest_json, digest_tensors
+from ..utils.fields import shown
 from ..utils.io import atomic_files, finish_saving, read_text
 from ..utils.warning import warn_caller
 
@@ -40,6 +42,21 @@ CARD = "README.md"
 
 #: Folder, in that of an adapter, of what earlier runs left there.
 PREVIOUS = "previous"
+
+#: Fields of a config that say where an adapter is from, what its classes are called, or how it started.
+_NOT_COMPUTED = {
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("class_names", "class_names_digest", "tokenizer_name_or_path", "token", "num_labels", "id2label", "label2id"),
+    *("modules_to_save", "prompt_init"),
+}
 
 #: Files of weights, of which a folder has one.
 _INSTEAD_OF = {SAFETENSORS_WEIGHTS_NAME: WEIGHTS_NAME, WEIGHTS_NAME: SAFETENSORS_WEIGHTS_NAME}
@@ -154,6 +171,39 @@ def check_digest(weights: Mapping[str, Tensor], model_id: str | os.PathLike, hub
         )
 
 
+def tell_other_config(config: Any, model_id: str | os.PathLike, hub_options: dict) -> None:
+    """Warn where an adapter's file was saved with a config that computes otherwise: the one that is there stays.
+
+    Args:
+        config: that of the adapter that takes the weights.
+        model_id: folder or Hub id of the adapter.
+        hub_options: `subfolder`, `revision`, `cache_dir` of the adapter.
+    """
+    saved = _saved_config(model_id, hub_options)
+    if type(saved) is not type(config):
+        return
+    other = [
+        f"{each.name}={shown(getattr(saved, each.name))} (here {shown(getattr(config, each.name))})"
+        for each in fields(config)
+        if each.name not in _NOT_COMPUTED and getattr(saved, each.name) != getattr(config, each.name)
+    ]
+    if other:
+        warn_caller(
+            f"The adapter in {str(model_id)!r} was saved with {', '.join(other)}. Of an adapter that is there already the "
+            "weights are replaced and the config stays. Delete it first, or load under another name, to take both."
+        )
+
+
+def _saved_config(model_id: str | os.PathLike, hub_options: dict) -> Any:
+    """Return the config of a saved adapter; None of weights alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the adapter was made
+        try:
+            return PeftConfig.from_pretrained(str(model_id), **hub_options)
+        except ValueError:
+            return None
+
+
 def check_classes(config: Any, model_id: str | os.PathLike, hub_options: dict) -> None:
     """Refuse an adapter that learned something for each class, where its classes are not those of the file.
 
@@ -170,12 +220,9 @@ def check_classes(config: Any, model_id: str | os.PathLike, hub_options: dict) -
     classes = getattr(config, "learned_classes", None)
     if classes is None:
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the adapter was made
-        try:
-            saved: Any = PeftConfig.from_pretrained(str(model_id), **hub_options)
-        except ValueError:  # weights alone, for an adapter that is there already
-            return
+    saved = _saved_config(model_id, hub_options)
+    if saved is None:  # weights alone, for an adapter that is there already
+        return
     if saved.class_names_digest not in (None, digest_names(classes)):
         names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise AdapterMismatchError(

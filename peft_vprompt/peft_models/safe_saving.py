@@ -28,14 +28,14 @@ from ..core.offloading import is_sharded
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
 from ..tuners.base import registry
-from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig
+from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig, PromptConfig
 from ..tuners.base.hf_patches import plain_class
 from ..tuners.base.switching import adapter_layers, adapter_parameters, require_unmerged
 from ..utils.archive import Archive
 from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
 from ..utils.validation import first_line, shorten
-from .adapter_files import adapter_files, check_digest, complete_adapter
+from .adapter_files import adapter_files, check_digest, complete_adapter, tell_other_config
 from .adapter_model import AdapterModel
 from .card_details import CardDetails
 from .labels import plain_config
@@ -126,6 +126,8 @@ class SavedPeftModel(AdapterModel):
         check_digest(weights, model_id, hub_options)
         if adapter_name in self.peft_config:
             self._check_fit(adapter_name, weights, model_id, hub_options)
+            if isinstance(self.peft_config[adapter_name], PromptConfig):
+                tell_other_config(self.peft_config[adapter_name], model_id, hub_options)
         try:
             result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
         except RuntimeError:  # of torch, when a shape differs: ours says which adapter and which model

@@ -133,6 +133,8 @@ def test_the_command(adapters, tmp_path):
     found = json.loads(vprompt("inspect", adapters / "linear", "--json"))
     assert isinstance(found["words"], str) and len(found["similar"]) == 10
     assert "depend on" in json.loads(vprompt("inspect", adapters / "cocoop", "--json"))["similar"]
+    given = ("--image", tmp_path / "image.png", "--json")
+    assert len(json.loads(vprompt("inspect", adapters / "cocoop", *given))["similar"]) == 10
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Adapters added, deleted, exchanged and asked in any order, by several threads: what answers, learns and is said of it."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
-from peft_vprompt import BiasTuningConfig, BottleneckAdapterConfig, ContextOptConfig, VisualPromptConfig
+from peft_vprompt import (
+    BiasTuningConfig,
+    BottleneckAdapterConfig,
+    ContextOptConfig,
+    TipAdapterConfig,
+    VisualPromptConfig,
+)
 from tests.support.models import CLASS_NAMES, NUM_LABELS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
 
 
@@ -164,3 +171,19 @@ def test_names_that_are_refused_change_no_template():
     with pytest.raises(ValueError, match="class"):
         model.set_class_names([""], template="xyz {}")
     assert torch.equal(logits(model), before)
+
+
+def test_weights_of_another_config_are_told(tmp_path):
+    def made(**options):
+        config = TipAdapterConfig(class_names=CLASS_NAMES, num_support_images=10, **options)
+        return get_peft_model(tiny_clip(), config).eval()
+
+    made(alpha=8.0).save_pretrained(tmp_path)
+    model = made()
+    with pytest.warns(UserWarning, match=r"saved with alpha=8.0 \(here 1.17\).*the config stays. Delete it first"):
+        model.load_adapter(str(tmp_path), "default")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_adapter(str(tmp_path), "new")
+        made(alpha=8.0).load_adapter(str(tmp_path), "default")
+    assert model.peft_config["new"].alpha == 8.0

@@ -119,8 +119,8 @@ class ModuleTuner(BaseTuner):
 
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Return the base model: as it was, or with the adapter's values. PEFT's own would keep the trained head in both."""
-        active = next(iter(adapter_names or self.active_adapters), None)  # none after the last one was deleted
-        merge = merge and active is not None
+        active = next(iter(adapter_names or self.active_adapters), "")  # none after the last one was deleted
+        merge = merge and bool(active)
         for name, module in ClassifierParts(self.model).own_modules.items():
             if isinstance(module, ModuleTunerLayer):
                 if merge:
