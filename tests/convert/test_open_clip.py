@@ -203,6 +203,16 @@ def test_layers_with_gaps_are_refused_at_once(kind, number):
         from_state_dict(state | {f"{place}.{number}.ln_1.weight": torch.zeros(2)})
 
 
+def test_a_configuration_counts_beside_a_file_of_any_name(folder):
+    path = folder("vit", said={"quick_gelu": False})
+    weights = path / "open_clip_model.safetensors"
+    weights.rename(path / "weights.safetensors")
+    assert load_open_clip(path / "weights.safetensors").config.text_config.hidden_act == "gelu"
+    (path / "open_clip_config.json").unlink()
+    with pytest.warns(UserWarning, match="Nothing says how .* is built. It is taken for one of openai/CLIP"):
+        assert load_open_clip(path / "weights.safetensors").config.text_config.hidden_act == "quick_gelu"
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ...errors import UnsupportedModelError
 from ...utils.checkpoint_state import CheckpointState
+from ...utils.warning import warn_caller
 from .bridge import load_bridged
 from .files import check_config, find_weights, is_open_clip, open_clip_image_processor, read_config
 from .layout import from_state_dict
@@ -37,6 +38,11 @@ def load_open_clip(name_or_path: str | os.PathLike, convert_only: bool = False, 
     """
     said = read_config(name_or_path, hub)
     state = CheckpointState(find_weights(name_or_path, hub))
+    if not said and "input_resolution" not in state:  # which the files of openai/CLIP hold
+        warn_caller(
+            f"Nothing says how {os.fspath(name_or_path)!r} is built. It is taken for one of openai/CLIP (QuickGELU, heads of 64 "
+            "numbers). If it is of open_clip, put its open_clip_config.json beside it."
+        )
     try:
         model = from_state_dict(state, **_options(said))
     except UnsupportedModelError:
