@@ -175,12 +175,19 @@ def _say(label: str, message: str) -> None:
     _Console(stderr=True).print(label, escape(" ".join(message.split())), soft_wrap=True, highlight=False)
 
 
-def say_named(config) -> None:
-    """Say which base model and which tokenizer an adapter names, before anything of them is loaded."""
-    revision = f", revision {config.revision}" if config.revision else ""
+def say_named(config, on_other_model: bool = False) -> None:
+    """Say which base model and which tokenizer an adapter names, before anything of them is loaded.
+
+    Args:
+        config: the adapter's.
+        on_other_model: the base model is known otherwise; a tokenizer that is not on this machine would be loaded all the
+            same.
+    """
+    revision = f", revision {config.revision}" if config.revision and not on_other_model else ""
+    tokenizer = getattr(config, "tokenizer_name_or_path", None)
     names = {
-        "base model": config.base_model_name_or_path,
-        "tokenizer": getattr(config, "tokenizer_name_or_path", None),
+        "base model": None if on_other_model else config.base_model_name_or_path,
+        "tokenizer": None if on_other_model and Path(tokenizer or ".").is_dir() else tokenizer,
     }
     if named := [f"the {what} {name}" for what, name in names.items() if name]:
         console.print(f"The adapter names {escape(' and '.join(named) + revision)}.", soft_wrap=True, highlight=False)

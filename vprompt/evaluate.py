@@ -131,8 +131,8 @@ def evaluate(
         require_model(model, data)
     elif data is None and saved is not None:
         require_local_data(saved["data"], Path(adapter) / "results.json")
-    if found is not None and model is None and not found.is_embedded:
-        say_named(found.config)
+    if found is not None:
+        say_named(found.config, model is not None or found.is_embedded)
     target = _other_task(data, found)
     templates = _templates(template, data, found, class_descriptions is not None)
     new = new_classes or (found is not None and target is not None and found.moves)

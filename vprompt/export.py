@@ -60,8 +60,7 @@ def export(
     from peft_vprompt.export import export as write_export
 
     saved = SavedAdapter.find(adapter)
-    if model is None and not saved.is_embedded:
-        say_named(saved.config)
+    say_named(saved.config, model is not None or saved.is_embedded)
     classifier = Classifier.of(
         saved, model, read_names(class_names), image_size=image_size, device="cpu", precision="float32"
     )

@@ -100,6 +100,5 @@ def _maker(model: str | None, adapter: str | None, image_size: int | None, machi
         bundle = build_model(model, "zero-shot", ("image",), image_size=image_size, **place)
         return feature_maker(bundle.model, bundle.image_processor)
     saved = SavedAdapter.find(adapter)
-    if model is None and not saved.is_embedded:
-        say_named(saved.config)
+    say_named(saved.config, model is not None or saved.is_embedded)
     return adapter_features(Classifier.of(saved, model, image_size=image_size, **machine._asdict()))

@@ -48,8 +48,8 @@ def inspect(
     if (image is None) != (output is None) and (has_attention or image is None):
         raise ValueError("Expected --image with --output, the picture's file. Received one of them.")
     if not header:
-        if not as_json and model is None and not Path(adapter).is_dir():
-            say_named(adapter_config(adapter))
+        if not as_json:
+            say_named(adapter_config(adapter), model is not None or Path(adapter).is_dir())
         found |= inspect_with_model(
             adapter,
             model,

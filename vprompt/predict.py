@@ -105,8 +105,8 @@ def predict(
         )
     described = class_descriptions is not None
     templates = read_templates(template, saved.benchmark if saved else None, described)
-    if saved is not None and model is None and not saved.is_embedded:
-        say_named(saved.config)
+    if saved is not None:
+        say_named(saved.config, model is not None or saved.is_embedded)
     if saved is not None and not given("background"):
         data = replace(data, background=saved.background)
     write = _prepared(data, split, stream, machine)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -251,7 +252,7 @@ def test_no_data_set_of_a_strangers_choice_is_loaded_unasked(tmp_path):
         require_local_data({"path": str(tmp_path), "follow_urls": True}, tmp_path / "results.json")
 
 
-def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(tmp_path):
+def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(clip_path, tmp_path):
     config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path="them/tokenizer")
     config.base_model_name_or_path = "them/model"
     model = get_peft_model(tiny_clip(), config)
@@ -267,6 +268,10 @@ def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(tmp_path):
     (tmp_path / "adapter" / "results.json").unlink()
     said = vprompt(*evaluate, "--data", tmp_path / "data", code=2)
     assert "names the base model them/model and the tokenizer them/tokenizer" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no such tokenizer: the base model's is used
+        said = vprompt(*evaluate, "--data", tmp_path / "data", "--split", "test", "--model", clip_path)
+    assert "The adapter names the tokenizer them/tokenizer." in said
 
 
 def test_what_an_adapter_names_is_no_command_to_the_terminal(tmp_path):
