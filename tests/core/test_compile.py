@@ -13,6 +13,9 @@ from tests.support.training_cases import FIRST_CASES, built, dataset, every_subj
 
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+#: Rows whose features are divided by the spread of a batch of four, which makes the rounding of a sum in another order large
+#: in float32: they are compared in float64, by the same tolerance.
+BATCH_STATISTICS = ("promptkd", "mlp-3")
 #: A method of each way that the text side has: kept features, packed, per image, read-only, with frozen features.
 TESTED = [c for c in FIRST_CASES if c.method in ("maple", "cocoop") or c.backbone.startswith("ViT")]
 
@@ -24,10 +27,14 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+def dtype_of(model):
+    return next(model.parameters()).dtype
+
+
 def check_training(model, backend, fullgraph):
     """Compare logits and gradients with the eager model's."""
     batch = dataset(4)[:]
-    call = {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
+    call = {"pixel_values": batch["pixel_values"].to(dtype_of(model)), "labels": batch["labels"]}
     expected = model.train()(**call)
     expected.loss.backward()
     expected_gradients = gradients(model)
@@ -43,11 +50,13 @@ def check_training(model, backend, fullgraph):
 @every_subject
 def test_inductor_equals_eager(subject, tokenizer_path):
     model = built(subject, tokenizer_path)
+    if subject in BATCH_STATISTICS:
+        model = model.double()
     check_training(model, "inductor", fullgraph=subject != "prograd")
     compiled = torch.compile(model.eval(), backend="inductor")
     with torch.no_grad():
         for count in (4, 2):
-            pixel_values = dataset(count)["pixel_values"][:]
+            pixel_values = dataset(count)["pixel_values"][:].to(dtype_of(model))
             expected = model(pixel_values=pixel_values).logits
             torch.testing.assert_close(compiled(pixel_values=pixel_values).logits, expected, **CLOSE)
 
