@@ -153,9 +153,8 @@ def _published(report: dict, scope: str, tasks: list[str], seeds: int) -> dict |
     if found is None or (seeds != SEEDS and report["settings"]["method"] != ZERO_SHOT):
         return None
     if "base" not in report["tests"]:  # a transfer: one source, and targets
-        tests = [
-            test for test, result in report["tests"].items() if result.get("benchmark")
-        ]  # not a folder of that name
+        # Not those of a folder of one's own that has a data set's name.
+        tests = [test for test, result in report["tests"].items() if result.get("benchmark")]
         values = {test: found.values[test] for test in tests if test in found.values}
         whole = len(found.values) == len(tests) + 1
         return {"source": found.source, "values": values | ({TARGETS: found.values["mean"]} if whole else {})}
@@ -265,6 +264,15 @@ def _seeds_of_both(sides: list[dict[str, dict[int, NDArray]]]) -> list[int]:
 # ---- what a reader has to know --------------------------------------------------------------------------------------
 
 
+#: What all cells of a comparison should have in common, by what it is called.
+_CONDITIONS: dict[str, Callable[[dict], object]] = {
+    "bounds on the steps": lambda report: report[BENCH].get("max_steps"),
+    "augmentation (cached)": lambda report: bool(report.get("cached")),
+    "precision": lambda report: report["settings"].get("precision", "float32"),
+    "image sizes": lambda report: report["settings"].get("image_size"),
+}
+
+
 def _unlike(results: BenchResults) -> list[str]:
     """Return what trained cells do not have in common that the names of methods do not say."""
     notes = []
@@ -278,15 +286,6 @@ def _unlike(results: BenchResults) -> list[str]:
             said = "; ".join(f"{value} ({shorten(list(cells), 4)})" for value, cells in by_value.items())
             notes.append(f"Cells were run with unlike {what}: {said}.")
     return notes
-
-
-#: What all cells of a comparison should have in common, by what it is called.
-_CONDITIONS: dict[str, Callable[[dict], object]] = {
-    "bounds on the steps": lambda report: report[BENCH].get("max_steps"),
-    "augmentation (cached)": lambda report: bool(report.get("cached")),
-    "precision": lambda report: report["settings"].get("precision", "float32"),
-    "image sizes": lambda report: report["settings"].get("image_size"),
-}
 
 
 def _notes(results: BenchResults) -> list[str]:
