@@ -147,6 +147,11 @@ def run_cell(cell: Cell, folder: str | Path, *, cached: bool = False, **options)
         return report_diverged(error, cell.settings, Path(folder), contents, identity, {BENCH: cell.about, TESTS: {}})
 
 
+def _named(task: BenchTask) -> dict[str, str | None]:
+    """Return what a test set of a task is called in a report."""
+    return {"title": task.title, "benchmark": task.benchmark}
+
+
 def _names(cell: Cell) -> list[str]:
     return [name for names in cell.classes.values() for name in names]
 
@@ -189,13 +194,9 @@ class CellRun(Run):
         content = self.cell.task.contents(self.options.cached).of_split("test")
         with nullcontext() if self.spec.trains else model.disable_adapter():
             for name, test_set in self.test_sets.items():
-                of = {"title": self.cell.task.title, "benchmark": self.cell.task.benchmark}
-                self.tests[name] = self._outcome(test_set, content) | of
+                self.tests[name] = self._outcome(test_set, content) | _named(self.cell.task)
             for target in self.cell.targets:
-                self.tests[target.name] = self._transfer(target) | {
-                    "title": target.title,
-                    "benchmark": target.benchmark,
-                }
+                self.tests[target.name] = self._transfer(target) | _named(target)
         set_class_names(model, self.trained_classes)
         self.evaluate_seconds = time.perf_counter() - start
         self.accuracy = with_harmonic_mean({name: found["accuracy"] for name, found in self.tests.items()})

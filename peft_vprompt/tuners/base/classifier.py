@@ -184,6 +184,7 @@ class ClassNameClassifier:
             TypeError: arguments that the image encoder does not take.
         """
         classes = self.classes
+        wants_terms = self.model.training if output_aux_loss is None else output_aux_loss
         of_labels: dict = {"num_classes": len(classes.names), "multi_label": self.adapted.multi_label}
         if image_features is None:
             self.images.check(pixel_values, options)
@@ -192,7 +193,6 @@ class ClassNameClassifier:
             inputs = {"pixel_values": pixel_values, **options}
             details: dict = {}
             vision = self.adapted.vision
-            wants_terms = self.model.training if output_aux_loss is None else output_aux_loss
             if vision.has_second_feature:
                 # pyrefly: ignore[bad-argument-type]  # likewise
                 image = self.images.two_features(pixel_values, options, details if wants_terms else None)
@@ -219,7 +219,7 @@ class ClassNameClassifier:
         features = Features(
             image, text, logits, frozen, self.adapted.multi_label, readout=self.adapted.readout, **details
         )
-        return self._output(features, labels, output_aux_loss)
+        return self._output(features, labels, wants_terms)
 
     @property
     def _method(self) -> PromptMethod:
@@ -237,7 +237,7 @@ class ClassNameClassifier:
         """Return the logits of similarities of any shape, by the method's scale, or by the model's own where it has none."""
         return self.scaled(similarities, self._method.scale(self.adapted.config))
 
-    def _output(self, features: Features, labels: Tensor | None, output_aux_loss: bool | None) -> ClassificationOutput:
+    def _output(self, features: Features, labels: Tensor | None, wants_terms: bool) -> ClassificationOutput:
         """Return logits and loss; remember the classes that are learned on."""
         logits = features.logits
         training = self.model.training
@@ -246,7 +246,7 @@ class ClassNameClassifier:
         if training and logits.requires_grad:
             logits = self._guided(features)
         terms: dict[str, Tensor] = {}
-        if (training if output_aux_loss is None else output_aux_loss) and not self.adapted.disabled:
+        if wants_terms and not self.adapted.disabled:
             terms = weighted_terms(self.adapted.method.regularizers(self.adapted.config), features)
         aux_loss: Any = sum(terms.values()) if terms else None
         loss = None
