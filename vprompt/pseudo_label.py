@@ -87,9 +87,9 @@ def pseudo_label(
     images = read_data(data, output, unlabelled=True)
     names = _class_names(images, data)
     if min_confidence is not None and (ignored := given("selector", "per_class")):
-        raise ValueError(
-            f"--min-confidence takes every image above it, whatever else is asked for. Received: {' '.join(map(str, ignored))} with "
-            "it. Leave one of both out."
+        console.print(
+            f"--min-confidence takes every image above it; not used: {escape(' '.join(map(str, ignored)))}.",
+            soft_wrap=True,
         )
     truth = _true_labels(data, len(images["train"])) if check else None
     benchmark = data.benchmark if data else None

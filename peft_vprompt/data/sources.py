@@ -229,7 +229,7 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
             "Leave one of both out (--multi-label or --unlabelled)."
         )
     if options.benchmark is not None:
-        return _without_labels(load_images(options))
+        return _without_labels(load_images(options), options)
     splits = _choose_splits(read_splits(options, keep_loose=True), options)
     _require_training(splits, options)
     train = splits["train"]
@@ -240,7 +240,7 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
         )
     if "test" not in splits and options.test_fraction != 0 and _is_labelled(train, options):
         try:
-            return _without_labels(load_images(options))
+            return _without_labels(load_images(options), options)
         except ClassNamesError as error:
             raise ClassNamesError(
                 f"{error} Labels serve to cut test images off here; test_fraction=0 (--test-fraction 0) reads none of them."
@@ -257,8 +257,9 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
     return DatasetDict(train=train, **tests)
 
 
-def _without_labels(labelled: DatasetDict) -> DatasetDict:
-    held_out = {name: rows for name, rows in labelled.items() if name in ("test", VALIDATION)}
+def _without_labels(labelled: DatasetDict, options: DataOptions) -> DatasetDict:
+    kept = ("test", *([VALIDATION] if options.val_fraction else []))
+    held_out = {name: rows for name, rows in labelled.items() if name in kept}
     return DatasetDict(train=images_alone(labelled["train"]), **held_out)
 
 
