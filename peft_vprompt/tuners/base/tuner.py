@@ -122,15 +122,15 @@ class PromptTuner(BaseTuner):
             encoder.patch_layers(not encoder.disable_adapters)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(self.model)
-        self._copy_whole_modules(self.model, config, adapter_name)
+        copy_whole_modules(self, self.model, config, adapter_name)
         for encoder in self.encoders:
             if names := tuner_class.method.trained_modules(config, encoder.view):
                 parts = dataclasses.replace(config, modules_to_save=list(names))
-                self._copy_whole_modules(encoder.base_layer, parts, adapter_name)
+                copy_whole_modules(self, encoder.base_layer, parts, adapter_name)
         switch_copies(self, adapter_name)
         for parameter, wanted in trained.items():
             parameter.requires_grad = wanted
-        self._freeze_finished()
+        freeze_finished(self)
         hold_statistics(self.model)
 
     def _new_modules(
@@ -183,16 +183,6 @@ class PromptTuner(BaseTuner):
             encoder.delete_adapter(adapter_name)
         forget_copies(self, adapter_name, self.vision_encoder.active_adapters)
 
-    def _copy_whole_modules(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
-        """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
-        set_additional_trainable_modules(
-            model=model,
-            peft_config=config,
-            model_config=self.get_model_config(self),
-            adapter_name=adapter_name,
-            activate_adapter=adapter_name in self.active_adapters,
-        )
-
     def _pre_injection_hook(self, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
         if isinstance(model, PeftModel) and prompted_encoders(model):
             raise ValueError(
@@ -239,17 +229,7 @@ class PromptTuner(BaseTuner):
             adapter_name,
             readout,
         )
-        self._freeze_finished()
-
-    def _freeze_finished(self) -> None:
-        """Freeze what adapters in their second stage learned in the first one, which PEFT's wrappers let learn again."""
-        for name, config in self.peft_config.items():
-            method = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "method", None)
-            if method is None or not method.in_second_stage(config):
-                continue
-            for layer in adapter_layers(self):
-                if isinstance(layer, AuxiliaryTrainingWrapper) and name in layer._adapters:
-                    layer.set_requires_grad(name, False)
+        freeze_finished(self)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep an adapter's weights in float32, as PEFT does, and what lies beside them too: statistics, what it started as."""
@@ -267,7 +247,7 @@ class PromptTuner(BaseTuner):
     def set_adapter(self, *args, **kwargs) -> None:
         """Make an adapter the active one; what it learned in an earlier stage stays frozen."""
         super().set_adapter(*args, **kwargs)
-        self._freeze_finished()
+        freeze_finished(self)
 
     @property
     def vision_encoder(self) -> PromptedVisionEncoder:
@@ -295,13 +275,13 @@ class PromptTuner(BaseTuner):
         del self.peft_config[adapter_name]
         self._forget(adapter_name)
         self.active_adapter = list(self.vision_encoder.active_adapters)
-        self._freeze_finished()
+        freeze_finished(self)
 
     def enable_adapter_layers(self) -> None:
         """Switch the prompts on. A LoRA inside the base model is part of the base model and stays as it is."""
         for layer in adapter_layers(self):
             layer.enable_adapters(True)
-        self._freeze_finished()
+        freeze_finished(self)
 
     def disable_adapter_layers(self) -> None:
         """Switch the prompts off."""
@@ -314,7 +294,7 @@ class PromptTuner(BaseTuner):
         Raises:
             ValueError: always.
         """
-        if all(self._is_copies(name) for name in self.active_adapters):
+        if all(is_copies(self, name) for name in self.active_adapters):
             raise ValueError(
                 "Trained copies of modules cannot be merged while the adapter stays. Use merge_and_unload() for the base "
                 "model with the copies in their places, or unload() for it without them."
@@ -324,20 +304,10 @@ class PromptTuner(BaseTuner):
             "the base model without them, or keep the adapter and call save_pretrained()."
         )
 
-    def _is_copies(self, adapter_name: str) -> bool:
-        """Return whether copies of modules are all that an adapter has learned."""
-        kinds = [encoder.module_of(adapter_name, kind) for encoder in self.encoders for kind in (LEARNER, READOUT)]
-        copied = any(
-            adapter_name in m._adapters for m in adapter_layers(self) if isinstance(m, AuxiliaryTrainingWrapper)
-        )
-        return copied and not any(
-            next(module.parameters(), None) is not None for module in kinds if module is not None
-        )
-
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Return the base model: as it was, or with the copies of modules that the active adapter has learned."""
         merged = (adapter_names or self.active_adapters)[:1] if merge else []
-        if merge and not (merged and self._is_copies(merged[0])):
+        if merge and not (merged and is_copies(self, merged[0])):
             self.merge_adapter()
         modules = list(self.model.named_modules())
         for name, module in modules:
@@ -373,3 +343,32 @@ class PromptTuner(BaseTuner):
         for kind in (LEARNER, READOUT):
             key = key.replace(f".{cls.prefix}{kind}.{adapter_name}.", f".{cls.prefix}{kind}.")
         return key
+
+
+def copy_whole_modules(tuner: PromptTuner, model: nn.Module, config: PromptConfig, adapter_name: str) -> None:
+    """Let PEFT train and save copies of the modules of `model` that `config.modules_to_save` names."""
+    set_additional_trainable_modules(
+        model=model,
+        peft_config=config,
+        model_config=tuner.get_model_config(tuner),
+        adapter_name=adapter_name,
+        activate_adapter=adapter_name in tuner.active_adapters,
+    )
+
+
+def freeze_finished(tuner: PromptTuner) -> None:
+    """Freeze what adapters in their second stage learned in the first one, which PEFT's wrappers let learn again."""
+    for name, config in tuner.peft_config.items():
+        method = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "method", None)
+        if method is None or not method.in_second_stage(config):
+            continue
+        for layer in adapter_layers(tuner):
+            if isinstance(layer, AuxiliaryTrainingWrapper) and name in layer._adapters:
+                layer.set_requires_grad(name, False)
+
+
+def is_copies(tuner: PromptTuner, adapter_name: str) -> bool:
+    """Return whether copies of modules are all that an adapter has learned."""
+    kinds = [encoder.module_of(adapter_name, kind) for encoder in tuner.encoders for kind in (LEARNER, READOUT)]
+    copied = any(adapter_name in m._adapters for m in adapter_layers(tuner) if isinstance(m, AuxiliaryTrainingWrapper))
+    return copied and not any(next(module.parameters(), None) is not None for module in kinds if module is not None)
