@@ -57,6 +57,8 @@ python -m examples.benchmarks.render
   ratio could be if both sides did nothing else.
 * **Fixed** is a call in `with model.fixed_weights():`; without it each call reads the text encoder's weights to see whether
   they are still those that the kept class features are of, which counts where one image is classified at a time.
+* "AMD EPYC" were two processors: one with AVX2 alone, and for *bfloat16 against float32* and the newer methods one with AVX-512
+  BF16. No table compares the two.
 * **float32 / bf16** above 1 says that the machine is faster in bfloat16, below 1 that it is slower: `--precision auto` tries that.
   The weights are random here, and the cosine of the gradients with them is lower than with trained ones.
 * "needs more than", "takes more than": the plain side was not run; the numbers with ~ are estimates from its rows.
