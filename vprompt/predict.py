@@ -107,8 +107,8 @@ def predict(
     templates = read_templates(template, saved.benchmark if saved else None, described)
     if saved is not None:
         say_named(saved.config, model is not None or saved.is_embedded)
-    if saved is not None and not given("background"):
-        data = replace(data, background=saved.background)
+        if not given("background"):
+            data = replace(data, background=saved.background)
     write = _prepared(data, split, stream, machine)
     place: dict[str, Any] = {"image_size": image_size, "class_descriptions": class_descriptions, **machine._asdict()}
     if saved is None:

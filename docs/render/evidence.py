@@ -172,7 +172,7 @@ def value_of(found: Mapping | None, key: str, plain: Mapping | None) -> str:
 PRECISION_TEXT = """
 ## Frozen weights in bfloat16
 
-Base and novel accuracy with frozen weights in float32 and in bfloat16 (`--precision`), {seeds} seeds, the recipes above, at most 96
+Base and novel accuracy with frozen weights in float32 and in bfloat16 (`--precision`), {seeds} seeds, the recipes below, at most 96
 steps. ◆ in bfloat16 lower by more than the standard deviation of the seeds in float32 ({lower} of {count} accuracies;
 {higher} are higher by as much).
 

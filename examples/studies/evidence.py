@@ -4,8 +4,8 @@ python -m examples.studies.evidence recipes runs/recipes
 vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate --tasks shapes,toys,signs \
     --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --output runs/embedded
 python -m examples.studies.evidence collect embedded runs/embedded --scores runs/recipes/scores.json
-vprompt bench base-to-novel --methods all --tasks shapes --shots 16 --max-steps 96 --cached --precision float32 --output runs/float32
-vprompt bench base-to-novel --methods all --tasks shapes --shots 16 --max-steps 96 --cached --precision bf16 --output runs/bf16
+vprompt bench base-to-novel --methods all --tasks shapes --recipes examples/studies/recipes.json --shots 16 --max-steps 96 --cached \
+    --precision float32 --output runs/float32    # and likewise with bf16
 python -m examples.studies.evidence precision embedded runs/float32 runs/bf16
 python docs/render/evidence.py
 

@@ -231,10 +231,10 @@ def similar_classes(model: PeftModel, pixel_values: Tensor | None = None, limit:
         names = list(base.config.id2label.values())
         rows = F.normalize(weight.float(), dim=-1)
         cosines = rows @ rows.T
-    cosines = cosines.tril(-1) + torch.full_like(cosines, -torch.inf).triu()  # each pair once
+    cosines = cosines.where(torch.ones_like(cosines, dtype=torch.bool).tril(-1), -torch.inf)  # each pair once
     found = cosines.flatten().topk(min(limit, len(names) * (len(names) - 1) // 2))
     return [
-        {"classes": sorted((names[place % len(names)], names[place // len(names)]), key=names.index), "cosine": cosine}
+        {"classes": [names[place % len(names)], names[place // len(names)]], "cosine": cosine}
         for cosine, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
 
@@ -301,7 +301,8 @@ def inspect_with_model(
     try:
         place = find_device(device)
         held = find_precision(precision, place)
-        bundle = SavedAdapter.find(adapter, subfolder).load(model_name_or_path, device=place, precision=held)
+        saved = SavedAdapter.find(adapter, subfolder)
+        bundle = saved.load(model_name_or_path, device=place, precision=held)
     except (OSError, ValueError) as error:
         if must or image is not None:
             raise
@@ -310,10 +311,8 @@ def inspect_with_model(
     pixels = None
     if image is not None:
         processor: Any = bundle.image_processor
-        background = SavedAdapter.find(adapter, subfolder).background
-        pixels = processor(images=read_rgb(image, background), return_tensors="pt")["pixel_values"].to(
-            device_of(model)
-        )
+        opened = read_rgb(image, saved.background)
+        pixels = processor(images=opened, return_tensors="pt")["pixel_values"].to(device_of(model))
         if picture is not None:
             plot_attention(attention_maps(model, pixels), picture)
     return {"words": nearest_words(model), "similar": similar_classes(model, pixels)}

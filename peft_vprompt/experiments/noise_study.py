@@ -5,7 +5,6 @@ Every run is saved when it is done and is not repeated, so a study that was stop
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -39,7 +38,7 @@ from .eval_sets import class_names_of, require_test_images
 from .identity import IDENTITY, RESULTS, Contents, finished_run, keep_previous, report_diverged
 from .models import ModelBundle, as_published, build_model, published_fields
 from .run import run_experiment
-from .settings import SEED, Settings, parse_method
+from .settings import SEED, Settings, parse_method, safe_name
 from .supervision import Supervision, training_images
 
 
@@ -213,8 +212,7 @@ def _is_probed(study: Study, settings: Settings) -> bool:
 def _name(spec: str, settings: Settings, identity: dict) -> str:
     """Return the folder of a run: readable, and different for every difference in content."""
     supervision = settings.supervision
-    plain = re.sub(r"[^\w.,+-]+", "_", spec.replace("=", "-"))[:80]
-    parts = [plain, settings.loss or "own", supervision.unlabelled]
+    parts = [safe_name(spec.replace("=", "-")), settings.loss or "own", supervision.unlabelled]
     parts += [supervision.noise, f"{supervision.noise_rate:g}" if supervision.noise else "clean", str(settings.seed)]
     return "-".join([*filter(None, parts), digest_json(identity, 8)])
 

@@ -1,6 +1,7 @@
 """What decides the outcome of a run, and how two runs are told apart by it."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 
 from ..backbones.image_size import MAX_IMAGE_SIZE
@@ -16,6 +17,9 @@ from .supervision import Supervision
 
 #: Bounds of what torch and NumPy take as a seed.
 SEED = {"min": 0, "max": MAX_SEED}
+
+#: Most characters of a method in the name of a folder.
+_LONGEST = 80
 
 #: Fields of `Settings` that change the authors' recipe.
 RECIPE_CHANGES = ("epochs", "learning_rate", "batch_size", "weight_decay")
@@ -91,6 +95,11 @@ class Settings:
 def changed_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     """Return a recipe with the changes of the settings."""
     return recipe.override(**{name: getattr(settings, name) for name in RECIPE_CHANGES})
+
+
+def safe_name(method: str) -> str:
+    """Return a method as part of a path: without what may not stand in one, and cut to a length that any disk takes."""
+    return re.sub(r"[^\w.,=+-]+", "_", method)[:_LONGEST]
 
 
 def parse_method(method: str) -> tuple[str, dict]:

@@ -66,12 +66,17 @@ class SavedAdapter:
     @property
     def benchmark(self) -> str | None:
         """The published task whose preprocessing it was trained with, if any."""
-        return ((self.run or {}).get("data") or {}).get("benchmark")
+        return self._data.get("benchmark")
 
     @property
     def background(self) -> str:
         """Colour behind transparent parts of the images that it was trained on."""
-        return ((self.run or {}).get("data") or {}).get("background") or "white"
+        return self._data.get("background") or "white"
+
+    @property
+    def _data(self) -> dict:
+        """What the run says of its images; nothing where there is none."""
+        return (self.run or {}).get("data") or {}
 
     @property
     def moves(self) -> bool:

@@ -90,9 +90,10 @@ class Cell:
 
     def bounded(self) -> Settings:
         """Return the settings with the length that the bound on the steps gives."""
-        spec = get_method(self.settings.method)
-        recipe = None if self.max_steps is None else recipe_on(self.settings.model, spec)
-        if self.max_steps is None or recipe is None:
+        if self.max_steps is None:
+            return self.settings
+        recipe = recipe_on(self.settings.model, get_method(self.settings.method))
+        if recipe is None:
             return self.settings
         trained = len(next(iter(self.classes.values())))
         shots = self.settings.shots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from ...tuners.base.spec import MethodSpec
 from ...utils.digests import digest_json
 from ...utils.fields import check_fields
 from ...utils.io import read_json
-from ..settings import RECIPE_CHANGES, SEED, Settings, parse_method
+from ..settings import RECIPE_CHANGES, SEED, Settings, parse_method, safe_name
 from .cell import Cell
 from .protocols import Protocol
 from .tasks import BenchTask
@@ -24,9 +23,6 @@ ZERO_SHOT = "zero-shot"
 
 #: Stands for every method that learns from class names without a teacher.
 ALL = "all"
-
-#: Most characters of a method in the name of a folder.
-_LONGEST = 80
 
 
 @dataclass(frozen=True)
@@ -184,6 +180,5 @@ def _needs_teacher(spec: MethodSpec) -> bool:
 
 def _in_path(method: str) -> str:
     """Return a method as the name of a folder, another one for every other method."""
-    plain = re.sub(r"[^\w.,=+-]+", "_", method)
-    is_same = plain == method and len(plain) <= _LONGEST
-    return plain if is_same else f"{plain[:_LONGEST]}-{digest_json(method, 6)}"
+    plain = safe_name(method)
+    return plain if plain == method else f"{plain}-{digest_json(method, 6)}"

@@ -63,7 +63,7 @@ class BenchResults:
         Raises:
             FileNotFoundError: there is no such folder, or no cell in it.
         """
-        reports = _read_all(folder)
+        reports = [report for place in _places(folder) if (report := _read(place)) is not None]
         if not reports:
             raise FileNotFoundError(
                 f"Expected the folder of a bench, with results in {CELLS}/. Received: {str(folder)!r} without any. Make them "
@@ -173,7 +173,10 @@ def require_base_model(folder: str | Path, model: str | None) -> None:
     Raises:
         ValueError: names both.
     """
-    for report in _read_all(folder):
+    for place in _places(folder):
+        report = finished_report(place)
+        if report is None or not _is_cell(report):
+            continue  # it is run again
         other = report["settings"].get("model")
         if _name_of(other) != _name_of(model):
             raise ValueError(
@@ -214,13 +217,10 @@ def _name_of(model: str | None) -> str:
     return "the embedded model" if model is None else Path(split_revision(model)[0]).name
 
 
-def _read_all(folder: str | Path) -> list[dict]:
-    """Return the reports of the cells in the folder of a bench; not what new ones of the same cell took the place of."""
+def _places(folder: str | Path) -> list[Path]:
+    """Return where the cells of a bench lie; not those of which a new run took the place."""
     places = sorted(path.parent for path in Path(folder, CELLS).rglob(RESULTS))
-    current = [
-        place for place in places if place.parent.name != PREVIOUS or not (place.parents[1] / RESULTS).is_file()
-    ]
-    return [report for place in current if (report := _read(place)) is not None]
+    return [place for place in places if place.parent.name != PREVIOUS or not (place.parents[1] / RESULTS).is_file()]
 
 
 def _read(place: Path) -> dict | None:

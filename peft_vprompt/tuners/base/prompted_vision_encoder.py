@@ -141,21 +141,19 @@ class PromptedVisionEncoder(PromptedEncoder):
         """
         self.refuse_names(kwargs)
         prompts = self.active_prompts
-        flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        flags |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
-        plain = pixel_values is None or prompts is None or prompts.read_only
-        if not plain:
-            output_attentions = self.asked_for("output_attentions", output_attentions)
-            hidden = self.asked_for("output_hidden_states", output_hidden_states)
-            flags |= {"output_hidden_states": hidden, "output_attentions": output_attentions}
-        if plain:
-            return self._run_plain(pixel_values, for_head, flags | {"attention_mask": attention_mask}, **kwargs)
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        flags = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": return_dict}
+        if pixel_values is None or prompts is None or prompts.read_only:
+            return self._run_plain(
+                pixel_values, for_head, asked | flags | {"attention_mask": attention_mask}, **kwargs
+            )
+        flags |= {name: self.asked_for(name, given) for name, given in asked.items()}
         if attention_mask is not None:
             raise ValueError(
                 "Expected no attention_mask: every image token and prompt is visible to every other. "
                 f"Received: attention_mask of shape {list(attention_mask.shape)}."
             )
-        if output_attentions and not self.view.gives_attentions:
+        if flags["output_attentions"] and not self.view.gives_attentions:
             raise ValueError(
                 f"Attention weights of a prompted {type(self.base_layer).__name__} are not available: prompts stand in "
                 "every window. Received: output_attentions=True. Leave it out, or disable the adapter."

@@ -231,7 +231,8 @@ class Recipe:
         """Return the same recipe with the values that are not None replaced.
 
         A linear warm-up keeps its share of the epochs (10 of 100 in VPT's recipe) when their number changes, and a Gaussian
-        average its place (epoch 15 of 20 in PromptSRC's) when there are more. A number of epochs or of steps replaces the recipe's length, in whatever unit that was.
+        average its place (epoch 15 of 20 in PromptSRC's) when there are more. A number of epochs or of steps replaces the
+        recipe's length, in whatever unit that was.
 
         Raises:
             ValueError: if a number is not positive (a weight decay, say, may be 0), or is out of range.
