@@ -156,10 +156,11 @@ def test_threads_have_images_of_their_own_behind_the_first_convolution():
     assert all(torch.allclose(each, expected[index % 3], atol=1e-5) for index, each in enumerate(found))
 
 
-def test_an_adapter_that_was_loaded_to_be_used_does_not_learn_when_another_goes(tmp_path):
-    get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2)).save_pretrained(tmp_path)
+@pytest.mark.parametrize("make", [VisualPromptConfig, BiasTuningConfig, BottleneckAdapterConfig])
+def test_an_adapter_that_was_loaded_to_be_used_does_not_learn_when_another_goes(make, tmp_path):
+    get_peft_model(tiny_vit(), make()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path), adapter_name="a")
-    model.add_adapter("b", VisualPromptConfig(num_virtual_tokens=2))
+    model.add_adapter("b", make())
     model.set_adapter("b")
     model.delete_adapter("b")
     assert model.active_adapters == ["a"] and trained(model) == []
