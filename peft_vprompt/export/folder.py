@@ -121,8 +121,12 @@ def export(
 
 def _describe(classifier: Classifier, folder: Path, kind: str) -> None:
     """Write labels, preprocessing and the program."""
-    about = {"kind": kind, "multi_label": classifier.multi_label, "labels": classifier.class_names}
-    about |= {"background": classifier.background}
+    about = {
+        "kind": kind,
+        "multi_label": classifier.multi_label,
+        "labels": classifier.class_names,
+        "background": classifier.background,
+    }
     write_json(about, folder / LABELS)
     write_json(preprocessing_of(classifier), folder / PREPROCESSING)
     shutil.copyfile(standalone.__file__, folder / SCRIPT)

@@ -45,17 +45,22 @@ PREVIOUS = "previous"
 
 #: Fields of a config that say where an adapter is from, what its classes are called, or how it started.
 _NOT_COMPUTED = {
-    *(
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("class_names", "class_names_digest", "tokenizer_name_or_path", "token", "num_labels", "id2label", "label2id"),
-    *("modules_to_save", "prompt_init"),
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "class_names",
+    "class_names_digest",
+    "tokenizer_name_or_path",
+    "token",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "modules_to_save",
+    "prompt_init",
 }
 
 #: Files of weights, of which a folder has one.
