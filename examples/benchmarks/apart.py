@@ -34,10 +34,11 @@ A training step with {shape} shapes, {dtype}, {threads} threads: a bare loop, th
 
 LOADER_TEXT = """## Loading images
 
-Images a second that are decoded, augmented and put into batches of {batch}, by the number of processes, whole and as drafts
-(`--draft-jpeg`), on {cores} cores. The steps of this machine take {steps}, so that a CPU's step hardly waits for images. *Fed* is
-the share of its speed that a step reaches which takes {fed:.0%} of what the loader gives and none of the processor's time, as
-on a graphics card, with the processes that `--workers auto` chooses. From `python -m examples.benchmarks.loader`; commit {commit}.
+Images a second that are decoded, augmented and put into batches of {batches}, by the number of processes, whole and as drafts
+(`--draft-jpeg`), on {cores} cores. The steps of this machine take {steps}, so that a CPU's step
+hardly waits for images. *Fed* is the share of its speed that a step reaches which takes {fed:.0%} of what the loader gives, none of
+the processor's time and the next batch meanwhile, as on a graphics card, with the processes that `--workers auto` chooses there.
+From `python -m examples.benchmarks.loader`; {cpu}, commit {commit}.
 
 {table}"""
 
@@ -117,12 +118,17 @@ def loader_section(file: dict) -> str:
         for kind in ("whole", "draft")
     ]
     steps = " and ".join(f"{speed:.1f} ({TITLES[method]})" for method, speed in file["steps"].items())
-    headings = ("JPEGs", "Read", *(f"{count} processes" if count != "0" else "In the step's own" for count in counts))
+    headings = (
+        "JPEGs",
+        "Read",
+        *({"0": "In the step's own", "1": "1 process"}.get(count, f"{count} processes") for count in counts),
+    )
     return LOADER_TEXT.format(
-        batch=file["batch_size"],
+        batches=" and ".join(str(cell["batch_size"]) for cell in sizes.values()),
         cores=file["cores"],
         steps=steps,
         fed=file["fed"],
+        cpu=file["environment"]["machine"]["cpu"],
         commit=file["commit"],
         table=markdown((*headings, "Fed"), rows),
     )

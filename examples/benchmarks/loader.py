@@ -4,14 +4,14 @@ JPEGs of two sizes are made (of a photo as data sets have them, and of one as a 
 `vprompt train` does, decoding, augmentation and batches included: by several numbers of processes, whole and as drafts
 (`--draft-jpeg`). Beside it stands how many images a second the steps of two methods take on this machine, and what a step
 of another length would wait for: a step that only waits, as for a graphics card, is fed by as many processes as
-`--workers auto` chooses.
+`--workers auto` chooses there.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +45,9 @@ SIZES = {"photo, 500 x 375": (500, 375), "camera, 4000 x 3000": (4000, 3000)}
 #: Files that are made, and read again and again: making one of a camera takes longer than reading it.
 DISTINCT = 8
 
+#: Batches that each process loads ahead.
+AHEAD = 2
+
 #: Share of the loader's own speed at which a step is to be fed without waiting.
 FED = 0.9
 
@@ -74,18 +77,32 @@ def loader_of(rows: Dataset, processor, workers: int, batch_size: int) -> DataLo
         shuffle=True,
         collate_fn=default_data_collator,
         num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
 
 
-def loading_speed(rows: Dataset, processor, workers: int, batch_size: int) -> float:
-    """Return images per second of one epoch, the start of the processes left out where there are some."""
+def loading_speed(rows: Dataset, processor, workers: int, batch_size: int, step: float = 0) -> float:
+    """Return images per second of one epoch, without its start: each process's first batches, that were made meanwhile.
+
+    Args:
+        rows: the images.
+        processor: of the model.
+        workers: processes that load them.
+        batch_size: images of a batch.
+        step: seconds of the step that takes the batches. As on a graphics card it uses none of the processor's time, and
+            the next batch is fetched meanwhile.
+    """
     batches = iter(loader_of(rows, processor, workers, batch_size))
-    if workers:
+    for _ in range(workers * AHEAD):
         next(batches)
-    start = time.perf_counter()
-    count = sum(len(batch["labels"]) for batch in batches)
+    count, start = 0, time.perf_counter()
+    done = start
+    for batch in batches:
+        time.sleep(max(0, done - time.perf_counter()))
+        done = time.perf_counter() + step
+        count += len(batch["labels"])
     return count / (time.perf_counter() - start)
 
 
@@ -101,20 +118,7 @@ def step_speed(inputs: Inputs, method: str, classes: int, batch: int, seconds: f
     return batch / float(np.median(times))
 
 
-def fed_speed(rows: Dataset, processor, workers: int, batch_size: int, step: float) -> float:
-    """Return images per second of a loop whose step takes `step` seconds and none of the processor's time."""
-    batches: Iterator = iter(loader_of(rows, processor, workers, batch_size))
-    next(batches)
-    count, start = 0, time.perf_counter()
-    for batch in batches:
-        time.sleep(step)
-        count += len(batch["labels"])
-    return count / (time.perf_counter() - start)
-
-
-def measure_size(
-    rows: Dataset, processor, workers: Sequence[int], batch_size: int, edge: int, few: int
-) -> dict[str, dict]:
+def measure_size(rows: Dataset, processor, workers: Sequence[int], batch_size: int, edge: int) -> dict[str, dict]:
     """Return what is measured of images of one size."""
     drafts = as_drafts(rows, 2 * edge)
     speeds = {
@@ -123,17 +127,24 @@ def measure_size(
     }
     best = max(speeds["whole"].values())
     step = batch_size / (FED * best)
-    chosen = enough_workers(batch_size / speeds["whole"]["0"], step, max(1, usable_cores() - 1))
-    fed = fed_speed(rows, processor, chosen, batch_size, step)
+    chosen = enough_workers(batch_size / speeds["whole"]["0"], step, usable_cores())
+    fed = loading_speed(rows, processor, chosen, batch_size, step)
     waits = {"step_images_per_second": FED * best, "workers": chosen, "images_per_second": fed}
-    return {"images": few, "images_per_second": speeds, "fed": waits | {"share": fed / (FED * best)}}
+    return {
+        "images": len(rows),
+        "batch_size": batch_size,
+        "images_per_second": speeds,
+        "fed": waits | {"share": fed / (FED * best)},
+    }
 
 
 def main(
     output: Annotated[Path, typer.Option(help="JSON file.")] = FILE,
     shape: Annotated[str, typer.Option(help="'ViT-B/16' or 'tiny'.")] = "ViT-B/16",
-    images: Annotated[int, typer.Option(help="Small JPEGs; of the large ones a sixteenth.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Images of a batch.")] = 32,
+    images: Annotated[
+        int, typer.Option(help="Small JPEGs; of the large ones a quarter, in batches of a quarter.")
+    ] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Images of a batch, of small ones.")] = 32,
     workers: Annotated[list[int] | None, typer.Option(help="Processes; default: 0, 1, 2, 4 ... the cores.")] = None,
     classes: Annotated[int, typer.Option(help="Classes of the steps.")] = 100,
     seconds: Annotated[float, typer.Option(help="For the steps of a method.")] = 10,
@@ -152,9 +163,9 @@ def main(
         processor = AutoImageProcessor.from_pretrained(inputs.save_clip(Path(folder) / "clip"), backend="pil")
         edge = min(image_size(processor))
         for name, size in SIZES.items():
-            few = images if size[0] < 1000 else max(2 * batch_size, images // 16)
-            rows = make_images(Path(folder) / name, size, few)
-            sizes[name] = measure_size(rows, processor, counts, batch_size, edge, few)
+            share = 1 if size[0] < 1000 else 4
+            rows = make_images(Path(folder) / name, size, images // share)
+            sizes[name] = measure_size(rows, processor, counts, batch_size // share, edge)
             typer.echo(f"{name}: {sizes[name]['images_per_second']}, fed {sizes[name]['fed']['share']:.2f}")
     steps = {}
     for method, batch in (("coop", 32), ("maple", 4)):
@@ -166,7 +177,6 @@ def main(
         "title": "Loading images",
         "shape": shape,
         "classes": classes,
-        "batch_size": batch_size,
         "sizes": sizes,
         "steps": steps,
         "fed": FED,

@@ -62,8 +62,8 @@ def find_workers(workers: Workers, model: torch.nn.Module, rows: Sequence[dict])
     """
     if workers != "auto":
         return workers
-    # On a CPU the step takes most of the cores itself.
-    room = usable_cores() - 1 if device_of(model).type != "cpu" else usable_cores() // 4
+    # On a CPU the step takes most of the cores itself; elsewhere it waits for whoever loads.
+    room = usable_cores() if device_of(model).type != "cpu" else usable_cores() // 4
     if room < 1 or not decodes(rows):
         return 0
     loading, step = _seconds(model, rows)
