@@ -430,7 +430,7 @@ class TestData:
                 {"kind": "gaussian", "mean": math.nan, "std": 1},
                 "Expected mean to be a finite number. Received: mean=nan",
             ),
-            ({"kind": "ema", "decay": 1}, "Expected decay to be a finite number >= 0 and < 1. Received: decay=1"),
+            ({"kind": "ema", "decay": 1}, r"Expected decay in \[0, 1\). Received: decay=1"),
             (
                 {"kind": "uniform", "from_epoch": 0},
                 "Expected from_epoch to be an integer >= 1. Received: from_epoch=0",
