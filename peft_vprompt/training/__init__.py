@@ -14,9 +14,7 @@ from .evaluation import (
     harmonic_mean,
     make_compute_metrics,
     measure,
-    predict,
     predict_logits,
-    score,
 )
 from .gradient_probe import GradientProbe
 from .recipe_trainer import RecipeTrainer
@@ -53,9 +51,7 @@ __all__ = [
     "make_compute_metrics",
     "make_optimizer",
     "measure",
-    "predict",
     "predict_logits",
-    "score",
     "take_teacher",
     "teacher_logits",
     "train",
