@@ -25,7 +25,7 @@ from ..utils.warning import warn_caller
 from .arguments import training_arguments
 from .averaging import AverageWeights
 from .callbacks import EpochOf, StepTimer, StopIfDiverged, progress_bar
-from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept
+from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept, step_of
 from .loading import Workers, find_workers, require_workers
 from .recipe_trainer import RecipeTrainer
 from .recipes import lr_scheduler, make_optimizer
@@ -152,7 +152,7 @@ def train(
         find = partial(last_checkpoint, folder, averaged=bool(average))
         checkpoint = processes.from_first(find) if checkpoints else None
         say_kept(checkpoint)
-        resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        resumed_step = step_of(checkpoint) if checkpoint else 0
         if steps is not None and resumed_step >= steps:
             # All steps are made: without this the Trainer would make one more, to complete the last epoch.
             arguments.max_steps = -1

@@ -11,9 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.training import AverageWeights, Averaging, Recipe, RecipeTrainer, train
-from peft_vprompt.training.averaging import AVERAGE_FILE
 from peft_vprompt.training.callbacks import named_trained_values
-from peft_vprompt.training.checkpoints import last_checkpoint
+from peft_vprompt.training.checkpoints import AVERAGE_FILE, last_checkpoint
 from tests.support.callbacks import Diverge, Kill
 
 
