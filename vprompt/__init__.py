@@ -5,6 +5,8 @@ command runs: a help text appears at once. What help texts say about the package
 messages live here; the work is done in `peft_vprompt`. A new command is a new file, imported here.
 """
 
+# ruff: noqa: F401
+
 from . import (
     bench,
     convert,
@@ -26,26 +28,3 @@ from . import (
     train,
 )
 from .app import app
-
-
-__all__ = [
-    "app",
-    "bench",
-    "convert",
-    "convert_clip",
-    "cost",
-    "demo",
-    "evaluate",
-    "export",
-    "features",
-    "inspect",
-    "methods",
-    "noise_study",
-    "page",
-    "predict",
-    "pseudo_label",
-    "push",
-    "report",
-    "sweep",
-    "train",
-]

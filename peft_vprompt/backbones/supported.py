@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
-from .base import CausalTextView, EncoderView, PaddedTextView, TextView, VisionView
+from .base import EncoderView, TextView, VisionView
 from .beit import BeitView, Data2VecVisionView
 from .bert import AltCLIPTextView, BertTextView, ChineseCLIPTextView, RobertaTextView
 from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView, MLCDView, OwlViTVisionView
@@ -281,7 +281,7 @@ def require_known_towers(model: nn.Module, backbone: Backbone) -> None:
         except KeyError:
             known = False
         if not known:
-            able = [name for name, of in ENCODER_VIEWS.items() if of is not None and issubclass(of, kind)]
+            able = [name for name, of in ENCODER_VIEWS.items() if issubclass(of, kind)]
             raise UnsupportedModelError(
                 f"Cannot put prompts into {type(model).__name__}: nothing is known of its encoder {type(module).__name__}. "
                 f"Known are: {', '.join(able)}."
@@ -321,19 +321,3 @@ def find_backbone(model: nn.Module) -> Backbone:
         )
     heads = [f"{name}.{HEADS[cls]}".lstrip(".") for name, cls in classes.items() if cls in HEADS]
     return Backbone(vision=towers[0], head=heads[0] if heads else None)
-
-
-__all__ = [
-    "Backbone",
-    "CausalTextView",
-    "EncoderView",
-    "PaddedTextView",
-    "TextView",
-    "VisionView",
-    "class_name",
-    "dual_encoder_view",
-    "find_backbone",
-    "is_dual_encoder",
-    "supported_models",
-    "view",
-]

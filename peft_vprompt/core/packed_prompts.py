@@ -14,59 +14,38 @@ belong together (`attention.SharedPrefix`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from .attention import SharedPrefix
-from .class_prompts import move, put_learned
+from .class_prompts import ClassPrompts
 from .encoder import CausalEmbedding
 from .tokenization import TokenSequence
 
 
-@dataclass(frozen=True, eq=False)
-class PackedPrompts:
-    """Index tensors that describe the packed sequence; s = packed rows, c = classes, m = rows with learned vectors, d = width.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedPrompts(ClassPrompts):
+    """One sequence for all classes; s = packed rows, c = classes, d = width.
 
     Attributes:
-        token_ids: [s] token ids; 0 where a learned vector stands.
         position_ids: [s] position of each row in its own class prompt.
-        learned_rows: [m] rows of the packed sequence that hold learned vectors.
-        learned_sources: [m] row of the learned prompts that each of them shows.
         end_rows: [c] row of each class's end token.
         pattern: who may read whom.
     """
 
-    token_ids: Tensor
     position_ids: Tensor
-    learned_rows: Tensor
-    learned_sources: Tensor
     end_rows: Tensor
     pattern: SharedPrefix
-
-    @property
-    def start(self) -> int:
-        """Number of start tokens: causal encoders have one."""
-        return 1
 
     @property
     def num_classes(self) -> int:
         """Number of classes in the sequence."""
         return self.end_rows.shape[0]
 
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of the sequence."""
-        return self.token_ids.shape[0]
-
-    def to(self, device: torch.device) -> Self:
-        """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
-        return move(self, device)
-
     def embed(self, encoder: CausalEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [b, s, d]; `learned` are the learned vectors, [n, d] or [b, n, d]."""
-        hidden = put_learned(self, encoder.token_embedding(self.token_ids), learned)
+        hidden = self.put_learned(encoder.token_embedding(self.token_ids), learned)
         return hidden + encoder.position_embedding(self.position_ids)
 
 

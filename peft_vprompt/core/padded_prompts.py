@@ -7,47 +7,29 @@ backwards only): each class is a text of its own, with the learned vectors in th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from .class_prompts import move, put_learned
+from .class_prompts import ClassPrompts
 from .encoder import PaddedEmbedding
 from .tokenization import TokenSequence
 
 
-@dataclass(frozen=True)
-class PaddedPrompts:
-    """Index tensors that describe the batch; c = classes, l = longest text, m = rows with learned vectors, d = width.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PaddedPrompts(ClassPrompts):
+    """One row for each class; c = classes, l = longest text, d = width.
 
     Attributes:
-        token_ids: [c, l] token ids, padding on the right; 0 where a learned vector stands.
-        mask: [c, l] True for real tokens.
-        learned_rows: [m] rows of the flattened batch that hold learned vectors.
-        learned_sources: [m] row of the learned prompts that each of them shows.
-        start: number of start tokens, behind which a context at the end position stands.
+        mask: [c, l] True for real tokens; padding is on the right.
     """
 
-    token_ids: Tensor
     mask: Tensor
-    learned_rows: Tensor
-    learned_sources: Tensor
-    start: int
 
     @property
     def num_classes(self) -> int:
         """Number of classes in the batch."""
         return self.token_ids.shape[0]
-
-    @property
-    def num_rows(self) -> int:
-        """Token rows that one pass over all classes takes."""
-        return self.token_ids.numel()
-
-    def to(self, device: torch.device) -> Self:
-        """Return the same prompts with all tensors on `device` (themselves, if they are there already)."""
-        return move(self, device)
 
     def embed(self, encoder: PaddedEmbedding, learned: Tensor | None) -> Tensor:
         """Return the input of the first layer, [c, l, d].
@@ -55,7 +37,7 @@ class PaddedPrompts:
         `learned` are the learned vectors, [n, d]; for those of b images, [b, n, d], all classes of each: [b * c, l, d].
         """
         vectors = encoder.token_embedding(self.token_ids)
-        filled = put_learned(self, vectors.flatten(0, 1), learned).reshape(-1, *vectors.shape[1:])
+        filled = self.put_learned(vectors.flatten(0, 1), learned).reshape(-1, *vectors.shape[1:])
         return encoder.embed(filled)
 
 

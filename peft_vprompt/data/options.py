@@ -19,7 +19,6 @@ from .readers import is_local
 
 #: The one test split that is made when the data has none.
 DEFAULT_TEST_SPLIT = "test"
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from transformers.utils import logging
 from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..data.transforms import EvalTransform
 from ..training.cached_features import FEATURES, encode_frozen
-from ..training.trainer import make_optimizer
+from ..training.recipes import make_optimizer
 from ..tuners.base.recipe import Recipe, SupportViews
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -44,19 +44,20 @@ class Grid:
         ValueError: an axis is empty, a rate is not positive or a weight decay is negative.
     """
 
-    base_rates: Sequence[float] = BASE_RATES
-    weight_decays: Sequence[float] = WEIGHT_DECAYS
+    base_rates: Sequence[float] = field(default=BASE_RATES, metadata={"above": 0})
+    weight_decays: Sequence[float] = field(default=WEIGHT_DECAYS, metadata={"min": 0})
 
     def __post_init__(self):
         check_fields(self)
-        for name, allowed in (("base_rates", "> 0"), ("weight_decays", ">= 0")):
-            values = getattr(self, name)
-            if not values or not all(v > 0 or (v == 0 and name == "weight_decays") for v in values):
-                raise ValueError(f"Expected {name} to be numbers {allowed}. Received: {name}={list(values)}.")
+        if not self.base_rates or not self.weight_decays:
+            raise ValueError(
+                f"Expected a learning rate and a weight decay at least. "
+                f"Received: base_rates={list(self.base_rates)}, weight_decays={list(self.weight_decays)}."
+            )
 
     @property
     def axes(self) -> dict[str, list[float]]:
-        """The grid as Optuna's sampler takes it."""
+        """The grid as the values of each axis, by name."""
         return {"base_rate": list(self.base_rates), "weight_decay": list(self.weight_decays)}
 
     @property

@@ -35,7 +35,7 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
 from ..utils.arguments import typed
-from ..utils.digests import digest_json, digest_tensors
+from ..utils.digests import MODEL_PROVENANCE, digest_json, digest_tensors, without
 from ..utils.hub import split_revision
 from ..utils.io import finish_saving
 from ..utils.precision import Precision, autocast, hold
@@ -44,9 +44,6 @@ from .templates import published_template
 
 #: What `vprompt demo` changes of each method that it shows, as fields of `Settings`.
 DEMO_CHANGES: dict[str, dict] = {name: dict(spec.demo) for name, spec in METHODS.items() if spec.demo is not None}
-
-#: Entries of a base model's config that change nothing it computes, or are the classes' names, which count by themselves.
-_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "id2label", "label2id")
 
 
 @dataclass
@@ -300,7 +297,8 @@ def base_content(base: PreTrainedModel, new: Collection[str] = ()) -> dict[str, 
         base: the model as it was loaded.
         new: names of the tensors that no file gave, such as those of a new head.
     """
-    config = {name: value for name, value in base.config.to_dict().items() if name not in _IRRELEVANT}
+    # The names of the classes count by themselves.
+    config = without(base.config.to_dict(), {*MODEL_PROVENANCE, "id2label", "label2id"})
     tensors = {name: tensor for name, tensor in base.state_dict().items() if name not in new}
     return {"base model": digest_json([config, digest_tensors(tensors)], 32)}
 

@@ -30,7 +30,7 @@ class Settings:
     """What decides the outcome of a run, beside the images.
 
     Attributes:
-        method: a name in `models.METHODS`.
+        method: a name in `registry.METHODS`.
         model: folder or Hub id of the base model; None for the embedded one.
         shots: training images per class; None for all.
         seed: seed of the shots, of the prompts' first values and of the order of images.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .models import ModelBundle
 
 
-#: Noise by the injection of images of other classes, beside the kinds of `noise.KINDS`.
+#: Noise by the injection of images of other classes, beside the kinds of `label_noise.KINDS`.
 FALSE_POSITIVE = "false-positive"
 
 
@@ -40,7 +40,7 @@ class Supervision:
     """Whose labels to train on.
 
     Attributes:
-        noise: kind of label noise: one of `noise.KINDS`, or "false-positive"; None for the labels as they are.
+        noise: kind of label noise: one of `label_noise.KINDS`, or "false-positive"; None for the labels as they are.
         noise_rate: share of wrong labels in every class, above 0 where there is a kind of noise.
         unlabelled: how to choose among images labelled by zero-shot: one of `pseudo_labels.SELECTORS`; the number of
             images per class is that of the shots. None trains on labels.

@@ -11,7 +11,6 @@ from ..data import AugmentedRows, ViewTransform
 from ..data.feature_folders import require_images
 from ..training.evaluation import EvalSet
 from ..training.test_time import TestTimeTuning
-from ..utils.fields import check_fields
 from .eval_sets import eval_sets
 
 
@@ -33,7 +32,6 @@ class TestTimeSettings(TestTimeTuning):
     seed: int = field(default=0, metadata={"min": 0})
 
     def __post_init__(self):
-        check_fields(self)
         super().__post_init__()
         self.kept(self.views)
 

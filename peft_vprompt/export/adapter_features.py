@@ -8,9 +8,8 @@ from ..data import EvalTransform
 from ..errors import UnsupportedModelError
 from ..training.cached_features import features_content
 from ..training.feature_folders import FeatureMaker, feature_maker
-from ..utils.digests import digest_json, digest_tensors
+from ..utils.digests import ADAPTER_PROVENANCE, digest_json, digest_tensors, without
 from .classifier import Classifier
-from .predictions import PLACES
 
 
 def adapter_features(classifier: Classifier) -> FeatureMaker:
@@ -33,7 +32,7 @@ def adapter_features(classifier: Classifier) -> FeatureMaker:
         return feature_maker(model, classifier.image_processor)
     transform = EvalTransform(classifier.image_processor)
     config: Any = model.peft_config[model.active_adapter].to_dict()
-    config = {name: str(value) for name, value in config.items() if name not in PLACES}
+    config = {name: str(value) for name, value in without(config, ADAPTER_PROVENANCE).items()}
     learned = digest_json([config, digest_tensors(model.state_dict())], 32)
     return FeatureMaker(
         features_content(model, transform) | {"adapter": learned},

@@ -23,7 +23,7 @@ from ..data.any_images import NamedImages
 from ..data.encoded import EncodedShards, preprocessed, require_readable, tell_skipped
 from ..experiments.identity import differences
 from ..tuners.base.module_state import fixed_weights
-from ..utils.digests import digest_json, digest_tensors
+from ..utils.digests import ADAPTER_PROVENANCE, digest_json, digest_tensors, without
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.process_watch import set_restart_hint
@@ -40,9 +40,6 @@ PART = 1024
 
 #: What a folder of parts was made with.
 IDENTITY = "identity.json"
-
-#: Entries of an adapter's config that change nothing it computes: places, and what is digested by itself.
-PLACES = ("base_model_name_or_path", "tokenizer_name_or_path", "revision", "inference_mode", "auto_mapping")
 
 #: Batches that are read while another is classified, each by a thread.
 _AHEAD = 4
@@ -129,7 +126,7 @@ def identity_of(classifier: Classifier, images: NamedImages | EncodedShards, opt
     classes = known.in_use.tokenised if known is not None and known.adapted.text is not None else None
     return {
         "code": __version__,
-        "adapter": digest_json({name: value for name, value in config.items() if name not in PLACES}, 32),
+        "adapter": digest_json(without(config, ADAPTER_PROVENANCE), 32),
         "base model or weights": digest_tensors(model.state_dict())[:32],
         "image processor": digest_json(classifier.image_processor.to_dict(), 32),
         "classes": digest_json([classifier.class_names, str(classes.sequences) if classes else None], 32),

@@ -20,13 +20,10 @@ from torch.nn import functional as F
 
 from ..utils.devices import hides_values
 from ..utils.fields import MAX_INTEGER, shown
-from .label_checks import check_shares, is_whole, one_class_each
+from .label_checks import IGNORED, check_shares, is_whole, one_class_each
 
 
 REDUCTIONS = ("mean", "sum", "none")
-
-#: Label of an image that does not count.
-IGNORED = -100
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +47,7 @@ class ClassificationLoss(nn.Module):
         ValueError: a parameter out of range.
     """
 
-    def __init__(self, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"):
+    def __init__(self, weight: Tensor | None = None, ignore_index: int = IGNORED, reduction: str = "mean"):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"Expected reduction to be one of {list(REDUCTIONS)}. Received: reduction={reduction!r}.")

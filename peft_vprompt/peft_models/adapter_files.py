@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import AdapterMismatchError
 from ..tuners.base.class_name_checks import digest_names
-from ..utils.digests import digest_json, digest_tensors
+from ..utils.digests import ADAPTER_PROVENANCE, digest_json, digest_tensors
 from ..utils.fields import shown
 from ..utils.io import atomic_files, finish_saving, read_text
 from ..utils.warning import warn_caller
@@ -45,16 +45,11 @@ PREVIOUS = "previous"
 
 #: Fields of a config that say where an adapter is from, what its classes are called, or how it started.
 _NOT_COMPUTED = {
+    *ADAPTER_PROVENANCE,
     "task_type",
     "peft_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
     "class_names",
     "class_names_digest",
-    "tokenizer_name_or_path",
     "token",
     "num_labels",
     "id2label",

@@ -4,6 +4,7 @@ from ..tuners.base.recipe import Averaging, Recipe
 from .averaging import AverageWeights
 from .cached_features import RandomViews, cache_features, feature_rows
 from .callbacks import ProgressBar, StepTimer, StopIfDiverged
+from .checkpoints import last_checkpoint
 from .distillation import DistillationRows, take_teacher, teacher_logits
 from .evaluation import (
     EvalSet,
@@ -13,14 +14,13 @@ from .evaluation import (
     harmonic_mean,
     make_compute_metrics,
     measure,
-    predict,
     predict_logits,
-    score,
 )
 from .gradient_probe import GradientProbe
-from .recipes import lr_schedule, lr_scheduler
+from .recipe_trainer import RecipeTrainer
+from .recipes import lr_schedule, lr_scheduler, make_optimizer
 from .test_time import TestTimeTuning, TunedOutput, evaluate_at_test_time, tune_on_features, tune_on_views
-from .trainer import RecipeTrainer, TrainResult, last_checkpoint, make_optimizer, train
+from .trainer import TrainResult, train
 
 
 __all__ = [
@@ -51,9 +51,7 @@ __all__ = [
     "make_compute_metrics",
     "make_optimizer",
     "measure",
-    "predict",
     "predict_logits",
-    "score",
     "take_teacher",
     "teacher_logits",
     "train",

@@ -16,10 +16,8 @@ from ..tuners.base.recipe import Averaging
 from ..utils.arguments import typed
 from ..utils.io import atomic_path
 from .callbacks import named_trained_values
+from .checkpoints import AVERAGE_FILE, CHECKPOINTS, checkpoint_of, find_average, waiting_average
 
-
-#: The average so far, in a checkpoint.
-AVERAGE_FILE = "weight_average.safetensors"
 
 #: Entries of the file beside the values: the last epoch that was averaged, and the logarithm of the weights' sum.
 _EPOCH, _LOG_TOTAL = "average.epoch", "average.log_total"
@@ -60,7 +58,7 @@ class AverageWeights(TrainerCallback):
             for name, value in named_trained_values(model).items()
         }
         if state.global_step:
-            self._load(_checkpoint(args, state))
+            self._load(checkpoint_of(args, state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Count the step, or the epoch where the step was its last: the checkpoint of this step has it then."""
@@ -81,12 +79,12 @@ class AverageWeights(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Complete the checkpoint that the Trainer has just written."""
         if args.should_save:
-            checkpoint = _checkpoint(args, state)
+            checkpoint = checkpoint_of(args, state)
             if self._written != state.global_step:  # a later callback asked for the checkpoint
-                self._write(_waiting(checkpoint))
+                self._write(waiting_average(checkpoint))
             checkpoint.mkdir(parents=True, exist_ok=True)
-            os.replace(_waiting(checkpoint), checkpoint / AVERAGE_FILE)
-            for left in checkpoint.parent.glob(f".checkpoint-*-{AVERAGE_FILE}"):  # of steps before a kill
+            os.replace(waiting_average(checkpoint), checkpoint / AVERAGE_FILE)
+            for left in checkpoint.parent.glob(waiting_average(Path(CHECKPOINTS)).name):  # of steps before a kill
                 left.unlink(missing_ok=True)
 
     @torch.no_grad()
@@ -140,7 +138,7 @@ class AverageWeights(TrainerCallback):
         # Beside the checkpoint, before the Trainer writes its part: there is never a checkpoint with the average alone,
         # which a Trainer would resume from, nor a whole one without the average.
         if control.should_save and args.should_save:
-            self._write(_waiting(_checkpoint(args, state)))
+            self._write(waiting_average(checkpoint_of(args, state)))
             self._written = state.global_step
 
     def _write(self, path: Path) -> None:
@@ -166,19 +164,3 @@ class AverageWeights(TrainerCallback):
             )
         for name, value in self._average.items():
             value.copy_(saved[name])
-
-
-def find_average(checkpoint: Path) -> Path | None:
-    """Return the file of the average that goes with a checkpoint, in it or waiting beside it; None without one."""
-    places = (checkpoint / AVERAGE_FILE, _waiting(checkpoint))
-    return next((place for place in places if place.is_file()), None)
-
-
-def _waiting(checkpoint: Path) -> Path:
-    """Return where the average waits for the Trainer to write its part of a checkpoint."""
-    return checkpoint.with_name(f".{checkpoint.name}-{AVERAGE_FILE}")
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    # pyrefly: ignore[bad-argument-type]  # a Trainer always has a folder
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

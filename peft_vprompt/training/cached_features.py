@@ -33,7 +33,7 @@ from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.arguments import typed
 from ..utils.checked_files import add_checksum, keep_intact
 from ..utils.devices import device_of
-from ..utils.digests import Digest, digest_json
+from ..utils.digests import MODEL_PROVENANCE, Digest, digest_json, without
 from ..utils.eval_mode import eval_mode
 from ..utils.io import atomic_path
 from ..utils.precision import PRECISIONS
@@ -43,9 +43,6 @@ from .loading import Workers, find_workers, require_workers
 
 #: Most views of every image.
 MAX_VIEWS = 10_000
-
-#: Entries of a model's config that change nothing it computes.
-_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "_attn_implementation_autoset")
 
 
 @typed
@@ -265,7 +262,7 @@ def model_fingerprint(model) -> str:
     text = {id(tensor) for tensor in model.class_name_classifier.adapted.text.state_dict(keep_vars=True).values()}
     config = getattr(base.config, "vision_config", base.config).to_dict()
     digest = Digest()
-    digest.add(digest_json({k: v for k, v in config.items() if k not in _IRRELEVANT}, 64).encode())
+    digest.add(digest_json(without(config, MODEL_PROVENANCE), 64).encode())
     for name, tensor in sorted(base.state_dict(keep_vars=True).items()):
         if id(tensor) not in text and "learner." not in name:
             digest.add_tensor(name.replace("base_layer.", ""), tensor)

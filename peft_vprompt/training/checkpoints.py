@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -16,11 +16,16 @@ from ..utils.io import read_json, write_json
 from ..utils.process_watch import set_restart_hint
 from ..utils.readable import unreadable_files
 from ..utils.warning import warn_caller
-from .averaging import AVERAGE_FILE, find_average
 
 
 #: List of the files of a checkpoint, with their digests: the last file that is written of it.
 SEAL = "complete.json"
+
+#: The average of the weights so far, in a checkpoint.
+AVERAGE_FILE = "weight_average.safetensors"
+
+#: What all checkpoints of a folder are called, as a pattern.
+CHECKPOINTS = f"{PREFIX_CHECKPOINT_DIR}-*"
 
 
 class KeepLastCheckpoint(TrainerCallback):
@@ -40,7 +45,7 @@ class KeepLastCheckpoint(TrainerCallback):
         """
         if args.world_size > 1:  # each process writes its random numbers into it
             args.distributed_state.wait_for_everyone()
-        new = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        new = checkpoint_of(args, state)
         say_kept(new)
         if not state.is_world_process_zero:
             return
@@ -51,7 +56,7 @@ class KeepLastCheckpoint(TrainerCallback):
                 "stays. Look whether the disk is full or damaged, and start the run again: it goes on from there."
             )
         write_json({"files": _digests(new)}, new / SEAL)
-        for other in new.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for other in new.parent.glob(CHECKPOINTS):
             if other != new:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -62,6 +67,29 @@ def say_kept(checkpoint: Path | None) -> None:
         f"the training goes on from {checkpoint}" if checkpoint else "the training starts afresh, as no epoch is done"
     )
     set_restart_hint(f"Started again in the same way, {place}.")
+
+
+def checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return where the Trainer writes the checkpoint of the step that was made."""
+    # pyrefly: ignore[bad-argument-type]  # a Trainer always has a folder
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, by its name; -1 where that has none."""
+    digits = checkpoint.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def find_average(checkpoint: Path) -> Path | None:
+    """Return the file of the average that goes with a checkpoint, in it or waiting beside it; None without one."""
+    places = (checkpoint / AVERAGE_FILE, waiting_average(checkpoint))
+    return next((place for place in places if place.is_file()), None)
+
+
+def waiting_average(checkpoint: Path) -> Path:
+    """Return where the average waits for the Trainer to write its part of a checkpoint."""
+    return checkpoint.with_name(f".{checkpoint.name}-{AVERAGE_FILE}")
 
 
 def checkpoint_folder(output_dir: str | Path, settings: dict) -> Path:
@@ -76,18 +104,13 @@ def last_checkpoint(folder: str | Path, averaged: bool = False) -> Path | None:
     The Trainer writes its state last, so without one a checkpoint was cut off; where there is a seal, all files are as
     it says. A checkpoint of a run with `averaged` weights is complete with the average alone.
     """
-    found = sorted(Path(folder).glob("checkpoint-*"), key=_step, reverse=True)
+    found = sorted(Path(folder).glob(CHECKPOINTS), key=step_of, reverse=True)
     for checkpoint in found:
         problem = _problem(checkpoint, averaged)
         if problem is None:
             return checkpoint
         warn_caller(f"The checkpoint {str(checkpoint)!r} is passed over: {problem}.")
     return None
-
-
-def _step(checkpoint: Path) -> int:
-    digits = checkpoint.name.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
 
 
 def _problem(checkpoint: Path, averaged: bool) -> str | None:
@@ -98,7 +121,7 @@ def _problem(checkpoint: Path, averaged: bool) -> str | None:
         return "it was cut off before trainer_state.json"
     except (ValueError, TypeError, RecursionError):
         return "its trainer_state.json is damaged"
-    if step != _step(checkpoint):
+    if step != step_of(checkpoint):
         return f"its state is that of step {step}"
     if averaged and find_average(checkpoint) is None:
         return f"it lacks {AVERAGE_FILE}"

@@ -24,17 +24,12 @@ from ..data.transforms import Transform
 from ..errors import UnsupportedModelError
 from ..readouts import GivenClasses
 from ..utils.arguments import typed
-from ..utils.digests import digest_json, digest_tensors
+from ..utils.digests import ADAPTER_PROVENANCE, MODEL_PROVENANCE, digest_json, digest_tensors, without
 from ..utils.io import atomic_path, set_aside
 from ..utils.progress import with_progress
 from ..utils.validation import require_int, require_seed
 from .cached_features import MAX_VIEWS, default_cache_dir
 from .evaluation import batches, compares_with_text, logits_of
-
-
-#: Fields of configs that change nothing a model computes: where it is from, and what its adapter is trained for.
-_IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "base_model_name_or_path", "revision")
-_IRRELEVANT += ("inference_mode", "tokenizer_name_or_path", "auto_mapping", "peft_version")
 
 
 #: Entry of the metadata of a file of logits: their digest.
@@ -214,8 +209,8 @@ def teacher_fingerprint(teacher, features: Tensor) -> str:
     config = vars(teacher.active_peft_config)
     facts = [
         digest_tensors({"class features": features, **teacher.state_dict()}),
-        {name: value for name, value in base.items() if name not in _IRRELEVANT},
-        {name: _plain(value) for name, value in config.items() if name not in _IRRELEVANT},
+        without(base, MODEL_PROVENANCE),
+        {name: _plain(value) for name, value in without(config, ADAPTER_PROVENANCE).items()},
         teacher.class_name_classifier.adapted.disabled,
     ]
     return digest_json(facts, 32)

@@ -187,15 +187,6 @@ def batches_of(rows: int, batch_size: int) -> list[list[int]]:
 
 
 @typed
-def predict(
-    model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return predicted and true labels, both int arrays [images]; `options` are those of `predict_logits`."""
-    logits, labels = predict_logits(model, rows, batch_size, **options)
-    return logits.argmax(-1), labels
-
-
-@typed
 def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
     """Return the share of images classified correctly, in percent, over all images alike (micro average).
 
@@ -206,22 +197,10 @@ def accuracy(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100
     """
     if not len(rows):
         raise ValueError("No image to evaluate on.")
-    predicted, labels = predict(model, rows, batch_size, **options)
+    logits, labels = predict_logits(model, rows, batch_size, **options)
     if labels.ndim == 2:
-        raise ValueError("Expected one class for each image. Received multi-hot labels: call score, or evaluate.")
-    return 100 * scores.accuracy(predicted, labels)
-
-
-@typed
-def score(model: torch.nn.Module, rows: Sequence[dict], batch_size: int = 100, **options) -> float:
-    """Return the accuracy in percent, or the mean average precision where images have several labels.
-
-    `options` are those of `predict_logits`.
-
-    Raises:
-        ValueError: if there is no image, or none is of any class.
-    """
-    return next(iter(_measure(model, rows, ("accuracy",), batch_size, **options).values()))
+        raise ValueError("Expected one class for each image. Received multi-hot labels: call evaluate.")
+    return 100 * scores.accuracy(logits.argmax(-1), labels)
 
 
 def _measure(model: torch.nn.Module, rows: Sequence[dict], metrics: Sequence[str], batch_size: int, **options) -> dict:
@@ -291,14 +270,6 @@ def measure(
 def main_metric(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
     """Return the first metric of what `measure` gives: the accuracy, or the mean average precision."""
     return next(iter(found.values()), {})
-
-
-def evaluate_beside_zero_shot(
-    model, test_sets: dict[str, EvalSet], batch_size: int = 100, **options
-) -> tuple[dict[str, float], dict[str, float] | None]:
-    """Measure the accuracy with the adapter and without it, as `evaluate` does, see `measure_beside_zero_shot`."""
-    found, plain = measure_beside_zero_shot(model, test_sets, batch_size, metrics=("accuracy",), **options)
-    return main_metric(found), None if plain is None else main_metric(plain)
 
 
 def measure_beside_zero_shot(

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer, default_data_collator
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, seed_worker
 
 from ..data.epoch_batches import EpochBatches
 from ..losses.label_checks import IGNORED
-from .evaluation import batches_of
+from .evaluation import batches_of, compute_metrics
 
 
 class RecipeTrainer(Trainer):
@@ -25,11 +25,12 @@ class RecipeTrainer(Trainer):
 
     Args:
         batches: the batches of an epoch, shared out to the processes.
-        **options: those of the stock Trainer.
+        **options: those of the stock Trainer, whose metric is the accuracy.
     """
 
     def __init__(self, batches: EpochBatches, **options):
-        super().__init__(**options)
+        super().__init__(data_collator=default_data_collator, compute_metrics=compute_metrics, **options)
+        self.remove_callback(PrinterCallback)
         self.batches = batches
         self.processes = batches.processes
 

@@ -1,12 +1,24 @@
-"""The learning rates that a `Recipe` means. What a recipe is: see `tuners.base.recipe`; who trains: see `trainer`."""
+"""The optimizer and the learning rates that a `Recipe` means. What a recipe is: see `tuners.base.recipe`; who trains: see `trainer`."""
 
 import math
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
+
+
+@typed
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer of the parameters of `model` that require gradients."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, betas=tuple(recipe.betas), eps=recipe.eps, **shared)
 
 
 @typed

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,6 @@ from ..utils.eval_mode import eval_mode
 from ..utils.fields import check_fields
 from ..utils.processes import ALONE, Processes
 from ..utils.progress import with_progress
-from ..utils.validation import require_int
 from .evaluation import EvalSet, batches, set_class_names, with_harmonic_mean
 
 
@@ -62,19 +61,13 @@ class TestTimeTuning:
 
     __test__ = False  # pytest takes it for a test by its name
 
-    confident: float = 0.1
-    steps: int = 1
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.01
+    confident: float = field(default=0.1, metadata={"above": 0, "max": 1})
+    steps: int = field(default=1, metadata={"min": 1})
+    learning_rate: float = field(default=5e-3, metadata={"min": 0})
+    weight_decay: float = field(default=0.01, metadata={"min": 0})
 
     def __post_init__(self):
         check_fields(self)
-        if not 0 < self.confident <= 1:
-            raise ValueError(f"Expected a share of views above 0 and at most 1. Received: confident={self.confident}.")
-        require_int("steps", self.steps, 1)
-        for name in ("learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Expected a number from 0 on. Received: {name}={getattr(self, name)}.")
 
     def kept(self, views: int) -> int:
         """Return how many of an image's views the loss is taken of, rounded down as the authors do.

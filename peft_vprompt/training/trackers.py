@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-#: Trackers by the Trainer's name, with the packages any of which it takes.
-TRACKERS = {
+
+#: Packages of trackers that are not called as they are, any of which does: the first is what pip installs. Kubeflow needs none.
+PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "trackio": ("trackio",),
-    "mlflow": ("mlflow",),
-    "comet_ml": ("comet_ml",),
-    "swanlab": ("swanlab",),
-    "clearml": ("clearml",),
-    "codecarbon": ("codecarbon",),
-    "dvclive": ("dvclive",),
+    "azure_ml": ("azureml-sdk", "azureml"),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
 }
 
 
@@ -26,11 +23,11 @@ def check_trackers(names: Sequence[str]) -> list[str]:
         ImportError: a tracker that is not installed; says how to install it.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"Expected trackers among {', '.join(TRACKERS)}. Received: {name!r}.")
-        if not any(find_spec(package) for package in TRACKERS[name]):
-            package = TRACKERS[name][0]
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"Expected trackers among {', '.join(INTEGRATION_TO_CALLBACK)}. Received: {name!r}.")
+        packages = PACKAGES.get(name, (name,))
+        if packages and not any(map(find_spec, packages)):
             raise ImportError(
-                f"Logging to {name} needs a package of its own. Install it with `pip install {package}`."
+                f"Logging to {name} needs a package of its own. Install it with `pip install {packages[0]}`."
             )
     return list(names)

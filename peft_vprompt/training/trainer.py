@@ -7,18 +7,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import TrainerCallback
 
 from ..data.augmentation import with_own_random_numbers
 from ..data.epoch_batches import EpochBatches
@@ -26,20 +17,18 @@ from ..errors import TrainingDivergedError
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
-from ..utils.devices import find_device
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
-from ..utils.processes import all_processes, launched, on_cpu
+from ..utils.processes import all_processes
 from ..utils.validation import require_int
 from ..utils.warning import warn_caller
+from .arguments import training_arguments
 from .averaging import AverageWeights
 from .callbacks import EpochOf, StepTimer, StopIfDiverged, progress_bar
-from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept
-from .evaluation import compute_metrics
+from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept, step_of
 from .loading import Workers, find_workers, require_workers
 from .recipe_trainer import RecipeTrainer
-from .recipes import lr_scheduler
-from .trackers import check_trackers
+from .recipes import lr_scheduler, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -124,44 +113,36 @@ def train(
     """
     _check(train_set, epochs, steps)
     require_workers(workers)
+    length = {"epochs": epochs} if steps is None else {"steps": steps}
     train_set = with_own_random_numbers(train_set, seed)
     processes = all_processes(device)
     batches = EpochBatches(len(train_set), recipe.batch_size, seed, processes)
-    length = {"epochs": epochs} if steps is None else {"steps": steps}
-    loaders = find_workers(workers, model, train_set)
+    epochs = epochs or math.ceil((steps or 0) / len(batches))
     folder = checkpoint_folder(
         output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
     )
-    arguments = _arguments(
+    arguments = training_arguments(
         recipe,
         folder,
-        epochs or 1,
-        seed,
-        checkpoints,
-        scale_loss,
-        loaders,
-        eval_set is not None,
-        report_to,
-        launched() > 1 and on_cpu(device),
+        epochs=epochs,
+        max_steps=steps or -1,
+        seed=seed,
+        save=checkpoints,
+        evaluate=eval_set is not None,
+        fp16=scale_loss,
+        workers=find_workers(workers, model, train_set),
+        report_to=report_to,
+        device=device,
     )
-    if device not in (None, "auto") and not arguments.use_cpu:
-        _compute_on(arguments, find_device(device))
-    if (
-        arguments.n_gpu > 1
-    ):  # `nn.DataParallel`, which the Trainer starts wherever it sees several, multiplies the batch
-        arguments._n_gpu = 1
-    if steps is not None:
-        epochs = math.ceil(steps / len(batches))
-        arguments.max_steps = steps
-    _warn_of_warmup(recipe, epochs)  # pyrefly: ignore[bad-argument-type]  # there is one of `epochs` and `steps`
+    _warn_of_warmup(recipe, epochs)
     optimizer = make_optimizer(model, recipe)
-    # pyrefly: ignore[bad-argument-type]  # likewise
     scheduler = lr_scheduler(optimizer, recipe, epochs, len(batches), steps)
     timer = StepTimer()
     divergence = StopIfDiverged()
-    method_callbacks = getattr(model, "method_callbacks", list)
     # After the watch for divergence, so that no average is saved of values that are not finite.
     average = [AverageWeights(recipe.averaging)] if recipe.averaging is not None else []
+    watchers = [EpochOf(batches, train_set), timer, *getattr(model, "method_callbacks", list)(), *callbacks]
+    watchers += [divergence, *average]
     # One writer from the choice of a checkpoint on, so that nobody takes it away before it is read.
     writer = only_writer(folder) if checkpoints else nullcontext()
     # The Trainer and these callbacks write into tensors as optimisers do: frozen weights need not be read in every step.
@@ -171,14 +152,21 @@ def train(
         find = partial(last_checkpoint, folder, averaged=bool(average))
         checkpoint = processes.from_first(find) if checkpoints else None
         say_kept(checkpoint)
-        resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        resumed_step = step_of(checkpoint) if checkpoint else 0
         if steps is not None and resumed_step >= steps:
             # All steps are made: without this the Trainer would make one more, to complete the last epoch.
             arguments.max_steps = -1
             arguments.num_train_epochs = resumed_step // len(batches)
-        watchers = [EpochOf(batches, train_set), timer, *method_callbacks(), *callbacks, divergence, *average, *bars]
-        watchers += [KeepLastCheckpoint()]
-        trainer = _trainer(model, arguments, batches, train_set, eval_set, (optimizer, scheduler), loss, watchers)
+        trainer = RecipeTrainer(
+            batches,
+            model=model,
+            args=arguments,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            compute_loss_func=loss,
+            optimizers=(optimizer, scheduler),
+            callbacks=[*watchers, *bars, KeepLastCheckpoint()],
+        )
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if divergence.epoch is not None:
@@ -210,93 +198,3 @@ def _warn_of_warmup(recipe: Recipe, epochs: int) -> None:
         warn_caller(
             f"All of epochs={epochs} is warm-up (warmup_epochs={recipe.warmup_epochs}): hardly anything will be learned."
         )
-
-
-def _trainer(
-    model: torch.nn.Module,
-    arguments: TrainingArguments,
-    batches: EpochBatches,
-    train_set: Sequence[dict],
-    eval_set: Sequence[dict] | None,
-    optimizers: tuple[torch.optim.Optimizer, LambdaLR],
-    loss: Callable | None,
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    trainer = RecipeTrainer(
-        batches,
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=default_data_collator,
-        compute_metrics=compute_metrics,
-        compute_loss_func=loss,
-        optimizers=optimizers,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    return trainer
-
-
-def _arguments(
-    recipe: Recipe,
-    folder: Path,
-    epochs: int,
-    seed: int,
-    checkpoints: bool,
-    scale_loss: bool,
-    workers: int,
-    watch: bool,
-    report_to: Sequence[str],
-    use_cpu: bool,
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,  # `EpochBatches` shares it out
-        per_device_eval_batch_size=100,
-        num_train_epochs=epochs,
-        max_grad_norm=0.0,  # the authors do not clip; the Trainer would
-        seed=seed,
-        data_seed=seed,
-        fp16=scale_loss,
-        save_strategy="epoch" if checkpoints else "no",
-        eval_strategy="epoch" if watch else "no",
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,  # the Trainer would log a loss of NaN as 0
-        report_to=check_trackers(report_to) or "none",
-        use_cpu=use_cpu,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _compute_on(arguments: TrainingArguments, device: torch.device) -> None:
-    """Let the Trainer compute on a device, where it would take the first one of the machine.
-
-    Raises:
-        ValueError: several processes, each of which has a device of its own.
-    """
-    if arguments.world_size > 1:
-        raise ValueError(
-            f"Each of {arguments.world_size} processes takes a device of its own. Received: device={str(device)!r}. "
-            "Leave it out."
-        )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    state: Any = arguments.distributed_state
-    state.device = device  # where Accelerate puts model and batches
-    arguments.__dict__["_setup_devices"] = device  # what `arguments.device` has looked up
-
-
-@typed
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of the parameters of `model` that require gradients."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, betas=tuple(recipe.betas), eps=recipe.eps, **shared)

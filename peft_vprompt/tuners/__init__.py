@@ -1,5 +1,7 @@
 """One folder per method, and `base` with all that touches PEFT. Importing this fills the method table, in this order."""
 
+# ruff: noqa: F401
+
 from .base.peft_patches import name_damaged_configs  # isort: skip
 
 from . import (  # isort: skip
@@ -34,33 +36,3 @@ from . import (  # isort: skip
 
 
 name_damaged_configs()
-
-__all__ = [
-    "bias_tuning",
-    "bottleneck_adapter",
-    "clap",
-    "class_head",
-    "clip_lora",
-    "cocoop",
-    "coop",
-    "fine_tuning",
-    "ivlp",
-    "kgcoop",
-    "ln_tuning",
-    "lora",
-    "maple",
-    "mlp_head",
-    "mmrl",
-    "mrpo",
-    "prograd",
-    "promptkd",
-    "promptsrc",
-    "rpo",
-    "side_tuning",
-    "tcp",
-    "text_encoder",
-    "tip_adapter",
-    "two_stage",
-    "vpt",
-    "zero_shot",
-]

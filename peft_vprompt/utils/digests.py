@@ -5,12 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+
+
+#: Entries of a model's config that change nothing it computes: where it is from.
+MODEL_PROVENANCE = ("_name_or_path", "name_or_path", "transformers_version", "_attn_implementation_autoset")
+
+#: Entries of an adapter's config that change nothing it computes: where it is from, and what it is loaded for.
+ADAPTER_PROVENANCE = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "tokenizer_name_or_path",
+)
+
+
+def without(config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the entries of a config that have other names."""
+    return {name: value for name, value in config.items() if name not in names}
 
 
 def digest_json(value, length: int = 16) -> str:

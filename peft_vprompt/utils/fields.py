@@ -127,7 +127,7 @@ def _matches_one(value: Any, hint: Any, bounds: Mapping) -> bool:
 
 
 def _matches_items(value: Any, origin: Any, items: tuple, bounds: Mapping) -> bool:
-    if not _is_list(value) or len(value) > bounds.get("items", MAX_ITEMS):
+    if not _is_list(value, origin) or len(value) > bounds.get("items", MAX_ITEMS):
         return False
     if origin is tuple and Ellipsis not in items:
         return len(value) == len(items) and all(map(_matches, value, items, [bounds] * len(items)))
@@ -156,18 +156,19 @@ def _expectation(name: str, value: Any, hint: Any, bounds: Mapping) -> str:
             return f"{name} to be {FORMS[bounds['form']][1]}"
         if kind is str and isinstance(value, str):
             return f"{name} to be text of at most {MAX_TEXT:,} whole characters"
-        if kind in (list, tuple, set, Sequence) and _is_list(value) and (kind is not tuple or Ellipsis in items):
+        if kind in (list, tuple, set, Sequence) and _is_list(value, kind) and _is_of_one_kind(value, kind, items):
             entry = next((item for item in value if items and not _matches(item, items[0], bounds)), None)
             if len(value) > bounds.get("items", MAX_ITEMS) or not items:
                 return f"{name} to be a list of at most {bounds.get('items', MAX_ITEMS):,} entries"
-            return "each of " + _expectation(name, entry, items[0], bounds)
+            return "each of " + _expectation(name, entry, items[0], bounds).removeprefix("each of ")
     return f"{name} to be {describe(hint, bounds)}"
 
 
 def _of_number(value: float, kind: type, bounds: Mapping) -> str:
     """Say the bounds of a number: a lower one, and an upper one where both belong together or the value is above it."""
-    if {"min", "below"} <= bounds.keys():
-        return f" in [{bounds['min']:,}, {bounds['below']:,})"
+    if "below" in bounds and ("min" in bounds or "above" in bounds):
+        least = f"[{bounds['min']:,}" if "min" in bounds else f"({bounds['above']:,}"
+        return f" in {least}, {bounds['below']:,})"
     most = bounds.get("max", MAX_INTEGER if kind is int else math.inf)
     return f" to be {_describe_number(kind, bounds)}" + (f" and <= {most:,}" if most < value < math.inf else "")
 
@@ -205,8 +206,13 @@ def _describe_number(kind: type, bounds: Mapping) -> str:
     return f"{'an integer' if kind is int else 'a finite number'}{''.join(least)}"
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, set))
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, (list, tuple) if kind is tuple else (list, tuple, set))
+
+
+def _is_of_one_kind(value: Any, kind: Any, items: tuple) -> bool:
+    """Tell whether all entries of a list are to be the same, and it has as many as it should."""
+    return kind is not tuple or Ellipsis in items or len(set(items)) == 1 and len(value) == len(items)
 
 
 def _is_number(value: Any) -> bool:

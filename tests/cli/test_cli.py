@@ -268,7 +268,7 @@ def test_train_on_the_embedded_task(embedded, tmp_path):
         (("--label-column", "species"), "No column 'species'. The data has: image, colour"),
         (("--min-images", 99), "No class has 99 images"),
         (("--device", "cuda:99"), "Expected a device of this machine: auto, "),
-        (("--report-to", "paper"), "Expected trackers among tensorboard, wandb"),
+        (("--report-to", "paper"), "Expected trackers among azure_ml, comet_ml"),
         (("--image-size", 33), "multiple of the patch size 8. Received: 33. The nearest is 32"),
         (("--set", "depth"), "--set takes NAME=VALUE"),
         (("--set", "depth=3"), "MaPLe has no option depth"),

@@ -10,7 +10,7 @@ from transformers import CLIPModel, Trainer, TrainingArguments
 
 from peft_vprompt.data import DataOptions, EvalTransform, load_split
 from peft_vprompt.experiments.models import load_adapter
-from peft_vprompt.training import make_compute_metrics, predict
+from peft_vprompt.training import make_compute_metrics, predict_logits
 from tests.support.command_line import QUICK, train, vprompt
 
 
@@ -42,8 +42,8 @@ def test_classes_of_different_size_have_two(adapter, clip_path, colours, tmp_pat
     bundle = load_adapter(adapter, clip_path)
     images = load_split(DataOptions(tmp_path / "unequal.parquet", label_column="colour"))
     assert images.features["label"].names == bundle.model.class_names
-    predicted, labels = predict(bundle.model, images.with_transform(EvalTransform(bundle.image_processor)))
-    expected = 100 * recall_score(labels, predicted, average="macro")
+    logits, labels = predict_logits(bundle.model, images.with_transform(EvalTransform(bundle.image_processor)))
+    expected = 100 * recall_score(labels, logits.argmax(-1), average="macro")
     assert found["per_class"]["all"] == pytest.approx(expected) != found["accuracy"]["all"]
     assert f"{found['accuracy']['all']:.2f} %, mean over classes {expected:.2f} %; zero-shot" in said
     # The stock Trainer.

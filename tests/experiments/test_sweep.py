@@ -175,9 +175,11 @@ def test_the_smaller_rate_wins_a_tie():
 
 
 def test_errors(settings, data, tmp_path):
-    with pytest.raises(ValueError, match=r"base_rates to be numbers > 0. Received: base_rates=\[0.5, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"each of base_rates to be a finite number > 0. Received: base_rates=\(0.5, 0\)"
+    ):
         Grid((0.5, 0))
-    with pytest.raises(ValueError, match="weight_decays to be numbers >= 0"):
+    with pytest.raises(ValueError, match="each of weight_decays to be a finite number >= 0"):
         Grid((0.5,), (-1.0,))
     with pytest.raises(ValueError, match="at least one of seeds"):
         sweep(settings, data, tmp_path, seeds=())

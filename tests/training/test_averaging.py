@@ -11,9 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_vprompt.errors import TrainingDivergedError
 from peft_vprompt.training import AverageWeights, Averaging, Recipe, RecipeTrainer, train
-from peft_vprompt.training.averaging import AVERAGE_FILE
 from peft_vprompt.training.callbacks import named_trained_values
-from peft_vprompt.training.checkpoints import last_checkpoint
+from peft_vprompt.training.checkpoints import AVERAGE_FILE, last_checkpoint
 from tests.support.callbacks import Diverge, Kill
 
 
@@ -430,7 +429,7 @@ class TestData:
                 {"kind": "gaussian", "mean": math.nan, "std": 1},
                 "Expected mean to be a finite number. Received: mean=nan",
             ),
-            ({"kind": "ema", "decay": 1}, "Expected decay to be a finite number >= 0 and < 1. Received: decay=1"),
+            ({"kind": "ema", "decay": 1}, r"Expected decay in \[0, 1\). Received: decay=1"),
             (
                 {"kind": "uniform", "from_epoch": 0},
                 "Expected from_epoch to be an integer >= 1. Received: from_epoch=0",

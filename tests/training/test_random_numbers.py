@@ -14,7 +14,7 @@ from peft_vprompt.data import AugmentedRows, DataOptions, EvalTransform, TrainTr
 from peft_vprompt.experiments.run import run_experiment
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.experiments.supervision import Supervision
-from peft_vprompt.training.evaluation import EvalSet, evaluate_beside_zero_shot
+from peft_vprompt.training.evaluation import EvalSet, measure_beside_zero_shot
 from peft_vprompt.training.recipes import Recipe
 from peft_vprompt.training.trainer import train
 from tests.support.callbacks import Kill
@@ -144,5 +144,5 @@ def test_evaluation_leaves_the_random_numbers_alone(tokenizer_path):
     model = get_peft_model(tiny_clip(), config)
     before = torch.get_rng_state()
     sets = {"all": EvalSet(pictures(6).with_transform(EvalTransform(PROCESSOR)), CLASS_NAMES)}
-    evaluate_beside_zero_shot(model, sets)
+    measure_beside_zero_shot(model, sets)
     assert torch.equal(torch.get_rng_state(), before)

@@ -20,7 +20,6 @@ from peft_vprompt.training.evaluation import (
     accuracy,
     evaluate,
     harmonic_mean,
-    predict,
     predict_logits,
     set_class_names,
 )
@@ -319,14 +318,14 @@ class TestEvaluate:
         with pytest.raises(ValueError, match="novel=-1"):
             harmonic_mean(3, -1)
 
-    def test_predict_is_argmax_whatever_the_batch(self, clip_path, rows):
+    def test_predictions_are_the_models_own_whatever_the_batch(self, clip_path, rows):
         model = build_model(clip_path, "coop", CLASS_NAMES).model.train()
-        predicted, true = predict(model, rows, batch_size=5)
+        logits, true = predict_logits(model, rows, batch_size=5)
         assert model.training
         with torch.no_grad():
             pixel_values = torch.stack([row["pixel_values"] for row in rows])
             expected = model.eval()(pixel_values=pixel_values).logits.argmax(-1)
-        assert predicted.tolist() == expected.tolist() == predict(model, rows)[0].tolist()
+        assert logits.argmax(-1).tolist() == expected.tolist() == predict_logits(model, rows)[0].argmax(-1).tolist()
         assert true.tolist() == [row["labels"] for row in rows]
         assert accuracy(model, rows) == pytest.approx(100 * np.mean(expected.numpy() == true))
 

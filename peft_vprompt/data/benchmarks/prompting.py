@@ -18,11 +18,9 @@ from datasets import Dataset
 from ...utils.io import read_json, read_text
 from ...utils.validation import shorten
 from ..few_shot import published_few_shot
-from .task import Published, Rows, Task, existing, rows_of
+from .task import SPLITS, Published, Rows, Task, existing, rows_of
 
 
-#: Our names of the splits and the published ones.
-SPLITS = {"train": "train", "validation": "val", "test": "test"}
 CLASS_NAMES = "classnames.txt"
 #: What the papers put class names into, unless a data set has a text of its own.
 PHOTO = "a photo of a {}."

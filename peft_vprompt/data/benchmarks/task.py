@@ -17,6 +17,9 @@ from ..few_shot import few_shot
 #: Paths of images and the numbers of their classes.
 Rows = list[tuple[str, int]]
 
+#: Our names of the splits and the published ones, of most tasks.
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
 
 class Published(NamedTuple):
     """What the files of a task say.

@@ -20,11 +20,10 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...utils.io import read_json, read_text
-from .task import Published, Rows, Task, existing, rows_of
+from .task import SPLITS, Published, Rows, Task, existing, rows_of
 
 
-#: Our names of the splits and the published files' stems.
-FGVC_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+#: Our names of the splits and VTAB-1k's stems.
 VTAB_SPLITS = {"train": "train800", "validation": "val200", "test": "test"}
 
 
@@ -111,7 +110,7 @@ TRANSFER_TASKS: dict[str, TransferTask] = {
 def _read_json(folder: Path, images: Path) -> dict[str, Rows]:
     """Read the rows of the splits of an FGVC data set."""
     splits = {}
-    for split, stem in FGVC_SPLITS.items():
+    for split, stem in SPLITS.items():
         content = read_json(existing(folder / f"{stem}.json"))
         if not isinstance(content, dict) or not all(isinstance(label, int) for label in content.values()):
             raise ValueError(f"Expected a JSON object {{image path: class id}}. Received: {folder / stem}.json.")

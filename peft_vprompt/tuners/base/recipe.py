@@ -5,13 +5,10 @@ A recipe stands with its method, whatever the data; `training` executes it. Noth
 
 from __future__ import annotations
 
-import math
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...utils.fields import check_fields, shown
-from ...utils.validation import require_choice, require_int
+from ...utils.fields import check_fields
 
 
 #: What each kind of averaging is told.
@@ -44,13 +41,12 @@ class Averaging:
 
     kind: Literal["gaussian", "ema", "uniform"]
     mean: float | None = None
-    std: float | None = None
-    decay: float | None = None
-    from_epoch: int | None = None
+    std: float | None = field(default=None, metadata={"above": 0})
+    decay: float | None = field(default=None, metadata={"min": 0, "below": 1})
+    from_epoch: int | None = field(default=None, metadata={"min": 1})
 
     def __post_init__(self):
         check_fields(self)
-        require_choice("kind", self.kind, list(_AVERAGING_FIELDS))
         given = tuple(
             name for fields in _AVERAGING_FIELDS.values() for name in fields if getattr(self, name) is not None
         )
@@ -59,13 +55,6 @@ class Averaging:
                 f"Expected {' and '.join(_AVERAGING_FIELDS[self.kind])} for kind={self.kind!r}, and no other field. "
                 f"Received: {', '.join(f'{name}={getattr(self, name)!r}' for name in given) or 'none'}."
             )
-        if self.kind == "gaussian":
-            _require_number("mean", self.mean)
-            _require_number("std", self.std, above=0)
-        elif self.kind == "ema":
-            _require_number("decay", self.decay, least=0, below=1)
-        else:
-            require_int("from_epoch", self.from_epoch, 1)
 
 
 @dataclass(frozen=True)
@@ -120,70 +109,43 @@ class Recipe:
         ValueError: a value out of range, or not exactly one length.
     """
 
-    learning_rate: float
-    batch_size: int
-    epochs: int | tuple[tuple[int, int], ...] | None
+    learning_rate: float = field(metadata={"above": 0})
+    batch_size: int = field(metadata={"min": 1})
+    epochs: int | tuple[tuple[int, int], ...] | None = field(metadata={"min": 1})
     source: str
     warmup: Literal["constant", "linear"] = "constant"
-    warmup_epochs: int = 1
-    warmup_learning_rate: float = 1e-5
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    warmup_epochs: int = field(default=1, metadata={"min": 0})
+    warmup_learning_rate: float = field(default=1e-5, metadata={"min": 0})
+    momentum: float = field(default=0.9, metadata={"min": 0, "below": 1})
+    weight_decay: float = field(default=5e-4, metadata={"min": 0})
     crop: Literal["random_resized_crop", "random_crop", "none"] = "random_resized_crop"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"min": 0, "below": 1})
+    eps: float = field(default=1e-8, metadata={"min": 0})
     schedule: Literal["cosine_per_epoch", "cosine_per_step"] = "cosine_per_epoch"
-    min_learning_rate: float = 0.0
-    steps: int | None = None
-    steps_per_shot: int | None = None
+    min_learning_rate: float = field(default=0.0, metadata={"min": 0})
+    steps: int | None = field(default=None, metadata={"min": 1})
+    steps_per_shot: int | None = field(default=None, metadata={"min": 1})
     averaging: Averaging | None = None
-    first_stage: float | None = None
+    first_stage: float | None = field(default=None, metadata={"above": 0, "below": 1})
 
     def __post_init__(self):
-        self._check_length()
-        require_int("batch_size", self.batch_size, 1)
-        require_int("warmup_epochs", self.warmup_epochs, 0)
-        require_choice("warmup", self.warmup, ["constant", "linear"])
-        require_choice("optimizer", self.optimizer, ["sgd", "adam", "adamw"])
-        require_choice("schedule", self.schedule, ["cosine_per_epoch", "cosine_per_step"])
-        require_choice("crop", self.crop, ["random_resized_crop", "random_crop", "none"])
-        _require_number("learning_rate", self.learning_rate, above=0)
-        _require_number("min_learning_rate", self.min_learning_rate, least=0, below=self.learning_rate)
-        _require_number("warmup_learning_rate", self.warmup_learning_rate, least=0)
-        _require_number("momentum", self.momentum, least=0, below=1)
-        _require_number("weight_decay", self.weight_decay, least=0)
-        _require_number("eps", self.eps, least=0)
-        _require_pair("betas", self.betas)
-        for beta in self.betas:
-            _require_number("each of betas", beta, least=0, below=1)
-        _require_pair("crop_scale", self.crop_scale)
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"Expected crop_scale to ascend in (0, 1]. Received: crop_scale={self.crop_scale!r}.")
-        if self.first_stage is not None:
-            _require_number("first_stage", self.first_stage, above=0, below=1)
-        if not isinstance(self.averaging, Averaging | None):
-            raise ValueError(f"Expected averaging to be an Averaging or None. Received: averaging={self.averaging!r}.")
-        check_fields(self)  # last: what is said above says more
-
-    def _check_length(self) -> None:
-        given = [name for name in _LENGTHS if getattr(self, name) is not None]
-        if len(given) != 1:
+        check_fields(self)
+        if sum(getattr(self, name) is not None for name in _LENGTHS) != 1:
             received = ", ".join(f"{name}={getattr(self, name)!r}" for name in _LENGTHS)
             raise ValueError(f"Expected exactly one of {', '.join(_LENGTHS)}. Received: {received}.")
-        length = getattr(self, given[0])
-        if given != ["epochs"] or not isinstance(length, (tuple, list)):
-            require_int(given[0], length, 1)
-            return
-        for pair in length:
-            _require_pair("each of epochs", pair)
-        shots = [most for most, _ in length]
-        if not length or shots != sorted(set(shots)):
-            raise ValueError(f"Expected epochs by ascending shots. Received: epochs={length!r}.")
-        for most, epochs in length:
-            require_int("the shots in epochs", most, 1)
-            require_int("epochs", epochs, 1)
+        if isinstance(self.epochs, (tuple, list)):
+            shots = [most for most, _ in self.epochs]
+            if not shots or shots != sorted(set(shots)):
+                raise ValueError(f"Expected epochs by ascending shots. Received: epochs={self.epochs!r}.")
+        if self.min_learning_rate >= self.learning_rate:
+            raise ValueError(
+                f"Expected min_learning_rate to be less than learning_rate={self.learning_rate:g}. "
+                f"Received: min_learning_rate={self.min_learning_rate:g}."
+            )
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"Expected crop_scale to ascend in (0, 1]. Received: crop_scale={self.crop_scale!r}.")
 
     def epochs_for(self, shots: int | None) -> int | None:
         """Return the number of epochs for `shots` images per class; None stands for all images.
@@ -252,24 +214,3 @@ class Recipe:
         source = f"{self.source}; changed by the user: {', '.join(sorted(changed))}" if changed else self.source
         lengths = {name: changed.get(name) for name in _LENGTHS} if changed.keys() & set(_LENGTHS) else {}
         return replace(self, source=source, **changed | lengths)
-
-
-def _require_number(
-    name: str, value, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise a ValueError unless `value` is a finite number in the range."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if number and value >= least and above < value < below:
-        return
-    bounds = [(">=", least), (">", above), ("<", below)]
-    wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-    raise ValueError(
-        f"Expected {name} to be a finite number {wanted}".rstrip() + f". Received: {name}={shown(value)}."
-    )
-
-
-def _require_pair(name: str, value) -> None:
-    """Raise a ValueError unless `value` is a pair of numbers."""
-    numbers = isinstance(value, (tuple, list)) and all(isinstance(item, (int, float)) for item in value)
-    if not numbers or len(value) != 2:
-        raise ValueError(f"Expected {name} to be a pair of numbers. Received: {name}={value!r}.")

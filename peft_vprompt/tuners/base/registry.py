@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,33 +19,12 @@ from .config import BASELINE_TASK_TYPE, TASK_TYPE
 from .spec import MethodSpec
 
 
-#: Every method by its name. The only table.
+#: Every method by its name.
 METHODS: dict[str, MethodSpec] = {}
 
-
-class _ByPeftType(Mapping):
-    """The rows with a PEFT type of their own, by its name in lower case."""
-
-    def __init__(self, baselines: bool):
-        self._baselines = baselines
-
-    def _rows(self) -> dict[str, MethodSpec]:
-        rows = (spec for spec in METHODS.values() if spec.tuner_class is not None)
-        return {peft_name(spec): spec for spec in rows if spec.is_baseline == self._baselines}
-
-    def __getitem__(self, name: str) -> MethodSpec:
-        return self._rows()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows())
-
-    def __len__(self) -> int:
-        return len(self._rows())
-
-
-#: The prompt-learning methods, and the fine-tuning baselines, by PEFT name: views of `METHODS`.
-PROMPT_METHODS = _ByPeftType(baselines=False)
-BASELINES = _ByPeftType(baselines=True)
+#: Of these the prompt-learning methods, and the fine-tuning baselines, with a PEFT type of their own, by PEFT name.
+PROMPT_METHODS: dict[str, MethodSpec] = {}
+BASELINES: dict[str, MethodSpec] = {}
 
 
 def peft_name(spec: MethodSpec) -> str:
@@ -55,7 +33,7 @@ def peft_name(spec: MethodSpec) -> str:
 
 
 def register(spec: MethodSpec, first: bool = False) -> None:
-    """Enter a row into the table, and into PEFT's tables where it has a type of its own.
+    """Enter a row into our tables, and into PEFT's where it has a type of its own.
 
     Args:
         spec: the row.
@@ -65,6 +43,7 @@ def register(spec: MethodSpec, first: bool = False) -> None:
     METHODS[spec.name] = spec
     METHODS.update(others)
     if spec.tuner_class is not None:
+        (BASELINES if spec.is_baseline else PROMPT_METHODS)[peft_name(spec)] = spec
         _tell_peft(spec, BASELINE_TASK_TYPE if spec.is_baseline else TASK_TYPE)
 
 
@@ -140,7 +119,7 @@ def unsupported(
     """
     spec = PROMPT_METHODS[getattr(peft_type, "value", peft_type).lower()]
     title = spec.title
-    method = spec.tuner_class.method  # pyrefly: ignore[missing-attribute]  # `PROMPT_METHODS` are rows with a tuner
+    method = spec.tuner_class.method  # pyrefly: ignore[missing-attribute]  # they have a tuner
     if model in UNSUPPORTED:
         return f"Cannot put prompts into {model}: {UNSUPPORTED[model]}."
     if method.needs_text and model not in DUAL_ENCODERS:

@@ -49,12 +49,8 @@ class CoOpContext(PromptMethod):
         return [context_sequences(tokenizer, names, config.length, config.words)]
 
 
-class CoOp(PromptMethod):
+class CoOp(CoOpContext):
     """A context on the text tower's first layer, class-name tokens, or both."""
-
-    def check(self, config: ContextOptConfig, vision: VisionView, text: TextView) -> None:
-        """Refuse a context that no text has room for."""
-        check_length("num_virtual_tokens", config.length, text)
 
     def needs_tokenizer(self, config: ContextOptConfig) -> bool:
         """Return True also where class-name tokens are learned: their number depends on it."""
