@@ -48,7 +48,7 @@ class AdapterModel(PeftModel):
         check_adapter_name(adapter_name)
         super().add_adapter(adapter_name, *args, **kwargs)
         if self.active_adapter not in self.peft_config:
-            self.set_adapter(adapter_name)
+            self.set_adapter(adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter the active one, and let the base model's config name its classes.
@@ -62,12 +62,18 @@ class AdapterModel(PeftModel):
         self._show_labels()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it was the active one, the base model's config names the classes of the next one.
+        """Forget an adapter; if it was the active one, the next one is as if it had been set.
+
+        It does not learn where it was loaded to be used.
 
         Raises:
             ValueError: there is no such adapter.
         """
+        was_active = self.active_adapters == [adapter_name]
         super().delete_adapter(adapter_name)
+        if was_active and self.active_adapters:  # PEFT leaves copies off of which the deleted adapter had none
+            following = self.active_adapters[0]
+            self.set_adapter(following, inference_mode=self.peft_config[following].inference_mode)
         self._show_labels()
 
     def unload(self, *args, **kwargs) -> nn.Module:

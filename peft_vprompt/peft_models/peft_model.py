@@ -377,9 +377,6 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         with self._changing():
             super().delete_adapter(adapter_name)
             self.class_name_classifier.delete_adapter(adapter_name)
-            if self.active_adapters:
-                self.active_adapter = self.active_adapters[0]
-                self.peft_type = self.peft_config[self.active_adapter].peft_type
             self._show_labels()
 
     def _given_back(self, model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
 from .module_layer import ModuleTunerLayer, check_finite
 from .patterns import targets_named
-from .switching import forget_copies, keep_frozen, switch_copies
+from .switching import forget_copies, switch_copies
 from .tuned_module import TunedModule, require_floats
 
 
@@ -85,15 +85,6 @@ class ModuleTuner(BaseTuner):
         with bounded(config, model), targets_named(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         switch_copies(self, adapter_name)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; the next one becomes active, and does not learn where it was loaded to be used.
-
-        Raises:
-            ValueError: there is no such adapter.
-        """
-        super().delete_adapter(adapter_name)
-        keep_frozen(self)
 
     def _create_and_replace(
         self,
