@@ -1,6 +1,6 @@
 """One folder per method, and `base` with all that touches PEFT. Importing this fills the method table, in this order."""
 
-from .base.peft_patches import name_damaged_configs  # isort: skip
+from .base.peft_patches import keep_adapters_apart, name_damaged_configs  # isort: skip
 
 from . import (  # isort: skip
     vpt,
@@ -34,6 +34,7 @@ from . import (  # isort: skip
 
 
 name_damaged_configs()
+keep_adapters_apart()
 
 __all__ = [
     "bias_tuning",

@@ -15,7 +15,17 @@ from peft_vprompt import (
     TipAdapterConfig,
     VisualPromptConfig,
 )
-from tests.support.models import CLASS_NAMES, NUM_LABELS, disturb, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
+from tests.support.models import (
+    CLASS_NAMES,
+    CONFIGS,
+    NUM_LABELS,
+    disturb,
+    images,
+    logits,
+    tiny_clip,
+    tiny_tokenizer,
+    tiny_vit,
+)
 
 
 def lora(**options):
@@ -207,6 +217,31 @@ def test_an_adapter_that_is_loaded_to_be_used_where_none_is_does_not_learn(make,
     model.delete_adapter("loaded")
     model.load_adapter(str(tmp_path), "learning", is_trainable=True)
     assert trained(model)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("weight", "text_model")])
+@pytest.mark.parametrize("method", ["cocoop", "tcp", "text_encoder", "norm_tuning", "clip_lora"])
+def test_an_adapter_may_be_called_like_a_part_of_the_model(method, names, make, tmp_path):
+    config = lambda: make(method, next(iter(CONFIGS[method])))  # noqa: E731
+    model = get_peft_model(tiny_clip(), config(), adapter_name=names[0])
+    model.add_adapter(names[1], config())
+    expected = {}
+    for seed, name in enumerate(names):
+        model.set_adapter(name)
+        disturb(model, seed=seed)
+        expected[name] = logits(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / names[0]), adapter_name=names[0]).eval()
+    again.load_adapter(str(tmp_path / names[1]), names[1])
+    for name in names:
+        again.set_adapter(name)
+        assert torch.equal(logits(again), expected[name])
+        alone = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / name)).eval()
+        assert torch.equal(logits(alone), expected[name])
+    if method != "clip_lora":  # PEFT's own sum
+        model.add_weighted_adapter(list(names), [0.0, 1.0], "2")
+        model.set_adapter("2")
+        assert torch.allclose(logits(model), expected[names[1]], atol=1e-5)
 
 
 def test_names_that_are_refused_change_no_template():
