@@ -334,6 +334,11 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             self.class_name_classifier.adapted.take_fields(adapter_name, adapters[0])
             classes.take(adapter_name)
 
+    def add_like(self, adapter_name: str, other: str, state: dict[str, Tensor]) -> None:
+        """See `AdapterModel.add_like`."""
+        self.class_name_classifier.adapted.take_fields(adapter_name, other)
+        super().add_like(adapter_name, other, state)
+
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
         own = self.peft_type
