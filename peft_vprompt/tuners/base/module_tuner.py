@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -81,7 +82,8 @@ class ModuleTuner(BaseTuner):
         check_adapter_name(adapter_name)
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         forget_copies(self, adapter_name, [])
-        config = self.peft_config[adapter_name]
+        # A copy, in which the model's own is noted: the caller's object stays as it is, and may serve another model.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         with bounded(config, model), targets_named(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         switch_copies(self, adapter_name)

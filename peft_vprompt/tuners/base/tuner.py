@@ -7,6 +7,7 @@ features and logits are not here: see `classifier`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from contextlib import nullcontext
 from typing import Any
@@ -89,7 +90,8 @@ class PromptTuner(BaseTuner):
             ValueError: the config does not fit it, or a name that no adapter can have.
         """
         check_adapter_name(adapter_name)
-        config = self.peft_config[adapter_name]
+        # A copy, in which the model's own is noted: the caller's object stays as it is, and may serve another model.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         backbone = backbone_of(model)
