@@ -143,9 +143,9 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             output = super().forward(*args, **kwargs)
         if not several:
             return output
-        if isinstance(output, tuple):
-            return BinaryCrossEntropy()(output[0], labels), *output
-        return replace(output, loss=BinaryCrossEntropy()(output, labels))
+        logits = output[0] if isinstance(output, tuple) else output.logits
+        loss = BinaryCrossEntropy()(logits, labels, kwargs.get("num_items_in_batch"))
+        return (loss, *output) if isinstance(output, tuple) else replace(output, loss=loss)
 
     def set_class_names(
         self,
