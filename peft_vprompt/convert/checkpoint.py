@@ -187,11 +187,11 @@ def _write_checked(config: PeftConfig, weights: dict, base_model: nn.Module, out
     """Load the weights into the base model, save from there, and leave the base model as it was."""
     model = get_peft_model(base_model, config)
     try:
-        needed = model._adapter_state("default")
+        needed = model.adapter_state("default")
         for key in needed.keys() - weights.keys():
             if ".classifier." in key:  # no head in the checkpoint: the base model's stays
                 weights[key] = needed[key]
-        model._check_weights(weights, "default", source if isinstance(source, (str, os.PathLike)) else "checkpoint")
+        model.check_weights(weights, "default", source if isinstance(source, (str, os.PathLike)) else "checkpoint")
         set_peft_model_state_dict(model, weights, "default")
         with adapter_files(output, keep_other=True) as staging:
             model.save_pretrained(str(staging))

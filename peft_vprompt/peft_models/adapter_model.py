@@ -48,7 +48,7 @@ class AdapterModel(PeftModel):
         check_adapter_name(adapter_name)
         super().add_adapter(adapter_name, *args, **kwargs)
         if self.active_adapter not in self.peft_config:
-            self.set_adapter(adapter_name)
+            self.set_adapter(adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make an adapter the active one, and let the base model's config name its classes.
@@ -62,12 +62,18 @@ class AdapterModel(PeftModel):
         self._show_labels()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; if it was the active one, the base model's config names the classes of the next one.
+        """Forget an adapter; if it was the active one, the next one is as if it had been set.
+
+        It does not learn where it was loaded to be used.
 
         Raises:
             ValueError: there is no such adapter.
         """
+        was_active = self.active_adapters == [adapter_name]
         super().delete_adapter(adapter_name)
+        if was_active and self.active_adapters:  # PEFT leaves copies off of which the deleted adapter had none
+            following = self.active_adapters[0]
+            self.set_adapter(following, inference_mode=self.peft_config[following].inference_mode)
         self._show_labels()
 
     def unload(self, *args, **kwargs) -> nn.Module:
@@ -145,21 +151,36 @@ class AdapterModel(PeftModel):
                 "Expected combination_type='linear', the weighted sum, and no further arguments. Received: "
                 f"combination_type={combination_type!r}{''.join(f', {name}' for name in kwargs)}."
             )
-        states = [self._state_of(name) for name in check_names(adapters)]
+        states = [self.adapter_state(name) for name in check_names(adapters)]
         weights = [1 / len(states)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
-        config = copy.deepcopy(self.peft_config[adapters[0]])
+        total = {key: weighted_sum([state[key] for state in states], weights) for key in states[0]}
+        self.add_like(adapter_name, adapters[0], total)
+
+    def adapter_state(self, adapter_name: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return an adapter's tensors by the names that they are saved under: the model's, or those of a `given` state of it.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
+        return get_peft_model_state_dict(self, given, adapter_name=adapter_name, save_embedding_layers=False)
+
+    def add_like(self, adapter_name: str, other: str, state: dict[str, Tensor]) -> None:
+        """Add an adapter with another one's config and classes and values of its own.
+
+        Args:
+            adapter_name: name of the new adapter.
+            other: name of the other one.
+            state: values, as `adapter_state` returns them.
+        """
+        config = copy.deepcopy(self.peft_config[other])
         trained = config.inference_mode
         config.inference_mode = True  # the values are set below, so no words have to be read
         self.add_adapter(adapter_name, config)
         self.peft_config[adapter_name].inference_mode = trained
-        total = {key: weighted_sum([state[key] for state in states], weights) for key in states[0]}
-        set_peft_model_state_dict(self, total, adapter_name)
-
-    def _state_of(self, adapter_name: str) -> dict[str, Tensor]:
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"Adapter {adapter_name!r} not found. This model has {list(self.peft_config)}.")
-        return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        set_peft_model_state_dict(self, state, adapter_name)
 
     def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: Sequence[float]) -> None:
         """Refuse adapters whose values cannot be added."""

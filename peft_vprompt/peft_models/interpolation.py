@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -44,20 +43,16 @@ def interpolate(
         )
     active = classifier.adapted.adapter_name
     require_unmerged(model, active)
-    learned = model._adapter_state(active)
+    learned = model.adapter_state(active)
     frozen = frozen_state(classifier, active, learned)
     between = {
         key: torch.lerp(frozen[key].to(value), value, share) if value.is_floating_point() else value
         for key, value in learned.items()
     }
-    if adapter_name is not None:
-        config: Any = copy.deepcopy(model.peft_config[active])
-        trained = config.inference_mode
-        config.inference_mode = True  # the values are set below, so no words have to be read
-        classifier.adapted.take_fields(adapter_name, active)
-        model.add_adapter(adapter_name, config)
-        model.peft_config[adapter_name].inference_mode = trained
-    set_peft_model_state_dict(model, between, adapter_name or active)
+    if adapter_name is None:
+        set_peft_model_state_dict(model, between, active)
+    else:
+        model.add_like(adapter_name, active, between)
 
 
 def frozen_state(classifier: ClassNameClassifier, name: str, learned: dict[str, Tensor]) -> dict[str, Tensor]:

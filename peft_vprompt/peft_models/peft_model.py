@@ -143,9 +143,9 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             output = super().forward(*args, **kwargs)
         if not several:
             return output
-        if isinstance(output, tuple):
-            return BinaryCrossEntropy()(output[0], labels), *output
-        return replace(output, loss=BinaryCrossEntropy()(output, labels))
+        logits = output[0] if isinstance(output, tuple) else output.logits
+        loss = BinaryCrossEntropy()(logits, labels, kwargs.get("num_items_in_batch"))
+        return (loss, *output) if isinstance(output, tuple) else replace(output, loss=loss)
 
     def set_class_names(
         self,
@@ -334,6 +334,11 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             self.class_name_classifier.adapted.take_fields(adapter_name, adapters[0])
             classes.take(adapter_name)
 
+    def add_like(self, adapter_name: str, other: str, state: dict[str, Tensor]) -> None:
+        """See `AdapterModel.add_like`."""
+        self.class_name_classifier.adapted.take_fields(adapter_name, other)
+        super().add_like(adapter_name, other, state)
+
     @contextmanager
     def _as_type_of(self, peft_config: PeftConfig) -> Iterator[None]:
         own = self.peft_type
@@ -377,9 +382,6 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         with self._changing():
             super().delete_adapter(adapter_name)
             self.class_name_classifier.delete_adapter(adapter_name)
-            if self.active_adapters:
-                self.active_adapter = self.active_adapters[0]
-                self.peft_type = self.peft_config[self.active_adapter].peft_type
             self._show_labels()
 
     def _given_back(self, model: nn.Module) -> nn.Module:

@@ -16,7 +16,6 @@ from peft import PeftConfig
 from peft.utils import (
     SAFETENSORS_WEIGHTS_NAME,
     WEIGHTS_NAME,
-    get_peft_model_state_dict,
     load_peft_weights,
     set_peft_model_state_dict,
 )
@@ -83,7 +82,7 @@ class SavedPeftModel(AdapterModel):
         require_unmerged(self, adapter_name)
         is_new = adapter_name not in self.peft_config
         made_to_load = not (is_new or self._has_loaded) and kwargs.keys() >= FROM_PRETRAINED
-        before = None if is_new else self._adapter_state(adapter_name)
+        before = None if is_new else {key: value.clone() for key, value in self.adapter_state(adapter_name).items()}
         try:
             result = self._load_checked(model_id, adapter_name, *args, **kwargs)
         except BaseException:
@@ -148,17 +147,17 @@ class SavedPeftModel(AdapterModel):
                 "Save or download it again, whole."
             )
 
-    def _adapter_state(self, adapter_name: str) -> dict[str, Tensor]:
-        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
-        return {key: value.detach().clone() for key, value in state.items()}
-
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
         """Refuse a saved adapter that is not for this model."""
-        self._check_weights(weights, adapter_name, model_id)
+        self.check_weights(weights, adapter_name, model_id)
 
-    def _check_weights(self, weights: dict[str, Tensor], adapter_name: str, model_id) -> None:
-        """Compare names and shapes of an adapter's tensors with what this model needs."""
-        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+    def check_weights(self, weights: dict[str, Tensor], adapter_name: str, model_id: str | os.PathLike) -> None:
+        """Compare the tensors of a file, `model_id`, with what this model needs for an adapter.
+
+        Raises:
+            AdapterMismatchError: names, types or shapes differ, or values are not finite.
+        """
+        state = self.adapter_state(adapter_name)
         expected = {key: tuple(value.shape) for key, value in state.items()}
         problems = [f"missing {key}" for key in expected.keys() - weights.keys()]
         problems += [f"unexpected {key[:200]}" for key in weights.keys() - expected.keys()]
@@ -275,7 +274,7 @@ class SavedPeftModel(AdapterModel):
         """Refuse to save what could not be loaded again: of this process, or of a `given` state of the whole model."""
         if adapter_name not in self.peft_config:
             return
-        state = get_peft_model_state_dict(self, given, adapter_name=adapter_name, save_embedding_layers=False)
+        state = self.adapter_state(adapter_name, given)
         if sharded := [key for key, value in state.items() if is_sharded(value)]:
             raise ValueError(
                 f"Expected whole tensors to save. Received shards of {sharded[0]} (FSDP). Gather them in every process with "

@@ -3,6 +3,8 @@
 * Contrastive evaluation. Reason: whether batches have labels is read off the model's class once, and a dual encoder is
   trained with class labels as well as with texts (`return_loss`), so that its evaluation would report no loss. Goes when
   the Trainer asks each batch.
+* Smoothed labels (`label_smoothing_factor`). Reason: the loss is then taken of the logits alone, so that a method's further
+  terms would be left out. Goes when the Trainer adds an output's `aux_loss`.
 * The best checkpoint of a named adapter. Reason: PEFT saves it in a folder of its name, where the Trainer does not look,
   so that the last values would be kept in the place of the best. Goes when the Trainer looks there.
 * Publishing. Reason: the folder that is uploaded has the base model's local path in its config. Goes when the Trainer
@@ -27,6 +29,8 @@ from typing import Any
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
+from ..losses.classification import CrossEntropy
+from ..tuners.base.method import PromptMethod
 from ..utils.io import atomic_path
 from ..utils.late_imports import patch_functions
 from .publishing import publish_configs
@@ -47,6 +51,7 @@ def patch_trainer(module: ModuleType) -> None:
     """Patch the `Trainer` of `transformers.trainer`."""
     patches = {
         "prediction_step": contrastive_evaluation,
+        "compute_loss": smoothed,
         "_load_best_model": best_of_named_adapter,
         "push_to_hub": published,
         "_push_from_checkpoint": published_checkpoint,
@@ -71,6 +76,42 @@ def contrastive_evaluation(prediction_step: Callable) -> Callable:
             self.label_names = names
 
     return step
+
+
+def smoothed(compute_loss: Callable) -> Callable:
+    """Smooth labels by our own cross-entropy, which adds a method's further terms."""
+
+    def loss(self, *args, **kwargs):
+        smoother = self.label_smoother
+        if smoother is None or self.compute_loss_func is not None or not isinstance(self.model, SavedPeftModel):
+            return compute_loss(self, *args, **kwargs)
+        require_plain_loss(self.model, smoother.epsilon)
+        self.label_smoother = CrossEntropy(label_smoothing=smoother.epsilon)
+        try:
+            return compute_loss(self, *args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
+    return loss
+
+
+def require_plain_loss(model: SavedPeftModel, smoothing: float) -> None:
+    """Refuse smoothed labels where the active adapter's method has another loss than the cross-entropy.
+
+    Raises:
+        ValueError: names the method and the remedy.
+    """
+    classifier: Any = getattr(model, "class_name_classifier", None)
+    if classifier is None or not model.active_adapters:
+        return
+    method = type(classifier.adapted.method)
+    if method.loss is not PromptMethod.loss or method.predictions is not PromptMethod.predictions:
+        raise ValueError(
+            f"Expected label_smoothing_factor=0 for {type(classifier.adapted.config).__name__}, whose loss is more than the "
+            f"cross-entropy of its logits. Received: label_smoothing_factor={smoothing}. Leave it out; or, to train on that "
+            f"cross-entropy all the same, give the Trainer compute_loss_func=CrossEntropy(label_smoothing={smoothing}) of "
+            "peft_vprompt.losses."
+        )
 
 
 def best_of_named_adapter(load_best_model: Callable) -> Callable:

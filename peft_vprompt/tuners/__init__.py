@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401
 
-from .base.peft_patches import name_damaged_configs  # isort: skip
+from .base.peft_patches import keep_adapters_apart, name_damaged_configs  # isort: skip
 
 from . import (  # isort: skip
     vpt,
@@ -36,3 +36,4 @@ from . import (  # isort: skip
 
 
 name_damaged_configs()
+keep_adapters_apart()

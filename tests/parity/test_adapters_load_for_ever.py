@@ -48,7 +48,7 @@ def test_it_loads_bit_for_bit_and_says_the_same(name, tokenizer_path):
     if name not in BASELINES:
         config.tokenizer_name_or_path = tokenizer_path
     model = PeftModel.from_pretrained(base_of(name), str(FOLDER / name), config=config)
-    state = model._adapter_state("default")
+    state = model.adapter_state("default")
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[key], saved[key]) for key in saved)
     expected = load_file(FOLDER / name / "expected.safetensors")["logits"]

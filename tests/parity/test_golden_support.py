@@ -101,7 +101,7 @@ class TestTipAdapter:
 
     def test_cache_and_search(self, case):
         case = case(train_keys=False)
-        state = case.model._adapter_state("default")
+        state = case.model.adapter_state("default")
         keys = next(value for name, value in state.items() if name.endswith("keys"))
         labels = next(value for name, value in state.items() if name.endswith("labels"))
         torch.testing.assert_close(keys, case.reference["param.cache_keys"], **VALUES)

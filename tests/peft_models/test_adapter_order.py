@@ -15,7 +15,17 @@ from peft_vprompt import (
     TipAdapterConfig,
     VisualPromptConfig,
 )
-from tests.support.models import CLASS_NAMES, NUM_LABELS, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
+from tests.support.models import (
+    CLASS_NAMES,
+    CONFIGS,
+    NUM_LABELS,
+    disturb,
+    images,
+    logits,
+    tiny_clip,
+    tiny_tokenizer,
+    tiny_vit,
+)
 
 
 def lora(**options):
@@ -164,6 +174,74 @@ def test_an_adapter_that_was_loaded_to_be_used_does_not_learn_when_another_goes(
     model.set_adapter("b")
     model.delete_adapter("b")
     assert model.active_adapters == ["a"] and trained(model) == []
+
+
+@pytest.mark.parametrize("copies", ["norms", "text", "projection", "lora"])
+def test_the_adapter_that_is_left_answers_and_learns_with_its_own_copies(copies, make):
+    second = {
+        "norms": lambda: make("norm_tuning", "both"),
+        "text": lambda: make("text_encoder", "whole"),
+        "projection": lambda: make("context_opt", "end", modules_to_save=["visual_projection"]),
+        "lora": lambda: lora(modules_to_save=["visual_projection"]),
+    }[copies]()
+    model = on_names() if copies == "lora" else get_peft_model(tiny_clip(), make("context_opt", "end"))
+    model.add_adapter("second", second)
+    model.set_adapter("second")
+    if copies == "lora":
+        model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
+    disturb(model)
+    expected, learns = logits(model.eval()), trained(model)
+    model.set_adapter("default")
+    model.delete_adapter("default")
+    assert torch.equal(logits(model), expected) and trained(model) == learns
+
+
+def test_what_learns_stays_so_when_another_adapter_comes_and_goes(tmp_path):
+    get_peft_model(tiny_vit(), VisualPromptConfig()).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
+    model.set_adapter("default")
+    before = trained(model)
+    model.add_adapter("idle", VisualPromptConfig())
+    assert before and trained(model) == before
+    model.delete_adapter("idle")
+    assert trained(model) == before
+
+
+@pytest.mark.parametrize("make", [VisualPromptConfig, BiasTuningConfig])
+def test_an_adapter_that_is_loaded_to_be_used_where_none_is_does_not_learn(make, tmp_path):
+    get_peft_model(tiny_vit(), make()).save_pretrained(tmp_path)
+    model = get_peft_model(tiny_vit(), make())
+    model.delete_adapter("default")
+    model.load_adapter(str(tmp_path), "loaded")
+    assert model.active_adapter == "loaded" and trained(model) == []
+    model.delete_adapter("loaded")
+    model.load_adapter(str(tmp_path), "learning", is_trainable=True)
+    assert trained(model)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("weight", "text_model")])
+@pytest.mark.parametrize("method", ["cocoop", "tcp", "text_encoder", "norm_tuning", "clip_lora"])
+def test_an_adapter_may_be_called_like_a_part_of_the_model(method, names, make, tmp_path):
+    config = lambda: make(method, next(iter(CONFIGS[method])))  # noqa: E731
+    model = get_peft_model(tiny_clip(), config(), adapter_name=names[0])
+    model.add_adapter(names[1], config())
+    expected = {}
+    for seed, name in enumerate(names):
+        model.set_adapter(name)
+        disturb(model, seed=seed)
+        expected[name] = logits(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / names[0]), adapter_name=names[0]).eval()
+    again.load_adapter(str(tmp_path / names[1]), names[1])
+    for name in names:
+        again.set_adapter(name)
+        assert torch.equal(logits(again), expected[name])
+        alone = PeftModel.from_pretrained(tiny_clip(), str(tmp_path / name)).eval()
+        assert torch.equal(logits(alone), expected[name])
+    if method != "clip_lora":  # PEFT's own sum
+        model.add_weighted_adapter(list(names), [0.0, 1.0], "2")
+        model.set_adapter("2")
+        assert torch.allclose(logits(model), expected[names[1]], atol=1e-5)
 
 
 def test_names_that_are_refused_change_no_template():

@@ -230,7 +230,7 @@ class TestBehaviours:
         assert answer(model).shape == before.shape and not torch.allclose(answer(model), before)
         if row in LORA:
             return
-        states = {name: model._adapter_state(name) for name in ("default", "other", "sum")}
+        states = {name: model.adapter_state(name) for name in ("default", "other", "sum")}
         for key, value in states["sum"].items():
             if value.is_floating_point():
                 expected = 0.25 * states["default"][key] + 0.75 * states["other"][key]

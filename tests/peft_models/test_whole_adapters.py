@@ -40,7 +40,7 @@ def made(tokenizer_path):
 def what_is_in(folder):
     """Class names, the one value of the weights, and the names in the card, as a reader finds them."""
     model = PeftModel.from_pretrained(tiny_clip(), str(folder))
-    (value,) = {v.flatten()[0].item() for v in model._adapter_state("default").values()}
+    (value,) = {v.flatten()[0].item() for v in model.adapter_state("default").values()}
     return list(model.class_names), value
 
 

@@ -9,9 +9,11 @@ from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
+from peft_vprompt import VisualPromptConfig
 from peft_vprompt.backbones.supported import DUAL_ENCODERS
+from peft_vprompt.losses import read_aux_loss
 from peft_vprompt.utils.precision import autocast, hold
-from tests.support.models import NUM_LABELS, often, tiny_vit, towers
+from tests.support.models import NUM_LABELS, images, often, tiny_vit, towers
 from tests.support.training_cases import (
     BACKBONES,
     FIRST_CASES,
@@ -165,6 +167,19 @@ class TestAccumulation:
             ).train()
             results.append(trained(model))
         torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+    def test_four_steps_of_one_are_one_step_of_four_where_images_have_several_labels(self, tmp_path):
+        results = []
+        labels = torch.tensor([[1, 0, 1, 0, 0], [0, -100, -100, -100, 1], [0] * 5, [0, 1, 0, 0, 1]])
+        rows = [{"pixel_values": image, "labels": several} for image, several in zip(images(), labels, strict=True)]
+        for batch, steps in ((4, 1), (1, 4)):
+            torch.manual_seed(0)
+            config = VisualPromptConfig(num_virtual_tokens=2, problem_type="multi_label_classification")
+            model = get_peft_model(tiny_vit(), config)
+            settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "max_steps": 1}
+            make_trainer(model, tmp_path, rows, max_grad_norm=0.0, **settings).train()
+            results.append(trained(model))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 
 
 class Stop(TrainerCallback):
@@ -380,6 +395,15 @@ class TestLosses:
     def test_label_smoothing(self, case, tokenizer_path, tmp_path):
         model, data = case.build(tokenizer_path), dataset(4)
         trainer = make_trainer(model, tmp_path, data, data, label_smoothing_factor=0.2)
+        if case.method in ("mmrl", "promptkd"):  # whose loss is another
+            with pytest.raises(ValueError, match="label_smoothing_factor=0 for .*compute_loss_func=CrossEntropy"):
+                trainer.train()
+            return
         smoothed = F.cross_entropy(logits_of(model, data[:]), data["labels"][:], label_smoothing=0.2)
         assert trainer.evaluate()["eval_loss"] == pytest.approx(float(smoothed), abs=1e-6)
+        batch = {name: data[:][name] for name in ("pixel_values", "labels")}
+        loss, output = trainer.compute_loss(model.train(), batch, return_outputs=True)
+        expected = F.cross_entropy(output.logits, data["labels"][:], label_smoothing=0.2)
+        expected = expected + (read_aux_loss(output) or 0.0)
+        torch.testing.assert_close(loss, expected)
         assert np.isfinite(trainer.train().training_loss)

@@ -9,8 +9,10 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPForImageClassification, CLIPModel, ViTForImageClassification
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from peft_vprompt import NormTuningConfig
+from peft_vprompt import NormTuningConfig, VisualPromptConfig
+from peft_vprompt.errors import UnsupportedModelError
 from peft_vprompt.tuners.base.hf_patches import (
     TakesLabels,
     ask_for_feature,
@@ -20,7 +22,7 @@ from peft_vprompt.tuners.base.hf_patches import (
     with_labels,
 )
 from tests.support.backbones import tiny
-from tests.support.models import CLASS_NAMES, disturb, images, tiny_clip, tiny_tokenizer, tiny_vit
+from tests.support.models import CLASS_NAMES, disturb, images, logits, tiny_clip, tiny_tokenizer, tiny_vit
 
 
 class MyCLIP(CLIPModel):
@@ -133,6 +135,43 @@ def test_a_hook_is_put_once_and_taken_away_from_copies_too():
     assert list(model._forward_pre_hooks) == [theirs.id] and not hasattr(model, "for_head_hook")
     assert isinstance(model, ViTForImageClassification)
     restore_class(model)  # a second time there is nothing to undo
+
+
+class MeanOfAllRows(ViTForImageClassification):
+    """A classifier with a call of its own, which hands no keywords on."""
+
+    def forward(self, pixel_values, labels=None):
+        rows = self.vit(pixel_values).last_hidden_state
+        return ImageClassifierOutput(logits=self.classifier(rows.mean(dim=1)))
+
+
+class HandsOn(MeanOfAllRows):
+    def forward(self, pixel_values, labels=None, **kwargs):
+        rows = self.vit(pixel_values, **kwargs).last_hidden_state
+        return ImageClassifierOutput(logits=self.classifier(rows.mean(dim=1)))
+
+
+@pytest.mark.parametrize("kind", [MeanOfAllRows, HandsOn])
+def test_a_call_of_the_users_own_sees_all_rows(kind):
+    base = kind(tiny_vit().config).eval()
+    base.load_state_dict(tiny_vit().state_dict())
+    config = VisualPromptConfig(num_virtual_tokens=2)
+    model, stock = get_peft_model(base, config).eval(), get_peft_model(tiny_vit(), config).eval()
+    stock.load_state_dict(model.state_dict())
+    rows = stock.get_base_model().vit(images()).last_hidden_state
+    torch.testing.assert_close(logits(model), stock.get_base_model().classifier(rows.mean(dim=1)))
+
+
+def test_what_an_adapter_pools_reaches_a_call_of_the_users_own_or_is_refused():
+    config = VisualPromptConfig(num_virtual_tokens=2, pooling="img_pool")
+    model, stock = get_peft_model(HandsOn(tiny_vit().config).eval(), config), get_peft_model(tiny_vit(), config)
+    stock.load_state_dict(model.state_dict())
+    torch.testing.assert_close(logits(model.eval()), logits(stock.eval()))
+    base = MeanOfAllRows(tiny_vit().config)
+    before = str(base)
+    with pytest.raises(UnsupportedModelError, match=r"MeanOfAllRows.forward without \*\*kwargs"):
+        get_peft_model(base, config)
+    assert str(base) == before
 
 
 def test_transformers_finds_copies_inside_a_model_whose_old_checkpoints_it_renames(tmp_path):

@@ -1,5 +1,7 @@
 """The ways to transfer that visual prompts are compared with: each is a PEFT adapter, counted, saved, merged, switched."""
 
+import copy
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -19,6 +21,7 @@ from peft_vprompt import (
     FineTuningConfig,
     MLPHeadConfig,
     SideTuningConfig,
+    VisualPromptConfig,
 )
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
 from peft_vprompt.experiments.models import METHODS, get_method
@@ -324,3 +327,17 @@ def test_copies_of_different_extent_are_for_models_of_their_own(tmp_path):
         model.save_pretrained(tmp_path)
         again = PeftModel.from_pretrained(tiny_vit(), str(tmp_path)).eval()
         assert torch.equal(again(images()).logits, expected)
+
+
+@pytest.mark.parametrize("config", [VisualPromptConfig, *OURS], ids=lambda config: config.__name__)
+def test_a_config_serves_models_of_any_depth(config, tmp_path):
+    given = config()
+    before = given.to_dict()
+    model = get_peft_model(tiny_vit(), given)
+    model.save_pretrained(tmp_path)
+    model.unload().add_adapter(given, "by_transformers")
+    assert given.to_dict() | {"base_model_name_or_path": None} == before
+
+    deeper = ViTForImageClassification(ViTConfig(**VISION | {"num_hidden_layers": 4}, num_labels=NUM_LABELS))
+    expected = get_peft_model(copy.deepcopy(deeper), config())
+    assert trained(get_peft_model(deeper, given)).keys() == trained(expected).keys()

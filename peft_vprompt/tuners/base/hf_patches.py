@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from ...errors import UnsupportedModelError
+
 
 #: Classes of transformers that take `num_items_in_batch` and then return the mean over the batch all the same, so that
 #: four accumulation steps of one image would make a four times larger step than one of four. Subclasses count as well.
@@ -146,6 +148,11 @@ def declare_mean_loss(classifier: nn.Module) -> None:
         classifier.accepts_loss_kwargs = False
 
 
+def is_stock(classifier: nn.Module) -> bool:
+    """Tell whether a classifier makes transformers' own call, of which is known what its head reads."""
+    return type(classifier).forward.__module__.startswith("transformers.")
+
+
 def ask_for_feature(classifier: nn.Module) -> None:
     """Let a classifier tell its prompted tower, by the keyword `for_head`, that a head reads the output.
 
@@ -153,7 +160,17 @@ def ask_for_feature(classifier: nn.Module) -> None:
       keywords on to the tower, but name none for this.
     * Undo: `restore_class` removes the hook.
     * Goes when no classifier's head reads `last_hidden_state` in the place of `pooler_output`.
+
+    Raises:
+        UnsupportedModelError: a call of a user's own that hands no keywords on.
     """
+    parameters = inspect.signature(type(classifier).forward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UnsupportedModelError(
+            "Expected a classifier whose forward hands further keywords on to its encoder, which are told there that a head "
+            f"reads what the adapter pools. Received: {type(classifier).__name__}.forward without **kwargs. Let it take "
+            "**kwargs and call the encoder with them, or leave pooling and read_only out."
+        )
     if "for_head_hook" not in vars(classifier):
         classifier.for_head_hook = classifier.register_forward_pre_hook(add_for_head, with_kwargs=True)
 

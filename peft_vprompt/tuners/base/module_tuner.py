@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -16,7 +17,7 @@ from .config import BaselineConfig
 from .hf_patches import declare_mean_loss, restore_class
 from .module_layer import ModuleTunerLayer, check_finite
 from .patterns import targets_named
-from .switching import forget_copies, keep_frozen, switch_copies
+from .switching import forget_copies, switch_copies
 from .tuned_module import TunedModule, require_floats
 
 
@@ -81,19 +82,11 @@ class ModuleTuner(BaseTuner):
         check_adapter_name(adapter_name)
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         forget_copies(self, adapter_name, [])
-        config = self.peft_config[adapter_name]
+        # A copy, in which the model's own is noted: the caller's object stays as it is, and may serve another model.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         with bounded(config, model), targets_named(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         switch_copies(self, adapter_name)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; the next one becomes active, and does not learn where it was loaded to be used.
-
-        Raises:
-            ValueError: there is no such adapter.
-        """
-        super().delete_adapter(adapter_name)
-        keep_frozen(self)
 
     def _create_and_replace(
         self,

@@ -8,18 +8,23 @@
   checkpoints. For AltCLIP that turns every `layer.` into `layers.`, and so the `base_layer.` of a wrapped encoder into a name
   that no module has: copies of modules inside were left at their first values. With the patch it is turned back. It goes when
   transformers looks for whole names there.
+* `keep_adapters_apart`: PEFT leaves out whatever has another adapter's name anywhere in its path when it collects the tensors
+  of one: beside an adapter "0" all that is in a layer 0. With the patch the name counts where adapters stand, behind the
+  name of their `ModuleDict`. `unpatched` of the function is PEFT's own. It goes when PEFT looks there.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from peft.config import PeftConfigMixin
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils import save_and_load
 
 from ...errors import AdapterMismatchError
 from ...utils.fields import shown
@@ -93,3 +98,20 @@ def _with_base_layer(original: Callable) -> Callable:
         return [*mapping, WeightRenaming(r"\.base_layers\.", ".base_layer.")] if mapping else mapping
 
     return build_peft_weight_mapping
+
+
+def keep_adapters_apart() -> None:
+    """Let PEFT tell adapters apart by the place of their names in the names of tensors."""
+    patch_functions(save_and_load, {"_filter_state_dict_for_adapter_name": _by_place})
+
+
+def _by_place(original: Callable) -> Callable:
+    def filter_state_dict(state_dict: dict, unwanted_adapter_names: list[str]) -> dict:
+        starts = "|".join({re.escape(prefix) for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()})
+        adapter = re.compile(rf"(?:^|\.)(?:modules_to_save|(?:{starts})[^.]*)\.([^.]+)")
+        found = {key: match[1] for key in state_dict if (match := adapter.search(key))}
+        others = original({key: state_dict[key] for key in state_dict if key not in found}, unwanted_adapter_names)
+        kept = others.keys() | {key for key, name in found.items() if name not in unwanted_adapter_names}
+        return {key: value for key, value in state_dict.items() if key in kept}
+
+    return filter_state_dict

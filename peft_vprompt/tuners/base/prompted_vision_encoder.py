@@ -70,7 +70,13 @@ class UnpooledOutput(BaseModelOutputWithPooling):
 
 
 class PromptedVisionEncoder(PromptedEncoder):
-    """An image encoder with prompts."""
+    """An image encoder with prompts.
+
+    Attributes:
+        has_stock_head: whether the head reads the rows that transformers' own classifier does.
+    """
+
+    has_stock_head = True
 
     def __init__(self, base_layer: nn.Module, text_encoder: PromptedTextEncoder | None = None):
         super().__init__(base_layer)
@@ -129,8 +135,8 @@ class PromptedVisionEncoder(PromptedEncoder):
 
         Where an adapter reads out otherwise than the tower, `pooler_output` is its feature. `for_head` (see
         `hf_patches.ask_for_feature`) then also puts the feature into all rows of a short `last_hidden_state`: a
-        classification head reads it there, whether it takes the class token or the mean of the patches. And where a
-        head is known to read some rows only, these alone are computed in the last layer.
+        classification head reads it there, whether it takes the class token or the mean of the patches. And where
+        transformers' own head reads some rows only, these alone are computed in the last layer.
 
         RPO's read-only prompts change no row, so the output is the tower's own but for the pooled one, which is refused:
         what they have read is asked for with `encode_read_only`.
@@ -168,10 +174,9 @@ class PromptedVisionEncoder(PromptedEncoder):
         """Run the tower with its prompts on images that were checked."""
         view = self.view
         states = [] if flags.get("output_hidden_states") else None
-        only_head = (
-            for_head and prompts.pooling == "original" and states is None and not flags.get("output_attentions")
-        )
-        output_rows = OutputRows(view.head_rows, ReadAll) if only_head and view.head_rows else None
+        asked_whole = prompts.pooling != "original" or states is not None or flags.get("output_attentions")
+        some_rows = None if asked_whole or not (for_head and self.has_stock_head) else view.head_rows
+        output_rows = OutputRows(some_rows, ReadAll) if some_rows else None
         interpolate = flags.get("interpolate_pos_encoding")
         with attention_weights(view, bool(flags.get("output_attentions"))) as weights:
             start = self._start(pixel_values, prompts, interpolate_pos_encoding=interpolate, **kwargs)

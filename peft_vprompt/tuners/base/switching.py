@@ -58,15 +58,6 @@ def forget_copies(tuner: BaseTuner, adapter_name: str, active: list[str]) -> Non
     for layer in adapter_layers(tuner):
         if isinstance(layer, AuxiliaryTrainingWrapper):
             layer.delete_adapter(adapter_name, new_active_adapters=active)
-    keep_frozen(tuner)
-
-
-def keep_frozen(tuner: BaseTuner) -> None:
-    """Freeze copies of adapters that were loaded to be used, which PEFT lets learn when it makes them active."""
-    used = [name for name, config in tuner.peft_config.items() if config.inference_mode]
-    for wrapper in adapter_layers(tuner):
-        if isinstance(wrapper, AuxiliaryTrainingWrapper):
-            wrapper.set_requires_grad([name for name in used if name in wrapper._adapters], False)
 
 
 def switch_copies(tuner: BaseTuner, adapter_name: str) -> None:

@@ -7,6 +7,7 @@ features and logits are not here: see `classifier`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from contextlib import nullcontext
 from typing import Any
@@ -25,7 +26,7 @@ from .adapter_names import check_adapter_name
 from .base_model import backbone_of, check_model, feature_dim, prompted_encoders, trainable, wrap_encoders
 from .bounded import bounded
 from .config import PromptConfig
-from .hf_patches import ask_for_feature, declare_mean_loss, restore_class
+from .hf_patches import ask_for_feature, declare_mean_loss, is_stock, restore_class
 from .method import PromptMethod
 from .module_layer import check_finite
 from .prompted_encoder import LEARNER, READOUT, PromptedEncoder
@@ -89,7 +90,8 @@ class PromptTuner(BaseTuner):
             ValueError: the config does not fit it, or a name that no adapter can have.
         """
         check_adapter_name(adapter_name)
-        config = self.peft_config[adapter_name]
+        # A copy, in which the model's own is noted: the caller's object stays as it is, and may serve another model.
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         self.active_adapter = self.active_adapter or [adapter_name]  # where the last one was deleted
         backbone = backbone_of(model)
@@ -107,17 +109,19 @@ class PromptTuner(BaseTuner):
             config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), head]))
         require_floats(model, config.modules_to_save or ())
 
+        prompts: Any = next((module for encoder, _, module in modules if encoder is vision), None)
+        if backbone.head is not None and prompts is not None:
+            classifier = model.get_submodule(backbone.head.rpartition(".")[0])
+            vision.has_stock_head = is_stock(classifier)
+            if prompts.pooling != "original" or vision.has_stock_head and vision.view.head_rows is not None:
+                ask_for_feature(classifier)
+
         # A further adapter changes nothing of what is trained, as in PEFT; the first one freezes the base model.
         trained = {p: p.requires_grad for p in model.parameters()} if len(self.peft_config) > 1 else {}
         self._install(model, backbone, vision, text)
         self._forget(adapter_name)  # of the same name, as PEFT replaces one when a model is wrapped again
         for encoder, kind, module in modules:
             encoder.add_module_of(f"{tuner_class.prefix}{kind}", adapter_name, module.train(encoder.training))
-        prompts = vision.prompts_of(adapter_name)
-        own_way = prompts is not None and prompts.pooling != "original"
-        some_rows = prompts is not None and vision.view.head_rows is not None
-        if backbone.head is not None and (own_way or some_rows):
-            ask_for_feature(model.get_submodule(backbone.head.rpartition(".")[0]))
         for encoder in self.encoders:
             encoder.patch_layers(not encoder.disable_adapters)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

@@ -10,6 +10,7 @@ prompts share their prefix, so one mask of dropout serves the prefix of all clas
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -78,7 +79,8 @@ class CLIPLoraModel(LoraModel):
             UnsupportedModelError: the model has no text tower, or its weights are offloaded.
             ValueError: modules to save that are not there, or a rank that makes more numbers than the model has.
         """
-        config: Any = self.peft_config[adapter_name]
+        config: Any = copy.copy(self.peft_config[adapter_name])  # targets are noted in it, and not in the caller's
+        self.peft_config[adapter_name] = config
         check_model(config, model, find_backbone(model))
         weights = ((module, weight) for module in model.modules() for weight in module.parameters(recurse=False))
         if any(weight.is_meta and computing_device(module, weight).type != "meta" for module, weight in weights):
