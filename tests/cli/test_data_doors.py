@@ -149,6 +149,36 @@ def test_base_and_novel_are_those_of_the_training(clip_path, photos, tmp_path):
         assert (result["classes"], result["images"]) == (saved["classes"][subset], images)
 
 
+class TestTheTrainingsOwnImages:
+    """Named by `--data`, they are split as they were in the training, however the place is written."""
+
+    def test_through_a_link(self, adapters, photos, tmp_path):
+        (tmp_path / "link").symlink_to(photos.parent)
+        result = evaluated(adapters["any"], "--data", tmp_path / "link" / photos.name)
+        assert result["images"] == evaluated(adapters["any"])["images"] == 8
+
+    def test_with_options_of_the_split(self, clip_path, photos, tmp_path):
+        rows = [f"{path},{path.parent.name},{int(path.stem) % 2}" for path in sorted(photos.glob("*/*.png"))]
+        (tmp_path / "t.csv").write_text("\n".join(["image,label,part", *rows]))
+        more = ("--method", "coop", "--split-column", "part", "--train-split", 0, "--test-split", 1, *SHORT)
+        trained(tmp_path / "a", clip_path, tmp_path / "t.csv", *more)
+        assert evaluated(tmp_path / "a", "--data", tmp_path / "t.csv")["images"] == 16
+        trained(tmp_path / "b", clip_path, photos, "--method", "coop", "--test-fraction", 0, *SHORT)
+        shown = vprompt("evaluate", "--adapter", tmp_path / "b", "--data", photos, code=2)
+        assert "There are no test images" in shown
+        assert evaluated(tmp_path / "b", "--data", photos, "--split", "train")["images"] == 32
+
+    def test_split_in_another_way(self, adapters, photos, tmp_path):
+        base = ("evaluate", "--adapter", adapters["any"], "--data", photos)
+        assert "test_fraction=0.3. Received: test_fraction=0.5" in vprompt(*base, "--test-fraction", 0.5, code=2)
+        (tmp_path / "names.txt").write_text("\n".join(sorted(COLOURS, reverse=True)))
+        assert "Received: class_names" in vprompt(*base, "--class-names", tmp_path / "names.txt", code=2)
+        whole = evaluated(
+            adapters["any"], "--data", photos, "--class-names", tmp_path / "names.txt", "--split", "train"
+        )
+        assert whole["images"] == 24
+
+
 class TestWithoutTestImages:
     def test_all_images_are_trained_on(self, clip_path, photos, tmp_path):
         more = ("--method", "coop", "--test-fraction", 0, *SHORT)
