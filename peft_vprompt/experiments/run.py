@@ -144,6 +144,8 @@ class Run(RunState):
             self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
             config = {"teacher_dim": self.teacher.features.shape[1]} | config
         bundle = self._build(settings.seed, config)
+        if self.multi_label and self._loss is not None:  # a head, whose config has no field for it
+            bundle.model.get_base_model().config.problem_type = MULTI_LABEL
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
             bundle.content |= self.teacher.content

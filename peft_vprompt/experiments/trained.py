@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftConfig
 
 from ..errors import ClassNamesError
+from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.labels import is_named
 from ..training.eval_classes import own_classes
 from ..utils.hub import split_revision
@@ -111,7 +112,10 @@ class SavedAdapter:
         trained = next(iter(self.run["classes"].values())) if self.run else self._head_classes(class_names)
         size = image_size or self.image_size
         place |= {"embedded": self.is_embedded, "image_size": size, "subfolder": self.subfolder}
-        return load_adapter(self.adapter, model, trained, **place)
+        bundle = load_adapter(self.adapter, model, trained, **place)
+        if self._data.get("multi_label"):  # what PEFT saves of its own LoRA does not say it
+            bundle.model.get_base_model().config.problem_type = MULTI_LABEL
+        return bundle
 
     def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
         """Return the classes of a head: as the config names them, or as they are given for one that names none."""
