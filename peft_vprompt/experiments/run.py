@@ -13,7 +13,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from ..data import TrainTransform, draw_of, find_task, image_size
 from ..data.images import as_drafts
 from ..losses.label_checks import MULTI_LABEL
-from ..peft_models.adapter_files import take_card
+from ..peft_models.adapter_files import said_digest, take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import (
@@ -328,6 +328,7 @@ class Run(RunState):
                 )
                 self.bundle.model.save_pretrained(str(staging))
                 report["adapter_bytes"] = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+                report["adapter_digest"] = said_digest(staging, {})
             write_json(report, staging / RESULTS)
             writer.check()
         if self.options.report:

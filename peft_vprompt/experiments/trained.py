@@ -16,9 +16,8 @@ from ..training.eval_classes import own_classes
 from ..utils.hub import split_revision
 from ..utils.validation import shorten
 from .adapter_classes import known_classes
-from .identity import RESULTS
 from .models import ModelBundle, adapter_config, as_published, has_head, load_adapter
-from .results import read_results
+from .results import results_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class SavedAdapter:
         """
         config = adapter_config(adapter, subfolder)  # before anything is said about what lies beside it
         place, _ = split_revision(str(adapter))
-        return cls(str(adapter), config, read_results(Path(place) / RESULTS), subfolder)
+        return cls(str(adapter), config, results_of(place, config, subfolder), subfolder)
 
     @property
     def is_embedded(self) -> bool:

@@ -1,13 +1,18 @@
 """Data of every kind through the commands: trained on, evaluated on, and what is said where they do not fit."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import get_peft_model
 from PIL import Image
+from transformers import CLIPModel
 
+from peft_vprompt import ContextOptConfig
+from peft_vprompt.export import Classifier
 from tests.support.command_line import next_command, vprompt
 from tests.support.saved_models import COLOURS
 
@@ -265,6 +270,16 @@ def test_results_say_where_the_data_are_from_their_own_folder(clip_path, tmp_pat
     assert results["data"]["path"] == "../../photos"
     monkeypatch.chdir("/")
     assert evaluated(tmp_path / "runs" / "a")["accuracy"] == results["accuracy"]
+
+
+def test_results_of_another_adapter_are_not_used(adapters, clip_path, tmp_path):
+    """An adapter that took the place of a trained one has its own classes."""
+    taken = tmp_path / "run"
+    shutil.copytree(adapters["any"], taken)
+    config = ContextOptConfig(class_names=["fox", "owl"], tokenizer_name_or_path=str(clip_path))
+    get_peft_model(CLIPModel.from_pretrained(clip_path), config).save_pretrained(taken)
+    with pytest.warns(UserWarning, match="is of another adapter than the one beside it"):
+        assert Classifier.from_pretrained(taken, device="cpu").class_names == ["fox", "owl"]
 
 
 def test_classes_of_one_name(clip_path, tmp_path):
