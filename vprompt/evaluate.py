@@ -388,4 +388,4 @@ def _say_other_task(task: str, new: bool, templates: str | list[str] | None) -> 
 
 def _require_results(adapter: str, saved: dict | None) -> None:
     if saved is None:
-        raise ValueError(f"{adapter} has no results.json that names its data. Give --data.")
+        raise ValueError(f"{adapter} has no results.json of its own that names its data. Give --data.")

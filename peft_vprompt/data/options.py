@@ -111,6 +111,11 @@ class DataOptions:
             raise ValueError(
                 f"Expected background as the name of a colour, such as white, or #rrggbb. Received: {self.background!r}."
             ) from error
+        if self.benchmark is not None and self.val_fraction:
+            raise ValueError(
+                "The tasks of a benchmark have their published validation images, and none are held out. Received: "
+                f"val_fraction={self.val_fraction}. Leave it out (--val-fraction)."
+            )
         if not self.label_separator.strip() and self.label_separator != " ":
             raise ValueError(f"Expected a label_separator such as ';'. Received: {self.label_separator!r}.")
         if self.multi_label:

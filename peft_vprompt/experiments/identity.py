@@ -73,7 +73,8 @@ class Contents:
             **(base or self._base(settings, class_names)),
             **self._training(settings, class_names),
         }
-        for name in self._held_out:
+        searched = ["validation"] if settings.config.get("search_scale") and "validation" in self.data else []
+        for name in dict.fromkeys([*self._held_out, *searched]):
             about |= self._split(name, labels=True)
         return as_json(about)
 

@@ -69,7 +69,8 @@ def run_experiment(
     Args:
         settings: what to run.
         data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
-            `data.load_images`; also `validation`, where images were held out by `val_fraction`.
+            `data.load_images`; also `validation`, which is used where images were held out by
+            `val_fraction`, for a search, and with `watch` where there are no test images.
         output: folder for the adapter and `results.json`.
         contents: digests of the data that are known already, for several runs on the same data.
         wait: wait while another process writes to the folder; else refuse.
@@ -178,18 +179,23 @@ class Run(RunState):
         Raises:
             ValueError: each epoch is to be tested, and there are no test images.
         """
-        description = self.options.data_description or {}
         self.test_sets = self._eval_sets("test")
-        self.validation_sets = self._eval_sets("validation") if description.get("val_fraction") else {}
+        held_out = (self.options.data_description or {}).get("val_fraction")
+        asked = held_out or self._is_searched or (self.options.watch and not self.test_sets)
+        self.validation_sets = self._eval_sets("validation") if asked else {}
+        remedy = (
+            "Leave the published validation images out of the training (--train-split train)"
+            if self.benchmark
+            else "Hold some out by val_fraction (--val-fraction)"
+        )
         if self.options.watch and not (self.test_sets or self.validation_sets):
             raise ValueError(
-                "Expected images to test after every epoch. Received no test images. Hold some out by val_fraction "
-                "(--val-fraction), or leave --watch out."
+                f"Expected images to test after every epoch. Received no test images. {remedy}, or leave --watch out."
             )
         if self._is_searched and not self.validation_sets:
             raise ValueError(
-                "Expected images to search alpha and beta on. Received no validation images. Hold some out by val_fraction "
-                "(--val-fraction), or leave search_scale out."
+                f"Expected images to search alpha and beta on. Received no validation images. {remedy}, or leave "
+                "search_scale out."
             )
 
     def _eval_sets(self, split: str) -> dict[str, EvalSet]:

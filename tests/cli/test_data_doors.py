@@ -239,6 +239,30 @@ def test_a_sweep_rates_on_the_datas_own_validation_images(vit_path, tmp_path):
     assert report["data"]["path"] == "../data"
 
 
+@pytest.fixture
+def validated(clip_path, tmp_path):
+    """Training and validation images, and how they are trained on without any to test on."""
+    for split, count in (("train", 4), ("val", 3)):
+        write_colours(tmp_path / "data", dict.fromkeys(COLOURS, count), split=split)
+    return clip_path, tmp_path / "data", "--test-fraction", 0, *SHORT
+
+
+def test_a_search_takes_the_datas_own_validation_images(validated, tmp_path):
+    search = ("--method", "tip-adapter-f", "--set", "search_scale=[7,3]", "--set", "search_step=[3,4]")
+    trained(tmp_path / "a", *validated, *search)
+    found = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert found["search"]["accuracy"] == pytest.approx(found["validation"]["all"])
+    assert evaluated(tmp_path / "a", "--split", "validation")["images"] == 12
+    write_colours(tmp_path / "data", dict.fromkeys(COLOURS, 4), split="val")
+    trained(tmp_path / "a", *validated, *search)
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["identity"] != found["identity"]
+
+
+def test_watching_takes_the_datas_own_validation_images(validated, tmp_path):
+    trained(tmp_path / "a", *validated, "--method", "coop", "--watch")
+    assert "validation" in json.loads((tmp_path / "a" / "results.json").read_text())
+
+
 class TestBadImages:
     @pytest.fixture
     def spoilt(self, tmp_path):
