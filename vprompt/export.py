@@ -62,9 +62,8 @@ def export(
 
     saved = SavedAdapter.find(adapter)
     say_named(saved.config, model is not None or saved.is_embedded)
-    classifier = Classifier.of(
-        saved, model, read_names(class_names), image_size=image_size, device="cpu", precision="float32"
-    )
+    names = read_names(class_names, saved.known_classes)
+    classifier = Classifier.of(saved, model, names, image_size=image_size, device="cpu", precision="float32")
     if data is not None and not given("background"):
         data = replace(data, background=saved.background)
     rows = None if data is None else load_split(data, split, classifier.class_names)
