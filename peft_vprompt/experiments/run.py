@@ -142,7 +142,8 @@ class Run(RunState):
             config |= {"problem_type": MULTI_LABEL}
         device = find_device(self.options.device)
         if settings.teacher is not None:
-            self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
+            about = (self.trained_classes, device, self.benchmark, settings.config)
+            self.teacher = load_teacher(settings.teacher, settings.teacher_model, *about)
             config = {"teacher_dim": self.teacher.features.shape[1]} | config
         bundle = self._build(settings.seed, config)
         if self.multi_label and self._loss is not None:  # a head, whose config has no field for it
