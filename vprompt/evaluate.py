@@ -1,7 +1,7 @@
 """`vprompt evaluate`."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -326,27 +326,35 @@ def _read(
     from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart
 
     trained_on = saved_data_options(saved, adapter) if saved and adapter else None
+    listed = data.listed_names if data is not None and isinstance(data.class_names, tuple) else None
     if data is None and adapter is not None:
         _require_results(adapter, saved)
         data = trained_on
-    rows = _read_rows(data, split, trained_on)
-    given = data is not None and data is not trained_on and isinstance(data.class_names, tuple)
-    listed = data.listed_names if data is not None and given else None
+    data, rows = _read_rows(data, split, trained_on)
     return data, classes_to_tell_apart(rows, listed, known, new_classes)
 
 
-def _read_rows(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":
+def _read_rows(
+    data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None"
+) -> "tuple[DataOptions | None, Dataset]":
     """Read the images to evaluate on; of other data than the training's all, where they are not split."""
     from peft_vprompt.data import load_split
-    from peft_vprompt.data.options import describe
+    from peft_vprompt.data.options import as_trained, same_images
+    from peft_vprompt.data.sources import require_same_split
     from peft_vprompt.demo import demo_task
 
     if data is None:
         # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
-        return demo_task(split or "test")
-    same = trained_on is not None and describe(data)["path"] == describe(trained_on)["path"]
-    cut = same or data.test_fraction != DATA["test_fraction"]["default"]
-    return load_split(data, split or (data.test_split if cut else None))
+        return None, demo_task(split or "test")
+    cut = data.test_fraction != DATA["test_fraction"]["default"]
+    if trained_on is not None:
+        if not given("background"):
+            data = replace(data, background=trained_on.background)
+        if same_images(data, trained_on):
+            data = as_trained(data, trained_on)
+            require_same_split(data, split, trained_on)
+            cut = True
+    return data, load_split(data, split or (data.test_split if cut else None))
 
 
 def _other_task(data: "DataOptions | None", found: "SavedAdapter | None") -> str | None:
@@ -380,4 +388,4 @@ def _say_other_task(task: str, new: bool, templates: str | list[str] | None) -> 
 
 def _require_results(adapter: str, saved: dict | None) -> None:
     if saved is None:
-        raise ValueError(f"{adapter} has no results.json that names its data. Give --data.")
+        raise ValueError(f"{adapter} has no results.json of its own that names its data. Give --data.")

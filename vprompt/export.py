@@ -1,11 +1,12 @@
 """`vprompt export`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 
-from .app import command, console, say_named, say_next_line
+from .app import command, console, given, say_named, say_next_line
 from .options import SEVERAL_LABELS, ImageSize, Wait, option, read_names, takes_data
 
 
@@ -61,9 +62,10 @@ def export(
 
     saved = SavedAdapter.find(adapter)
     say_named(saved.config, model is not None or saved.is_embedded)
-    classifier = Classifier.of(
-        saved, model, read_names(class_names), image_size=image_size, device="cpu", precision="float32"
-    )
+    names = read_names(class_names, saved.known_classes)
+    classifier = Classifier.of(saved, model, names, image_size=image_size, device="cpu", precision="float32")
+    if data is not None and not given("background"):
+        data = replace(data, background=saved.background)
     rows = None if data is None else load_split(data, split, classifier.class_names)
     require_images(rows, ", by which the export is compared")
     exported = write_export(classifier, output, format, bf16=bf16, int8=int8, wait=wait)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -319,12 +319,12 @@ def read_workers(workers: str) -> Any:
         return workers
 
 
-def read_names(path: Path | None) -> list[str] | None:
-    """Return the classes that a file lists, in label order; None without a file."""
+def read_names(path: Path | None, known: Sequence[str] | None = None) -> list[str] | None:
+    """Return the classes that a file lists, in label order, maybe some of those that an adapter knows; None without a file."""
     from peft_vprompt.data import read_class_names
     from peft_vprompt.data.class_names import in_label_order
 
-    return in_label_order(read_class_names(path)) if path else None
+    return in_label_order(read_class_names(path), known or ()) if path else None
 
 
 def require_model(model: object, data: "DataOptions | None", method: str | None = None) -> None:

@@ -97,8 +97,8 @@ def predict(
     require_format(output, embeddings)
     require_own(output, "predictions", is_predictions)
     require_outside(data, output)
-    names = read_names(class_names)
     saved = SavedAdapter.find(adapter) if adapter is not None else None
+    names = read_names(class_names, saved.known_classes if saved else None)
     if saved is None and (model is None or names is None):
         raise ValueError(
             "Expected --adapter, or --model and --class-names for zero-shot. Received no adapter, and not both of the others."

@@ -193,7 +193,9 @@ def train(
         **recipe,
         **loss,
     )
-    images = read_data(data, output, unlabelled=distils or not supervision.uses_labels)
+    # Of the data's own: those that were held out of the training images are there anyway.
+    validation = bool(recipe["config"].get("search_scale")) or (watch and data is not None and not data.test_fraction)
+    images = read_data(data, output, distils or not supervision.uses_labels, validation)
     run = run_experiment(
         settings,
         images,
@@ -219,7 +221,8 @@ def train(
         console.print("There are no test images, so no accuracy was measured on any.")
     if "validation" in run:
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in run["validation"].items())
-        console.print(f"On the images held out of the training images: {shown}.")
+        which = "images held out of the training images" if data and data.val_fraction else "validation images"
+        console.print(f"On the {which}: {shown}.")
     say_saved(output)
     if run["adapter_bytes"] is None:  # zero-shot, which leaves nothing to evaluate
         same = given(

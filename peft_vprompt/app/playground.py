@@ -16,7 +16,7 @@ from ..data.images import read_rgb
 from ..demo import demo_task
 from ..demo.task import CLASS_NAMES
 from ..experiments.attention_maps import AttentionMaps
-from ..export.classifier import Prediction
+from ..export.classifier import ImageLike, Prediction
 from ..export.predictions import PredictOptions
 from ..export.tables import PROBLEM, columns_of, write_table
 from ..utils.validation import shorten
@@ -131,9 +131,10 @@ class Playground:
             FileNotFoundError: there is no such file.
             ValueError: the image cannot be read.
         """
-        picture = image if isinstance(image, Image.Image) else read_rgb(image)
+        if not isinstance(image, Image.Image):
+            read_rgb(image)  # refused here; each reads it on the background of its training
         found = [self.contestants[name] for name in self.names if name in chosen]
-        return [_ask(each, picture, class_names, top_k, attention) for each in found]
+        return [_ask(each, image, class_names, top_k, attention) for each in found]
 
     def table(self, image: str | os.PathLike, answers: Sequence[Answer]) -> str:
         """Return predictions as CSV: the columns of `vprompt predict`, and which model said it."""
@@ -152,9 +153,7 @@ class Playground:
             return output.read_text(encoding="utf-8")
 
 
-def _ask(
-    contestant: Contestant, image: Image.Image, class_names: Sequence[str], top_k: int, attention: bool
-) -> Answer:
+def _ask(contestant: Contestant, image: ImageLike, class_names: Sequence[str], top_k: int, attention: bool) -> Answer:
     begun = {"name": contestant.name, "about": contestant.about, "is_zero_shot": contestant.is_zero_shot}
     try:
         outcome = contestant.ask(image, class_names, top_k, attention)

@@ -15,6 +15,7 @@ from datasets import Dataset, Value, concatenate_datasets
 from PIL import Image
 
 from ..utils.digests import Digest, digest_json
+from .columns import same_names
 from .encoded import Encoded, RowShards, decode
 from .feature_folders import images_alone, require_images
 from .images import RGBImage
@@ -84,6 +85,9 @@ def load_shards(options: DataOptions, split: str | None = None, size: int = 4096
     """
     parts = _load(options, split, labelled=True)
     together = _together({name: (images_alone(rows), names) for name, (rows, names) in parts.items()}, options)
+    if all("label" in rows.column_names for rows, _ in parts.values()):
+        named = same_names([rows for rows, _ in parts.values()])
+        parts = {name: (rows, names) for (name, (_, names)), rows in zip(parts.items(), named, strict=True)}
     labels = [rows["label"][:] for rows, _ in parts.values() if "label" in rows.column_names]
     return RowShards(parts, together.feature, size, lambda: digest_json([together.digest(), *labels], 32))
 

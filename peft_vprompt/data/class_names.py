@@ -95,9 +95,29 @@ def given_names(
     return ClassTable([clean_name(name) for name in names] if clean and as_in_data else names, found)
 
 
-def in_label_order(given: GivenNames) -> list[str]:
-    """Return names as a list: by key in their order, by whole numbers in the numbers'."""
-    return list(_sorted_numbers(_by_one_key(given)[0]).values() if isinstance(given, Mapping) else given)
+def in_label_order(given: GivenNames, known: Sequence[str] = ()) -> list[str]:
+    """Return names as a list: by key in their order, by whole numbers in the numbers'.
+
+    Args:
+        given: the names.
+        known: classes among which they may be, by which lines of a number and a name are told from names ("2 euro").
+
+    Raises:
+        ClassNamesError: nothing tells these from each other, and they look like names.
+    """
+    if not isinstance(given, Mapping):
+        return list(given)
+    if known and not unknown_classes(lines := _lines_of(given), known):
+        return lines
+    numbers = sorted(map(int, given)) if all(map(is_number, given)) else []
+    counted = [list(range(first, first + len(numbers))) for first in (0, 1)]
+    if numbers and numbers not in counted and len(set(given.values())) < len(given):
+        raise ClassNamesError(
+            f"Expected a number that counts the classes before each name. Received: {shorten(_lines_of(given), 4)}, whose numbers "
+            "count nothing and whose names are repeated without them. If the numbers are part of the names, write these as a JSON "
+            "list."
+        )
+    return list(_sorted_numbers(_by_one_key(given)[0]).values())
 
 
 def _by_one_key(given: Mapping[str, str]) -> list[Mapping[str, str]]:
@@ -185,8 +205,12 @@ def _by_position(keys: Sequence[str], names: Sequence[str]) -> dict[str, int]:
 
 def _as_list(given: Mapping[str, str], keys: Sequence[str]) -> list[str]:
     """Return the lines of a text file that looked like numbers and names, if they are names ("2 euro")."""
-    lines = [f"{number} {name}" for number, name in given.items()]
+    lines = _lines_of(given)
     return lines if len(_find_keys(keys, lines)) == len(keys) else []
+
+
+def _lines_of(given: Mapping[str, str]) -> list[str]:
+    return [f"{number} {name}" for number, name in given.items()]
 
 
 def _two_columns(lines: Sequence[str], keys: Sequence[str]) -> ClassTable | None:

@@ -33,7 +33,8 @@ _NAME_HEADERS = {"name", "names", "class_name", "class_names", "classname", "cla
 def read_class_names(path: str | Path) -> tuple[str, ...] | dict[str, str]:
     """Read class names from a file.
 
-    A list, in label order: a text file with one name per line, a JSON list, or a JSON object {name: number}. A mapping
+    A list, in label order: a text file with one name per line, a JSON list, or a JSON object {name: number} or two columns
+    of names and numbers. A mapping
     from folder or number to name: a JSON object, a dict as Python prints it, or two columns separated by a tab, in a
     `.csv` by commas, or after a number or an id of WordNet by blanks (`n01440764 tench, Tinca tinca`). A mapping by both:
     JSON {"0": ["n01440764", "tench"]}, or lines of an id of WordNet, a number and a name.
@@ -123,9 +124,18 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
         return names[1:] if names and names[0].lower().replace(" ", "_") in _NAME_HEADERS else names
     if any(len(row) != 2 for row in rows):
         raise ValueError(f"Expected two columns, folder or number and name, in {path}. Received: {rows[0]}.")
-    if rows[0][0].lower().replace(" ", "_") in _HEADERS:
-        rows = rows[1:]
+    header = [cell.lower().replace(" ", "_") for cell in rows[0]]
+    is_headed = header[0] in _HEADERS | _NAME_HEADERS and (header[0] in _HEADERS or header[1] in _HEADERS)
+    is_headed = is_headed or (_ends_in_numbers(rows[1:]) and not is_number(rows[0][1]))
+    rows = rows[is_headed:]
+    if not (is_headed and header[1] in _NAME_HEADERS) and _ends_in_numbers(rows):
+        return _by_number({int(number): name for name, number in rows}, len(rows), path)
     return _mapping(rows, path)
+
+
+def _ends_in_numbers(rows: Sequence[Sequence[str]]) -> bool:
+    """Tell whether rows are of a name and a number, and not the other way round."""
+    return bool(rows) and all(is_number(row[1]) for row in rows) and not all(is_number(row[0]) for row in rows)
 
 
 def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:
@@ -135,6 +145,9 @@ def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str
         return _from_table("\n".join(lines), path.with_suffix(".tsv"))
     if lines and all(two_keys := [_TWO_KEYS.fullmatch(line) for line in lines]):
         return _by_two_keys([(match[2], match[1], match[3]) for match in two_keys if match], path)
+    pairs = [[cell.strip() for cell in line.rpartition(",")[::2]] for line in lines]
+    if _ends_in_numbers(pairs) and sorted(int(number) for _, number in pairs) == list(range(len(pairs))):
+        return _by_number({int(number): name for name, number in pairs}, len(pairs), path)
     for pattern in _KEYED_LINES:
         found = [pattern.fullmatch(line) for line in lines]
         pairs = [match.groups() for match in found if match]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,11 @@ class DataOptions:
             raise ValueError(
                 f"Expected background as the name of a colour, such as white, or #rrggbb. Received: {self.background!r}."
             ) from error
+        if self.benchmark is not None and self.val_fraction:
+            raise ValueError(
+                "The tasks of a benchmark have their published validation images, and none are held out. Received: "
+                f"val_fraction={self.val_fraction}. Leave it out (--val-fraction)."
+            )
         if not self.label_separator.strip() and self.label_separator != " ":
             raise ValueError(f"Expected a label_separator such as ';'. Received: {self.label_separator!r}.")
         if self.multi_label:
@@ -171,6 +176,36 @@ def portable(description: dict | None, folder: str | Path) -> dict | None:
     relative = os.path.relpath(os.path.realpath(description["path"]), os.path.realpath(folder))
     path = Path(relative).as_posix()
     return description | {"path": path if path.startswith(".") else f"./{path}"}
+
+
+def same_images(one: DataOptions, other: DataOptions) -> bool:
+    """Tell whether two options name the same place, through links too, and the same task or none."""
+    places = {os.path.realpath(describe(options)["path"]) for options in (one, other)}
+    return len(places) == 1 and one.benchmark in (None, other.benchmark)
+
+
+#: Options by which a split that we make is another one: the first say how it is made, the others of which rows.
+SPLIT_OPTIONS = ("test_split", "split_column", "test_fraction", "val_fraction", "split_seed")
+ROW_OPTIONS = ("label_column", "multi_label", "label_columns", "labels_from", "where", "min_images", "class_names")
+
+
+def as_trained(options: DataOptions, trained: DataOptions) -> DataOptions:
+    """Return options for the images of a training that take over from it what they do not say themselves.
+
+    Raises:
+        ValueError: they say that the images are split in another way than in the training.
+    """
+    default = DataOptions(".")
+    names = [each.name for each in fields(DataOptions) if each.name != "path"]
+    said = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
+    for name in SPLIT_OPTIONS:
+        if said.get(name, getattr(trained, name)) != getattr(trained, name):
+            raise ValueError(
+                f"Expected the images of the training to be split as in the training, with {name}={getattr(trained, name)!r}. "
+                f"Received: {name}={said[name]!r}, by which images that were trained on would be test images. Leave it out, or "
+                "evaluate on other data."
+            )
+    return replace(trained, path=options.path, **said)
 
 
 def described(description: dict, folder: str | Path) -> DataOptions:

@@ -25,7 +25,7 @@ from ..utils.warning import warn_caller
 from .class_names import nearest
 from .feature_folders import is_feature_folder, read_features
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_empty, warn_other_pictures
-from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, read_tables, read_tars
+from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, file_mark, read_tables, read_tars
 
 
 _ARCHIVES = (".zip",)
@@ -251,11 +251,8 @@ def _unpacked(archive: Path, kind: str) -> Path:
         ValueError: the file is damaged or locked by a password.
         CannotWriteError: the disk is full, or the cache is not to be written.
     """
-    status = os.stat(archive)
     place = Path(datasets.config.HF_DATASETS_CACHE) / "vprompt-zip"
-    # The time of the change of its entry is moved by every writer, also by one that keeps the time of the content.
-    about = [str(archive), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    folder = place / digest_json(about)
+    folder = place / digest_json(file_mark(archive))
     if not folder.is_dir():
         with disk_errors(place, CACHE_REMEDY):
             _unpack(archive, kind, place, folder)

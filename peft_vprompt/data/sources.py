@@ -22,7 +22,7 @@ from .few_shot import class_counts, stratified_split
 from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, texts, where_mask
 from .multi_hot import NOT_KNOWN, is_multi_label, label_matrix, with_label_matrix
-from .options import DEFAULT_TEST_SPLIT, DataOptions
+from .options import DEFAULT_TEST_SPLIT, ROW_OPTIONS, DataOptions
 from .readers import CACHE_REMEDY, read_rows
 
 
@@ -181,6 +181,29 @@ def _load_split(options: DataOptions, split: str | None) -> Dataset:
     counted = known | wanted if split in names and known else known
     counted = counted if options.train_split in counted else wanted
     return label_splits(wanted | counted, options, counted, checked=[split])[split]
+
+
+@typed
+def require_same_split(options: DataOptions, split: str | None, trained: DataOptions) -> None:
+    """Refuse other rows or classes than a training's where its test or validation images were cut off by us.
+
+    Args:
+        options: images of that training, as `as_trained` gives them.
+        split: name of the split to read; None for the test split.
+        trained: the options of the training.
+
+    Raises:
+        ValueError: they would be cut off among others, and images that were trained on would be among them.
+    """
+    differ = [name for name in ROW_OPTIONS if getattr(options, name) != getattr(trained, name)]
+    if not differ or options.benchmark is not None or split == options.train_split:
+        return
+    if _find_split(read_splits(options), split or options.test_split, options) is None:
+        raise ValueError(
+            f"The data has no split {split or options.test_split!r}: the training cut these images off, and with other options "
+            f"than its own they would be others, some of them trained on. Received: {', '.join(differ)}. Leave that out, or "
+            "evaluate on other data."
+        )
 
 
 def _only_split(splits: Mapping[str, Dataset], options: DataOptions) -> str:

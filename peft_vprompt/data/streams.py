@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow as pa
-from datasets import ClassLabel, Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import ClassLabel, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from fsspec.core import url_to_fs
+from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line, shorten
@@ -52,12 +54,14 @@ class _File(NamedTuple):
         name: what to call it.
         mark: by what it is known again.
         folder: where it lies, if on this machine.
+        schema: the place of a file that says itself what its columns are; None for others.
     """
 
     split: str
     name: str
     mark: str
     folder: str | None = None
+    schema: str | None = None
 
 
 class StreamedImages:
@@ -95,21 +99,49 @@ class StreamedImages:
         """Give the images of a file, from one on.
 
         Raises:
-            ValueError: the file cannot be read, or images are addresses that are not to be followed; names it.
+            ValueError: the file cannot be read, names classes that the first one does not, or images are addresses that are
+                not to be followed; names it.
         """
         taken = 0
+        features = self._features_of(self._files[shard])
         for number, row in enumerate(self._read(shard)):
-            if not all((self._text(row, column) == value) != negated for column, value, negated, _ in self._where):
+            if not all(
+                (_text(row, column, features) == value) != negated for column, value, negated, _ in self._where
+            ):
                 continue
             taken += 1
             if taken > first:
-                yield self._encoded(row, self._files[shard], number)
+                yield self._encoded(row, self._files[shard], number, features)
 
     def digest(self) -> str:
         """Return a digest by which the same images are known again: names, sizes and times (or ETags) of the files."""
         options = self._options
         about = [self._image, self._label, options.where, repr(self.image)]
         return digest_json([about, [file[:3] for file in self._files]], 32)
+
+    def _features_of(self, file: _File) -> dict:
+        """Return the columns of a file with its own names of classes: `datasets` takes those of the first file for all."""
+        if file.schema is None or not any(isinstance(feature, ClassLabel) for feature in self._features.values()):
+            return self._features
+        try:
+            with fsspec.open(file.schema) as opened:
+                return self._features | Features.from_arrow_schema(parquet.read_schema(opened))
+        except _UNREADABLE:
+            return self._features  # said where its rows are read
+
+    def _label_of(self, row: dict, file: _File, features: dict) -> Any:
+        """Return the label of a row, a number as the first file counts."""
+        if self._label is None:
+            return None
+        value, own = _value(row, self._label), _feature(features, self._label)
+        if value is None or not isinstance(self.label, ClassLabel) or not isinstance(own, ClassLabel) or value < 0:
+            return value
+        if own.names[value] not in self.label.names:
+            raise ValueError(
+                f"Expected the classes of {self._files[0].name}: {shorten(self.label.names)}. Received {own.names[value]!r} in "
+                f"{file.name}. Write the classes as text, or the same names in all files."
+            )
+        return self.label.names.index(own.names[value])
 
     def _read(self, shard: int) -> Iterator[dict]:
         rows = iter(self._rows[shard])
@@ -124,7 +156,7 @@ class StreamedImages:
                 ) from error
             yield row
 
-    def _encoded(self, row: dict, file: _File, number: int) -> Encoded:
+    def _encoded(self, row: dict, file: _File, number: int, features: dict) -> Encoded:
         value = _value(row, self._image)
         if isinstance(value, str):
             value = {"bytes": None, "path": value}
@@ -135,7 +167,7 @@ class StreamedImages:
         name = str(said) if said and self._names else f"{file.name}/{said}" if said else f"{file.name} row {number}"
         if value.get("bytes") is None and value.get("path"):
             value = {"bytes": None, "path": self._located(value["path"], file)}
-        return Encoded(name, value, None if self._label is None else _value(row, self._label))
+        return Encoded(name, value, self._label_of(row, file, features))
 
     def _located(self, path: str, file: _File) -> str:
         """Return where the file of an image is that a table names by its path.
@@ -157,11 +189,12 @@ class StreamedImages:
             )
         return os.path.join(file.folder, os.path.expanduser(path))
 
-    def _text(self, row: dict, column: str) -> str:
-        value, feature = _value(row, column), _feature(self._features, column)
-        if isinstance(feature, ClassLabel) and value is not None and value >= 0:
-            return feature.names[value]
-        return str(value)
+
+def _text(row: dict, column: str, features: dict) -> str:
+    value, feature = _value(row, column), _feature(features, column)
+    if isinstance(feature, ClassLabel) and value is not None and value >= 0:
+        return feature.names[value]
+    return str(value)
 
 
 def can_stream(options: DataOptions) -> bool:
@@ -240,15 +273,21 @@ def _of_files(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[st
     chosen = [PurePosixPath(name) for name in found if _builder(name) == kind]
     grouped = {split: sorted(names) for split, names in group_by_split(chosen, _root(chosen)).items()}
     here = "file" in _protocols(options.path)
-    files = {
-        split: [
-            _File(split, name.name, _mark(system.info(str(name))), str(name.parent) if here else None)
-            for name in names
-        ]
-        for split, names in grouped.items()
-    }
     places = {
         split: [str(name) if here else system.unstrip_protocol(str(name)) for name in names]
+        for split, names in grouped.items()
+    }
+    files = {
+        split: [
+            _File(
+                split,
+                name.name,
+                _mark(system.info(str(name))),
+                str(name.parent) if here else None,
+                place if kind == "parquet" else None,
+            )
+            for name, place in zip(names, places[split], strict=True)
+        ]
         for split, names in grouped.items()
     }
     own = {"batch_size": _ROWS} if kind == "parquet" else {}

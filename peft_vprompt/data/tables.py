@@ -9,12 +9,17 @@ import tarfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
-from datasets import Dataset, Image, Value, concatenate_datasets, load_dataset
+import pyarrow as pa
+from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
+from pyarrow import parquet
 
+from ..utils.digests import digest_json
+from ..utils.validation import first_line
+from .columns import class_label_of, same_names
 from .folders import is_image, split_name
 
 
@@ -50,8 +55,52 @@ def read_tables(files: Sequence[Path], image_column: str, root: Path | None = No
     splits = group_by_split(files, root)
     if files[0].suffix.lower() != ".parquet":
         return {name: _read_text(some, image_column) for name, some in splits.items()}
-    tables = load_dataset("parquet", data_files={name: list(map(str, some)) for name, some in splits.items()})
-    return {name: located(tables[name], image_column, some[0].parent) for name, some in splits.items()}
+    return _read_parquet(splits, image_column)
+
+
+def _read_parquet(splits: dict[str, list[Path]], image_column: str) -> dict[str, Dataset]:
+    """Read files that are alike together: `datasets` takes what the first of them says of the columns for all."""
+    alike: dict[tuple, dict[str, list[Path]]] = {}
+    for name, files in splits.items():
+        for path in files:
+            alike.setdefault(_said_by(path, image_column), {}).setdefault(name, []).append(path)
+    parts: dict[str, list[Dataset]] = {name: [] for name in splits}
+    for some in alike.values():
+        for name, rows in _loaded("parquet", some).items():
+            parts[name].append(located(rows, image_column, some[name][0].parent))
+    return {name: concatenate_datasets(same_names(tables)) for name, tables in parts.items()}
+
+
+def _said_by(path: Path, image_column: str) -> tuple:
+    """Return what a parquet file says that others may say otherwise: names of its classes, where its paths begin."""
+    try:
+        features = Features.from_arrow_schema(parquet.read_schema(path))
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise ValueError(f"Cannot read the table {path}: {first_line(error)}") from error
+    labels = {name: class_label_of(feature) for name, feature in features.items()}
+    names = tuple((name, tuple(label.names)) for name, label in labels.items() if label is not None)
+    paths = any(_holds_text(features.get(name)) for name in {image_column, *features} & {image_column, *PATH_COLUMNS})
+    return names, path.parent if paths else None
+
+
+def _loaded(kind: str, splits: dict[str, list[Path]]) -> dict[str, Dataset]:
+    """Read files by `datasets`, anew where one of them is not what it was, whatever its time says."""
+    marks = digest_json([file_mark(path) for files in splits.values() for path in files])
+    files = {name: list(map(str, some)) for name, some in splits.items()}
+    return dict(load_dataset(kind, data_files=files, description=marks))
+
+
+def file_mark(path: Path) -> list:
+    """Return by what a file is known again without reading it.
+
+    The time of the change of its entry is moved by every writer, also by one that keeps the time of the content.
+    """
+    status = os.stat(path)
+    return [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _holds_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def group_by_split(files: Sequence[AnyPath], root: PurePath | None) -> dict[str, list[AnyPath]]:
@@ -141,8 +190,7 @@ def _image_named(rows: Dataset, image_column: str) -> Dataset:
 def located(rows: Dataset, column: str, folder: Path) -> Dataset:
     """Return a table with its paths of images in `column`, and those in a folder made whole."""
     rows = _image_named(rows, column)
-    feature = rows.features.get(column)
-    if not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+    if not _holds_text(rows.features.get(column)):
         return rows
     columns = {name: rows[name][:] for name in rows.column_names}
     columns[column] = [None if path is None else _locate(path, folder) for path in columns[column]]
@@ -172,9 +220,8 @@ def read_tars(
     Raises:
         ValueError: a file that is no such tar.
     """
-    splits = {name: list(map(str, some)) for name, some in group_by_split(files, root).items()}
     try:
-        tables = dict(load_dataset("webdataset", data_files=splits))
+        tables = _loaded("webdataset", group_by_split(files, root))
     except (ValueError, TypeError, tarfile.TarError, DatasetsError) as error:
         cause = error.__cause__ or error
         hint = (

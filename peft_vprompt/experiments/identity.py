@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from ..data import draw_of
 from ..data.image_digests import image_fingerprint
 from ..errors import TrainingDivergedError
-from ..peft_models.adapter_files import ADAPTER, keep_files
+from ..peft_models.adapter_files import ADAPTER, PAGE, RESULTS, keep_files
 from ..tuners.base.registry import METHODS, get_method
 from ..utils.digests import digest_arrays, digest_json
 from ..utils.io import finish_saving, read_json, write_json
@@ -22,12 +22,6 @@ from .models import build_model
 from .pseudo_labels import PseudoLabels
 from .settings import Settings, as_json, changed_settings
 
-
-#: What a run says about itself, in the folder of its adapter.
-RESULTS = "results.json"
-
-#: The page of a run, beside them.
-PAGE = "report.html"
 
 #: Entry of `results.json` that holds the identity.
 IDENTITY = "identity"
@@ -79,7 +73,8 @@ class Contents:
             **(base or self._base(settings, class_names)),
             **self._training(settings, class_names),
         }
-        for name in self._held_out:
+        searched = ["validation"] if settings.config.get("search_scale") and "validation" in self.data else []
+        for name in dict.fromkeys([*self._held_out, *searched]):
             about |= self._split(name, labels=True)
         return as_json(about)
 

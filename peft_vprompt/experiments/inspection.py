@@ -27,9 +27,8 @@ from ..utils.hub import split_revision
 from ..utils.precision import find_precision
 from ..utils.validation import first_line
 from .attention_maps import attention_maps, plot_attention
-from .identity import RESULTS
 from .models import adapter_config, has_head
-from .results import read_results
+from .results import results_of
 from .trained import SavedAdapter
 
 
@@ -70,7 +69,7 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
     row = _row(config, has_head(config))
     labels = getattr(config, "id2label", None)
     names = getattr(config, "class_names", None) or recorded.get("class_names") or list((labels or {}).values())
-    if not names and (saved := read_results(Path(adapter, RESULTS))) is not None:
+    if not names and (saved := results_of(adapter, config, subfolder)) is not None:
         names = next(iter(saved["classes"].values()))
     return {
         "method": row.name if row else None,

@@ -8,11 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
+
 from ..data.options import DataOptions
 from ..data.readers import is_local
+from ..peft_models.adapter_files import RESULTS, said_digest
 from ..utils.fields import MAX_ITEMS, check_values, shown
 from ..utils.io import read_json
 from ..utils.validation import first_line
+from ..utils.warning import warn_caller
 from .settings import Settings
 
 
@@ -31,6 +35,31 @@ def read_results(path: str | Path) -> dict | None:
     except ValueError as error:
         raise _refusal(path, "a file that is no JSON") from error
     return report if report is None else check_results(report, path)
+
+
+def results_of(adapter: str | Path, config: PeftConfig, subfolder: str | None = None) -> dict | None:
+    """Read what the run that trained an adapter wrote beside it; None where another adapter has taken its place.
+
+    Args:
+        adapter: its folder; beside a Hub id there is nothing.
+        config: its config.
+        subfolder: of an adapter that is not in the first place.
+
+    Raises:
+        ValueError: as `read_results`.
+    """
+    report = read_results(Path(adapter, RESULTS))
+    if report is None:
+        return None
+    trained = next(iter(report["classes"].values()))
+    digests = (report.get("adapter_digest"), said_digest(adapter, {"subfolder": subfolder}))
+    if getattr(config, "class_names", None) in (None, trained) and (None in digests or digests[0] == digests[1]):
+        return report
+    warn_caller(
+        f"{str(Path(adapter, RESULTS))!r} is of another adapter than the one beside it, and is not used: the classes are those "
+        "of the adapter's config. Move it away, or give what it would say (--model, --image-size, --data)."
+    )
+    return None
 
 
 def check_results(report: Any, path: str | Path) -> dict:

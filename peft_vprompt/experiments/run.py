@@ -13,7 +13,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from ..data import TrainTransform, draw_of, find_task, image_size
 from ..data.images import as_drafts
 from ..losses.label_checks import MULTI_LABEL
-from ..peft_models.adapter_files import take_card
+from ..peft_models.adapter_files import said_digest, take_card
 from ..training.cached_features import FEATURES, cache_features, feature_rows
 from ..training.distillation import DistillationRows, take_teacher
 from ..training.evaluation import (
@@ -69,7 +69,8 @@ def run_experiment(
     Args:
         settings: what to run.
         data: `train` and, to measure the accuracy on, `test` with the columns `image` and `label`, as from
-            `data.load_images`; also `validation`, where images were held out by `val_fraction`.
+            `data.load_images`; also `validation`, which is used where images were held out by
+            `val_fraction`, for a search, and with `watch` where there are no test images.
         output: folder for the adapter and `results.json`.
         contents: digests of the data that are known already, for several runs on the same data.
         wait: wait while another process writes to the folder; else refuse.
@@ -141,9 +142,12 @@ class Run(RunState):
             config |= {"problem_type": MULTI_LABEL}
         device = find_device(self.options.device)
         if settings.teacher is not None:
-            self.teacher = load_teacher(settings.teacher, settings.teacher_model, self.trained_classes, device)
+            about = (self.trained_classes, device, self.benchmark, settings.config)
+            self.teacher = load_teacher(settings.teacher, settings.teacher_model, *about)
             config = {"teacher_dim": self.teacher.features.shape[1]} | config
         bundle = self._build(settings.seed, config)
+        if self.multi_label and self._loss is not None:  # a head, whose config has no field for it
+            bundle.model.get_base_model().config.problem_type = MULTI_LABEL
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
             bundle.content |= self.teacher.content
@@ -176,18 +180,23 @@ class Run(RunState):
         Raises:
             ValueError: each epoch is to be tested, and there are no test images.
         """
-        description = self.options.data_description or {}
         self.test_sets = self._eval_sets("test")
-        self.validation_sets = self._eval_sets("validation") if description.get("val_fraction") else {}
+        held_out = (self.options.data_description or {}).get("val_fraction")
+        asked = held_out or self._is_searched or (self.options.watch and not self.test_sets)
+        self.validation_sets = self._eval_sets("validation") if asked else {}
+        remedy = (
+            "Leave the published validation images out of the training (--train-split train)"
+            if self.benchmark
+            else "Hold some out by val_fraction (--val-fraction)"
+        )
         if self.options.watch and not (self.test_sets or self.validation_sets):
             raise ValueError(
-                "Expected images to test after every epoch. Received no test images. Hold some out by val_fraction "
-                "(--val-fraction), or leave --watch out."
+                f"Expected images to test after every epoch. Received no test images. {remedy}, or leave --watch out."
             )
         if self._is_searched and not self.validation_sets:
             raise ValueError(
-                "Expected images to search alpha and beta on. Received no validation images. Hold some out by val_fraction "
-                "(--val-fraction), or leave search_scale out."
+                f"Expected images to search alpha and beta on. Received no validation images. {remedy}, or leave "
+                "search_scale out."
             )
 
     def _eval_sets(self, split: str) -> dict[str, EvalSet]:
@@ -326,6 +335,7 @@ class Run(RunState):
                 )
                 self.bundle.model.save_pretrained(str(staging))
                 report["adapter_bytes"] = (staging / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+                report["adapter_digest"] = said_digest(staging, {})
             write_json(report, staging / RESULTS)
             writer.check()
         if self.options.report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import get_method
 from ..tuners.promptkd import PromptKDConfig
 from ..utils.digests import digest_json
-from .models import ModelBundle, adapter_config, build_model
+from .models import ModelBundle, adapter_config, as_published, build_model, published_fields
 from .settings import Settings
 from .trained import SavedAdapter
 
@@ -111,7 +111,12 @@ def check_teacher(settings: Settings) -> None:
 
 
 def load_teacher(
-    name: str, model_name_or_path: str | None, class_names: Sequence[str], device: str | torch.device | None
+    name: str,
+    model_name_or_path: str | None,
+    class_names: Sequence[str],
+    device: str | torch.device | None,
+    benchmark: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Teacher:
     """Load a teacher and let it read the class names.
 
@@ -120,15 +125,19 @@ def load_teacher(
         model_name_or_path: base model of the adapter; None for the one that it names.
         class_names: names of the classes.
         device: where to compute.
+        benchmark: the task whose template and preprocessing a base model has; an adapter has those of its training.
+        config: fields of the student's config, of which a base model has the text around class names.
 
     Raises:
         OSError: there is no such adapter or model.
         UnsupportedModelError, ClassNamesError: as `teacher_features`.
     """
     if _is_adapter(name):
-        bundle = SavedAdapter.find(name).load(model_name_or_path, device=device)
+        bundle = SavedAdapter.find(name).load_as_trained(model_name_or_path, device=device)
     else:
-        bundle = build_model(name, "zero-shot", class_names, device=device)
+        text = {each: value for each, value in (config or {}).items() if each in ("template", "class_descriptions")}
+        text = published_fields(benchmark, "zero-shot") | text
+        bundle = as_published(build_model(name, "zero-shot", class_names, device=device, **text), benchmark)
         bundle.model.disable_adapter_layers()
     bundle = replace(bundle, model=bundle.model.eval())
     return Teacher(bundle, teacher_features(bundle.model, class_names))

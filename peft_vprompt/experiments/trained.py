@@ -10,14 +10,14 @@ from typing import Any
 from peft import PeftConfig
 
 from ..errors import ClassNamesError
+from ..losses.label_checks import MULTI_LABEL
 from ..peft_models.labels import is_named
 from ..training.eval_classes import own_classes
 from ..utils.hub import split_revision
 from ..utils.validation import shorten
 from .adapter_classes import known_classes
-from .identity import RESULTS
 from .models import ModelBundle, adapter_config, as_published, has_head, load_adapter
-from .results import read_results
+from .results import results_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SavedAdapter:
         """
         config = adapter_config(adapter, subfolder)  # before anything is said about what lies beside it
         place, _ = split_revision(str(adapter))
-        return cls(str(adapter), config, read_results(Path(place) / RESULTS), subfolder)
+        return cls(str(adapter), config, results_of(place, config, subfolder), subfolder)
 
     @property
     def is_embedded(self) -> bool:
@@ -111,7 +111,10 @@ class SavedAdapter:
         trained = next(iter(self.run["classes"].values())) if self.run else self._head_classes(class_names)
         size = image_size or self.image_size
         place |= {"embedded": self.is_embedded, "image_size": size, "subfolder": self.subfolder}
-        return load_adapter(self.adapter, model, trained, **place)
+        bundle = load_adapter(self.adapter, model, trained, **place)
+        if self._data.get("multi_label"):  # what PEFT saves of its own LoRA does not say it
+            bundle.model.get_base_model().config.problem_type = MULTI_LABEL
+        return bundle
 
     def _head_classes(self, given: Sequence[str] | None) -> Sequence[str] | None:
         """Return the classes of a head: as the config names them, or as they are given for one that names none."""

@@ -37,8 +37,10 @@ _SIZE = 8
 #: Files that an adapter is made of.
 ADAPTER = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
-#: The card of an adapter.
+#: The card of an adapter, and what the run that trained it says: its results and its page.
 CARD = "README.md"
+RESULTS = "results.json"
+PAGE = "report.html"
 
 #: Folder, in that of an adapter, of what earlier runs left there.
 PREVIOUS = "previous"
@@ -70,7 +72,7 @@ def adapter_files(folder: str | Path, keep_other: bool = False) -> Iterator[Path
 
     Args:
         folder: the folder.
-        keep_other: copy another adapter that is there to `previous/`, and say so.
+        keep_other: copy another adapter that is there to `previous/`, move what its run says there, and say so.
 
     Raises:
         CannotWriteError: the disk is full, or the folder is not to be written.
@@ -82,7 +84,7 @@ def adapter_files(folder: str | Path, keep_other: bool = False) -> Iterator[Path
         for path in staging.rglob(SAFETENSORS_WEIGHTS_NAME):
             _add_digest(path)
         if keep_other:
-            keep_changed(ADAPTER, folder, staging)
+            keep_changed(ADAPTER, folder, staging, (RESULTS, PAGE))
 
 
 def complete_adapter(folder: str | Path) -> None:
@@ -107,15 +109,20 @@ def take_card(folder: Path, staging: Path) -> None:
         shutil.copy2(card, staging)
 
 
-def keep_changed(names: Sequence[str], folder: str | Path, staging: Path) -> None:
+def keep_changed(names: Sequence[str], folder: str | Path, staging: Path, about: Sequence[str] = ()) -> None:
     """Copy files of a folder, by `names`, to `previous/` where new ones in `staging` are others, and say so.
+
+    What only holds of the old ones, by the names `about`, is moved there.
 
     Raises:
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     files = [path for name in names if (path := Path(folder, name)).is_file()]
     if any(not _same_bytes(path, staging / path.name) for path in files):
-        keep_files(files, folder)
+        moved = [path for name in about if (path := Path(folder, name)).is_file()]
+        keep_files([*files, *moved], folder)
+        for path in moved:
+            path.unlink()
 
 
 def keep_files(files: Sequence[Path], folder: str | Path, name: str | None = None) -> None:
@@ -159,16 +166,21 @@ def check_digest(weights: Mapping[str, Tensor], model_id: str | os.PathLike, hub
     Raises:
         AdapterMismatchError: the file is damaged.
     """
-    path = _file_of(model_id, hub_options)
-    if path is None:
-        return
-    with safe_open(path, "pt") as file:
-        expected = (file.metadata() or {}).get(DIGEST)
+    expected = said_digest(model_id, hub_options)
     if expected is not None and expected != digest_tensors(weights):
         raise AdapterMismatchError(
             f"Cannot read the adapter weights in {str(model_id)!r}: the file is damaged, its tensors are not those that "
             "were saved. Save or download it again."
         )
+
+
+def said_digest(model_id: str | os.PathLike, hub_options: dict) -> str | None:
+    """Return the digest of its tensors that a file of weights names, if there is one; arguments as for `check_digest`."""
+    path = _file_of(model_id, hub_options)
+    if path is None:
+        return None
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(DIGEST)
 
 
 def tell_other_config(config: Any, model_id: str | os.PathLike, hub_options: dict) -> None:

@@ -11,6 +11,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from ..losses.label_checks import MULTI_LABEL
+from ..tuners.base.adapted_model import CLASSES
 from ..tuners.base.adapter_names import check_adapter_name, check_names
 from ..utils.fields import MAX_INTEGER, shown
 from ..utils.validation import is_number
@@ -113,7 +114,9 @@ class AdapterModel(PeftModel):
     def _is_multi_label(self) -> bool:
         """Whether the active adapter is for images of several classes or none."""
         config: Any = self.peft_config.get(self.active_adapter) if self.active_adapters else None
-        return getattr(config, "is_multi_label", False)
+        recorded = getattr(config, "auto_mapping", None) or {}
+        said = (recorded.get("problem_type"), (recorded.get(CLASSES) or {}).get("problem_type"))
+        return getattr(config, "is_multi_label", False) or MULTI_LABEL in said
 
     def add_weighted_adapter(
         self,

@@ -26,6 +26,7 @@ from ..backbones.supported import HEADS, class_name
 from ..core.offloading import is_sharded
 from ..core.tokenization import resolve_local_path
 from ..errors import AdapterMismatchError
+from ..losses.label_checks import MULTI_LABEL
 from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig, PromptConfig
 from ..tuners.base.hf_patches import plain_class
@@ -330,6 +331,8 @@ class SavedPeftModel(AdapterModel):
         is_active = config is self.peft_config.get(self.active_adapter)
         says = base.config if is_active else plain_config(base)
         labels = dict(says.id2label)
+        if is_active and says.problem_type == MULTI_LABEL and not hasattr(config, "problem_type"):
+            config.auto_mapping = (config.auto_mapping or {}) | {"problem_type": MULTI_LABEL}
         if isinstance(config, ClassifierConfig):
             if config.id2label is None or is_active:
                 config.num_labels = says.num_labels

@@ -1,13 +1,18 @@
 """Data of every kind through the commands: trained on, evaluated on, and what is said where they do not fit."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from peft import get_peft_model
 from PIL import Image
+from transformers import CLIPModel
 
+from peft_vprompt import ContextOptConfig
+from peft_vprompt.export import Classifier
 from tests.support.command_line import next_command, vprompt
 from tests.support.saved_models import COLOURS
 
@@ -149,6 +154,36 @@ def test_base_and_novel_are_those_of_the_training(clip_path, photos, tmp_path):
         assert (result["classes"], result["images"]) == (saved["classes"][subset], images)
 
 
+class TestTheTrainingsOwnImages:
+    """Named by `--data`, they are split as they were in the training, however the place is written."""
+
+    def test_through_a_link(self, adapters, photos, tmp_path):
+        (tmp_path / "link").symlink_to(photos.parent)
+        result = evaluated(adapters["any"], "--data", tmp_path / "link" / photos.name)
+        assert result["images"] == evaluated(adapters["any"])["images"] == 8
+
+    def test_with_options_of_the_split(self, clip_path, photos, tmp_path):
+        rows = [f"{path},{path.parent.name},{int(path.stem) % 2}" for path in sorted(photos.glob("*/*.png"))]
+        (tmp_path / "t.csv").write_text("\n".join(["image,label,part", *rows]))
+        more = ("--method", "coop", "--split-column", "part", "--train-split", 0, "--test-split", 1, *SHORT)
+        trained(tmp_path / "a", clip_path, tmp_path / "t.csv", *more)
+        assert evaluated(tmp_path / "a", "--data", tmp_path / "t.csv")["images"] == 16
+        trained(tmp_path / "b", clip_path, photos, "--method", "coop", "--test-fraction", 0, *SHORT)
+        shown = vprompt("evaluate", "--adapter", tmp_path / "b", "--data", photos, code=2)
+        assert "There are no test images" in shown
+        assert evaluated(tmp_path / "b", "--data", photos, "--split", "train")["images"] == 32
+
+    def test_split_in_another_way(self, adapters, photos, tmp_path):
+        base = ("evaluate", "--adapter", adapters["any"], "--data", photos)
+        assert "test_fraction=0.3. Received: test_fraction=0.5" in vprompt(*base, "--test-fraction", 0.5, code=2)
+        (tmp_path / "names.txt").write_text("\n".join(sorted(COLOURS, reverse=True)))
+        assert "Received: class_names" in vprompt(*base, "--class-names", tmp_path / "names.txt", code=2)
+        whole = evaluated(
+            adapters["any"], "--data", photos, "--class-names", tmp_path / "names.txt", "--split", "train"
+        )
+        assert whole["images"] == 24
+
+
 class TestWithoutTestImages:
     def test_all_images_are_trained_on(self, clip_path, photos, tmp_path):
         more = ("--method", "coop", "--test-fraction", 0, *SHORT)
@@ -204,6 +239,30 @@ def test_a_sweep_rates_on_the_datas_own_validation_images(vit_path, tmp_path):
     assert report["data"]["path"] == "../data"
 
 
+@pytest.fixture
+def validated(clip_path, tmp_path):
+    """Training and validation images, and how they are trained on without any to test on."""
+    for split, count in (("train", 4), ("val", 3)):
+        write_colours(tmp_path / "data", dict.fromkeys(COLOURS, count), split=split)
+    return clip_path, tmp_path / "data", "--test-fraction", 0, *SHORT
+
+
+def test_a_search_takes_the_datas_own_validation_images(validated, tmp_path):
+    search = ("--method", "tip-adapter-f", "--set", "search_scale=[7,3]", "--set", "search_step=[3,4]")
+    trained(tmp_path / "a", *validated, *search)
+    found = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert found["search"]["accuracy"] == pytest.approx(found["validation"]["all"])
+    assert evaluated(tmp_path / "a", "--split", "validation")["images"] == 12
+    write_colours(tmp_path / "data", dict.fromkeys(COLOURS, 4), split="val")
+    trained(tmp_path / "a", *validated, *search)
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["identity"] != found["identity"]
+
+
+def test_watching_takes_the_datas_own_validation_images(validated, tmp_path):
+    trained(tmp_path / "a", *validated, "--method", "coop", "--watch")
+    assert "validation" in json.loads((tmp_path / "a" / "results.json").read_text())
+
+
 class TestBadImages:
     @pytest.fixture
     def spoilt(self, tmp_path):
@@ -235,6 +294,16 @@ def test_results_say_where_the_data_are_from_their_own_folder(clip_path, tmp_pat
     assert results["data"]["path"] == "../../photos"
     monkeypatch.chdir("/")
     assert evaluated(tmp_path / "runs" / "a")["accuracy"] == results["accuracy"]
+
+
+def test_results_of_another_adapter_are_not_used(adapters, clip_path, tmp_path):
+    """An adapter that took the place of a trained one has its own classes."""
+    taken = tmp_path / "run"
+    shutil.copytree(adapters["any"], taken)
+    config = ContextOptConfig(class_names=["fox", "owl"], tokenizer_name_or_path=str(clip_path))
+    get_peft_model(CLIPModel.from_pretrained(clip_path), config).save_pretrained(taken)
+    with pytest.warns(UserWarning, match="is of another adapter than the one beside it"):
+        assert Classifier.from_pretrained(taken, device="cpu").class_names == ["fox", "owl"]
 
 
 def test_classes_of_one_name(clip_path, tmp_path):

@@ -6,6 +6,9 @@ import shutil
 import pytest
 from transformers import CLIPModel
 
+from peft_vprompt.data import find_task
+from peft_vprompt.experiments.models import as_published, build_model
+from peft_vprompt.experiments.teacher import load_teacher
 from tests.support.command_line import QUICK, train, vprompt
 
 
@@ -61,6 +64,20 @@ def test_a_base_model_as_it_is(clip_path, colours, tmp_path, cache):
     assert results["teacher"] == results["zero_shot"]
     size = CLIPModel.from_pretrained(clip_path).config.projection_dim
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["teacher_dim"] == size
+
+
+def test_a_base_model_reads_the_template_of_the_run(clip_path, tmp_path):
+    about = (clip_path, None, ["cat", "dog"], "cpu")
+    task, given = "vtab-1k/eurosat", {"template": "a drawing of {}."}
+    published = load_teacher(*about, "coop-11/eurosat").model.active_peft_config.template
+    assert published == find_task("coop-11/eurosat").template
+    assert load_teacher(*about, "coop-11/eurosat", given).model.active_peft_config.template == given["template"]
+    plain, as_task = (load_teacher(*about, each).bundle.image_processor.to_dict() for each in (None, task))
+    assert (
+        as_task
+        == as_published(build_model(clip_path, "zero-shot", ["a", "b"]), task).image_processor.to_dict()
+        != plain
+    )
 
 
 @pytest.mark.parametrize(

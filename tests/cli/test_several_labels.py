@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from peft_vprompt.export import Classifier
 from tests.support.command_line import vprompt
 from tests.support.saved_models import COLOURS
 
@@ -73,7 +75,7 @@ def test_training_and_evaluation_say_what_they_measure(trained, scenes, tmp_path
     assert found["chance"]["all"] == pytest.approx(100 * 4 / 7)  # each colour is in four of seven images
 
 
-@pytest.mark.parametrize("method", ["vpt", "linear"])
+@pytest.mark.parametrize("method", ["vpt", "linear", "lora"])
 def test_heads_are_trained_by_the_sigmoid_loss(method, scenes, vit_path, tmp_path):
     vprompt(
         *(
@@ -93,6 +95,11 @@ def test_heads_are_trained_by_the_sigmoid_loss(method, scenes, vit_path, tmp_pat
     assert results["metric"] == "mean average precision" and results["zero_shot"] is None
     first_loss = results["history"][0]["loss"]
     assert first_loss == pytest.approx(np.log(2), abs=0.25)  # of a head that knows nothing
+    classifier = Classifier.from_pretrained(tmp_path, device="cpu")
+    image = str(scenes / "6.png")  # of all three
+    logits = classifier.logits_of(classifier.preprocess([image]))
+    assert classifier.multi_label
+    assert torch.equal(classifier.probabilities(image), logits.sigmoid())
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,14 @@ def test_a_foreign_adapter_is_kept_with_a_word(with_model, base, tmp_path):
 
     first = convert(1.0)
     assert convert(1.0) == first and not (output / "previous").exists()
+    (output / "results.json").write_text("{}")
     with pytest.warns(
         UserWarning, match="holds an adapter, a model, a card or results of something else. They are now in"
     ):
         assert convert(2.0) != first
     (kept,) = (output / "previous").iterdir()
     assert (kept / "adapter_model.safetensors").read_bytes() == first
+    assert (kept / "results.json").is_file() and not (output / "results.json").exists()
 
 
 def test_what_does_not_fit_is_one_line(base, tmp_path):

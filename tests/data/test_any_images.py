@@ -5,11 +5,12 @@ import struct
 import zipfile
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from peft_vprompt.data import DataOptions
-from peft_vprompt.data.any_images import load_any
+from peft_vprompt.data.any_images import load_any, load_shards
 from tests.support.labelled_images import picture, write_folder
 
 
@@ -39,6 +40,18 @@ def test_splits_of_a_folder(tmp_path):
     assert names(tmp_path, "test") == ["test/0.png"] and len(names(tmp_path)) == 3
     with pytest.raises(ValueError, match="No split 'dev'"):
         names(tmp_path, "dev")
+
+
+def test_labels_of_splits_are_found_by_their_names(tmp_path):
+    splits = {"train": ["x", "y"], "test": ["y", "z"]}
+    data = DatasetDict()
+    for split, classes in splits.items():
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=classes)})
+        data[split] = Dataset.from_dict({"image": [picture("ant", 0)] * 2, "label": [0, 1]}, features)
+    data.save_to_disk(tmp_path)
+    shards = load_shards(DataOptions(tmp_path))
+    found = [shards.label.names[each.label] for shard in range(2) for each in shards.read(shard)]
+    assert found == [*splits["train"], *splits["test"]]
 
 
 def test_tables_and_archives(photos, tmp_path, monkeypatch):

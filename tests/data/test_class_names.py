@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from peft_vprompt.data import DataOptions, class_counts, load_images, load_split, read_class_names, with_class_names
-from peft_vprompt.data.class_names import RepeatedNames, class_label, find_classes
+from peft_vprompt.data.class_names import RepeatedNames, class_label, find_classes, in_label_order
 from tests.support.labelled_images import paths_and_names, write_folder
 
 
@@ -31,6 +31,11 @@ SETTER_FIRST = {"n02100735": "setter", "n02119789": "kit_fox"}
         ("n.csv", "folder,name\na,sea lion\nb,owl\n", {"a": "sea lion", "b": "owl"}),
         ("n.csv", 'a,"sea lion, grey"\n', {"a": "sea lion, grey"}),
         ("n.csv", "a;owl\n", {"a": "owl"}),
+        ("n.csv", "class,label\nsea lion,1\nowl,0\n", ("owl", "sea lion")),
+        ("n.csv", "name,id\nowl,3\nfox,7\n", {"3": "owl", "7": "fox"}),
+        ("n.csv", "animal,code\nowl,0\nfox,1\n", ("owl", "fox")),
+        ("n.csv", "folder,name\nzero,0\none,1\n", {"zero": "0", "one": "1"}),
+        ("n.txt", "owl, 0\nsea lion, grey, 1\n", ("owl", "sea lion, grey")),
         ("n.csv", "class name\nsea lion\nowl\n", ("sea lion", "owl")),
         ("n.tsv", "a\tsea lion\n", {"a": "sea lion"}),
         ("n.txt", "a\tsea lion\nb\towl\n", {"a": "sea lion", "b": "owl"}),
@@ -146,6 +151,17 @@ def test_lines_of_numbers_that_are_names(tmp_path):
     (tmp_path / "names.txt").write_text("2 euro\n1 euro\n")
     rows = load_images(DataOptions(path, class_names=read_class_names(tmp_path / "names.txt")))["train"]
     assert rows.features["label"].names == ["2 euro", "1 euro"]
+
+
+def test_lines_of_numbers_that_are_names_of_an_adapter(tmp_path):
+    (tmp_path / "names.txt").write_text("2 euro\n50 cent\n1 euro\n10 cent\n")
+    given = read_class_names(tmp_path / "names.txt")
+    assert in_label_order(given, ["1 euro", "2 euro", "5 euro", "50 cent", "10 cent"]) == [
+        *("2 euro", "50 cent", "1 euro", "10 cent")
+    ]
+    with pytest.raises(ValueError, match="50 cent.*as a JSON list"):
+        in_label_order(given)
+    assert in_label_order({"1": "crane", "2": "owl", "3": "crane"}) == ["crane", "owl", "crane"]
 
 
 def test_part_of_the_classes_keep_their_names(tmp_path):

@@ -187,6 +187,8 @@ class TestMadeSplits:
         path = write_folder(tmp_path, {f"{split}/{name}": 3 for split in ("train", "val") for name in "ab"})
         with pytest.raises(ValueError, match="a split 'validation' of its own.*val_fraction=0.5"):
             load_images(DataOptions(path, val_fraction=0.5))
+        with pytest.raises(ValueError, match="published validation images.*val_fraction=0.5"):
+            DataOptions(path, benchmark="coop-11/eurosat", val_fraction=0.5)
 
     @pytest.mark.parametrize("name", ("test_fraction", "val_fraction"))
     @pytest.mark.parametrize("value", (-0.1, 1, 2.0))

@@ -8,13 +8,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from peft_vprompt.data import DataOptions, load_images, readers
 from peft_vprompt.data.options import describe, described, portable
 from peft_vprompt.errors import CannotWriteError
 from tests.support.labelled_images import paths_and_names, picture, write_folder
 from tests.support.saved_models import save_colours
+from tests.support.streamed_images import encoded, write_tar
 
 
 @pytest.fixture
@@ -75,6 +76,32 @@ class TestTables:
     def test_parquet_of_paths(self, images):
         Dataset.from_list(as_json(rows())).to_parquet(images / "t.parquet")
         assert checked(read(images / "t.parquet"))
+
+    def test_parquet_files_that_say_otherwise_what_they_hold(self, tmp_path):
+        """Each table has its own names of classes and its own folder of images, and the same size and time."""
+        for name, classes in (("a", ["ant", "cat"]), ("b", ["bee", "ant"])):
+            write_folder(tmp_path / name, {classes[0]: 1})
+            (tmp_path / name / classes[0]).rename(tmp_path / name / "images")
+            features = Features({"image": Value("string"), "label": ClassLabel(names=classes)})
+            table = Dataset.from_dict({"image": ["images/0.png"] * 4, "label": [0, 0, 1, 1]}, features)
+            table.to_parquet(tmp_path / name / "t.parquet")
+        data = read(tmp_path, test_fraction=0)["train"]
+        names = [data.features["label"].names[label] for label in data["label"]]
+        assert names == ["ant", "ant", "cat", "cat", "bee", "bee", "ant", "ant"]
+        right = [picture(name, 0).tobytes() for name in ("ant", "bee")]
+        assert [data[row]["image"].tobytes() for row in (0, 4)] == right
+
+    @pytest.mark.parametrize("kind", ["parquet", "tar"])
+    def test_another_table_of_the_same_time_is_read_anew(self, kind, tmp_path):
+        found = []
+        for name in ("ant", "bee"):
+            if kind == "tar":
+                write_tar(tmp_path / "t.tar", {"0.png": encoded(name, 0), "0.txt": name.encode()})
+            else:
+                Dataset.from_dict({"image": [encoded(name, 0)], "txt": [name]}).to_parquet(tmp_path / "t.parquet")
+            os.utime(tmp_path / f"t.{kind}", (1, 1))
+            found += readers.read_rows(str(tmp_path), image_column="image", label_column="txt")["train"]["txt"]
+        assert found == ["ant", "bee"]
 
     def test_tables_by_split(self, images):
         (images / "tables").mkdir()

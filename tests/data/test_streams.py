@@ -93,6 +93,23 @@ def test_splits_filters_and_columns(tmp_path):
         open_stream(DataOptions(tmp_path, image_column="kind"))
 
 
+def test_each_file_has_its_own_names_of_classes(tmp_path):
+    def write(name, classes):
+        features = Features({"image": Image(), "label": ClassLabel(names=classes)})
+        table = {"image": [{"bytes": encoded("ant", 0), "path": None}] * 2, "label": [0, 1]}
+        Dataset.from_dict(table, features).to_parquet(tmp_path / f"{name}.parquet")
+
+    write("a", ["x", "y"])
+    write("b", ["y", "x"])
+    stream = open_stream(DataOptions(tmp_path))
+    assert [[each.label for each in stream.read(shard)] for shard in range(2)] == [[0, 1], [1, 0]]
+    chosen = open_stream(DataOptions(tmp_path, where=("label=y",)))
+    assert [[each.label for each in chosen.read(shard)] for shard in range(2)] == [[1], [1]]
+    write("b", ["z", "x"])
+    with pytest.raises(ValueError, match=r"Received 'z' in b\.parquet\. Write the classes as text"):
+        list(open_stream(DataOptions(tmp_path)).read(1))
+
+
 def test_what_is_streamed(tmp_path):
     write_folder(tmp_path / "folder", {"ant": 1})
     write_tars(tmp_path / "tars", IMAGES, 1)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from peft_vprompt import data
+from peft_vprompt.app import Playground
+from peft_vprompt.data import load_split
 from peft_vprompt.errors import ClassNamesError, OutputNotFiniteError
 from peft_vprompt.export import Classifier
 from tests.support.command_line import QUICK, train, vprompt
@@ -157,3 +160,17 @@ def test_the_background_of_the_training_is_that_of_predictions(clip_path, colour
         vprompt("predict", *given)
         found[name] = json.loads((tmp_path / f"{name}.jsonl").read_text())["probability"]
     assert found["clear"] == found["black"] != found["white"]
+    page = Playground([str(tmp_path / "run")], device="cpu")
+    clear, black = (page.compare(tmp_path / f"{name}.png", page.class_names, ["run"]) for name in ("clear", "black"))
+    assert clear == black
+
+
+def test_the_background_of_the_training_is_that_of_an_evaluation(clip_path, colours, tmp_path, monkeypatch):
+    train(tmp_path / "run", clip_path, colours, "--method", "coop", "--background", "black", *QUICK)
+    seen = []
+    monkeypatch.setattr(data, "load_split", lambda options, *_: seen.append(options.background) or load_split(options))
+    more = ("--adapter", tmp_path / "run", "--data", colours, "--label-column", "colour")
+    vprompt("evaluate", *more)
+    vprompt("export", *more, "--output", tmp_path / "model")
+    vprompt("evaluate", *more, "--background", "red")
+    assert seen == ["black", "black", "red"]

@@ -263,7 +263,9 @@ def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(clip_path, tm
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "data" / "test" / "cat" / f"{index}.png")
     evaluate = ("evaluate", "--adapter", tmp_path / "adapter")
     assert "Give --data" in vprompt(*evaluate, code=2)
-    (tmp_path / "adapter" / "results.json").write_text(json.dumps(GOOD | {"data": {"path": "them/images"}}))
+    (tmp_path / "adapter" / "results.json").write_text(
+        json.dumps(GOOD | {"classes": {"all": CLASS_NAMES}, "data": {"path": "them/images"}})
+    )
     assert "names the images 'them/images'" in vprompt(*evaluate, code=2)
     (tmp_path / "adapter" / "results.json").unlink()
     said = vprompt(*evaluate, "--data", tmp_path / "data", code=2)

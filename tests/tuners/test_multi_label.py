@@ -127,6 +127,7 @@ def test_pefts_own_tuners_follow_the_base_models_config(tokenizer_path, tmp_path
     loaded = PeftModel.from_pretrained(tiny_clip(), tmp_path)  # a base model that says nothing
     loaded.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer())
     torch.testing.assert_close(loaded(pixel_values=images(), labels=LABELS).loss, output.loss)
+    assert loaded.get_base_model().config.problem_type == SEVERAL  # where pipelines look
 
 
 def test_pipelines_give_each_class_a_probability_of_its_own(tokenizer_path, clip_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...utils.digests import digest_json
 from ...utils.validation import shorten
-from ..settings import as_json
+from ..settings import as_json, changed_settings
 from .cell import BENCH
 from .grid import ZERO_SHOT, require_method
 from .protocols import Protocol
@@ -288,6 +288,33 @@ def _unlike(results: BenchResults) -> list[str]:
     return notes
 
 
+#: Settings in which cells of one method may differ: what the table tells, and what is said of all methods together.
+_TOLD = ("method", "seed", "shots", "model", "precision", "image_size")
+
+
+def _unlike_recipes(results: BenchResults) -> list[str]:
+    """Return where cells of one method, whose mean is one number, were run with unlike settings."""
+    notes = []
+    for method in results.methods():
+        cells = [
+            (f"{first(by)[BENCH]['title']}, {group.shots} shots, seed {seed}", changed_settings(report["settings"]))
+            for group, by in results.cells.items()
+            if group.method == method
+            for seed, report in by.items()
+        ]
+        for name in sorted({name for _, settings in cells for name in settings} - {*_TOLD}):
+            by_value: dict[str, list[str]] = {}
+            for where, settings in cells:
+                value = json.dumps(settings[name], sort_keys=True) if name in settings else "the default"
+                by_value.setdefault(value, []).append(where)
+            if len(by_value) > 1:
+                said = "; ".join(f"{value} ({shorten(places, 4)})" for value, places in by_value.items())
+                notes.append(
+                    f"{title_of(method)} was run with unlike {name}, so that its means are of no one recipe: {said}."
+                )
+    return notes
+
+
 def _notes(results: BenchResults) -> list[str]:
     """Return what is not as it should be: cells that are missing, and test sets that are not the same."""
     notes = []
@@ -295,7 +322,7 @@ def _notes(results: BenchResults) -> list[str]:
     for group, diverged in results.diverged.items():
         which = ", ".join(map(str, sorted(diverged)))
         notes.append(f"{title_of(group.method)} diverged on {group.task}, {group.shots} shots, seeds {which}.")
-    notes += _unlike(results)
+    notes += [*_unlike(results), *_unlike_recipes(results)]
     for task, name in results.tasks().items():
         fewer = [
             f"{title_of(method)}, {shots} shots ({found} of {len(seeds)})"

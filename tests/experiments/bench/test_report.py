@@ -252,6 +252,15 @@ class TestCellsOfOneFolder:
             'Cells were run with unlike precision: "float32" (CoOp on a); "bf16" (MaPLe on a).',
         ]
 
+    def test_seeds_of_unlike_recipes_are_said(self):
+        cells = base_to_novel()
+        coop = [each for each in cells if each["bench"]["method"] == "coop"]
+        coop[0]["settings"]["learning_rate"] = 0.02
+        assert summary_of(cells)["protocols"][0]["notes"] == [
+            "CoOp was run with unlike learning_rate, so that its means are of no one recipe: 0.02 (A, 16 shots, seed 1); the "
+            "default (A, 16 shots, seed 2, B, 16 shots, seed 1, B, 16 shots, seed 2)."
+        ]
+
 
 def test_plots_show_the_means(tmp_path, figures):
     (part,) = summary_of(base_to_novel())["protocols"]
