@@ -97,9 +97,10 @@ class Recipe:
         batch_size: images per step.
         epochs: passes over the few shots, or pairs (most shots, epochs) in ascending order, the last for any number.
         source: where the authors state these values.
-        warmup: `"constant"`: `warmup_epochs` at `warmup_learning_rate`; `"linear"`: from zero up to the learning rate.
+        warmup: `"constant"`: `warmup_epochs` at `warmup_learning_rate`; `"linear"`: from zero up to the learning rate (VPT);
+            `"linear_dassl"`: from `warmup_learning_rate` up to the learning rate, before a cosine over all epochs.
         warmup_epochs: length of the warm-up in epochs.
-        warmup_learning_rate: learning rate of a constant warm-up.
+        warmup_learning_rate: learning rate of a constant warm-up, and the first one of Dassl's linear warm-up.
         momentum: momentum of SGD.
         weight_decay: of all trained parameters: added to the gradient by `"sgd"` and `"adam"`, decoupled by `"adamw"`.
         crop: augmentation, see `data.TrainTransform`.
@@ -124,7 +125,7 @@ class Recipe:
     batch_size: int
     epochs: int | tuple[tuple[int, int], ...] | None
     source: str
-    warmup: Literal["constant", "linear"] = "constant"
+    warmup: Literal["constant", "linear", "linear_dassl"] = "constant"
     warmup_epochs: int = 1
     warmup_learning_rate: float = 1e-5
     momentum: float = 0.9
@@ -145,7 +146,7 @@ class Recipe:
         self._check_length()
         require_int("batch_size", self.batch_size, 1)
         require_int("warmup_epochs", self.warmup_epochs, 0)
-        require_choice("warmup", self.warmup, ["constant", "linear"])
+        require_choice("warmup", self.warmup, ["constant", "linear", "linear_dassl"])
         require_choice("optimizer", self.optimizer, ["sgd", "adam", "adamw"])
         require_choice("schedule", self.schedule, ["cosine_per_epoch", "cosine_per_step"])
         require_choice("crop", self.crop, ["random_resized_crop", "random_crop", "none"])
