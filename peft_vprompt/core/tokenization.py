@@ -160,14 +160,15 @@ def context_sequences(
     next_row = num_context * (len(names) if class_specific else 1) if "context" in learn else 0
     names = list(map(readable, names))
     filled = [text.replace("{}", name) for name in names]
-    texts = encode_texts(tokenizer, [f"{words} {each}" if words else each for each in filled])
+    texts = encode_texts(tokenizer, [*(f"{words} {each}" for each in filled), words] if words else filled)
+    taken = min(num_context, len(without_ends(tokenizer, texts.pop()))) if words else 0
     takes_apart = position != "end" or "class_name" in learn
     alone = encode_texts(tokenizer, names) if takes_apart else [[]] * len(names)
     for index, (name, ids, name_alone) in enumerate(zip(names, texts, alone, strict=True)):
         first = num_start_tokens(tokenizer, ids)
         start, ids = ids[:first], ids[first:]
         context = ids[:num_context]
-        suffix = ids[num_context:] if words else ids
+        suffix = ids[taken:]
         if "context" in learn:
             first_row = index * num_context if class_specific else 0
             context = [learned(first_row + k) for k in range(num_context)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..core.tokenization import text_tokens
+from ..core.tokenization import encode_text, num_start_tokens
 from .base import PromptModule
 
 
@@ -38,8 +38,10 @@ class TokenPrompts(PromptModule):
 
 @torch.no_grad()
 def start_from_words(tokens: Tensor, view: TextView, tokenizer: PreTrainedTokenizerBase, words: str) -> None:
-    """Set prompts [..., n, d] to the embeddings of the first n tokens of `words`."""
-    tokens.copy_(view.word_vectors(text_tokens(tokenizer, words)[: tokens.shape[-2]]))
+    """Set prompts [..., n, d] to the embeddings of the first n tokens of `words` and the end token; any others stay."""
+    ids = encode_text(tokenizer, words)
+    ids = ids[num_start_tokens(tokenizer, ids) :][: tokens.shape[-2]]
+    tokens[..., : len(ids), :] = view.word_vectors(ids)
 
 
 class ClassContexts(PromptModule):

@@ -29,7 +29,8 @@ def vpt_bound(patch_size: int, size: int) -> float:
 class VisualPrompts(PromptModule):
     """VPT's prompts: `tokens` [j, n, p], optionally projected from p to the tower's width, with dropout per image.
 
-    Started as U(-v, v), v = sqrt(6 / (3 * patch size ** 2 + p)); the projection with kaiming_normal (fan out).
+    Started as U(-v, v), v = sqrt(6 / (3 * patch size ** 2 + p)), or as N(0, std ** 2) where there is a `std`; the
+    projection as `nn.Linear` but for its weight, which is kaiming_normal (fan out).
     With `shared` all layers read one tensor; with `added` prompts are added to the tokens instead of standing beside
     them. Source: KMnP/vpt `src/models/vit_prompt/vit.py`.
     """
@@ -45,6 +46,7 @@ class VisualPrompts(PromptModule):
         dropout: float = 0.0,
         shared: bool = False,
         added: bool = False,
+        std: float | None = None,
         dtype: torch.dtype,
         device: torch.device,
         **options,
@@ -57,12 +59,16 @@ class VisualPrompts(PromptModule):
         bound = vpt_bound(patch_size, size)
         factory = {"dtype": dtype, "device": device}
         self.tokens = nn.Parameter(torch.empty(1 if shared else depth, num_tokens, size, **factory))
-        nn.init.uniform_(self.tokens, -bound, bound)
+        if std is None:
+            nn.init.uniform_(self.tokens, -bound, bound)
+        else:
+            nn.init.normal_(self.tokens, std=std)
         self.projection_weight = self.projection_bias = None
         if projection_dim is not None:
             self.projection_weight = nn.Parameter(torch.empty(width, size, **factory))
-            self.projection_bias = nn.Parameter(torch.zeros(width, **factory))
+            self.projection_bias = nn.Parameter(torch.empty(width, **factory))
             nn.init.kaiming_normal_(self.projection_weight, mode="fan_out")
+            nn.init.uniform_(self.projection_bias, -(size**-0.5), size**-0.5)
 
     def forward(self, *, batch_size: int | None = None, **inputs) -> Tensor:
         """Return [j, n, d]; [j, b, n, d] while dropout is active."""

@@ -28,8 +28,9 @@ def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: in
     Let t count the epochs (or the steps) from 0, T their number and w the warm-up in the same unit. The cosine from
     t = 0 is c(t, T) = min_lr + (lr - min_lr)/2 (1 + cos(pi t / T)). With a constant warm-up: `warmup_learning_rate`,
     then c(t - w, T). The authors' period is the whole number of epochs although the cosine starts late, so the last
-    epoch does not reach the minimum (Dassl `optim/lr_scheduler.py`). With a linear warm-up: lr t/w, then
-    c(t - w, T - w); epoch 0 trains at zero, as in KMnP/vpt `src/solver/lr_scheduler.py`.
+    epoch does not reach the minimum (Dassl `optim/lr_scheduler.py`). Dassl's linear warm-up: `warmup_learning_rate` at t = 0,
+    lr t/w from there on, then c(t - w, T). With a linear warm-up: lr t/w, then c(t - w, T - w); epoch 0 trains at zero, as in
+    KMnP/vpt `src/solver/lr_scheduler.py`.
 
     Args:
         recipe: the rates, the warm-up and the unit of the schedule.
@@ -48,12 +49,12 @@ def lr_schedule(recipe: Recipe, epochs: int, steps_per_epoch: int = 1, steps: in
     by_step = recipe.schedule == "cosine_per_step"
     total = (steps or epochs * steps_per_epoch) if by_step else epochs
     warmup = recipe.warmup_epochs * (steps_per_epoch if by_step else 1)
-    linear = recipe.warmup == "linear"
-    period = max(total - warmup, 1) if linear else total
+    period = max(total - warmup, 1) if recipe.warmup == "linear" else total
 
     def rate(time: int) -> float:
         if time < warmup:
-            return recipe.learning_rate * time / warmup if linear else recipe.warmup_learning_rate
+            starts_low = recipe.warmup == "constant" or (recipe.warmup == "linear_dassl" and time == 0)
+            return recipe.warmup_learning_rate if starts_low else recipe.learning_rate * time / warmup
         height = recipe.learning_rate - recipe.min_learning_rate
         return recipe.min_learning_rate + 0.5 * height * (1 + math.cos(math.pi * (time - warmup) / period))
 

@@ -288,7 +288,7 @@ MISFITS = [
     ("vpt-clip", {"image_encoder.VPT": (8,)}),
     ("rpo", {"text_prompt": (4, 8), "img_prompt": (8,)}),
     ("cocoop", {"ctx": (1, 4, 8)}),
-    ("kgcoop", {"ctx": (2, 4, 8)}),
+    ("kgcoop", {"ctx": (1, 2, 4, 8)}),
     ("vpt", {"enc.transformer.prompt_embeddings": (3, 8)}),
     (
         "vpt",

@@ -52,11 +52,17 @@ def test_a_context_of_any_length(method, length, base, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["prograd", "kgcoop"])
-def test_contexts_of_single_classes_are_read_as_coops(method, base, tmp_path):
+def test_contexts_of_single_classes_predict_as_coops(method, base, tmp_path):
     state = {"ctx": torch.randn(len(CLASS_NAMES), 4, 32)}
-    with pytest.raises(AdapterMismatchError, match=r"a context for each class \(CSC\).*method='coop'"):
-        convert_checkpoint(state, method, tmp_path, class_names=CLASS_NAMES, base_model=base)
-    convert_checkpoint(state, "coop", tmp_path, class_names=CLASS_NAMES, base_model=base)
+    logits = []
+    for name in (method, "coop"):
+        config = convert_checkpoint(state, name, tmp_path / name, class_names=CLASS_NAMES, base_model=base)
+        assert config.class_specific and config.prompt_init == "random"
+        model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), str(tmp_path / name))
+        logits.append(model(pixel_values=images()).logits)
+    assert torch.equal(*logits)
+    with pytest.raises(ClassNamesError, match="one context for each of its 5 classes.*class_specific=False"):
+        model.set_class_names(["a plane"])
 
 
 @pytest.mark.parametrize("with_model", [True, False])

@@ -458,3 +458,20 @@ def test_bfloat16_base(tokenizer_path):
     assert output.logits.dtype == torch.bfloat16 and output.loss.dtype == torch.float32
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("length", "text"), [(5, "a bad photo of the many"), (2, "a"), (4, "a photo of a")])
+def test_up_to_four_prompts_start_from_words(length, text, tokenizer_path):
+    torch.manual_seed(0)
+    options = {"num_virtual_tokens": length, "prompt_init_text": text, "tokenizer_name_or_path": tokenizer_path}
+    model = get_peft_model(tiny_clip(), MaPLeConfig(class_names=CLASS_NAMES, prompt_depth=1, **options))
+    encoder = model.base_model.text_encoder
+    (start,) = encoder.active_prompts.tokens.detach()
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text).input_ids[1:]  # the end token behind them
+    words = model.get_base_model().text_model.embeddings.token_embedding(torch.tensor(ids))[:length]
+    assert torch.equal(start, words) == (length <= 4)
+    (sequences,) = model.base_model.method.class_sequences(model.active_peft_config, CLASS_NAMES, tokenizer)
+    for name, sequence in zip(CLASS_NAMES, sequences, strict=True):
+        rest = ids[length:-1] if length <= 4 else []
+        assert sequence[1:] == [*range(-1, -1 - length, -1), *rest, *tokenizer(f"{name}.").input_ids[1:]]

@@ -63,7 +63,7 @@ def test_the_list_wins_over_the_draw_and_says_so(inside, root, datum, monkeypatc
         chosen = draw(train, 2, 1)
     assert [path.rpartition("/")[2] for path in image_paths(chosen)] == pictures
     with pytest.warns(UserWarning, match="lists"):
-        half = draw(train, 2, 1, class_names=["Sea Lake"])
+        half = draw(train, 2, 1, class_names=["Sea_Lake"])
     assert [path.rpartition("/")[2] for path in image_paths(half)] == ["0_3.png", "0_1.png"]
     assert image_paths(draw(train, 2, 2)) == image_paths(published_few_shot(train, 2, 2))  # no list of this seed
     assert draw_of(TASK) is published_few_shot

@@ -115,7 +115,7 @@ def test_another_task_brings_its_classes_and_its_template(method, tasks, clip_pa
     other = ("--benchmark", "coop-11/oxford_pets")
     pets = find_task(other[1]).template
     moved, said = evaluated(tmp_path, tasks, *other)
-    assert moved["classes"] == ["cat", "sea lion", "dog"] and moved["template"] == pets
+    assert moved["classes"] == ["cat", "sea_lion", "dog"] and moved["template"] == pets
     assert (
         f"coop-11/oxford_pets is not what was trained on: the task's own classes are told apart, in the template '{pets}'"
         in said

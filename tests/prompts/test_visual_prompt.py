@@ -239,6 +239,7 @@ def test_projected_prompts_start_by_the_size_of_the_projection():
     assert_drawn_from(
         tensors["projection_weight"].detach(), stats.norm(scale=math.sqrt(2 / 24))
     )  # kaiming, fan-out 24
+    assert_drawn_from(tensors["projection_bias"].detach(), stats.uniform(-(6**-0.5), 2 * 6**-0.5))
 
 
 def test_vit_b16_has_the_published_bound():
@@ -255,8 +256,9 @@ def test_prompts_of_all_stages_start_by_the_width_of_the_first():
         assert_drawn_from(tensor.detach(), VPT_UNIFORM)
 
 
-def test_tokens_on_a_clip_start_as_in_the_clip_methods(tokenizer_path):
-    options = {"class_names": ["cat", "dog"], "tokenizer_name_or_path": tokenizer_path}
+@pytest.mark.parametrize("options", [{}, {"prompt_dropout": 0.1}, {"deep": True, "deep_shared": True}])
+def test_tokens_on_a_clip_start_as_in_the_clip_methods(options, tokenizer_path):
+    options = options | {"class_names": ["cat", "dog"], "tokenizer_name_or_path": tokenizer_path}
     model = get_peft_model(tiny_clip(), VisualPromptConfig(num_virtual_tokens=50, **options))
     assert_drawn_from(learned(model)["tokens"].detach(), stats.norm(scale=0.02))
 

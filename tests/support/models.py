@@ -193,10 +193,16 @@ CONFIGS = {
     "kgcoop": {
         "words": lambda **kw: KgCoOpConfig(**kw),
         "random": lambda **kw: KgCoOpConfig(prompt_init="random", num_virtual_tokens=3, **kw),
+        "class-specific": lambda **kw: KgCoOpConfig(
+            **{"prompt_init": "random", "class_specific": True, "class_names": CLASS_NAMES} | kw
+        ),
     },
     "prograd": {
         "words": lambda **kw: ProGradConfig(num_virtual_tokens=5, **kw),
         "random": lambda **kw: ProGradConfig(prompt_init="random", num_virtual_tokens=3, **kw),
+        "class-specific-words": lambda **kw: ProGradConfig(
+            **{"num_virtual_tokens": 5, "class_specific": True, "class_names": CLASS_NAMES} | kw
+        ),
     },
     "promptsrc": {
         "independent": lambda **kw: PromptSRCConfig(

@@ -3,6 +3,7 @@
 import json
 import math
 import typing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ LORA = Recipe(
     min_learning_rate=1e-6,
     warmup_epochs=0,
 )
+#: What the golden schedules call the lowest rate of each warm-up.
+LOWEST = {"constant": "warmup_cons_lr", "linear": "warmup_min_lr"}
 SGD = Recipe(learning_rate=0.05, batch_size=4, epochs=4, source="test")
 MIXED = {
     "adamw by step": LORA.override(learning_rate=0.01, epochs=4),
@@ -142,14 +145,18 @@ class TestSchedules:
                 batch_size=1,
                 epochs=schedule["max_epoch"],
                 source="golden",
-                warmup=schedule["warmup_type"],
+                warmup={"constant": "constant", "linear": "linear_dassl"}[schedule["warmup_type"]],
                 warmup_epochs=max(schedule["warmup_epoch"], 0),
-                warmup_learning_rate=schedule["warmup_cons_lr"],
+                warmup_learning_rate=schedule[LOWEST[schedule["warmup_type"]]],
             )
-            if recipe.warmup == "linear":
-                continue  # VPT's linear warm-up has another period
             rates = lr_schedule(recipe, schedule["max_epoch"])
             assert rates == pytest.approx(schedule["lr_per_epoch"][: len(rates)], rel=1e-6, abs=1e-11)
+
+    def test_by_epoch_the_linear_warmup_of_dassl(self):
+        recipe = SGD.override(warmup_epochs=2, epochs=5)
+        rates = lr_schedule(replace(recipe, warmup="linear_dassl"), 5)
+        cosine = [0.025 * (1 + math.cos(math.pi * time / 5)) for time in range(3)]
+        assert rates == pytest.approx([1e-5, 0.025, *cosine])
 
     def test_by_epoch_without_warmup_of_promptsrc(self, shared):
         expected = golden(shared, "promptsrc_4x4_d3")["traj_lr"]

@@ -2,7 +2,7 @@
 
 Folders, split files and templates are those of KaiyangZhou/CoOp (`DATASETS.md`, `datasets/*.py`, `trainers/zsclip.py`;
 Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022). Class names and their order are read from the
-published files; underscores of names are written as blanks, as all these trainers do. Nothing is downloaded.
+published files, with their underscores, which methods read as blanks, but for CLAP. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class PromptingTask(Task):
             FileNotFoundError: files or images are missing; names them.
             ValueError: a file cannot be read.
         """
-        published = self.reader(folder, folder / self.image_folder, self.source)
-        names = published.class_names or {}
-        return published._replace(class_names={label: name.replace("_", " ") for label, name in names.items()})
+        return self.reader(folder, folder / self.image_folder, self.source)
 
 
 def _read_split_file(folder: Path, images: Path, source: str) -> Published:

@@ -73,19 +73,11 @@ def require(state: State, key: str, method: str, *ranks: int) -> Tensor:
     return tensor
 
 
-def shared_context(state: State, method: str) -> Tensor:
-    """Return the context [n, d] that all classes share.
-
-    Raises:
-        AdapterMismatchError: there is none; or each class has its own, which the method has no place for.
-    """
-    if "ctx" in state and state["ctx"].ndim == 3:
-        raise AdapterMismatchError(
-            f"Expected a context that all classes share, 'ctx' of 2 dimensions. Received: shape {tuple(state['ctx'].shape)}, a "
-            f"context for each class (CSC), which an adapter of {method!r} does not have. Read it as CoOp's, method='coop': "
-            "its predictions are the same."
-        )
-    return require(state, "ctx", method, 2)
+def context(state: State, method: str) -> tuple[dict, Tensor]:
+    """Return the context [1, n, d], or [classes, n, d] where class-specific (CSC), behind the config values that it tells."""
+    tokens = require(state, "ctx", method, 2, 3)
+    values = {"num_virtual_tokens": tokens.shape[-2], "class_specific": tokens.ndim == 3}
+    return values, tokens if tokens.ndim == 3 else tokens.unsqueeze(0)
 
 
 def numbered(state: State, pattern: str, method: str, rank: int, start: int = 0) -> list[Tensor]:

@@ -16,7 +16,7 @@ from peft import PeftConfig
 
 from ...core.class_descriptions import find_descriptions, read_descriptions
 from ...core.prompt_templates import SINGLE
-from ...errors import ContextLengthWarning
+from ...errors import ClassNamesError, ContextLengthWarning
 from ...losses.label_checks import MULTI_LABEL
 from ...utils.fields import check_fields, shown
 from .class_name_checks import check_class_names, check_prompts, check_templates, digest_names
@@ -278,6 +278,9 @@ class ContextConfig(PromptConfig):
         default=None, metadata={"help": "Words to start the context from, e.g. 'a photo of a'."}
     )
 
+    #: Whether each class learns a context of its own.
+    class_specific = False
+
     @property
     def words(self) -> str | None:
         """The words that the context starts from, as the authors read them."""
@@ -318,6 +321,31 @@ class ContextConfig(PromptConfig):
                 stacklevel=5,
             )
         self.num_virtual_tokens = length
+
+
+@dataclass
+class ClassContextConfig(ContextConfig):
+    """What methods share whose context all classes share, or each class has of its own.
+
+    Raises:
+        ClassNamesError: something is learned for each class, and there are no class names.
+    """
+
+    class_specific: bool = field(
+        default=False, metadata={"help": "One context per class. Such an adapter knows its own classes only."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.belongs_to_classes and self.class_names is None:
+            raise ClassNamesError(
+                "Expected class_names with class_specific=True or learned class names: each class learns its own."
+            )
+
+    @property
+    def belongs_to_classes(self) -> bool:
+        """Whether something is learned for each class, which means nothing for others."""
+        return self.class_specific
 
 
 @dataclass

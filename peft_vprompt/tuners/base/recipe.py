@@ -86,9 +86,10 @@ class Recipe:
         batch_size: images per step.
         epochs: passes over the few shots, or pairs (most shots, epochs) in ascending order, the last for any number.
         source: where the authors state these values.
-        warmup: `"constant"`: `warmup_epochs` at `warmup_learning_rate`; `"linear"`: from zero up to the learning rate.
+        warmup: `"constant"`: `warmup_epochs` at `warmup_learning_rate`; `"linear"`: from zero up to the learning rate (VPT);
+            `"linear_dassl"`: from `warmup_learning_rate` up to the learning rate, before a cosine over all epochs.
         warmup_epochs: length of the warm-up in epochs.
-        warmup_learning_rate: learning rate of a constant warm-up.
+        warmup_learning_rate: learning rate of a constant warm-up, and the first one of Dassl's linear warm-up.
         momentum: momentum of SGD.
         weight_decay: of all trained parameters: added to the gradient by `"sgd"` and `"adam"`, decoupled by `"adamw"`.
         crop: augmentation, see `data.TrainTransform`.
@@ -113,7 +114,7 @@ class Recipe:
     batch_size: int = field(metadata={"min": 1})
     epochs: int | tuple[tuple[int, int], ...] | None = field(metadata={"min": 1})
     source: str
-    warmup: Literal["constant", "linear"] = "constant"
+    warmup: Literal["constant", "linear", "linear_dassl"] = "constant"
     warmup_epochs: int = field(default=1, metadata={"min": 0})
     warmup_learning_rate: float = field(default=1e-5, metadata={"min": 0})
     momentum: float = field(default=0.9, metadata={"min": 0, "below": 1})

@@ -8,9 +8,8 @@ from typing import Literal
 
 from peft.utils import PeftType
 
-from ...errors import ClassNamesError
 from ..base.class_name_checks import check_prompts
-from ..base.config import ContextConfig
+from ..base.config import ClassContextConfig
 
 
 #: Context length of the paper's main results.
@@ -18,7 +17,7 @@ DEFAULT_CONTEXT_LENGTH = 16
 
 
 @dataclass
-class ContextOptConfig(ContextConfig):
+class ContextOptConfig(ClassContextConfig):
     """CoOp: learned context vectors around the class name.
 
     Paper: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022.
@@ -33,10 +32,6 @@ class ContextOptConfig(ContextConfig):
     class_token_position: Literal["end", "middle", "front"] = field(
         default="end", metadata={"help": "Where the name stands: 'end', 'middle' or 'front' of the context."}
     )
-    class_specific: bool = field(
-        default=False, metadata={"help": "One context per class. Such an adapter knows its own classes only."}
-    )
-
     tune: Literal["context", "class_name", "full"] = field(
         default="context",
         metadata={
@@ -73,10 +68,6 @@ class ContextOptConfig(ContextConfig):
                 stacklevel=3,
             )
         self.set_length(default=DEFAULT_CONTEXT_LENGTH)
-        if self.belongs_to_classes and self.class_names is None:
-            raise ClassNamesError(
-                "Expected class_names with class_specific=True or learned class names: each class learns its own."
-            )
         if self.tune == "class_name" and self.class_specific:
             raise ValueError("Expected class_specific=False with tune='class_name', which learns no context.")
 

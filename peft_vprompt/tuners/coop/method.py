@@ -30,7 +30,7 @@ from .config import ContextOptConfig
 
 
 class CoOpContext(PromptMethod):
-    """One context that all classes share, right before the name: what later methods build on."""
+    """A context right before the name, shared by all classes or one per class: what later methods build on."""
 
     def check(self, config: ContextConfig, vision: VisionView, text: TextView) -> None:
         """Refuse a context that no text has room for."""
@@ -46,7 +46,17 @@ class CoOpContext(PromptMethod):
         self, config: ContextConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
         """Return `[SOS] context name . [EOT]`."""
-        return [context_sequences(tokenizer, names, config.length, config.words)]
+        return [prompt_sequences(config, names, tokenizer, config.words)]
+
+    def check_new_classes(self, config: ContextConfig, names: Sequence[str]) -> None:
+        """Refuse other classes than those that each have a context.
+
+        Raises:
+            ClassNamesError: names the adapter's own classes and the remedy.
+        """
+        if config.class_specific:
+            remedy = "Or train an adapter with class_specific=False to move to new classes."
+            refuse_other_classes(config, names, "one context", remedy)
 
 
 class CoOp(CoOpContext):
@@ -61,11 +71,7 @@ class CoOp(CoOpContext):
     ) -> PromptModule:
         """Return the context, shared by all classes or one per class, and the names."""
         context = None
-        if config.class_specific:
-            count = len(config.own_classes)
-            context = ClassContexts(count, config.length, view.width, **placed_like(view))
-            start_contexts(context.tokens, config, view, tokenizer)
-        elif "context" in config.learn:
+        if "context" in config.learn:
             context = new_context(config, view, tokenizer, config.num_contexts, config.class_token_position)
         if "class_name" not in config.learn:
             return context
@@ -80,18 +86,8 @@ class CoOp(CoOpContext):
 
         Where something is learned for each class, its rows are found by the class's name.
         """
-        first = context_sequences(
-            tokenizer,
-            config.own_classes if config.belongs_to_classes else names,
-            config.length,
-            config.words,
-            config.class_token_position,
-            config.class_specific,
-            config.learn,
-        )
-        if config.belongs_to_classes:
-            # pyrefly: ignore[bad-index]  # `check_new_classes` has refused others
-            first = [first[row] for row in rows_of(names, config.own_classes)]
+        options = {"position": config.class_token_position, "learn": config.learn}
+        first = prompt_sequences(config, names, tokenizer, config.words, **options)
         rows = [context * config.length for context in range(config.num_contexts)]
         return [[[entry - row if entry < 0 else entry for entry in ids] for ids in first] for row in rows]
 
@@ -125,8 +121,12 @@ def new_context(
     tokenizer: PreTrainedTokenizerBase | None,
     num_contexts: int = 1,
     position: str = "end",
-) -> TokenPrompts:
-    """Return context vectors that all classes share, random or from the words."""
+) -> TokenPrompts | ClassContexts:
+    """Return context vectors that all classes share, or those of each class, random or from the words."""
+    if config.class_specific:
+        own = ClassContexts(len(config.own_classes), config.length, view.width, **placed_like(view))
+        start_contexts(own.tokens, config, view, tokenizer)
+        return own
     # At the end position a context stands right after the start token, whatever the text is.
     placement = "insert" if position == "end" and num_contexts == 1 else None
     count = config.length * num_contexts
@@ -142,3 +142,14 @@ def start_contexts(
     if tokenizer is not None and config.words is not None:
         contexts = tokens.detach().view(-1, config.length, view.width)  # shares the parameter's memory
         start_from_words(contexts, view, tokenizer, config.words)
+
+
+def prompt_sequences(
+    config: ContextConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase, words: str | None, **options
+) -> list[TokenSequence]:
+    """Return the class prompts of names as `context_sequences` writes them; learned rows of a class are found by its name."""
+    own = config.own_classes if config.belongs_to_classes else names
+    options["class_specific"] = config.class_specific
+    prompts = context_sequences(tokenizer, own, config.length, words, **options)
+    # pyrefly: ignore[bad-index]  # `check_new_classes` has refused others
+    return [prompts[row] for row in rows_of(names, own)] if config.belongs_to_classes else prompts

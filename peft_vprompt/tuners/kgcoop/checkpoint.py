@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from ..base.checkpoint_layout import Layout, State, shared_context
+from ..base.checkpoint_layout import Layout, State, context
 from .config import KgCoOpConfig
 
 
 def read(state: State) -> Layout:
-    """Read htyao89/KgCoOp `trainers/kgcoop.py`: `ctx` [n, d].
+    """Read htyao89/KgCoOp `trainers/kgcoop.py`: `ctx` [n, d], or [classes, n, d] where class-specific.
 
     The file holds a Meta-Net, bias vectors and an adapter too, which that code creates and never uses.
     """
-    context = shared_context(state, "kgcoop")
-    length = context.shape[0]
-    words = KgCoOpConfig().num_virtual_tokens == length  # else it cannot have started from the default words
-    fallbacks = {} if words else {"prompt_init": "random"}
-    return Layout(KgCoOpConfig, {"num_virtual_tokens": length}, {("text", "tokens"): context.unsqueeze(0)}, fallbacks)
+    values, tokens = context(state, "kgcoop")
+    # Contexts of single classes start at random, and the default words are as many as the config's context is long.
+    words = not values["class_specific"] and KgCoOpConfig().num_virtual_tokens == values["num_virtual_tokens"]
+    return Layout(KgCoOpConfig, values, {("text", "tokens"): tokens}, {} if words else {"prompt_init": "random"})

@@ -7,11 +7,11 @@ from typing import Literal
 
 from peft.utils import PeftType
 
-from ..base.config import ContextConfig
+from ..base.config import ClassContextConfig
 
 
 @dataclass
-class KgCoOpConfig(ContextConfig):
+class KgCoOpConfig(ClassContextConfig):
     """KgCoOp: CoOp's context, held near the class features of the frozen model.
 
     Paper: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023. Defaults are

@@ -10,6 +10,10 @@ from peft.utils import PeftType
 from ..base.config import PromptConfig
 
 
+#: Most text prompts that start from words (muzairkhattak/multimodal-prompt-learning `trainers/maple.py`, `n_ctx <= 4`).
+MOST_FROM_WORDS = 4
+
+
 @dataclass
 class MaPLeConfig(PromptConfig):
     """MaPLe: deep prompts in both towers, the visual ones a linear image of the text ones; without coupling, IVLP.
@@ -54,7 +58,9 @@ class MaPLeConfig(PromptConfig):
     )
     prompt_init_text: str | None = field(
         default="a photo of a",
-        metadata={"help": "The first prompts replace its first words; more prompts than words ignore it."},
+        metadata={
+            "help": "The first prompts replace its first words; more than 4 prompts ignore it, as the authors' do."
+        },
     )
 
     def __post_init__(self):
@@ -92,8 +98,8 @@ class MaPLeConfig(PromptConfig):
     def words(self) -> str | None:
         """The words whose first tokens the first text prompts replace; None where prompts stand alone."""
         words = (self.prompt_init_text or "").replace("_", " ")
-        usable = self.prompt_init == "text" and self.text_depth and self.text_length <= len(words.split())
-        return words if usable else None
+        usable = self.prompt_init == "text" and self.text_depth and self.text_length <= MOST_FROM_WORDS
+        return words if usable and words.strip() else None
 
     def _check_coupling(self) -> None:
         if self.vision_length != self.text_length:

@@ -4,7 +4,10 @@ Paper: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, section 
 coupling: 6). Authors' code: muzairkhattak/multimodal-prompt-learning `trainers/maple.py`, `trainers/independentVL.py`.
 
 As in that code, visual prompts follow the patches, and the words of the initial text that the first prompts do not
-replace stay as plain tokens.
+replace stay as plain tokens; more than four prompts start at random.
+
+Deviation: a class name stays whole behind more prompts than there are words (there the prompts take the place of its first
+tokens); a prompt behind the words starts from the end token as there, those behind it at random.
 """
 
 from __future__ import annotations

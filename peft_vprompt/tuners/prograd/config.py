@@ -7,11 +7,11 @@ from typing import Literal
 
 from peft.utils import PeftType
 
-from ..base.config import ContextConfig
+from ..base.config import ClassContextConfig
 
 
 @dataclass
-class ProGradConfig(ContextConfig):
+class ProGradConfig(ClassContextConfig):
     """ProGrad: CoOp's context, whose gradient never goes against what the frozen model knows.
 
     Paper: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023. Defaults are those of the authors' scripts:

@@ -1,4 +1,4 @@
-"""Prompt-aligned gradients: CoOp's shared context, and a gradient that is projected.
+"""Prompt-aligned gradients: CoOp's context, and a gradient that is projected.
 
 Paper: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023, section 3.2 (equations 3 and 4).
 Authors' code: BeierZhu/Prompt-align `trainers/prograd.py`, `trainers/loss.py`, commit 1b76203.
@@ -19,35 +19,35 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ...backbones.base import TextView
-from ...core.tokenization import TokenSequence, context_sequences
+from ...core.tokenization import TokenSequence
 from ...losses.regularizers import Features
-from ...prompts.base import PromptModule, placed_like
-from ...prompts.tokens import TokenPrompts, start_from_words
+from ...prompts.base import PromptModule
+from ...prompts.tokens import start_from_words
 from ..base.tuner import PromptTuner
-from ..coop.method import CoOpContext
+from ..coop.method import CoOpContext, new_context, prompt_sequences
 from .config import ProGradConfig
 from .gradient_projection import guide_gradients
 
 
 class ProGrad(CoOpContext):
-    """CoOp's shared context with projected gradients."""
+    """CoOp's context with projected gradients."""
 
     def text_prompts(
         self, config: ProGradConfig, view: TextView, tokenizer: PreTrainedTokenizerBase | None, feature_dim: int
     ) -> PromptModule:
         """Return the context: random, or zeros and then the embeddings of the words."""
-        context = TokenPrompts(1, config.length, view.width, text_placement="insert", **placed_like(view))
+        context = new_context(config, view, None)
         if tokenizer is not None and config.words is not None:
             with torch.no_grad():
                 context.tokens.zero_()
-            start_from_words(context.tokens[0, -len(config.words.split()) :], view, tokenizer, config.words)
+            start_from_words(context.tokens[:, -len(config.words.split()) :], view, tokenizer, config.words)
         return context
 
     def class_sequences(
         self, config: ProGradConfig, names: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[TokenSequence]]:
         """Return `[SOS] context (words that the context did not take) name . [EOT]`."""
-        return [context_sequences(tokenizer, names, config.length, config.text_around)]
+        return [prompt_sequences(config, names, tokenizer, config.text_around)]
 
     def guide(self, config: ProGradConfig, features: Features, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Return the logits, whose backward pass leaves out what goes against the frozen model's predictions."""

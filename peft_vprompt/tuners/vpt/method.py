@@ -16,7 +16,7 @@ from __future__ import annotations
 from ...backbones.base import TextView, VisionView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.pixels import PixelBorder, PixelChannels, PixelStrip
-from ...prompts.tokens import TokenPrompts
+from ...prompts.tokens import CLIP_PROMPT_STD
 from ...prompts.visual import StagedPrompts, VisualPrompts
 from ..base.method import PromptMethod, refuse_text_fields
 from ..base.tuner import PromptTuner
@@ -73,10 +73,9 @@ def pixel_prompts(config: VisualPromptConfig, view: VisionView, options: dict) -
 
 
 def token_prompts(config: VisualPromptConfig, view: VisionView, options: dict, on_clip: bool) -> PromptModule:
-    """Return VPT's prompts; on a CLIP without projection or dropout, plain tokens with the CLIP methods' start."""
+    """Return VPT's prompts; beside a CLIP's tokens and without projection they start as the CLIP methods' do."""
     depth = config.depth(view.num_layers)
     options = options | placed_like(view)
-    plain = not (config.projection_dim or config.prompt_dropout or config.deep_shared)
     if config.location == "prepend" and len(view.stages) > 1:
         return StagedPrompts(
             depth,
@@ -86,8 +85,7 @@ def token_prompts(config: VisualPromptConfig, view: VisionView, options: dict, o
             dropout=config.prompt_dropout,
             **options,
         )
-    if on_clip and plain and config.location == "prepend":
-        return TokenPrompts(depth, config.num_virtual_tokens, view.width, **options)
+    as_clip_methods = on_clip and config.location == "prepend" and not config.projection_dim
     count = {"prepend": config.num_virtual_tokens, "add": view.num_tokens, "add-1": 1}[config.location]
     return VisualPrompts(
         depth,
@@ -98,5 +96,6 @@ def token_prompts(config: VisualPromptConfig, view: VisionView, options: dict, o
         dropout=config.prompt_dropout,
         shared=config.deep_shared,
         added=config.location != "prepend",
+        std=CLIP_PROMPT_STD if as_clip_methods else None,
         **options,
     )
