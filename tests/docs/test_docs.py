@@ -1,5 +1,6 @@
 """What the documentation says is what the code does."""
 
+import importlib
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
+from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
 
 
@@ -85,6 +87,23 @@ def test_every_config_field_explains_itself(method):
     for field in fields(method.config_class):
         assert field.metadata.get("help"), field.name
         assert field.default is not MISSING or field.default_factory is not MISSING
+
+
+def test_differences_from_the_authors_numbers_are_those_that_the_tests_allow():
+    page = (ROOT / "docs/converting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (\de-\d) \| (\de-\d)[\w ]* \| (.+) \|$", page, re.M)
+    told: dict[str, set[float]] = {}
+    for _, logits, _, files in rows:
+        for file in re.findall(r"`(test_golden_\w+)\.py`", files):
+            told.setdefault(file, set()).add(float(logits))
+    assert set(told) == {path.stem for path in (ROOT / "tests/parity").glob("test_golden_*.py")}
+    for file, numbers in told.items():
+        module = importlib.import_module(f"tests.parity.{file}")
+        tables = (getattr(module, name, None) for name in ("LOGITS", "LOGITS_100", "TOLERANCE"))
+        allowed = {table["atol"] for table in tables if table} or {golden_vpt.TOLERANCE["atol"]}
+        assert numbers == allowed, file
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {float(number) for number in re.findall(r"within (\de-\d)", readme)} == {2e-5, 2e-4}
 
 
 def test_generated_tables_are_up_to_date():
