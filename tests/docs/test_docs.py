@@ -1,6 +1,7 @@
 """What the documentation says is what the code does."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -104,6 +105,14 @@ def test_differences_from_the_authors_numbers_are_those_that_the_tests_allow():
         assert numbers == allowed, file
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert {float(number) for number in re.findall(r"within (\de-\d)", readme)} == {2e-5, 2e-4}
+
+
+def test_alternatives_are_as_much_slower_on_every_page():
+    file = json.loads((ROOT / "docs/results/benchmarks/alternatives_cpu_float32.json").read_text(encoding="utf-8"))
+    ratios = [f"{cell['open_clip_ratio']:.1f}x" for cell in file["cells"].values()]
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
+    assert re.search(r"^\| open_clip.* (\S+ and \S+) \|$", readme, re.M).group(1) == " and ".join(ratios)
+    assert all(f"| {ratio} |" in page for ratio in ratios)
 
 
 def test_generated_tables_are_up_to_date():
