@@ -32,7 +32,7 @@ TASKS = {
     "emoji": {
         "title": "Emoji drawings",
         "about": "OpenMoji colour drawings, 64 x 64 pixels, 23 subgroups, 16 shots; a small CLIP that has seen other "
-        "artists' drawings of the same emoji (see [Real images](real_data.md)).",
+        "artists' drawings of the same emoji (see [Real images](real_data.md)); [neither is published](real_data.md#the-files).",
         "setting": " --model path/to/emoji-clip --data path/to/emoji.parquet\n  --label-column subgroup --where vendor=openmoji "
         "--where style=color --where group!=flags\n  --min-images 24 --test-fraction 0.33",
     },
