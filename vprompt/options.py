@@ -141,7 +141,13 @@ RECIPE_OPTIONS = {
     "class_descriptions": (ClassDescriptions, None),
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
-Views = Annotated[int, option("Cached augmentations of every training image.")]
+Views = Annotated[
+    int | None,
+    option(
+        "Cached augmentations of every training image; default: one, and for tip-adapter, clap and their kin their authors' "
+        "number."
+    ),
+]
 Workers = Annotated[
     str,
     option(
