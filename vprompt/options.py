@@ -101,7 +101,10 @@ PrecisionName = Annotated[
 ]
 PushToHub = Annotated[
     str | None,
-    option("Publish the adapter there when all is done: owner/name on the Hub. Asked for first.", panel="Hub"),
+    option(
+        "Publish the adapter there when all is done: owner/name on the Hub. Name and log-in are checked before the training.",
+        panel="Hub",
+    ),
 ]
 Private = Annotated[bool, option("Make a new repository private.", "--private", panel="Hub")]
 Language = Annotated[str | None, option("Language of the class names, such as en, for the card.", panel="Hub")]

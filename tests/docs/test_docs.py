@@ -24,6 +24,7 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.experiments.pseudo_labels import SELECTORS
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
@@ -113,6 +114,21 @@ def test_alternatives_are_as_much_slower_on_every_page():
     readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
     assert re.search(r"^\| open_clip.* (\S+ and \S+) \|$", readme, re.M).group(1) == " and ".join(ratios)
     assert all(f"| {ratio} |" in page for ratio in ratios)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_commands_mean_the_same_in_every_shell(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    for block in blocks:
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"|(?<=\s)# .*", "", block)
+        assert not re.search(r"[$*?!\[\]]", bare), "zsh takes these signs otherwise than bash: quote them"
+
+
+def test_every_choice_of_images_without_labels_is_explained():
+    page = (ROOT / "docs/noisy_labels.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"`[^`]*\b{name}`", page) for name in SELECTORS)
 
 
 def test_generated_tables_are_up_to_date():
