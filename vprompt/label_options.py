@@ -21,7 +21,10 @@ LossOptions = Annotated[
     list[str] | None,
     option("Parameter of the loss, as NAME=VALUE. May be repeated.", "--loss-set", panel=NOISY),
 ]
-SELECTOR_HELP = f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}."
+SELECTOR_HELP = (
+    f"Which images that zero-shot labelled to take: {', '.join(SELECTORS)}. quota gives every class as many, those that it "
+    "hardly ever predicts included."
+)
 #: Whose labels to train on: type and default of each option.
 SUPERVISION_OPTIONS = {
     "noise": (

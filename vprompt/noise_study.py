@@ -69,7 +69,7 @@ def noise_study(
     ] = False,
     model: Model = None,
     shots: Shots = 16,
-    views: Views = 1,
+    views: Views = None,
     storage: Storage = None,
     status: Status = False,
 ):

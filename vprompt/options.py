@@ -101,7 +101,10 @@ PrecisionName = Annotated[
 ]
 PushToHub = Annotated[
     str | None,
-    option("Publish the adapter there when all is done: owner/name on the Hub. Asked for first.", panel="Hub"),
+    option(
+        "Publish the adapter there when all is done: owner/name on the Hub. Name and log-in are checked before the training.",
+        panel="Hub",
+    ),
 ]
 Private = Annotated[bool, option("Make a new repository private.", "--private", panel="Hub")]
 Language = Annotated[str | None, option("Language of the class names, such as en, for the card.", panel="Hub")]
@@ -141,7 +144,13 @@ RECIPE_OPTIONS = {
     "class_descriptions": (ClassDescriptions, None),
 }
 Cached = Annotated[bool, option("Augment every training image once and keep the pixels.", "--cached")]
-Views = Annotated[int, option("Cached augmentations of every training image.")]
+Views = Annotated[
+    int | None,
+    option(
+        "Cached augmentations of every training image; default: one, and for tip-adapter, clap and their kin their authors' "
+        "number."
+    ),
+]
 Workers = Annotated[
     str,
     option(

@@ -23,7 +23,7 @@ def page(
 ):
     """Try adapters in a browser: drop an image, change the class names, and see what each says beside zero-shot.
 
-    Needs `pip install 'peft_vprompt[app]'`. The page works without a network and tells nobody anything; only `--share`
+    Needs Gradio (`pip install 'gradio>=6.31,<7'`). The page works without a network and tells nobody anything; only `--share`
     goes out.
 
     **Examples**

@@ -90,7 +90,7 @@ def train(
     watch: Annotated[bool, option("Test after every epoch; changes nothing that is trained.", "--watch")] = False,
     cached: Cached = False,
     cache_features: CacheFeatures = False,
-    views: Views = 1,
+    views: Views = None,
     workers: Workers = "auto",
     draft_jpeg: DraftJpeg = False,
     image_size: ImageSize = None,
@@ -119,8 +119,8 @@ def train(
     All classes are learned, unless you ask for the field's test on classes that were never trained on
     (`--base-novel`), which the embedded task is for.
 
-    The recipe is the authors' (SGD, cosine per epoch after a warm-up) unless you change it; CoOp on noisy labels or
-    without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
+    The recipe (optimizer, rate, schedule, batch, length) is that of the method's authors unless you change it; CoOp on
+    noisy labels or without labels takes PTNL's. Saves the adapter and `results.json`. A run that was stopped goes on from its last
     epoch when started again in the same way, with the same images and base model; where they changed it says so and
     trains afresh.
 

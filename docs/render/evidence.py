@@ -35,7 +35,7 @@ WORLDS = {
     "emoji": (
         "Emoji drawings",
         "OpenMoji colour drawings, 64 x 64 pixels, by subgroup, and a CLIP of 5.3 M parameters that was trained on other artists' "
-        "drawings of the same emoji.",
+        "drawings of the same emoji; [neither is published](real_data.md#the-files).",
         "--model path/to/emoji-clip --data path/to/emoji.parquet --label-column subgroup --where vendor=openmoji --where "
         "style=color --where 'group!=flags' --min-images 24 --test-fraction 0.33",
     ),

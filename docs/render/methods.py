@@ -25,7 +25,7 @@ TASKS = {
     "emoji": (
         "Emoji drawings",
         "OpenMoji colour drawings, 64 x 64 pixels, by subgroup, and a CLIP of 5.3 M parameters that was trained on other artists' "
-        "drawings of the same emoji: the task of [Real images](real_data.md), with the same split.",
+        "drawings of the same emoji: the task of [Real images](real_data.md), with the same split; [neither is published](real_data.md#the-files).",
     ),
 }
 

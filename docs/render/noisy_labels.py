@@ -32,9 +32,9 @@ TASKS = {
     "emoji": {
         "title": "Emoji drawings",
         "about": "OpenMoji colour drawings, 64 x 64 pixels, 23 subgroups, 16 shots; a small CLIP that has seen other "
-        "artists' drawings of the same emoji (see [Real images](real_data.md)).",
+        "artists' drawings of the same emoji (see [Real images](real_data.md)); [neither is published](real_data.md#the-files).",
         "setting": " --model path/to/emoji-clip --data path/to/emoji.parquet\n  --label-column subgroup --where vendor=openmoji "
-        "--where style=color --where group!=flags\n  --min-images 24 --test-fraction 0.33",
+        "--where style=color --where 'group!=flags'\n  --min-images 24 --test-fraction 0.33",
     },
 }  # fmt: skip
 
@@ -58,10 +58,10 @@ study of its own.
 GUIDE = """## Training when labels are wrong
 
 ```bash
-mine='--model openai/clip-vit-base-patch16 --data path/to/images'
-vprompt train $mine --method coop --loss gce --q 0.7 --output runs/robust
+mine=(--model openai/clip-vit-base-patch16 --data path/to/images)
+vprompt train "${{mine[@]}}" --method coop --loss gce --q 0.7 --output runs/robust
 vprompt evaluate --adapter runs/robust --split train --zero-shot --diagnose runs/diagnosis   # how wrong are my labels?
-vprompt noise-study $mine --output runs/noise                                            # which method stands noise best?
+vprompt noise-study "${{mine[@]}}" --output runs/noise                                            # which method stands noise best?
 ```
 
 Every loss of `peft_vprompt.losses` works alone, `loss(logits, labels)`, and in the stock `Trainer`:
@@ -83,14 +83,16 @@ the global random numbers.
 ## Training without labels
 
 ```bash
-vprompt train $mine --method coop --unlabelled --cache-features --output runs/upl
-vprompt train $mine --method coop --unlabelled --selector random-k --loss gce \\
+vprompt train "${{mine[@]}}" --method coop --unlabelled --cache-features --output runs/upl
+vprompt train "${{mine[@]}}" --method coop --unlabelled --selector random-k --loss gce \\
   --ensemble 4 --cache-features --output runs/robust-upl
 ```
 
 Zero-shot CLIP labels the images, the most confident (`top-k`, UPL) or random ones (`random-k`, robust UPL) of each
-predicted class are kept, and a context is trained on them. `--ensemble n` trains n contexts from n seeds, saves them in
-one adapter and averages their logits; the adapter takes any class names. `vprompt pseudo-label` makes the labels alone,
+predicted class are kept, and a context is trained on them. A class that zero-shot hardly ever predicts gets few images, or none;
+with `--selector quota` every class gets as many as `--shots` says, in the order of the probabilities of all classes, and no image
+is taken twice. `--ensemble n` trains n contexts from n seeds, saves them in one adapter and averages their logits; the adapter
+takes any class names. `vprompt pseudo-label` makes the labels alone,
 with several CLIPs or templates if you like, and `--check` says how good they are where true labels exist.
 
 ## Cached image features
@@ -107,13 +109,13 @@ SECTION = """### {title}
 {about} {recipe}
 
 ```bash
-task='--lr 0.002 --batch-size 32 --epochs 50{setting}'
-vprompt noise-study --output runs/{task}-ce --losses ce --gradients --without-labels $task
-vprompt noise-study --output runs/{task}-gce --losses gce --gradients $task \\
+task=(--lr 0.002 --batch-size 32 --epochs 50{setting})
+vprompt noise-study --output runs/{task}-ce --losses ce --gradients --without-labels "${{task[@]}}"
+vprompt noise-study --output runs/{task}-gce --losses gce --gradients "${{task[@]}}" \\
   --methods coop,full-prompt,class-name,classifier-c,classifier-r,tenc-ft
-vprompt noise-study --output runs/{task}-contexts --losses ce $task \\
+vprompt noise-study --output runs/{task}-contexts --losses ce "${{task[@]}}" \\
   --methods "coop:prompt_init=text:prompt_init_text=a photo of a,coop:num_virtual_tokens=4"
-vprompt noise-study --output runs/{task}-kinds --losses ce --kinds pair,confusion --rates 0.25,0.5 $task \\
+vprompt noise-study --output runs/{task}-kinds --losses ce --kinds pair,confusion --rates 0.25,0.5 "${{task[@]}}" \\
   --methods coop,classifier-r,linear-probe
 ```
 

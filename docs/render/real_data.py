@@ -48,8 +48,8 @@ PAGE_TEXT = """# Real images
 
 <!-- Rendered by docs/render/real_data.py from docs/results/real_data.json; do not edit. -->
 
-Few-shot prompt learning on real images with a small real CLIP (5.3 M parameters, 64 x 64 pixels, trained from scratch
-on emoji drawings in under an hour of CPU time). It is far weaker than OpenAI's models: what matters here is the
+Few-shot prompt learning on real images with a small real CLIP (5.3 M parameters, 64 x 64 pixels, trained from random weights
+on emoji drawings in under an hour on two CPU cores). It is far weaker than OpenAI's models: what matters here is the
 difference to its own zero-shot accuracy, not the level.
 
 All runs: 16 shots per base class, base = first half of the classes in alphabetical order, the authors' recipe of each
@@ -57,6 +57,18 @@ method ({recipes}); no value was tuned on these data.
 {variants}
 Accuracy in percent, mean and standard deviation over seeds {seeds} (the seed draws the shots, the first prompts and the order of images; the test images stay the same).
 {machine}
+
+## The files
+
+Neither the CLIP nor the two tables is published, so these numbers, and those of the emoji drawings on other pages, cannot be
+made again elsewhere. The CLIP was trained by a program that is not part of this repository; `python -m
+examples.studies.pretrain_emoji` trains one that exists further. The commands take files of yours: any CLIP of transformers, and
+a table with these columns.
+
+| File | Columns that are read | Rows |
+|---|---|---|
+| `emoji.parquet` | `image` (bytes of a PNG), `subgroup` (the class), `group`, `vendor`, `style`; for training a CLIP also `name`, `keywords` | 15,401 drawings of 1,914 emoji by several artists (OpenMoji, Twemoji, Noto and others), 64 x 64 pixels |
+| `grocery.parquet` | `image` (bytes of a WebP), `classname`, `split` (train, val, test) | 5,421 photographs of the [Grocery Store data set](https://github.com/marcusklasson/GroceryStoreDataset), the short side 112 pixels |
 
 {sections}"""
 

@@ -389,11 +389,8 @@ def with_alternatives(text: str, files: dict[str, dict]) -> str:
     rows = []
     for title, name in names.items():
         sides = [cell["sides"].get(name) for cell in cells]
-        ratios = [
-            side["ms"] / cell["sides"]["ours"]["ms"]
-            for cell, side in zip(cells, sides, strict=True)
-            if side and "ms" in side
-        ]
+        ratio = {"ours": None, "plain": "ratio"}.get(name, f"{name}_ratio")
+        ratios = [1.0 if ratio is None else cell[ratio] for cell in cells if ratio is None or ratio in cell]
         rows.append([title, *map(time_of, sides), " and ".join(f"{ratio:.1f}x" for ratio in ratios) or DASH])
     headings = ("A CoOp step", *(f"{cell['case']['classes']} classes, ms" for cell in cells), "Of ours")
     return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{markdown(headings, rows)}\n{end}", text, flags=re.DOTALL)

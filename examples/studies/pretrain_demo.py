@@ -144,7 +144,7 @@ def attribute_accuracy(
         others = [t for k, t in enumerate(truth) if k != axis]
         given = scores.movedim(axis + 1, 1)[torch.arange(count), :, others[0], others[1]]
         hits[key] = given.argmax(1) == truth[axis]
-    return {key: round(100 * hit.float().mean().item(), 1) for key, hit in hits.items()}
+    return {key: round(100 * hit.double().mean().item(), 1) for key, hit in hits.items()}
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def task_accuracy(
     halves = {"base": (labels < half, slice(0, half)), "novel": (labels >= half, slice(half, None))}
     return {
         name: round(
-            100 * (scores[rows, columns].argmax(1) + (columns.start or 0) == labels[rows]).float().mean().item(), 1
+            100 * (scores[rows, columns].argmax(1) + (columns.start or 0) == labels[rows]).double().mean().item(), 1
         )
         for name, (rows, columns) in halves.items()
     }

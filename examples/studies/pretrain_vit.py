@@ -107,7 +107,7 @@ def accuracy(vit: ViTForImageClassification, pictures: Attributes) -> dict[str, 
     for attribute, words in WORDS.items():
         part = slice(start, start := start + len(words))
         hit = logits[:, part].argmax(1) == labels[:, part].argmax(1)
-        hits[attribute] = round(100 * hit.float().mean().item(), 1)
+        hits[attribute] = round(100 * hit.double().mean().item(), 1)
     return hits
 
 

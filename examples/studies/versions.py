@@ -27,8 +27,8 @@ RESULTS = ROOT / "docs" / "results" / "versions.json"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PACKAGES = ("peft", "transformers", "torch")
 SETS = ("lowest", "newest")
-#: What the core tests need beside the package: its extra for grids, and tools.
-EXTRA, TEST_TOOLS = "[sweep]", ("pytest", "pytest-xdist", "hypothesis")
+#: What the core tests need beside the package.
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 
 
 def lowest() -> list[str]:
@@ -61,7 +61,7 @@ def environment(command: str, version: str, name: str) -> Path:
     subprocess.run([command, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     wanted = lowest() if name == "lowest" else ["--upgrade", *PACKAGES]
-    for requirements in (wanted, ["-e", f"{ROOT}{EXTRA}", *wanted, *TEST_TOOLS]):
+    for requirements in (wanted, ["-e", str(ROOT), *wanted, *TEST_TOOLS]):
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
     return python
 

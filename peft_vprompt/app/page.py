@@ -13,6 +13,8 @@ from .playground import Playground, read_names
 
 
 STYLE = Path(__file__).with_name("page.css")
+#: How pip is asked for Gradio: the extra [app].
+GRADIO = "gradio>=6.31,<7"
 #: The largest file that a visitor can give.
 MAX_FILE = "50mb"
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]  # what the machine has
@@ -28,7 +30,7 @@ def load_gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
-        raise ImportError("The page needs Gradio: pip install 'peft_vprompt[app]'.") from error
+        raise ImportError(f"The page needs Gradio: pip install '{GRADIO}'") from error
 
 
 def answer(

@@ -7,6 +7,7 @@ from peft import PeftConfig
 
 from ..data import with_class_names
 from ..data.class_names import unknown_classes
+from ..tuners.base.registry import get_method
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .eval_sets import split_classes
@@ -83,11 +84,20 @@ def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:
 
 
 def warn_trained(subset: str, names: Sequence[str], saved: dict | None) -> None:
-    """Say so where classes that are called novel, or a half that is called base, were all trained on."""
-    trained = saved["classes"].get("all") if saved is not None else None
-    if subset != "all" and trained is not None and set(names) <= set(trained):
-        half = {"base": "first", "novel": "second"}[subset]
-        warn_caller(
-            f"This adapter was trained on all of its classes: {subset!r} is the {half} half of them, and none of them is new "
-            "to it. Train with --base-novel to keep some back."
+    """Say so where classes that are called novel, or a half that is called base, were all trained on, and what keeps some back."""
+    if saved is None or subset == "all" or not set(names) <= set(saved["classes"].get("all", ())):
+        return
+    half = {"base": "first", "novel": "second"}[subset]
+    method = get_method(saved["settings"]["method"])
+    if saved["settings"].get("teacher") is not None:
+        remedy = "It read no label of them: the second half is as new as to its teacher, if that was trained with --base-novel."
+    elif method.new_classes:
+        remedy = "Train with --base-novel to keep some back."
+    else:
+        remedy = (
+            f"{method.title} learns for each class alone: a method such as coop can keep some back (--base-novel)."
         )
+    warn_caller(
+        f"This adapter was trained on all of its classes: {subset!r} is the {half} half of them, and none of them is new "
+        f"to it. {remedy}"
+    )

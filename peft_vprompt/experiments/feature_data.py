@@ -34,7 +34,7 @@ def check_features(data: DatasetDict, settings: Settings, bundle: ModelBundle) -
         "trains an image classifier": method.is_baseline,
         "learns from several views of each image": method.support is not None,
         "is to learn from a teacher, which looks at the images": settings.teacher is not None,
-        f"is to see {settings.views} views of each image": settings.views != 1,
+        f"is to see {settings.views} views of each image": settings.views not in (None, 1),
     }
     if why := next((reason for reason, holds in reasons.items() if holds), None):
         raise ValueError(

@@ -232,7 +232,7 @@ class Run(RunState):
         model = self.bundle.model
         crop = (find_task(self.benchmark).crop if self.benchmark else None) or "random_resized_crop"
         transform = TrainTransform(self.bundle.image_processor, crop, support.crop_scale)
-        views = support.views if self.settings.views == 1 else self.settings.views
+        views = self.settings.views or support.views
         options = {"views": views, "seed": self.settings.seed, "normalized": support.trained_on}
         with self.processes.one_by_one():
             features = cache_features(model, labelled.rows, transform, workers=self.options.workers, **options)
@@ -255,7 +255,7 @@ class Run(RunState):
             images = labelled.rows
             if self.settings.draft_jpeg:
                 images = as_drafts(images, 2 * min(image_size(self.bundle.image_processor)))
-            rows = self._rows(images, transform, self.settings.views, in_memory=self.options.cached)
+            rows = self._rows(images, transform, self.settings.views or 1, in_memory=self.options.cached)
         if self.options.gradients:
             # pyrefly: ignore[bad-argument-type]  # rows are a sequence by what they can do
             self.probes = [GradientProbe(rows, labelled.wrong, self._loss)]
@@ -282,7 +282,7 @@ class Run(RunState):
                 self.bundle.image_processor,
                 recipe,
                 config.temperature,
-                views=self.settings.views,
+                views=self.settings.views or 1,
                 seed=self.settings.seed,
                 progress=None if self.options.quiet else "Teacher",
             )

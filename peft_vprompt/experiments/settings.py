@@ -43,7 +43,7 @@ class Settings:
         cache_features: train and test on image features that are computed once and kept on the disk, which methods
             without visual prompts can. The augmentation is then fixed.
         views: cached augmentations of every training image, one of which is drawn in each epoch; of images to distil
-            on, those that the teacher sees.
+            on, those that the teacher sees. None for the method's own number where it learns from several, else one.
         loss: a name in `losses.LOSSES`; None for the model's own cross-entropy.
         loss_options: parameters of the loss.
         supervision: whose labels to train on.
@@ -71,7 +71,7 @@ class Settings:
     config: dict = field(default_factory=dict)
     precision: Precision = "float32"
     cache_features: bool = False
-    views: int = field(default=1, metadata={"min": 1, "max": MAX_VIEWS})
+    views: int | None = field(default=None, metadata={"min": 1, "max": MAX_VIEWS})
     loss: str | None = None
     loss_options: dict = field(default_factory=dict)
     supervision: Supervision = Supervision()

@@ -44,7 +44,12 @@ def check_settings(settings: Settings) -> None:
             f"An ensemble is of contexts that all classes share, as CoOp learns them. Received: {method.title}."
         )
     _check_training(settings, method)
-    if settings.views != 1 and not settings.cache_features and method.support is None and settings.teacher is None:
+    if (
+        settings.views not in (None, 1)
+        and not settings.cache_features
+        and method.support is None
+        and settings.teacher is None
+    ):
         raise ValueError(
             f"Several views are kept with `cache_features` or for a teacher only. Received: views={settings.views}."
         )

@@ -1,4 +1,4 @@
-"""Sharing a trained adapter on the Hub: asked before the work whether it may be done, and done from the adapter's folder."""
+"""Sharing a trained adapter on the Hub: name and log-in are checked before the work, and it is done from the adapter's folder."""
 
 from __future__ import annotations
 

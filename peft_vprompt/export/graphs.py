@@ -22,8 +22,8 @@ from .classifier import Classifier
 ONNX = "model.onnx"
 TORCH_EXPORT = "model.pt2"
 
-#: What `--format onnx` needs beside torch.
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+#: What `--format onnx` needs beside torch, and how pip is asked for it: the extra [onnx].
+_PACKAGES = {"onnx": "onnx>=1.17", "onnxruntime": "onnxruntime>=1.20", "onnxscript": "onnxscript>=0.5"}
 
 #: Most images of a batch: a bound, however large, is what an exporter wants where a graph compares the number with others.
 MAX_IMAGES = 65536
@@ -52,7 +52,8 @@ def require_onnx() -> None:
         ImportError: says what is missing and how to get it.
     """
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise ImportError(f"Export to ONNX needs {', '.join(missing)}: pip install 'peft_vprompt[onnx]'.")
+        wanted = " ".join(f"'{_PACKAGES[name]}'" for name in missing)
+        raise ImportError(f"Export to ONNX needs {', '.join(missing)}: pip install {wanted}")
 
 
 def save_onnx(classifier: Classifier, folder: Path, pixels: Tensor) -> str:

@@ -46,7 +46,7 @@ socket.getaddrinfo = watched(socket.getaddrinfo, lambda arguments: arguments[0])
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium."""
-    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'peft_vprompt[app]'")
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[app]'")
     driver = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:

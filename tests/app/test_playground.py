@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from peft_vprompt.app.cards import cards
 from peft_vprompt.app.page import answer
 from peft_vprompt.app.playground import MAX_NAMES, read_names
 from peft_vprompt.export import Classifier
+from peft_vprompt.version import __version__
 from tests.support.command_line import vprompt
 from tests.support.models import CLASS_NAMES, NEW_NAMES
 from tests.support.peft_behaviours import save_row
 
 
-SPACE = Path(__file__).parents[2] / "examples" / "space"
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "examples" / "space"
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +203,18 @@ def test_what_the_command_refuses(arguments, message, monkeypatch):
 
 def test_without_gradio_the_command_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    assert "pip install 'peft_vprompt[app]'" in vprompt("app", code=2)
+    (gradio,) = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]["app"]
+    assert f"pip install '{gradio}'" in vprompt("app", code=2)
+    assert f"pip install '{gradio}'" in vprompt("app", "--help")
+    assert f"pip install '{gradio}'" in (ROOT / "docs/app.md").read_text(encoding="utf-8")
 
 
 def test_the_space_says_what_it_is():
     head = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     values = dict(line.split(": ", 1) for line in head.strip().splitlines())
     assert values["sdk"] == "gradio" and (SPACE / values["app_file"]).is_file()
+    wheel = f"peft_vprompt-{__version__}-py3-none-any.whl"
+    assert (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()[-1].endswith(wheel)
     assert len(values["short_description"]) <= 60 and json.loads(values["python_version"]).startswith("3.")

@@ -1,6 +1,7 @@
 """Every supported image encoder: prompts against a plain computation, and what each model has of its own."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
 from peft_vprompt.backbones.supported import ENCODER_VIEWS, HEADS, view
+from peft_vprompt.backbones.vit import IJepaView
 from peft_vprompt.core.attention import ReadAll
 from peft_vprompt.core.layer_loop import OutputRows
 from peft_vprompt.errors import UnsupportedModelError
@@ -363,7 +365,9 @@ def test_the_documented_example_of_a_new_tower(monkeypatch):
     page = (Path(__file__).parents[2] / "docs/backbones.md").read_text()
     monkeypatch.setitem(ENCODER_VIEWS, "IJepaModel", None)
     monkeypatch.setitem(HEADS, "IJepaForImageClassification", None)
-    exec(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class IJepaView" in code), {})
+    code = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class IJepaView" in code)
+    assert inspect.getsource(IJepaView) in code
+    exec(code, {})
     model = get_peft_model(tiny("IJepaForImageClassification"), VisualPromptConfig(**DEEP)).eval()
     model(**inputs("IJepa"), labels=labels()).loss.backward()
     assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()) == 3

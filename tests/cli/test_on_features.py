@@ -64,9 +64,12 @@ def test_a_second_run_finds_the_features(clip_path, colours, tmp_path, cache, mo
     assert len(config["class_penalties"]) == 4 and one["settings"]["views"] == 2
 
 
-def test_clap_is_trained_on_twenty_views(clip_path, colours, tmp_path, encoded):
-    train(tmp_path, clip_path, colours, "--method", "zs-lp", *QUICK)
-    assert encoded == [20]
+@pytest.mark.parametrize(("asked", "number"), [((), 20), (("--views", 1), 1)], ids=["authors", "one"])
+def test_clap_is_trained_on_twenty_views_or_as_many_as_are_asked_for(
+    asked, number, clip_path, colours, tmp_path, encoded
+):
+    train(tmp_path, clip_path, colours, "--method", "zs-lp", *QUICK, *asked)
+    assert encoded == [number]
 
 
 def test_the_search_takes_images_that_were_held_out(clip_path, colours, tmp_path):

@@ -1,5 +1,7 @@
 """What the documentation says is what the code does."""
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -22,7 +24,9 @@ from peft_vprompt import (
     ReadOnlyPromptConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.experiments.pseudo_labels import SELECTORS
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
+from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
 
 
@@ -85,6 +89,46 @@ def test_every_config_field_explains_itself(method):
     for field in fields(method.config_class):
         assert field.metadata.get("help"), field.name
         assert field.default is not MISSING or field.default_factory is not MISSING
+
+
+def test_differences_from_the_authors_numbers_are_those_that_the_tests_allow():
+    page = (ROOT / "docs/converting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (\de-\d) \| (\de-\d)[\w ]* \| (.+) \|$", page, re.M)
+    told: dict[str, set[float]] = {}
+    for _, logits, _, files in rows:
+        for file in re.findall(r"`(test_golden_\w+)\.py`", files):
+            told.setdefault(file, set()).add(float(logits))
+    assert set(told) == {path.stem for path in (ROOT / "tests/parity").glob("test_golden_*.py")}
+    for file, numbers in told.items():
+        module = importlib.import_module(f"tests.parity.{file}")
+        tables = (getattr(module, name, None) for name in ("LOGITS", "LOGITS_100", "TOLERANCE"))
+        allowed = {table["atol"] for table in tables if table} or {golden_vpt.TOLERANCE["atol"]}
+        assert numbers == allowed, file
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {float(number) for number in re.findall(r"within (\de-\d)", readme)} == {2e-5, 2e-4}
+
+
+def test_alternatives_are_as_much_slower_on_every_page():
+    file = json.loads((ROOT / "docs/results/benchmarks/alternatives_cpu_float32.json").read_text(encoding="utf-8"))
+    ratios = [f"{cell['open_clip_ratio']:.1f}x" for cell in file["cells"].values()]
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmarks.md"))
+    assert re.search(r"^\| open_clip.* (\S+ and \S+) \|$", readme, re.M).group(1) == " and ".join(ratios)
+    assert all(f"| {ratio} |" in page for ratio in ratios)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_commands_mean_the_same_in_every_shell(page):
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    for block in blocks:
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"|(?<=\s)# .*", "", block)
+        assert not re.search(r"[$*?!\[\]]", bare), "zsh takes these signs otherwise than bash: quote them"
+
+
+def test_every_choice_of_images_without_labels_is_explained():
+    page = (ROOT / "docs/noisy_labels.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"`[^`]*\b{name}`", page) for name in SELECTORS)
 
 
 def test_generated_tables_are_up_to_date():

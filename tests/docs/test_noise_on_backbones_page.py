@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from peft_vprompt.utils.io import read_json
 from tests.support.pages import DOCS, check_page, load_page
 
 
@@ -17,6 +18,9 @@ def page():
 def test_page_is_rendered_from_the_results(page):
     results = check_page(page)
     assert list(results["models"]) == ["vit", "resnet"]
+    embedded = read_json(DOCS / "results/methods.json")["tasks"]["embedded"]["zero_shot"]
+    shown = {name: f"{embedded[name]:.1f}" for name in ("base", "novel")}  # the same measurement as on other pages
+    assert {name: f"{value:.1f}" for name, value in results["models"]["vit"]["task_accuracy"].items()} == shown
     for model in results["models"].values():
         assert {run["noise"] for run in model["runs"]} == {None, *page.KINDS}
         assert {run["loss"] for run in model["runs"]} == set(page.LOSSES)

@@ -1,9 +1,13 @@
 """Which classes an adapter is evaluated on: found by name, however the user writes them."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from peft_vprompt.data import DataOptions, load_split
-from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, require_moves
+from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, require_moves, warn_trained
+from peft_vprompt.experiments.settings import Settings
+from peft_vprompt.experiments.settings_checks import check_settings
 from tests.support.labelled_images import write_folder
 
 
@@ -35,3 +39,24 @@ def test_other_classes_are_asked_for(rows):
         ValueError, match="the 2 classes of its training apart .fox, owl.*Received: --new-classes for owl"
     ):
         require_moves(["fox", "owl"], ["owl"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"method": "coop", "teacher": None}, "Train with --base-novel to keep some back"),
+        (
+            {"method": "promptkd", "teacher": "runs/teacher"},
+            "as new as to its teacher, if that was trained with --base-novel",
+        ),
+        ({"method": "clap"}, "CLAP learns for each class alone: a method such as coop"),
+        ({"method": "linear"}, "a method such as coop"),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_a_subset_of_classes_that_were_all_trained_on(settings, remedy):
+    saved = {"classes": {"all": KNOWN}, "settings": settings}
+    with pytest.warns(UserWarning, match=f"'novel' is the second half of them, and none .*{remedy}"):
+        warn_trained("novel", KNOWN[2:], saved)
+    with nullcontext() if settings["method"] == "coop" else pytest.raises(ValueError, match="nothing for novel ones"):
+        check_settings(Settings(**settings, base_novel=True, shots=None))

@@ -1,9 +1,12 @@
 """Exported models: equal to the adapter, and run without this package."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,7 +282,9 @@ def test_what_does_not_go_together(options, message, classifier, tmp_path):
 
 def test_without_onnx(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("peft_vprompt.export.graphs.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'peft_vprompt\[onnx\]'"):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = " ".join(f"'{package}'" for package in project["optional-dependencies"]["onnx"])
+    with pytest.raises(ImportError, match=re.escape(f"pip install {wanted}")):
         export(classifier("coop"), tmp_path / "out", "onnx")
 
 

@@ -40,7 +40,7 @@ def load_bridged(said: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opaque
         import open_clip  # pyrefly: ignore[missing-import]  # an extra
     except ImportError as error:
         raise ImportError(
-            "Expected open_clip to run this model's image encoder. Install open_clip_torch, the extra [open_clip]."
+            "Expected open_clip to run this model's image encoder: pip install 'open_clip_torch>=2.30'"
         ) from error
     _require_known_build(said)
     if "logit_bias" in state:

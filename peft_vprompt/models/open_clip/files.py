@@ -78,7 +78,7 @@ class SaidOfImages:
 
 #: What to do about a model that cannot be made one of transformers.
 REMEDY = (
-    "Where its texts are read by CLIP's text encoder or a BERT, install open_clip_torch (the extra [open_clip]), with which it runs as "
+    "Where its texts are read by CLIP's text encoder or a BERT, pip install 'open_clip_torch>=2.30', with which it runs as "
     "it is; or take a model of transformers' own"
 )
 
