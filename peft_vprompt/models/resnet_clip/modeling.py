@@ -258,7 +258,11 @@ class ResNetCLIPModel(ResNetCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> CLIPOutput:
-        """Compare images with texts, as `CLIPModel` does."""
+        """Compare images with texts, as `CLIPModel` does.
+
+        Raises:
+            ValueError: texts or images alone, or none of both.
+        """
         if input_ids is None or pixel_values is None:
             raise ValueError("Expected input_ids and pixel_values. Received one of them alone, or none.")
         images = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)

@@ -112,7 +112,12 @@ class ClassNameClassifier:
             return self.classify(**inputs)
 
     def start_class_head(self) -> None:
-        """See `PeftModelForImageClassification.start_class_head`."""
+        """Begin the second stage of the active adapter: a vector for each class is learned, and nothing else.
+
+        Raises:
+            OutputNotFiniteError: the first stage diverged.
+            ValueError: the adapter does not learn in two stages, is in the second one, or is disabled.
+        """
         adapted = self.adapted
         config: Any = adapted.config
         if not adapted.method.has_second_stage:
@@ -289,7 +294,11 @@ class ClassNameClassifier:
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
     ) -> dict[str, ClassificationOutput]:
-        """See `PeftModelForImageClassification.classify_with_adapters`."""
+        """Return the logits of several read-only adapters on the same images [b, channels, h, w], by adapter.
+
+        Raises:
+            ValueError: no adapter, one that is not there or whose prompts other tokens read; or all are disabled.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(check_names(adapter_names)))
         self._check_read_only(names)
         self.images.check(pixel_values, options)
@@ -324,7 +333,13 @@ class ClassNameClassifier:
     # ---- texts ------------------------------------------------------------------------------------------------
 
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
-        """See `PeftModelForImageClassification.encode_classes`."""
+        """Return the L2-normalised text features of the active adapter's classes, a copy of what is kept.
+
+        Shapes: [c, e]; [c, k, e] for read-only prompts; [b, c, e] where they depend on the images.
+
+        Raises:
+            ValueError: the features depend on images, and there are none.
+        """
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
         with self.adapted.lock.call():
             if not self.texts.conditional:

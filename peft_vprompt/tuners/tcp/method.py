@@ -30,7 +30,11 @@ class TCP(PromptMethod):
     needs_class_features = True
 
     def check(self, config: TCPConfig, vision: VisionView, text: TextView) -> None:
-        """Refuse a layer that the text tower does not have."""
+        """Refuse a layer that the text tower does not have.
+
+        Raises:
+            ValueError: names the layers that it has.
+        """
         if config.class_token_layer >= text.num_layers:
             raise ValueError(
                 f"Expected class_token_layer < {text.num_layers}, the layers of the text tower. Received: "
