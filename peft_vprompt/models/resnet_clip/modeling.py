@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ...backbones.base import resize_positions
+from ...backbones.vision import resize_positions
 from ..comparing import CLIPOutput, compare, encode_texts
 from .configuration import ResNetCLIPConfig, ResNetCLIPVisionConfig
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import PaddedTextView
+from ...backbones.text import PaddedTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts

@@ -25,7 +25,9 @@ from ...utils.validation import shorten
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-    from ...backbones.base import EncoderView, TextView, VisionView
+    from ...backbones.base import EncoderView
+    from ...backbones.text import TextView
+    from ...backbones.vision import VisionView
     from ...prompts.base import PromptModule
     from .config import PromptConfig
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...prompts.base import placed_like
 from ...readouts import LinearReadout
 from ..base.method import OTHER_CLASSES, FrozenText, PromptMethod, refuse_other_classes

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...losses.classification import mean_cross_entropy
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.projected import ProjectedPrompts

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones.base import VisionView
+from ...backbones.vision import VisionView
 from ...errors import AdapterMismatchError
 from ..base.checkpoint_layout import Layout, State, free_visual_prompts, numbered, of_all_layers, refuse, require
 from ..base.config import PromptConfig
