@@ -34,11 +34,11 @@ class ClassHead(PromptMethod):
     def initialize(self, config: ClassHeadConfig, readout: LinearReadout, frozen_text: FrozenText) -> None:
         """Copy the frozen model's text features of the classes into the head (Classifier-C)."""
         if config.head_init == "text":
-            readout.weight.copy_(frozen_text())
+            readout.weight.copy_(frozen_text.normalized())
 
     def frozen_readout(self, config: ClassHeadConfig, frozen_text: FrozenText) -> dict[str, Tensor]:
         """Return the zero-shot head: the rows are the frozen text features."""
-        return {"weight": frozen_text()}
+        return {"weight": frozen_text.normalized()}
 
     def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
         """Refuse other classes than the head's own.
