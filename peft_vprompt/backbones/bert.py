@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import PaddedTextView
+from .text import PaddedTextView
 
 
 class ChineseCLIPTextView(PaddedTextView):

@@ -9,8 +9,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.offloading import tensor_of
-from .base import CausalTextView, EncoderView, VisionView, resize_positions
+from .base import EncoderView
 from .layer_parts import CLIP_PARTS
+from .text import CausalTextView
+from .vision import VisionView, resize_positions
 
 
 class CLIPView(EncoderView):

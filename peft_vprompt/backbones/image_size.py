@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..utils.validation import require_int
-from .base import VisionView
 from .supported import find_backbone, view
+from .vision import VisionView
 
 
 #: Largest edge of images in pixels.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .base import VisionView, pair
+from .vision import VisionView, pair
 
 
 class OpaqueVisionView(VisionView):

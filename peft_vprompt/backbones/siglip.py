@@ -9,8 +9,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.offloading import tensor_of
-from .base import PaddedTextView, resize_positions
 from .clip import CLIPLikeVisionView, CLIPView
+from .text import PaddedTextView
+from .vision import resize_positions
 
 
 class SiglipTextView(CLIPView, PaddedTextView):

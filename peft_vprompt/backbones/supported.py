@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from ..errors import UnsupportedModelError
-from .base import EncoderView, TextView, VisionView
+from .base import EncoderView
 from .beit import BeitView, Data2VecVisionView
 from .bert import AltCLIPTextView, BertTextView, ChineseCLIPTextView, RobertaTextView
 from .clip import CLIPTextView, CLIPVisionView, MetaClip2TextView, MLCDView, OwlViTVisionView
@@ -29,9 +29,11 @@ from .opaque import GroupViTVisionView, OpaqueVisionView, ResNetCLIPVisionView
 from .refused import UNSUPPORTED
 from .siglip import Aimv2VisionView, Siglip2VisionView, SiglipTextView, SiglipVisionView
 from .swin import Swinv2View, SwinView
+from .text import TextView
 from .timm_wrapper import TimmView
 from .tips import Tipsv2TextView
 from .unpacked import Aimv2TextView, UnpackedTextView
+from .vision import VisionView
 from .vit import DeiTView, IJepaView, PixioView, ViTMSNView, ViTView
 
 

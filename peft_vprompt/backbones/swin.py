@@ -26,8 +26,8 @@ from ..core.insertion import InsertionRule, insert_prompts
 from ..core.layer_loop import OutputRows
 from ..core.offloading import tensor_of
 from ..core.plain_modules import in_place_of, modeling_file
-from .base import VisionView, resize_positions
 from .layer_parts import split_heads
+from .vision import VisionView, resize_positions
 
 
 class SwinView(VisionView):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..core.offloading import tensor_of
 from ..core.plain_modules import modeling_file
-from .base import EncoderView, VisionView, resize_positions
+from .base import EncoderView
 from .opaque import OpaqueVisionView
+from .vision import VisionView, resize_positions
 
 
 #: timm's blocks that take tokens and nothing else, and in which every token reads every other.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import PaddedTextView
 from .clip import CLIPView
+from .text import PaddedTextView
 
 
 class Tipsv2TextView(CLIPView, PaddedTextView):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..core.layer_loop import encode
 from ..core.plain_modules import in_place_of
-from .base import PaddedTextView
 from .clip import CLIPView
+from .text import PaddedTextView
 
 
 class UnpackedTextView(CLIPView, PaddedTextView):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core.offloading import tensor_of
-from .base import VisionView, resize_positions
 from .layer_parts import PIXIO_PARTS, VIT_PARTS
+from .vision import VisionView, resize_positions
 
 
 class ViTLikeView(VisionView):

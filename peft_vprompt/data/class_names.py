@@ -327,4 +327,5 @@ def warn_repeated(names: Sequence[str]) -> None:
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:
+    """Return the names that stand there more than once, each once."""
     return [name for name, count in Counter(names).items() if count > 1]

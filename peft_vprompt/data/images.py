@@ -145,7 +145,7 @@ class DraftImage(RGBImage):
 
     @property
     def least_edge(self) -> int | None:
-        """See `edge`."""
+        """The least that is left of both edges, in pixels."""
         return self.edge
 
 

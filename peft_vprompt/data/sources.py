@@ -230,6 +230,11 @@ def _find_split(splits: Mapping[str, Dataset], name: str, options: DataOptions) 
 
 
 def split_named(splits: Mapping[str, Dataset], name: str, options: DataOptions) -> Dataset:
+    """Return the split of a name; folders `val` and `dev` are read as `validation`.
+
+    Raises:
+        ValueError: there is none; names those that there are.
+    """
     found = _find_split(splits, name, options)
     if found is None:
         raise ValueError(f"No split {name!r}. The data has: {', '.join(splits)}.")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -29,7 +29,6 @@ from ..training.gradient_probe import GradientProbe
 from ..training.loading import require_workers
 from ..training.trackers import check_trackers
 from ..training.trainer import train
-from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
 from ..utils.devices import find_device
 from ..utils.io import atomic_files, write_json
@@ -151,7 +150,7 @@ class Run(RunState):
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
             bundle.content |= self.teacher.content
-        noisy_recipe = get_method(settings.method).noisy_recipe
+        noisy_recipe = self.spec.noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
         if self.multi_label and bundle.recipe is not None:  # a crop may leave out what the image is labelled with
@@ -202,7 +201,11 @@ class Run(RunState):
     def _eval_sets(self, split: str) -> dict[str, EvalSet]:
         if split not in self.data:
             return {}
-        return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._rows)
+        return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._tested)
+
+    def _tested(self, images: Dataset, transform) -> Any:
+        """Return transformed images to test on."""
+        return self._rows(images, transform)
 
     def label(self) -> None:
         """Pick the training images and label them as the settings say; a teacher needs no labels, and takes all."""
@@ -386,7 +389,7 @@ class Run(RunState):
                 loss=self._loss,
                 settings=self._depends_on() | ({"stage": stage} if stage else {}),
                 checkpoints=options.checkpoints,
-                progress=None if options.quiet else get_method(self.settings.method).title,
+                progress=None if options.quiet else self.spec.title,
                 scale_loss=self.settings.precision == "fp16",
                 workers=options.workers,
                 callbacks=self.probes,

@@ -7,7 +7,6 @@ from ..data.options import portable
 from ..training.evaluation import chance
 from ..training.trainer import TrainResult
 from ..tuners.base.recipe import Recipe
-from ..tuners.base.registry import get_method
 from ..utils.environment import environment
 from .identity import IDENTITY
 from .run_state import RunState
@@ -17,7 +16,7 @@ from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
 def report_of(run: RunState) -> dict:
     """Return what `results.json` holds, of a run that was evaluated, but for the size of the adapter's file."""
     return {
-        "title": get_method(run.settings.method).title,
+        "title": run.spec.title,
         "settings": asdict(run.settings),
         "model_commit": getattr(run.bundle.model.get_base_model().config, "_commit_hash", None),
         "recipe": _recipe_report(run.recipe, run.settings.shots) if run.recipe else None,

@@ -162,7 +162,7 @@ class RunState:
     @property
     def _loss(self) -> ClassificationLoss | BinaryCrossEntropy | None:
         """What to minimise in the place of the model's own loss; None for that."""
-        asks = get_method(self.settings.method).config_class.__dataclass_fields__
+        asks = self.spec.config_class.__dataclass_fields__
         if self.multi_label and "problem_type" not in asks:
             return BinaryCrossEntropy()
         return loss_of(self.settings)

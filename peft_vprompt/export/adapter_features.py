@@ -28,7 +28,7 @@ def adapter_features(classifier: Classifier) -> FeatureMaker:
             "Expected an adapter of a model with a text encoder. Received one of an image classifier, whose features "
             "`vprompt predict --embeddings` writes."
         )
-    if not known.changes_images():
+    if not known.adapted.changes_images:
         return feature_maker(model, classifier.image_processor)
     transform = EvalTransform(classifier.image_processor)
     config: Any = model.peft_config[model.active_adapter].to_dict()

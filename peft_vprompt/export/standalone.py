@@ -23,7 +23,11 @@ UNREADABLE = (
 
 
 def read_image(path, background="white"):
-    """Return an image file in RGB: rotated as the camera says, transparent parts on a colour, 16 bits scaled to 8."""
+    """Return an image file in RGB: rotated as the camera says, transparent parts on a colour, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: pixel values that are not finite.
+    """
     with open(path, "rb") as file, Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F" or image.mode.startswith("I"):

@@ -10,27 +10,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-class FrozenFeatures(Protocol):
-    """What the model says without prompts, computed when it is asked for and without gradients."""
+class FrozenFeatures:
+    """What the model says without prompts, computed when it is asked for first and without gradients.
+
+    Args:
+        text: gives the class features [c, e].
+        image: gives the features [b, e] of the same images.
+        scaled: makes logits of cosines [b, c].
+    """
+
+    def __init__(self, text: Callable[[], Tensor], image: Callable[[], Tensor], scaled: Callable[[Tensor], Tensor]):
+        self._make_text = text
+        self._make_image = image
+        self._scaled = scaled
+        # Not `cached_property`: a compiler cannot follow the lock that Python 3.11 gives it.
+        self._text: Tensor | None = None
+        self._image: Tensor | None = None
 
     @property
     def text(self) -> Tensor:
         """Class features, L2-normalised [c, e]."""
+        if self._text is None:
+            self._text = self._make_text()
+        return self._text
 
     @property
     def image(self) -> Tensor:
         """Features of the same images, L2-normalised [b, e]."""
+        if self._image is None:
+            self._image = self._make_image()
+        return self._image
 
+    # With a block, for a compiler cannot follow a decorator under `property`.
     @property
     def logits(self) -> Tensor:
         """Scaled cosines of the two, [b, c]."""
+        with torch.no_grad():
+            return self._scaled(self.image @ self.text.t())
 
 
 @dataclass(frozen=True)

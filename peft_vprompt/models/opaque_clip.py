@@ -11,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PretrainedConfig, PreTra
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..backbones.base import PaddedTextView
 from ..backbones.supported import view
+from ..backbones.text import PaddedTextView
 from .comparing import CLIPOutput, compare, encode_texts
 
 

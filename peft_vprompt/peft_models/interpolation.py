@@ -33,7 +33,17 @@ KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 def interpolate(
     model: SavedPeftModel, classifier: ClassNameClassifier, share: float, adapter_name: str | None
 ) -> None:
-    """See `PeftModelForImageClassification.interpolate`."""
+    """Move the active adapter's weights, or those of a new one with its config, between the frozen model's and its own.
+
+    Args:
+        model: the PEFT model.
+        classifier: its classifier.
+        share: 0 for the frozen model, 1 for the adapter as trained.
+        adapter_name: name of the new adapter; None to change the active one.
+
+    Raises:
+        ValueError: a share out of range, a name that is taken, or weights that have no counterpart in the frozen model.
+    """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ValueError(f"Expected a share from 0 (the frozen model) to 1 (as trained). Received: share={share!r}.")
     if adapter_name in model.peft_config:

@@ -60,7 +60,11 @@ def patch_loading(module: ModuleType) -> None:
 
 
 def remember_revision(find: Callable, revisions: dict[str, str | None]) -> Callable:
-    """Note which revision of an adapter was asked for: what loads the model is told that of the base model."""
+    """Note which revision of an adapter was asked for: what loads the model is told that of the base model.
+
+    Raises:
+        ValueError: when it is called: the adapter does not say where its base model is.
+    """
 
     def run(model, *args, **kwargs):
         found = find(model, *args, **kwargs)

@@ -28,7 +28,7 @@ Images = Tensor | Iterable[Mapping[str, Any]]
 
 
 def uses_support(classifier: ClassNameClassifier) -> bool:
-    """See `PeftModelForImageClassification.uses_support`."""
+    """Tell whether the active adapter learns from features of labelled images, without gradients."""
     return classifier.adapted.method.uses_support(classifier.adapted.config)
 
 
@@ -36,7 +36,18 @@ def uses_support(classifier: ClassNameClassifier) -> bool:
 def set_support(
     classifier: ClassNameClassifier, images: Images, labels: Tensor | Sequence[int] | None, views: int
 ) -> None:
-    """See `PeftModelForImageClassification.set_support`."""
+    """Give the active adapter the features of labelled images to learn from.
+
+    Args:
+        classifier: the classifier of the model.
+        images: features [n, e] or [v, n, e], or batches of images with `labels`.
+        labels: class numbers [n] of features; None with batches.
+        views: passes over the batches, each with an augmentation of its own.
+
+    Raises:
+        ValueError: an adapter that learns by training alone or is disabled, or as `encode`.
+        UnsupportedModelError: as `encode`.
+    """
     if not uses_support(classifier):
         raise ValueError(
             "Expected an adapter that learns from features of labelled images: Tip-Adapter, or CLAP with its constraint. "
@@ -59,7 +70,19 @@ def search_cache(
     scale: Sequence[float],
     step: Sequence[int],
 ) -> Found:
-    """See `PeftModelForImageClassification.search_cache`."""
+    """Set alpha and beta of the active Tip-Adapter to those that classify labelled images best.
+
+    Args:
+        classifier: the classifier of the model.
+        images: as for `set_support`, in one view.
+        labels: as for `set_support`.
+        scale: largest beta and alpha to try.
+        step: number of values of each.
+
+    Raises:
+        ValueError: another adapter, one without images, values out of range, or as `encode`.
+        UnsupportedModelError: as `encode`.
+    """
     config: Any = classifier.adapted.config
     if not isinstance(config, TipAdapterConfig):
         raise ValueError(
@@ -155,7 +178,11 @@ def encode(
 
 
 def encode_pass(classifier: ClassNameClassifier, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Return the features [n, e] of the images of all batches, or those that they hold, and their labels [n]."""
+    """Return the features [n, e] of the images of all batches, or those that they hold, and their labels [n].
+
+    Raises:
+        ValueError: batches without labels, or none.
+    """
     device = device_of(classifier.model)
     features, labels = [], []
     with eval_mode(classifier.model), torch.autocast(device.type, enabled=False):

@@ -17,7 +17,8 @@ from ..core.offloading import computing_device
 
 
 if TYPE_CHECKING:
-    from ..backbones.base import EncoderView, VisionView
+    from ..backbones.base import EncoderView
+    from ..backbones.vision import VisionView
 
 
 class PromptModule(nn.Module, ABC):

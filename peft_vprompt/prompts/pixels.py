@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones.base import VisionView
+from ..backbones.vision import VisionView
 from ..core.offloading import tensor_of
 from .base import PromptModule, placed_like
 from .visual import vpt_bound

@@ -27,7 +27,11 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features, **made))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise by the batch's statistics in training, by the running ones else."""
+        """Normalise features [b, d] by the batch's statistics in training, by the running ones else.
+
+        Raises:
+            ValueError: a training batch of one image.
+        """
         if self.training and len(features) < 2:
             raise ValueError(
                 "Expected at least two images in a training batch, by whose statistics PromptKD's projector normalises "

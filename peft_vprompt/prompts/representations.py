@@ -19,7 +19,7 @@ from .base import PromptModule
 
 
 if TYPE_CHECKING:
-    from ..backbones.base import VisionView
+    from ..backbones.vision import VisionView
 
 
 #: Standard deviation of the first tokens (MMRL, section 4.1).

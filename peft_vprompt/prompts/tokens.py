@@ -14,7 +14,7 @@ from .base import PromptModule
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..backbones.base import TextView
+    from ..backbones.text import TextView
 
 
 #: Standard deviation of randomly initialised contexts and prompts in the CLIP methods (CoOp section 3, MaPLe).

@@ -18,7 +18,7 @@ from .base import PromptModule
 
 
 if TYPE_CHECKING:
-    from ..backbones.base import VisionView
+    from ..backbones.vision import VisionView
 
 
 def vpt_bound(patch_size: int, size: int) -> float:

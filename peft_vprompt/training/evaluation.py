@@ -301,7 +301,7 @@ def measure_beside_zero_shot(
 def leaves_images(model) -> bool:
     """Return whether image features stand for images, with the adapter as without it."""
     classifier = model.class_name_classifier
-    return classifier.images.is_fixed and not classifier.changes_images()
+    return classifier.images.is_fixed and not classifier.adapted.changes_images
 
 
 def _encoded(

@@ -11,8 +11,7 @@ from transformers import CLIPModel, Trainer, TrainingArguments
 
 from peft_vprompt import KgCoOpConfig, MaPLeConfig
 from peft_vprompt.losses import CrossEntropy
-from peft_vprompt.losses.regularizers import Features, TextConsistency, weighted_terms
-from peft_vprompt.tuners.base.frozen import LazyFrozenFeatures
+from peft_vprompt.losses.regularizers import Features, FrozenFeatures, TextConsistency, weighted_terms
 from tests.support.models import (
     CLASS_NAMES,
     NEW_NAMES,
@@ -32,9 +31,9 @@ def plain_logits(clip: CLIPModel, names=CLASS_NAMES) -> torch.Tensor:
     return clip(**texts, pixel_values=images()).logits_per_image
 
 
-def frozen_features(model) -> LazyFrozenFeatures:
+def frozen_features(model) -> FrozenFeatures:
     """What a further term of the loss is given for `images()`."""
-    return LazyFrozenFeatures(model.class_name_classifier, model.encode_images(images()), {"pixel_values": images()})
+    return model.class_name_classifier.frozen_features(model.encode_images(images()), {"pixel_values": images()})
 
 
 @every_config

@@ -234,14 +234,9 @@ class CellRun(Run):
             logits = logits[:, _columns(names, self.trained_classes)]
         return outcome(logits.argmax(1), labels, names, content)
 
-    def _eval_sets(self, split: str) -> dict[str, EvalSet]:
-        if split not in self.data:
-            return {}
-        return eval_sets(self.data[split], self.classes, self.bundle.image_processor, self._tested)
-
     def _tested(self, images: Dataset, transform) -> Any:
         """Return images to test on: as features that all cells share, where these depend on nothing that is trained."""
-        return self._features(images, transform) if self._shares_features else self._rows(images, transform)
+        return self._features(images, transform) if self._shares_features else super()._tested(images, transform)
 
     def _rows(self, images: Dataset, transform, views: int = 1, in_memory: bool = False):
         if in_memory and self._shares_features:  # every image is augmented once

@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ...backbones.base import resize_positions
+from ...backbones.vision import resize_positions
 from ..comparing import CLIPOutput, compare, encode_texts
 from .configuration import ResNetCLIPConfig, ResNetCLIPVisionConfig
 
@@ -258,7 +258,11 @@ class ResNetCLIPModel(ResNetCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> CLIPOutput:
-        """Compare images with texts, as `CLIPModel` does."""
+        """Compare images with texts, as `CLIPModel` does.
+
+        Raises:
+            ValueError: texts or images alone, or none of both.
+        """
         if input_ids is None or pixel_values is None:
             raise ValueError("Expected input_ids and pixel_values. Received one of them alone, or none.")
         images = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)

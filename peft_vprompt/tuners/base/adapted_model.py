@@ -262,8 +262,9 @@ class AdaptedModel:
         """Return PEFT's own layers and copies that are on and can change the image features."""
         return self._layers_that_are_on(of_text=False)
 
+    @property
     def changes_texts(self) -> bool:
-        """Return whether the adapters that are on change the features of texts."""
+        """Whether the adapters that are on change the features of texts."""
         prompts = self.text is not None and self.text.active_prompts is not None
         return prompts or bool(self._layers_that_are_on(of_text=True))
 

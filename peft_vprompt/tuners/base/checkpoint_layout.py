@@ -19,7 +19,7 @@ from .config import PromptConfig
 
 
 if TYPE_CHECKING:
-    from ...backbones.base import VisionView
+    from ...backbones.vision import VisionView
 
 
 #: Tensors of a checkpoint by name.

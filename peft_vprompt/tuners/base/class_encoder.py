@@ -11,14 +11,13 @@ import functools
 import math
 import sys
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import PaddedTextView
+from ...backbones.text import PaddedTextView
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
@@ -34,29 +33,6 @@ from .method import average_features
 from .module_state import ModuleState, autocast_dtype, state_of
 from .prompted_text_encoder import PromptedTextEncoder
 from .traced import is_exporting, kept, number_of, outside_of_export
-
-
-@dataclass
-class FrozenClasses:
-    """What gives the frozen model's features of some classes: `method.FrozenText`.
-
-    Attributes:
-        encoder: encodes them.
-        classes: the classes.
-        adapter_name: whose templates are filled.
-    """
-
-    encoder: ClassEncoder
-    classes: ClassList
-    adapter_name: str
-
-    def __call__(self) -> Tensor:
-        """See `ClassEncoder.encode_frozen`."""
-        return self.encoder.encode_frozen(self.classes, self.adapter_name)
-
-    def projected(self, verbatim: bool) -> Tensor:
-        """See `ClassEncoder.projected_frozen`."""
-        return self.encoder.projected_frozen(self.classes, self.adapter_name, verbatim)
 
 
 class ClassEncoder:
@@ -160,7 +136,7 @@ class ClassEncoder:
         """Return the features of the classes first ... last - 1."""
         text = self.text
         config = self.model.config
-        if text.disable_adapters or (config.class_descriptions is not None and not self.model.changes_texts()):
+        if text.disable_adapters or (config.class_descriptions is not None and not self.model.changes_texts):
             return self._zero_shot(classes.names[first:last], config.templates, config)
         read_only = 0 if text.active_read_only is None else text.active_read_only().shape[1]
         templates = classes.pack(first, last or len(classes.names), read_only, device)

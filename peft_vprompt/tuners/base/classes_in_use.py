@@ -61,7 +61,12 @@ class ClassesInUse:
         self.memory.compared.pop(adapter_name, None)
 
     def set(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """See `PeftModelForImageClassification.set_class_names`."""
+        """Let the active adapter tell other classes apart, whose names the tokenizer reads (None: the adapter's own).
+
+        Raises:
+            ClassNamesError: malformed names, or others than the prompts were learned for.
+            PromptTooLongError: a name does not fit into the text tower.
+        """
         names = check_class_names(names)
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
         classes = self._new(names)

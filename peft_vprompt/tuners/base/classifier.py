@@ -21,17 +21,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ...backbones.supported import class_name
 from ...errors import OutputNotFiniteError
 from ...losses.multi_label import BinaryCrossEntropy
-from ...losses.regularizers import Features, weighted_terms
+from ...losses.regularizers import Features, FrozenFeatures, weighted_terms
 from ...utils.name_keys import all_known
 from .adapted_model import AdaptedModel
 from .adapter_names import check_names
-from .class_encoder import ClassEncoder, FrozenClasses
+from .class_encoder import ClassEncoder
 from .class_list import ClassList
 from .classes_in_use import ClassesInUse, ClassMemory
-from .frozen import LazyFrozenFeatures
 from .image_encoder import ImageEncoder
 from .input_checks import check_features, check_inputs, check_unit_length
-from .method import PromptMethod
+from .method import FrozenText, PromptMethod
 from .prompted_encoder import READOUT
 from .switching import answering_for
 from .tuned_module import full_precision
@@ -89,12 +88,15 @@ class ClassNameClassifier:
             with torch.no_grad():
                 method.initialize(config, readout, self.frozen_text_of(adapter_name))
 
-    def frozen_text_of(self, adapter_name: str) -> FrozenClasses:
+    def frozen_text_of(self, adapter_name: str) -> FrozenText:
         """Return what gives the frozen model's features of an adapter's own classes, where it belongs to some."""
         classes: Any = self.memory.class_lists[adapter_name]
         if classes is not None and classes.rows is not None:
             classes = ClassList(list(self.adapted.config_of(adapter_name).own_classes))
-        return FrozenClasses(self.texts, classes, adapter_name)
+        return FrozenText(
+            normalized=lambda: self.texts.encode_frozen(classes, adapter_name),
+            projected=lambda verbatim: self.texts.projected_frozen(classes, adapter_name, verbatim),
+        )
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter's classes."""
@@ -112,7 +114,12 @@ class ClassNameClassifier:
             return self.classify(**inputs)
 
     def start_class_head(self) -> None:
-        """See `PeftModelForImageClassification.start_class_head`."""
+        """Begin the second stage of the active adapter: a vector for each class is learned, and nothing else.
+
+        Raises:
+            OutputNotFiniteError: the first stage diverged.
+            ValueError: the adapter does not learn in two stages, is in the second one, or is disabled.
+        """
         adapted = self.adapted
         config: Any = adapted.config
         if not adapted.method.has_second_stage:
@@ -212,7 +219,7 @@ class ClassNameClassifier:
             inputs, details = None, {}
             image = image_features.to(self.adapted.dual.dtype)
         text = self.texts.encode(classes, image)
-        frozen = LazyFrozenFeatures(self, image, inputs)
+        frozen = self.frozen_features(image, inputs)
         logits = self.scaled_by_method(self._similarities(image, text))
         added = self._method.added_logits(self.adapted.config, self.adapted.readout, image)
         logits = logits if added is None else logits + classes.pick(added, dim=1)
@@ -289,7 +296,11 @@ class ClassNameClassifier:
     def classify_with_adapters(
         self, pixel_values: Tensor, adapter_names: Sequence[str], **options
     ) -> dict[str, ClassificationOutput]:
-        """See `PeftModelForImageClassification.classify_with_adapters`."""
+        """Return the logits of several read-only adapters on the same images [b, channels, h, w], by adapter.
+
+        Raises:
+            ValueError: no adapter, one that is not there or whose prompts other tokens read; or all are disabled.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(dict.fromkeys(check_names(adapter_names)))
         self._check_read_only(names)
         self.images.check(pixel_values, options)
@@ -324,7 +335,13 @@ class ClassNameClassifier:
     # ---- texts ------------------------------------------------------------------------------------------------
 
     def encode_classes(self, pixel_values: Tensor | None = None) -> Tensor:
-        """See `PeftModelForImageClassification.encode_classes`."""
+        """Return the L2-normalised text features of the active adapter's classes, a copy of what is kept.
+
+        Shapes: [c, e]; [c, k, e] for read-only prompts; [b, c, e] where they depend on the images.
+
+        Raises:
+            ValueError: the features depend on images, and there are none.
+        """
         self.adapted.dual  # noqa: B018 - raises where classes have no meaning
         with self.adapted.lock.call():
             if not self.texts.conditional:
@@ -341,13 +358,20 @@ class ClassNameClassifier:
         """Return the frozen model's features [c, e] of the active adapter's classes, without gradients."""
         return self.texts.encode_frozen(self.in_use.known, self.adapted.adapter_name)
 
-    def frozen_images(self, pixel_values: Tensor, **options) -> Tensor:
-        """Return what the frozen model makes of the images, L2-normalised [b, e], without gradients."""
-        return self.images.frozen(pixel_values, **options)
+    def frozen_features(self, image: Tensor, inputs: dict | None) -> FrozenFeatures:
+        """Return what the frozen model says of the active adapter's classes and of images.
 
-    def changes_images(self) -> bool:
-        """Return whether the adapters change the image features."""
-        return self.adapted.changes_images
+        Args:
+            image: features of the images with the adapters as they are; they serve where no adapter changes them.
+            inputs: keyword arguments of `encode_images` for the same images; None where `image` was given as frozen.
+        """
+
+        def frozen_image() -> Tensor:
+            if inputs is None or not self.adapted.changes_images:
+                return image.detach()
+            return self.images.frozen(**inputs)
+
+        return FrozenFeatures(self.frozen_text, frozen_image, self.scaled_by_method)
 
     def scaled(self, similarities: Tensor, scale: float | None = None) -> Tensor:
         """Return the logits [b, c] of cosines [b, c], by a scale or the model's own, with its own bias or the config's."""

@@ -51,7 +51,12 @@ class ImageEncoder:
         view.check_images(pixel_values, options.get("interpolate_pos_encoding"))
 
     def encode(self, pixel_values: Tensor, **options) -> Tensor:
-        """See `PeftModelForImageClassification.encode_images`."""
+        """Return the L2-normalised features of images [b, channels, h, w]: [b, e], or [b, k, e] for read-only prompts.
+
+        Raises:
+            ValueError: images of another shape than the encoder takes, or none.
+            TypeError: options that it does not know.
+        """
         with self.adapted.lock.call():
             self.check(pixel_values, options)
             if not is_traced():

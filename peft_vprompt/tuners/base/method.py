@@ -7,7 +7,7 @@ differs from the frozen model with a template.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from ...utils.validation import shorten
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-    from ...backbones.base import EncoderView, TextView, VisionView
+    from ...backbones.base import EncoderView
+    from ...backbones.text import TextView
+    from ...backbones.vision import VisionView
     from ...prompts.base import PromptModule
     from .config import PromptConfig
 
@@ -34,14 +36,17 @@ if TYPE_CHECKING:
 OTHER_CLASSES = "Or train an adapter that learns a context to move to new classes."
 
 
-class FrozenText(Protocol):
-    """What gives the frozen model's features of an adapter's classes."""
+class FrozenText(NamedTuple):
+    """What gives the frozen model's features of an adapter's classes.
 
-    def __call__(self) -> Tensor:
-        """Return them [c, e], L2-normalised."""
+    Attributes:
+        normalized: gives them [c, e], L2-normalised.
+        projected: gives the mean over templates of features [c, e] as the model projects them; underscores are kept if its
+            argument is True, else they are spaces.
+    """
 
-    def projected(self, verbatim: bool) -> Tensor:
-        """Return the mean over templates of features [c, e] as the model projects them; underscores are spaces or kept."""
+    normalized: Callable[[], Tensor]
+    projected: Callable[[bool], Tensor]
 
 
 class SupportSet(NamedTuple):
@@ -195,7 +200,7 @@ class PromptMethod:
         return False
 
     def initialize(self, config: PromptConfig, readout: Any, frozen_text: FrozenText) -> None:
-        """Set first values that take the model to compute; `frozen_text()` gives the frozen class features [c, e]."""
+        """Set first values that take the model to compute; `frozen_text` gives the frozen class features [c, e]."""
 
     def uses_support(self, config: PromptConfig) -> bool:
         """Return whether the method learns something from the features of labelled images, without gradients."""

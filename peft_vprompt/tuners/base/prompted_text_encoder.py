@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...backbones.base import CausalTextView, PaddedTextView
 from ...backbones.supported import view as view_of
+from ...backbones.text import CausalTextView, PaddedTextView
 from ...core.attention import Causal, GrowingPrefix, ReadSuffixes
 from ...core.insertion import InsertRows, insert, replace
 from ...core.layer_loop import OutputRows, encode, fill_kv_cache, run_read_only

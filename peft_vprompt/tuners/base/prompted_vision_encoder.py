@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ...backbones.base import VisionView
 from ...backbones.supported import view as view_of
+from ...backbones.vision import VisionView
 from ...core.attention import ReadAll
 from ...core.batch_norm import hold_statistics
 from ...core.insertion import InsertionRule, remove

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...losses.regularizers import Regularizer, StartDistance
 from ...prompts.base import placed_like
 from ...readouts import PrototypeReadout

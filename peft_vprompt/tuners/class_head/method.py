@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...prompts.base import placed_like
 from ...readouts import LinearReadout
 from ..base.method import OTHER_CLASSES, FrozenText, PromptMethod, refuse_other_classes
@@ -34,11 +34,11 @@ class ClassHead(PromptMethod):
     def initialize(self, config: ClassHeadConfig, readout: LinearReadout, frozen_text: FrozenText) -> None:
         """Copy the frozen model's text features of the classes into the head (Classifier-C)."""
         if config.head_init == "text":
-            readout.weight.copy_(frozen_text())
+            readout.weight.copy_(frozen_text.normalized())
 
     def frozen_readout(self, config: ClassHeadConfig, frozen_text: FrozenText) -> dict[str, Tensor]:
         """Return the zero-shot head: the rows are the frozen text features."""
-        return {"weight": frozen_text()}
+        return {"weight": frozen_text.normalized()}
 
     def check_new_classes(self, config: ClassHeadConfig, names: Sequence[str]) -> None:
         """Refuse other classes than the head's own.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.meta_net import ConditionalContext
 from ..base.tuner import PromptTuner

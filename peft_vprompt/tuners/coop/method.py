@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...core.tokenization import TokenSequence, context_sequences, name_tokens
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import ClassContexts, ClassNameTokens, TokenPrompts, start_from_words

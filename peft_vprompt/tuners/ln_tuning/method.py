@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ...backbones.base import EncoderView, TextView, VisionView
+from ...backbones.base import EncoderView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...errors import UnsupportedModelError
 from ..base.classifier_parts import own_modules, plain
 from ..base.method import PromptMethod

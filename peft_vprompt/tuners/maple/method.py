@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...core.tokenization import TokenSequence, context_sequences
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.coupling import LinearCoupling

@@ -19,7 +19,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...losses.regularizers import FeatureNorm, Features, Regularizer, SequenceNorm
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.representations import ImageRepresentations, LayerMaps, TextRepresentations

@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.coupling import LinearCoupling
 from ...readouts import PairwiseReadout

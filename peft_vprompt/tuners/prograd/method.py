@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...core.tokenization import TokenSequence
 from ...losses.regularizers import Features
 from ...prompts.base import PromptModule

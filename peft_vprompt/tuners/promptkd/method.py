@@ -11,17 +11,18 @@ Deviation: a convolution of one pixel is a linear map here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...losses.classification import mean_cross_entropy
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.projected import ProjectedPrompts
 from ...readouts import GivenClasses
-from ..base.method import PromptMethod, check_depth, refuse_other_classes
+from ..base.method import FrozenText, PromptMethod, check_depth, refuse_other_classes
 from ..base.tuner import PromptTuner
 from .config import PromptKDConfig
 
@@ -50,10 +51,10 @@ class PromptKD(PromptMethod):
         """Return True where the model's own class features stand in for a teacher's."""
         return config.teacher_dim is None and not config.inference_mode
 
-    def initialize(self, config: PromptKDConfig, readout: nn.Module, frozen_text: Callable[[], Tensor]) -> None:
+    def initialize(self, config: PromptKDConfig, readout: nn.Module, frozen_text: FrozenText) -> None:
         """Take the model's own class features, where no other teacher is expected."""
         if config.teacher_dim is None:
-            readout.class_features.copy_(frozen_text())
+            readout.class_features.copy_(frozen_text.normalized())
 
     def own_class_features(self, readout: nn.Module) -> Tensor:
         """Return the teacher's features."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import CausalTextView, EncoderView, TextView
+from ...backbones.base import EncoderView
 from ...backbones.clip import CLIPVisionView
+from ...backbones.text import CausalTextView, TextView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.tokens import TokenPrompts
 from ...readouts import PairwiseReadout

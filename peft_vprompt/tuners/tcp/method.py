@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...core.tokenization import TokenSequence, context_sequences
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.class_aware import ClassAwareContext
@@ -30,7 +31,11 @@ class TCP(PromptMethod):
     needs_class_features = True
 
     def check(self, config: TCPConfig, vision: VisionView, text: TextView) -> None:
-        """Refuse a layer that the text tower does not have."""
+        """Refuse a layer that the text tower does not have.
+
+        Raises:
+            ValueError: names the layers that it has.
+        """
         if config.class_token_layer >= text.num_layers:
             raise ValueError(
                 f"Expected class_token_layer < {text.num_layers}, the layers of the text tower. Received: "

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from ...backbones.base import EncoderView, TextView, VisionView
+from ...backbones.base import EncoderView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...errors import UnsupportedModelError
 from ..base.classifier_parts import own_modules
 from ..base.method import PromptMethod

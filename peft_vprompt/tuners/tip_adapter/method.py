@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...prompts.base import placed_like
 from ...readouts import CacheReadout
 from ..base.method import OTHER_CLASSES, PromptMethod, SupportSet, refuse_other_classes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...backbones.base import TextView
+from ...backbones.text import TextView
 from ...prompts.base import placed_like
 from ...readouts import ClassRowsReadout, CosineReadout
 from ..base.tuner import PromptTuner

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones.base import VisionView
+from ...backbones.vision import VisionView
 from ...errors import AdapterMismatchError
 from ..base.checkpoint_layout import Layout, State, free_visual_prompts, numbered, of_all_layers, refuse, require
 from ..base.config import PromptConfig
@@ -28,7 +28,11 @@ def read_clip(state: State) -> Layout:
 
 
 def read(state: State) -> Layout:
-    """Read KMnP/vpt `src/models/vit_prompt/`: prompts of any location on ViT, or tokens on Swin, and the linear head."""
+    """Read KMnP/vpt `src/models/vit_prompt/`: prompts of any location on ViT, or tokens on Swin, and the linear head.
+
+    Raises:
+        AdapterMismatchError: a tensor is missing or of another shape, or the head has hidden layers.
+    """
     swin = any(key.startswith(("enc.prompt_embeddings", "enc.deep_prompt_embeddings")) for key in state)
     prefix = "enc." if swin else "enc.transformer."
     if f"{prefix}prompt_embeddings_tb" in state:

@@ -13,7 +13,8 @@ pixels are normalised with CLIP's mean and standard deviation. `first_layer` and
 
 from __future__ import annotations
 
-from ...backbones.base import TextView, VisionView
+from ...backbones.text import TextView
+from ...backbones.vision import VisionView
 from ...prompts.base import PromptModule, placed_like
 from ...prompts.pixels import PixelBorder, PixelChannels, PixelStrip
 from ...prompts.tokens import CLIP_PROMPT_STD

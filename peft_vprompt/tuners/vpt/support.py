@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...backbones.base import VisionView
+from ...backbones.vision import VisionView
 from ...errors import UnsupportedModelError
 from .config import PIXEL_LOCATIONS, STRIP_LOCATIONS, VisualPromptConfig
 
