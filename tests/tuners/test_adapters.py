@@ -492,6 +492,21 @@ def test_base_that_carries_a_lora(config, tmp_path):
         assert torch.equal(unloaded(input_ids=ids, pixel_values=images()).logits_per_image, expected)
 
 
+def test_a_block_without_adapters_inside_another_leaves_them_off_beside_a_lora_of_the_base(make):
+    model = disturb(get_peft_model(with_lora(), make("context_opt", "end")))
+    learned = logits(model)
+    with model.disable_adapter():
+        expected = logits(model)
+        with model.disable_adapter():
+            assert torch.equal(logits(model), expected)
+        assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(model), learned) and not torch.equal(learned, expected)
+    model.disable_adapter_layers()
+    with model.disable_adapter():
+        logits(model)
+    assert torch.equal(logits(model), expected)
+
+
 def test_base_that_is_a_peft_model(make):
     lora = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     with pytest.warns(UserWarning, match="second time"):
