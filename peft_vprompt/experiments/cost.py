@@ -31,6 +31,7 @@ from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..data.transforms import EvalTransform
 from ..training.cached_features import FEATURES, encode_frozen
 from ..training.recipes import make_optimizer
+from ..tuners.base.classifier import text_classifier
 from ..tuners.base.recipe import Recipe, SupportViews
 from ..tuners.base.registry import get_method
 from ..utils.arguments import typed
@@ -344,8 +345,8 @@ def _give_support(bundle: ModelBundle, cell: CostCell, task: CostTask) -> None:
 
 def _features_will_do(bundle: ModelBundle) -> bool:
     """Tell whether nothing that is trained changes the image features."""
-    classifier = getattr(bundle.model, "class_name_classifier", None)
-    return classifier is not None and classifier.adapted.text is not None and classifier.images.is_fixed
+    classifier = text_classifier(bundle.model)
+    return classifier is not None and classifier.images.is_fixed
 
 
 def _wait(device: str) -> None:

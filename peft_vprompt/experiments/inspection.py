@@ -20,6 +20,7 @@ from ..backbones.supported import HEADS, class_name, view
 from ..data.images import read_rgb
 from ..errors import TokenizerNotFoundError
 from ..peft_models.adapter_files import complete_adapter
+from ..tuners.base.classifier import text_classifier
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
 from ..tuners.base.registry import METHODS, find_row, is_known
 from ..utils.devices import device_of, find_device
@@ -208,7 +209,7 @@ def similar_classes(model: PeftModel, pixel_values: Tensor | None = None, limit:
     """
     model.eval()
     base: Any = model.get_base_model()
-    if hasattr(model, "encode_classes") and hasattr(base, "text_model"):
+    if text_classifier(model) is not None:
         names = list(model.class_names or ())
         if len(names) < 2:
             return "The adapter names no classes."

@@ -8,6 +8,7 @@ from ..data import EvalTransform
 from ..errors import UnsupportedModelError
 from ..training.cached_features import features_content
 from ..training.feature_folders import FeatureMaker, feature_maker
+from ..tuners.base.classifier import text_classifier
 from ..utils.digests import ADAPTER_PROVENANCE, digest_json, digest_tensors, without
 from .classifier import Classifier
 
@@ -22,8 +23,8 @@ def adapter_features(classifier: Classifier) -> FeatureMaker:
         UnsupportedModelError: the base model has no text encoder.
     """
     model = classifier.model
-    known = getattr(model, "class_name_classifier", None)
-    if known is None or known.adapted.text is None:
+    known = text_classifier(model)
+    if known is None:
         raise UnsupportedModelError(
             "Expected an adapter of a model with a text encoder. Received one of an image classifier, whose features "
             "`vprompt predict --embeddings` writes."

@@ -22,6 +22,7 @@ from ..experiments.models import ModelBundle, build_model
 from ..experiments.trained import SavedAdapter
 from ..losses.label_checks import MULTI_LABEL
 from ..training.evaluation import require_finite, set_class_names
+from ..tuners.base.classifier import text_classifier
 from ..tuners.base.classifier_parts import ClassifierParts
 from ..utils.devices import device_of, find_device
 from ..utils.eval_mode import eval_mode
@@ -296,8 +297,8 @@ class Classifier:
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
     def _classifies_features(self) -> bool:
-        classifier = getattr(self.model, "class_name_classifier", None)
-        return classifier is not None and classifier.adapted.backbone.dual is not None and classifier.images.is_fixed
+        classifier = text_classifier(self.model)
+        return classifier is not None and classifier.images.is_fixed
 
     def _read_by_head(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return what the head of an image classifier reads, [b, e]."""

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from ..backbones.supported import class_name
 from ..errors import UnsupportedModelError
-from ..peft_models.peft_model import PeftModelForImageClassification
 from ..readouts import CosineReadout
+from ..tuners.base.classifier import text_classifier
 from .classifier import Classifier
 
 
@@ -43,8 +43,8 @@ def save_plain(classifier: Classifier, folder: Path, bf16: bool = False) -> str:
     """
     model = classifier.model
     dtype = torch.bfloat16 if bf16 else torch.float32
-    known = model.class_name_classifier if isinstance(model, PeftModelForImageClassification) else None
-    if known is None or known.adapted.backbone.dual is None:
+    known = text_classifier(model)
+    if known is None:
         plain = _merged(model, of_head=True)
         _require_own_parts(plain)
         plain.config.id2label = dict(enumerate(classifier.class_names))

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..data.any_images import NamedImages
 from ..data.encoded import EncodedShards, preprocessed, require_readable, tell_skipped
 from ..experiments.identity import differences
+from ..tuners.base.classifier import text_classifier
 from ..tuners.base.module_state import fixed_weights
 from ..utils.digests import ADAPTER_PROVENANCE, digest_json, digest_tensors, without
 from ..utils.io import atomic_path, disk_errors, read_json, write_json
@@ -122,8 +123,8 @@ def identity_of(classifier: Classifier, images: NamedImages | EncodedShards, opt
     model = classifier.model
     config: Any = model.peft_config[model.active_adapter].to_dict()
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    known = getattr(model, "class_name_classifier", None)
-    classes = known.in_use.tokenised if known is not None and known.adapted.text is not None else None
+    known = text_classifier(model)
+    classes = None if known is None else known.in_use.tokenised
     return {
         "code": __version__,
         "adapter": digest_json(without(config, ADAPTER_PROVENANCE), 32),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..losses.label_checks import MULTI_LABEL
 from ..tuners.base.adapted_model import CLASSES
 from ..tuners.base.adapter_names import check_adapter_name, check_names
+from ..tuners.base.switching import adapter_layers
 from ..utils.fields import MAX_INTEGER, shown
 from ..utils.validation import is_number
 from .labels import give_config_back, is_named, show_labels
@@ -28,7 +30,8 @@ class AdapterModel(PeftModel):
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
         check_adapter_name(adapter_name)
-        super().__init__(model, peft_config, adapter_name, **kwargs)
+        # A copy, as class names are noted in it: the caller's object stays as it is, and may serve another model.
+        super().__init__(model, copy.copy(peft_config), adapter_name, **kwargs)
 
     def forward(self, *args, adapter_names: Sequence[str] | None = None, **kwargs):
         """Make the base model's own call; `adapter_names` has an adapter for each image, see `mixed_batches`."""
@@ -40,14 +43,24 @@ class AdapterModel(PeftModel):
         """Return the base model, also where the last adapter was deleted."""
         return self.base_model.model
 
-    def add_adapter(self, adapter_name: str, *args, **kwargs) -> None:
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Let the base model answer without adapters until the block ends, or that around it; see PEFT.
+
+        PEFT would look at a LoRA of the base model too, which stays on, and switch the adapters on at the end of an inner block.
+        """
+        is_off = all(layer.disable_adapters for layer in adapter_layers(self.base_model))
+        with nullcontext() if is_off else super().disable_adapter():
+            yield
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args, **kwargs) -> None:
         """Add an adapter; it is active only where no other is.
 
         Raises:
             ValueError: a name that no adapter can have, or what the config is refused for.
         """
         check_adapter_name(adapter_name)
-        super().add_adapter(adapter_name, *args, **kwargs)
+        super().add_adapter(adapter_name, copy.copy(peft_config), *args, **kwargs)
         if self.active_adapter not in self.peft_config:
             self.set_adapter(adapter_name, inference_mode=self.peft_config[adapter_name].inference_mode)
 

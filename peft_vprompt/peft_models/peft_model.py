@@ -6,7 +6,6 @@ and loading are in `safe_saving`.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -45,8 +44,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
     def __init__(self, model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **kwargs):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # A copy, as class names are noted in it: the caller's object stays as it is, and may serve another model.
-        super().__init__(model, copy.copy(peft_config), adapter_name, **kwargs)
+        super().__init__(model, peft_config, adapter_name, **kwargs)
         self.class_name_classifier = ClassNameClassifier(self)
         self.class_name_classifier.adapted.take_labels()
         for other in self.peft_config:
@@ -87,8 +85,8 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
         On a dual encoder `model(pixel_values=..., labels=...)` gives an `ImageClassifierOutput` over the class names,
         and so does `model(image_features=..., labels=...)` where no visual prompt is learned; with
-        `return_dict=False` (or so in the base model's config) a tuple of the same. `num_items_in_batch` changes
-        nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
+        `return_dict=False` (or so in the base model's config) a tuple of the same. There `num_items_in_batch`
+        changes nothing: the loss is the mean over the batch. A call with `input_ids` is `CLIPModel`'s own, prompted. Other
         base models get their own call. Labels may be a list; with `problem_type="multi_label_classification"` in the
         config they are 1 or 0 for each class [b, c], under a head too. `output_aux_loss` asks for the method's further terms of
         the loss, which come in training anyway.
@@ -316,7 +314,6 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         Raises:
             ValueError: the config does not fit the model, or its first values cannot be made; nothing is added.
         """
-        peft_config = copy.copy(peft_config)
         with self._changing():
             with self._as_type_of(peft_config):
                 super().add_adapter(adapter_name, peft_config, *args, **kwargs)
@@ -357,7 +354,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Let the base model answer without adapters until the block ends, in all threads; see PEFT."""
+        """Let the base model answer without adapters until the block ends, in all threads; see `AdapterModel`."""
         disabled = super().disable_adapter()
         with self._changing():
             disabled.__enter__()

@@ -37,7 +37,7 @@ def hub_id(name_or_path: str | None) -> str | None:
 
 def publish_configs(folder: str | os.PathLike) -> None:
     """Leave out the local paths from the configs of the adapters in a folder."""
-    for path in (Path(folder, CONFIG_NAME), *Path(folder).glob(f"*/{CONFIG_NAME}")):
+    for path in Path(folder).rglob(CONFIG_NAME):  # an adapter called "me/mine" lies two folders deep
         if path.is_file():
             config = json.loads(path.read_text(encoding="utf-8"))
             config |= {name: hub_id(config[name]) for name in NAMES if name in config}

@@ -124,6 +124,8 @@ class SavedPeftModel(AdapterModel):
                 "Save or download it again."
             ) from error
         check_digest(weights, model_id, hub_options)
+        if mapping := kwargs.get("key_mapping"):
+            weights = load_peft_weights(str(model_id), device="cpu", key_mapping=mapping, **hub_options)
         if adapter_name in self.peft_config:
             self._check_fit(adapter_name, weights, model_id, hub_options)
             if isinstance(self.peft_config[adapter_name], PromptConfig):

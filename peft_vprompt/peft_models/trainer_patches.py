@@ -7,6 +7,8 @@
   terms would be left out. Goes when the Trainer adds an output's `aux_loss`.
 * The best checkpoint of a named adapter. Reason: PEFT saves it in a folder of its name, where the Trainer does not look,
   so that the last values would be kept in the place of the best. Goes when the Trainer looks there.
+* Resuming adapters whose names have a slash ("me/mine"). Reason: PEFT saves them two folders deep, where the Trainer does
+  not look, and gives one beside "default" the values of that. Goes when the Trainer looks there.
 * Publishing. Reason: the folder that is uploaded has the base model's local path in its config. Goes when the Trainer
   lets the model write what is uploaded.
 * The arguments that are published. Reason: `training_args.bin` is a pickle of all of them, the token of the Hub and the
@@ -53,6 +55,7 @@ def patch_trainer(module: ModuleType) -> None:
         "prediction_step": contrastive_evaluation,
         "compute_loss": smoothed,
         "_load_best_model": best_of_named_adapter,
+        "_load_from_checkpoint": resumed,
         "push_to_hub": published,
         "_push_from_checkpoint": published_checkpoint,
     }
@@ -126,6 +129,23 @@ def best_of_named_adapter(load_best_model: Callable) -> Callable:
                 self.model.eval()
                 return None
         return load_best_model(self)
+
+    return load
+
+
+def resumed(load_from_checkpoint: Callable) -> Callable:
+    """Load each adapter from its own folder of a checkpoint where the Trainer would not look for all of them."""
+
+    def load(self, resume_from_checkpoint, *args, **kwargs):
+        ours = self.model
+        if not isinstance(ours, SavedPeftModel) or not any("/" in name for name in ours.peft_config):
+            return load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs)
+        active = ours.active_adapters[0]
+        for name in ours.peft_config:
+            folder = Path(resume_from_checkpoint, "" if name == "default" else name)
+            ours.load_adapter(str(folder), name, is_trainable=name == active)
+        ours.set_adapter(active)
+        return None
 
     return load
 

@@ -28,6 +28,7 @@ from ..data.feature_folders import FEATURES, holds_features, made_with
 from ..data.image_digests import image_digests, image_fingerprint
 from ..data.transforms import Transform
 from ..errors import UnsupportedModelError
+from ..tuners.base.classifier import text_classifier
 from ..tuners.base.module_state import switches
 from ..tuners.base.prompted_encoder import PromptedEncoder
 from ..utils.arguments import typed
@@ -161,8 +162,8 @@ def require_features_of(model: Any, transform: Transform, *images: Dataset) -> N
     given = [made_with(rows) for rows in images if holds_features(rows)]
     if not given:
         return
-    classifier = getattr(model, "class_name_classifier", None)
-    if classifier is None or classifier.adapted.text is None:
+    classifier = text_classifier(model)
+    if classifier is None:
         raise UnsupportedModelError(
             "Expected images for a model with a classification head. Received image features. Give the images (--data)."
         )

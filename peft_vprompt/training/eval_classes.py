@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..data.multi_hot import NOT_KNOWN
+from ..tuners.base.classifier import text_classifier
 from ..utils.validation import shorten
 
 
@@ -23,7 +24,7 @@ class EvalSet(NamedTuple):
 
 def compares_with_text(model) -> bool:
     """Return whether a PEFT model's base model compares images with texts, as zero-shot needs it."""
-    return hasattr(model.get_base_model(), "text_model")
+    return text_classifier(model) is not None
 
 
 def own_classes(model) -> list[str] | None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from peft import get_peft_model
+from transformers import ViTForImageClassification
 
+from peft_vprompt import VisualPromptConfig
 from peft_vprompt.peft_models.publishing import hub_id
 from tests.support.hub import TOKEN, serve
+from tests.support.models import tiny_vit
 
 
 ROOT = Path(__file__).parents[2]
@@ -283,3 +287,15 @@ def test_no_local_path_leaves_the_machine(published, name):
 )
 def test_names_by_which_others_find_a_model(name, published_as):
     assert hub_id(name) == published_as
+
+
+def test_no_config_that_is_published_names_a_folder_whatever_its_adapter_is_called(tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "base")
+    base = ViTForImageClassification.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, VisualPromptConfig())
+    for name in ("second", "me/mine"):
+        model.add_adapter(name, VisualPromptConfig(base_model_name_or_path=str(tmp_path / "base")))
+    with model.publishing():
+        model.save_pretrained(tmp_path / "out")
+    configs = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("adapter_config.json")]
+    assert [config["base_model_name_or_path"] for config in configs] == [None] * 3

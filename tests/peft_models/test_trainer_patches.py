@@ -70,6 +70,29 @@ def test_classification_has_labels_still(make, tmp_path):
 
 
 @pytest.mark.parametrize("is_second", [False, True])
+def test_an_adapter_named_like_a_repository_is_resumed(is_second, tmp_path):
+    rows = [{"pixel_values": i, "labels": k} for i, k in zip(images(), labels().tolist(), strict=True)]
+
+    def trainer(steps, seed=0):
+        torch.manual_seed(seed)
+        config = VisualPromptConfig(num_virtual_tokens=2)
+        model = get_peft_model(tiny_vit(), config, adapter_name="default" if is_second else "me/mine")
+        if is_second:
+            model.add_adapter("me/mine", config)
+            model.set_adapter("me/mine")
+        options = {"max_steps": steps, "save_steps": 1, "lr_scheduler_type": "constant", "learning_rate": 0.1}
+        return Trainer(model, arguments(tmp_path, **options), train_dataset=rows)
+
+    trainer(1).train()
+    resumed = trainer(2, seed=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    whole = trainer(2)
+    whole.train()
+    found, expected = resumed.model.adapter_state("me/mine"), whole.model.adapter_state("me/mine")
+    assert all(torch.allclose(found[key], value, atol=1e-6) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("is_second", [False, True])
 def test_the_best_of_a_named_adapter_is_loaded(is_second, tmp_path):
     """Also where an adapter of PEFT's default name lies beside it."""
     config = VisualPromptConfig(num_virtual_tokens=2)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, VisualPromptConfig
+from peft_vprompt.errors import AdapterMismatchError
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS, shares_model
 from tests.support.models import (
     BACKBONES,
@@ -77,6 +78,21 @@ def test_save_and_load_is_bit_identical(config, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_tensors_may_be_renamed_while_they_are_loaded(make, tmp_path):
+    model = disturb(get_peft_model(tiny_clip(), make("context_opt", "end")))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name.replace("context_prompt_", "old_"): tensor for name, tensor in load_file(path).items()}, path)
+    mapping = {r"\.old_": ".context_prompt_"}
+    loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path), key_mapping=mapping).eval()
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.load_adapter(str(tmp_path), "second", key_mapping=mapping)
+    loaded.set_adapter("second")
+    assert torch.equal(logits(loaded), logits(model))
+    with pytest.raises(AdapterMismatchError, match="missing"):
+        loaded.load_adapter(str(tmp_path), "third", key_mapping={"old_": "other_"})
 
 
 @every_config
@@ -474,6 +490,21 @@ def test_base_that_carries_a_lora(config, tmp_path):
     assert all(torch.equal(weights[k], v) for k, v in unloaded.state_dict().items())
     with torch.no_grad():
         assert torch.equal(unloaded(input_ids=ids, pixel_values=images()).logits_per_image, expected)
+
+
+def test_a_block_without_adapters_inside_another_leaves_them_off_beside_a_lora_of_the_base(make):
+    model = disturb(get_peft_model(with_lora(), make("context_opt", "end")))
+    learned = logits(model)
+    with model.disable_adapter():
+        expected = logits(model)
+        with model.disable_adapter():
+            assert torch.equal(logits(model), expected)
+        assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(model), learned) and not torch.equal(learned, expected)
+    model.disable_adapter_layers()
+    with model.disable_adapter():
+        logits(model)
+    assert torch.equal(logits(model), expected)
 
 
 def test_base_that_is_a_peft_model(make):

@@ -6,12 +6,15 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel, Trainer, TrainingArguments
 
 from peft_vprompt import KgCoOpConfig, MaPLeConfig
 from peft_vprompt.losses import CrossEntropy
 from peft_vprompt.losses.regularizers import Features, FrozenFeatures, TextConsistency, weighted_terms
+from peft_vprompt.training.eval_classes import EvalSet, own_classes
+from peft_vprompt.training.evaluation import measure_beside_zero_shot
 from tests.support.models import (
     CLASS_NAMES,
     NEW_NAMES,
@@ -269,3 +272,23 @@ def test_vmap_gives_each_image_its_own_gradients(method, case, make):
     for index in (0, 3):
         alone = gradient(learned, images()[index], labels()[index])
         torch.testing.assert_close({name: value[index] for name, value in together.items()}, alone)
+
+
+class Around(nn.Module):
+    """A user's module with a CLIP inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.clip = tiny_clip()
+        self.config = self.clip.config
+
+    def forward(self, *args, **kwargs):
+        return self.clip(*args, **kwargs)
+
+
+def test_a_module_around_a_dual_encoder_is_evaluated_by_class_names(make):
+    model = get_peft_model(Around(), make("context_opt", "end"))
+    test_set = EvalSet([{"pixel_values": image, "labels": 0} for image in images(2)], NEW_NAMES)
+    assert own_classes(model) is None
+    learned, zero_shot = measure_beside_zero_shot(model, {"new": test_set}, metrics=("accuracy",))
+    assert model.class_names == NEW_NAMES and learned.keys() == zero_shot.keys() == {"accuracy"}

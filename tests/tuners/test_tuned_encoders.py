@@ -6,10 +6,24 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch.nn import functional as F
 
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
-from tests.support.models import CLASS_NAMES, NEW_NAMES, disturb, images, labels, logits, tiny_clip, tiny_vit
+from peft_vprompt.tuners.ln_tuning.method import is_norm
+from tests.support.backbones import frame, tiny
+from tests.support.models import (
+    CLASS_NAMES,
+    CONFIGS,
+    NEW_NAMES,
+    disturb,
+    images,
+    labels,
+    logits,
+    tiny_clip,
+    tiny_tokenizer,
+    tiny_vit,
+)
 from tests.support.watching import InputsOf
 
 
@@ -281,3 +295,28 @@ class TestCLIPLora:
     def test_a_rank_beyond_the_model_is_refused(self, make):
         with pytest.raises(ValueError, match="asks for more: .*r=1000000"):
             get_peft_model(tiny_clip(), make("clip_lora", "both", r=1_000_000))
+
+
+@pytest.mark.parametrize("base", ["CLIPModel", "Aimv2Model"])
+@pytest.mark.parametrize("method", ["norm_tuning", "text_encoder"])
+def test_copies_in_full_precision_beside_a_base_model_in_half(method, base, make):
+    clip = (tiny_clip() if base == "CLIPModel" else tiny(base)).bfloat16()
+    model = get_peft_model(clip, make(method, next(iter(CONFIGS[method])), class_names=None))
+    model.set_class_names(CLASS_NAMES, tokenizer=tiny_tokenizer(frame(base)))
+    seen = set()
+    note = lambda module, given, output: seen.add((module.weight.dtype, given[0].dtype, output.dtype))  # noqa: E731
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    copies = [wrapper.modules_to_save["default"] for wrapper in wrappers if is_norm(wrapper.original_module)]
+    assert copies
+    for norm in copies:
+        norm.register_forward_hook(note)
+    model(pixel_values=images().bfloat16(), labels=labels()).loss.backward()
+    assert seen == {(torch.float32,) * 3}, "kernels of cards take no mixture"
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in model.parameters() if p.requires_grad)
+
+    ids = torch.tensor([[3, 4, 5, clip.config.text_config.eos_token_id]])
+    with torch.no_grad():
+        found = clip.get_text_features(input_ids=ids).pooler_output
+        merged = disturb(model).merge_and_unload()
+        assert {p.dtype for p in merged.parameters()} == {found.dtype} == {torch.bfloat16}
+        merged.get_text_features(input_ids=ids)

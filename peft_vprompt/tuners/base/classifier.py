@@ -58,6 +58,12 @@ class ClassificationOutput(ImageClassifierOutput):
     aux_losses: dict[str, Tensor] | None = None
 
 
+def text_classifier(model: PeftModel) -> ClassNameClassifier | None:
+    """Return what classifies by class names in a PEFT model; None where its base model has no text tower."""
+    classifier = getattr(model, "class_name_classifier", None)
+    return None if classifier is None or classifier.adapted.backbone.dual is None else classifier
+
+
 class ClassNameClassifier:
     """Classifies images by class names with the active adapter of a PEFT model.
 

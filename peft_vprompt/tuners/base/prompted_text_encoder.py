@@ -199,12 +199,25 @@ class PromptedTextEncoder(PromptedEncoder):
         if prompts is None or input_ids is None:
             flags = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             flags |= {"attention_mask": attention_mask, "position_ids": position_ids, "return_dict": return_dict}
-            return self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+            output = self.base_layer(input_ids, **{k: v for k, v in flags.items() if v is not None}, **kwargs)
+            return self._as_precise(output)
         self._check_placement(prompts)
         run = functools.partial(self._run, prompts=prompts)
         states = self.asked_for("output_hidden_states", output_hidden_states)
         output = in_place_of(self.base_layer, run, input_ids, attention_mask, position_ids, states)
         return output if return_dict is not False else output.to_tuple()
+
+    def _as_precise(self, output: Any) -> Any:
+        """Return an output of trained copies in float32 as the tower gives it, for a projection in half precision."""
+        dtype = next(
+            p.dtype for p in self.base_layer.parameters() if p.is_floating_point()
+        )  # the original's come first
+        if isinstance(output, tuple):
+            return tuple(narrowed(value, dtype) for value in output)
+        for name in ("last_hidden_state", "pooler_output"):
+            if isinstance(output, dict) and name in output:
+                output[name] = narrowed(output[name], dtype)
+        return output
 
     def _run(
         self,
@@ -292,3 +305,9 @@ class PromptedTextEncoder(PromptedEncoder):
                 "replace. Begin each text with the prompt's words, e.g. 'a photo of a cat.'."
             )
         return ends
+
+
+def narrowed(value: Any, dtype: torch.dtype) -> Any:
+    """Return a tensor in `dtype` where its own is wider, and anything else as it is."""
+    is_wider = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize > dtype.itemsize
+    return value.to(dtype) if is_wider else value

@@ -7,9 +7,11 @@ which they give their results in its own. Shapes: b = batch, s = tokens, d = wid
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
 
 from ...core.offloading import computing_device
 from ...errors import UnsupportedModelError
@@ -30,9 +32,30 @@ class TunedModule(nn.Module):
         )
 
 
+class CopyBeside(ModulesToSaveWrapper):
+    """PEFT's wrapper around a trained copy that is in float32 beside a model in half precision."""
+
+    def _forward_wrapped(self, *args, **kwargs):
+        """Call the copy in its own dtype, and answer in that of a tensor that it is given first."""
+        given = next(iter(args), None)
+        copies = [self.modules_to_save[name] for name in self.active_adapters]
+        weight = next((parameter for copy in copies for parameter in copy.parameters()), None)
+        if weight is None or not isinstance(given, Tensor) or not given.is_floating_point():
+            return super()._forward_wrapped(*args, **kwargs)
+        output: Any = super()._forward_wrapped(given.to(weight.dtype), *args[1:], **kwargs)
+        return output.to(given.dtype) if isinstance(output, Tensor) else output
+
+
 def full_precision(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, in which batch normalisation would keep its running statistics too."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def take_dtypes(copy: nn.Module, original: nn.Module) -> None:
+    """Give the tensors of a copy the dtypes that the original's have."""
+    tensors = zip((*copy.parameters(), *copy.buffers()), (*original.parameters(), *original.buffers()), strict=True)
+    for tensor, counterpart in tensors:
+        tensor.data = tensor.data.to(counterpart.dtype)
 
 
 def require_floats(model: nn.Module, modules: Iterable[str] = ("",)) -> None:

@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper, set_additional_trainable_modules
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, set_additional_trainable_modules
 from torch import Tensor, nn
 
 from ...backbones.supported import Backbone
@@ -34,7 +34,7 @@ from .prompted_text_encoder import PromptedTextEncoder
 from .prompted_vision_encoder import PromptedVisionEncoder
 from .switching import adapter_layers, forget_copies, switch_copies
 from .tokenizers import Tokenizers
-from .tuned_module import full_precision, require_floats
+from .tuned_module import CopyBeside, full_precision, require_floats, take_dtypes
 
 
 class PromptTuner(BaseTuner):
@@ -317,6 +317,8 @@ class PromptTuner(BaseTuner):
         for name, module in modules:
             if isinstance(module, AuxiliaryTrainingWrapper):
                 copies = [module.modules_to_save[adapter] for adapter in merged if adapter in module._adapters]
+                for copied in copies:
+                    take_dtypes(copied, module.original_module)
                 if copies and safe_merge:
                     check_finite(copies[0], merged[0])
                 self.model.set_submodule(name, copies[0] if copies else module.original_module)
@@ -358,6 +360,9 @@ def copy_whole_modules(tuner: PromptTuner, model: nn.Module, config: PromptConfi
         adapter_name=adapter_name,
         activate_adapter=adapter_name in tuner.active_adapters,
     )
+    for module in model.modules():
+        if type(module) is ModulesToSaveWrapper:
+            module.__class__ = CopyBeside
 
 
 def freeze_finished(tuner: PromptTuner) -> None:
