@@ -335,7 +335,8 @@ def _load_base(
         if classifier:
             raise UnsupportedModelError(
                 f"Expected a model of transformers to make an image classifier of. Received files of open_clip in {path!r}. "
-                "Make one with `vprompt convert-clip`."
+                "If it is of CLIP's own build with a ViT, make one with `vprompt convert-clip`. Of others use a method on class names, "
+                "such as classifier-r, which learns one vector for each class."
             ) from error
         return load_open_clip(path, revision=revision), set()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
@@ -371,10 +372,7 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
         if not is_open_clip(name, revision=commit):
             raise
         if image_size is not None:
-            raise ValueError(
-                f"Expected no image size for a model in files of open_clip. Received: {image_size}. Make a model of "
-                "transformers of it first, with `vprompt convert-clip`."
-            ) from None
+            set_image_size(base, image_size)
         tower: Any = base.get_submodule(find_backbone(base).vision)
         return open_clip_image_processor(name, tower.config.image_size, revision=commit)
     if image_size is None:
