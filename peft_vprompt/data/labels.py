@@ -18,6 +18,7 @@ from .class_names import (
     names_by_number,
     own_names,
     sorted_keys,
+    unknown_classes,
     warn_repeated,
 )
 from .columns import set_column
@@ -207,8 +208,11 @@ def _kept_classes(
 ) -> tuple[dict[str, int], list[str]]:
     """Return the number of each key of the data (-1: left out), and the names of the classes that are numbered."""
     if unknown := sorted(present - set(table.labels)):
+        alike = [name for name in unknown if not unknown_classes([name], list(table.labels))]
+        hint = f" Nearly so are {shorten(alike)} (capitals, hyphens, accents in NFC or NFD): write them the same."
         raise ValueError(
             f"Classes of the data that are not among the classes of {' and '.join(counted)}: {shorten(unknown)}."
+            f"{hint if alike else ''}"
         )
     images = Counter()
     for key, count in counts.items():
