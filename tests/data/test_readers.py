@@ -400,6 +400,13 @@ class TestDescriptions:
         assert about["path"] == "./photos"
         assert described(about, tmp_path).path == str(tmp_path / "photos")
 
+    def test_a_link_to_a_file_keeps_its_name(self, tmp_path):
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "1a2b").write_text(separated(("image", "label")))
+        (tmp_path / "t.csv").symlink_to(tmp_path / "blobs" / "1a2b")
+        about = portable(describe(DataOptions(str(tmp_path / "t.csv"))), tmp_path / "runs")
+        assert described(about, tmp_path / "runs").path == str(tmp_path / "t.csv")
+
     def test_an_id_stays(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         about = portable(describe(DataOptions("someone/animals")), tmp_path)
