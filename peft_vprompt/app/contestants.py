@@ -20,7 +20,7 @@ from ..experiments.models import base_of, build_model
 from ..experiments.trained import SavedAdapter
 from ..export.classifier import Classifier, ImageLike, Prediction, best
 from ..training.eval_classes import own_classes
-from ..tuners.base.registry import find_row, is_known
+from ..tuners.base.registry import find_row
 from ..utils.devices import device_of, find_device
 from ..utils.precision import Precision, find_precision
 from ..utils.validation import shorten
@@ -185,8 +185,8 @@ def _trained(
 
 def _title(saved: SavedAdapter) -> str:
     """Return the method of an adapter, as papers write it."""
-    kind = saved.config.peft_type
-    return find_row(saved.config, saved.is_classifier).title if is_known(kind) else f"PEFT's {PeftType(kind).value}"
+    row = find_row(saved.config, saved.is_classifier)
+    return row.title if row else f"PEFT's {PeftType(saved.config.peft_type).value}"
 
 
 def _short_names(adapters: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from .columns import same_names
 from .encoded import Encoded, RowShards, decode
 from .feature_folders import images_alone, require_images
 from .images import RGBImage
-from .labels import check_column, image_column, where_mask
+from .labels import check_column, image_column, tell_idle_filters, where_mask
 from .options import DataOptions
 from .sources import read_splits, split_named
 from .tables import PATH_COLUMNS
@@ -124,6 +124,7 @@ def _load(options: DataOptions, split: str | None, labelled: bool) -> dict[str, 
         unnamed = "row" if len(splits) == 1 else f"{split_name} row"
         said = _said_paths(rows, options.image_column, unnamed)
         parts[split_name] = (images, _names(images, options.path, [said[row] for row in kept]))
+    tell_idle_filters(chosen.values(), options.where)
     return parts
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -163,7 +164,12 @@ def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
 
 
 def _alike(name: str) -> str:
-    return clean_name(name).casefold()
+    return _composed(clean_name(name).casefold())
+
+
+def _composed(name: str) -> str:
+    """Return a name with its accents as parts of the letters (NFC), which may stand behind them and look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _number(key: str) -> int | None:
@@ -318,11 +324,16 @@ def class_label(names: Sequence[str]) -> ClassLabel:
 
 
 def warn_repeated(names: Sequence[str]) -> None:
-    """Say which names stand for several classes."""
+    """Say which names stand for several classes, and which of them only look the same."""
     if repeated := repeated_names(names):
         warn_caller(
             f"Class names that stand for several classes: {shorten(repeated)}. A model that reads the names cannot tell "
             "these classes apart."
+        )
+    if alike := repeated_names(map(_composed, dict.fromkeys(names))):
+        warn_caller(
+            f"Class names that look the same and are written by other characters (NFC and NFD): {shorten(alike)}. They are different "
+            "classes here: rename the folders or labels of one of the two, if they are one class."
         )
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image
 
 from ..utils.arguments import typed
 from ..utils.fields import shown
@@ -156,7 +156,7 @@ def stratified_split(
     """Split off the same share of every class, to test on or to validate with.
 
     An image with several labels counts as of its rarest class, and a class that would be left without an image gets one
-    back, so that shares are near to the same.
+    back, so that shares are near to the same. Rows of one image file count as one, and stay together.
 
     Args:
         dataset: data set whose `label_column` is a `ClassLabel`.
@@ -177,17 +177,35 @@ def stratified_split(
         raise ValueError(f"`{fraction_name}` must lie between 0 and 1. Received: {fraction_name}={test_fraction!r}.")
     require_seed(seed)
     names = _class_names(dataset, label_column)
-    counts = class_counts(dataset, label_column)
-    if is_multi_label(dataset, label_column):
-        in_test = _multi_label_test(label_matrix(dataset, label_column) == 1, test_fraction, seed)
+    number, first_rows = _image_numbers(dataset)
+    images = dataset if len(first_rows) == len(dataset) else dataset.select(first_rows)
+    counts = class_counts(images, label_column)
+    if is_multi_label(images, label_column):
+        in_test = _multi_label_test(label_matrix(images, label_column) == 1, test_fraction, seed)[number]
         return dataset.select(np.flatnonzero(~in_test)), dataset.select(np.flatnonzero(in_test))
     if small := [name for name, count in zip(names, counts, strict=True) if count == 1]:
         raise ValueError(
             f"Too few images to split some off (2 are needed): {shorten(small)}. Add some, leave such classes out "
             f"(`min_images=2`), or split nothing off (`{fraction_name}=0`)."
         )
-    in_test = _share_of_each(_labels(dataset, label_column), len(names), test_fraction, seed)
+    in_test = _share_of_each(_labels(images, label_column), len(names), test_fraction, seed)[number]
     return dataset.select(np.flatnonzero(~in_test)), dataset.select(np.flatnonzero(in_test))
+
+
+def _image_numbers(dataset: Dataset) -> tuple[np.ndarray, list[int]]:
+    """Return the number of each row's image, int [rows], and the first row of each: of one file there is one image."""
+    files: list[str | None] = [None] * len(dataset)
+    if isinstance(dataset.features.get("image"), Image):
+        stored: list[str | None] = []
+        for chunk in dataset.data.column("image").chunks:  # of the contents nothing is read
+            inside = chunk.field("bytes").is_valid().to_pylist()
+            paths = chunk.field("path").to_pylist()
+            stored += [None if held else path for held, path in zip(inside, paths, strict=True)]
+        rows = range(len(stored)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+        files = [stored[row] for row in rows]
+    seen: dict[str | int, int] = {}
+    number = np.asarray([seen.setdefault(row if file is None else file, len(seen)) for row, file in enumerate(files)])
+    return number, np.unique(number, return_index=True)[1].tolist()
 
 
 def _share_of_each(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:

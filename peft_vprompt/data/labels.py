@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from datasets.features import List
 
 from ..utils.validation import shorten
+from ..utils.warning import warn_caller
 from .class_names import (
     ClassTable,
     class_label,
@@ -17,6 +18,7 @@ from .class_names import (
     names_by_number,
     own_names,
     sorted_keys,
+    unknown_classes,
     warn_repeated,
 )
 from .columns import set_column
@@ -28,13 +30,30 @@ from .multi_labels import label_columns, label_lists, multi_hot, multi_hot_colum
 from .options import DataOptions
 
 
+def as_text(value: Any, feature: Any) -> str:
+    """Return a value as files write it: `true`, 2020 for a float too, and the name of a `ClassLabel`'s."""
+    if isinstance(feature, ClassLabel) and value is not None and value >= 0:
+        return feature.names[value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def asked_text(value: str, feature: Any) -> str:
+    """Return a value that somebody typed as `as_text` gives it of a column: True as `true`, 2020.0 as 2020."""
+    kind = str(getattr(feature, "dtype", ""))
+    if kind == "bool":
+        return value.lower()
+    try:
+        return as_text(float(value), feature) if kind.startswith(("float", "double")) else value
+    except ValueError:
+        return value
+
+
 def texts(rows: Dataset, column: str) -> np.ndarray:
-    """Return the values of a column as text, those of a `ClassLabel` by their names, as an array [rows]."""
+    """Return the values of a column as text, see `as_text`, as an array [rows]."""
     feature = rows.features[column]
-    values = rows[column][:]
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
-    return np.asarray([str(value) for value in values])
+    return np.asarray([as_text(value, feature) for value in rows[column][:]])
 
 
 def label_splits(
@@ -145,13 +164,26 @@ def where_mask(dataset: Dataset, where: Sequence[str]) -> np.ndarray:
         column, value, negated = parse_condition(condition)
         check_column(dataset, column)
         values = texts(dataset, column)
-        mask &= (values == value) != negated
+        mask &= (values == asked_text(value, dataset.features[column])) != negated
         if not mask.any():
             raise ValueError(
                 f"No row is left after the filter {condition!r}. Values of {column!r}: "
                 f"{shorten(sorted(set(values.tolist())))}."
             )
     return mask
+
+
+def tell_idle_filters(splits: Iterable[Dataset], where: Sequence[str]) -> None:
+    """Warn of conditions by which rows of some value are left out, where no row has it."""
+    splits = list(splits)
+    for condition in where:
+        column, value, negated = parse_condition(condition)
+        held = {text for rows in splits for text in np.unique(texts(rows, column)).tolist()} if negated else set()
+        if negated and not any(asked_text(value, rows.features[column]) in held for rows in splits):
+            warn_caller(
+                f"The filter {condition!r} leaves no row out. Values of {column!r}: {shorten(sorted(held))}. Check the spelling, or "
+                "leave it out."
+            )
 
 
 def _number_labels(
@@ -176,8 +208,11 @@ def _kept_classes(
 ) -> tuple[dict[str, int], list[str]]:
     """Return the number of each key of the data (-1: left out), and the names of the classes that are numbered."""
     if unknown := sorted(present - set(table.labels)):
+        alike = [name for name in unknown if not unknown_classes([name], list(table.labels))]
+        hint = f" Nearly so are {shorten(alike)} (capitals, hyphens, accents in NFC or NFD): write them the same."
         raise ValueError(
             f"Classes of the data that are not among the classes of {' and '.join(counted)}: {shorten(unknown)}."
+            f"{hint if alike else ''}"
         )
     images = Counter()
     for key, count in counts.items():

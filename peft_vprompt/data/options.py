@@ -169,12 +169,15 @@ def describe(options: DataOptions) -> dict:
 def portable(description: dict | None, folder: str | Path) -> dict | None:
     """Return what `describe` gives with the path relative to a folder, to be written in a file there.
 
-    A relative path begins with a dot, which no id on the Hub does.
+    A relative path begins with a dot, which no id on the Hub does. Links are followed but for that of a file, whose name
+    says what it is: in the cache of the Hub the file itself has no ending.
     """
     if description is None or not os.path.isabs(description.get("path", "")):
         return description
-    relative = os.path.relpath(os.path.realpath(description["path"]), os.path.realpath(folder))
-    path = Path(relative).as_posix()
+    place = description["path"]
+    is_file = os.path.isfile(place)
+    real = os.path.join(os.path.realpath(Path(place).parent), Path(place).name) if is_file else os.path.realpath(place)
+    path = Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
     return description | {"path": path if path.startswith(".") else f"./{path}"}
 
 

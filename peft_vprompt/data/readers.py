@@ -202,6 +202,11 @@ def _read_metadata(root: Path, files: Sequence[Path], count: int, columns: dict,
         raise ValueError(f"No column 'file_name' in {files[0]}. It has: {', '.join(parts[0].column_names)}.")
     rows = concatenate_datasets(parts)
     paths = [os.path.normpath(path) for path in rows[image][:]]
+    if len(set(paths)) < len(paths) and len({path.parent for path in files}) < len(files):
+        raise ValueError(
+            f"Expected images to be named once. Received metadata.csv and metadata.jsonl in one folder of {root}, which both name "
+            "some. Keep one of the two files."
+        )
     if (left := count - len(set(paths))) > 0:
         warn_caller(
             f"{left} images in {root} are left out: {', '.join(path.name for path in files)} does not name them."

@@ -20,7 +20,7 @@ from .columns import set_column
 from .feature_folders import images_alone
 from .few_shot import class_counts, stratified_split
 from .folders import split_name
-from .labels import check_column, checked, image_column, label_splits, texts, where_mask
+from .labels import check_column, checked, image_column, label_splits, tell_idle_filters, texts, where_mask
 from .multi_hot import NOT_KNOWN, is_multi_label, label_matrix, with_label_matrix
 from .options import DEFAULT_TEST_SPLIT, ROW_OPTIONS, DataOptions
 from .readers import CACHE_REMEDY, read_rows
@@ -92,7 +92,9 @@ def _labelled_splits(options: DataOptions, validation: bool = False) -> dict[str
     used = [_find_split(rows, name, options) for name in (options.train_split, options.test_split)]
     if validation and VALIDATION in rows and VALIDATION not in used:
         splits[VALIDATION] = rows[VALIDATION]
+    chosen = splits.values()
     splits = label_splits(splits, options)
+    tell_idle_filters(chosen, options.where)
     if "test" not in splits and options.test_fraction != 0:
         splits["train"], splits["test"] = stratified_split(splits["train"], options.test_fraction, options.split_seed)
     if options.val_fraction != 0:
@@ -180,7 +182,9 @@ def _load_split(options: DataOptions, split: str | None) -> Dataset:
     }
     counted = known | wanted if split in names and known else known
     counted = counted if options.train_split in counted else wanted
-    return label_splits(wanted | counted, options, counted, checked=[split])[split]
+    labelled = label_splits(wanted | counted, options, counted, checked=[split])[split]
+    tell_idle_filters((wanted | counted).values(), options.where)
+    return labelled
 
 
 @typed
@@ -280,7 +284,9 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
         )
     tests = label_splits({"test": splits["test"]}, options) if "test" in splits else {}
     check_column(train, options.image_column)
-    train = image_column(train.select(np.flatnonzero(where_mask(train, options.where))), options)
+    chosen = np.flatnonzero(where_mask(train, options.where))
+    tell_idle_filters(splits.values(), options.where)
+    train = image_column(train.select(chosen), options)
     train = checked(train, options.train_split, options)
     return DatasetDict(train=train, **tests)
 

@@ -27,7 +27,7 @@ from .encoded import Encoded
 from .feature_folders import is_feature_folder
 from .folders import is_image
 from .images import RGBImage
-from .labels import parse_condition
+from .labels import as_text, asked_text, parse_condition
 from .options import DataOptions
 from .readers import holds_a_folder, is_local
 from .tables import PATH_COLUMNS, TAR_SUFFIXES, group_by_split
@@ -85,7 +85,7 @@ class StreamedImages:
         self._names = [
             name for name, feature in features.items() if name.lower() in PATH_COLUMNS and isinstance(feature, Value)
         ]
-        self._where = [(*parse_condition(condition), condition) for condition in options.where]
+        self._where = [parse_condition(condition) for condition in options.where]
         for column, *_ in self._where:
             if _feature(features, column) is None:
                 raise ValueError(f"No column {column!r}. The data has: {', '.join(features)}.")
@@ -105,9 +105,7 @@ class StreamedImages:
         taken = 0
         features = self._features_of(self._files[shard])
         for number, row in enumerate(self._read(shard)):
-            if not all(
-                (_text(row, column, features) == value) != negated for column, value, negated, _ in self._where
-            ):
+            if not all(_meets(row, features, *condition) for condition in self._where):
                 continue
             taken += 1
             if taken > first:
@@ -188,13 +186,6 @@ class StreamedImages:
                 "Put the images into the files."
             )
         return os.path.join(file.folder, os.path.expanduser(path))
-
-
-def _text(row: dict, column: str, features: dict) -> str:
-    value, feature = _value(row, column), _feature(features, column)
-    if isinstance(feature, ClassLabel) and value is not None and value >= 0:
-        return feature.names[value]
-    return str(value)
 
 
 def can_stream(options: DataOptions) -> bool:
@@ -377,6 +368,12 @@ def _feature(features: Any, column: str) -> Any:
     outer, dot, inner = column.partition(".")
     inside = features.get(outer) if dot else None
     return _feature(inside, inner) if isinstance(inside, dict) else None
+
+
+def _meets(row: dict, features: dict, column: str, value: str, negated: bool) -> bool:
+    """Tell whether a row meets a condition, see `labels.parse_condition`."""
+    feature = _feature(features, column)
+    return (as_text(_value(row, column), feature) == asked_text(value, feature)) != negated
 
 
 def _value(row: dict, column: str) -> Any:

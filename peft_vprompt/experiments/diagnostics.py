@@ -166,7 +166,7 @@ def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot:
         zero_shot: switch the adapter off.
 
     Returns:
-        `accuracy`, `accuracy_per_class`, `calibration`, `confused`, `confusion` (row: label, column: prediction),
+        `accuracy`, `accuracy_per_class` (None of a class without an image), `calibration`, `confused`, `confusion` (row: label, column: prediction),
         `worst` (see `worst_images`) and `estimated_noise` in the labels: its rate, what that assumes, and the suspects.
         Images are called by their files, where the data has files, else by their places.
 
@@ -182,10 +182,9 @@ def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot:
     result = calibration(table, labels)
     noise = estimate_noise(labels, table)
     matrix = confusion_matrix(labels, predicted, labels=np.arange(len(names)))
-    shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
     report = {
         "accuracy": scores.accuracy(predicted, labels),
-        "accuracy_per_class": dict(zip(names, shares.tolist(), strict=True)),
+        "accuracy_per_class": _shares(names, matrix.diagonal(), matrix.sum(1)),
         "calibration": result.to_dict(),
         "confused": most_confused(labels, predicted, names),
         "confusion": matrix.tolist(),
@@ -200,6 +199,11 @@ def diagnose(model: PeftModel, test_set: EvalSet, folder: str | Path, zero_shot:
     write_json(report, Path(folder) / "diagnosis.json")
     plot_reliability(result, Path(folder) / "reliability.png")
     return report
+
+
+def _shares(names: Sequence[str], right: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:
+    """Return the share of each class's images that are right; None of a class without any."""
+    return {name: float(ok / n) if n else None for name, ok, n in zip(names, right, counts, strict=True)}
 
 
 def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -> dict:
@@ -233,9 +237,7 @@ def pseudo_label_report(chosen: PseudoLabels, labels: ArrayLike | None = None) -
     return report | {
         "accuracy": float(right.mean()) if len(chosen) else None,
         "accuracy_of_all": scores.accuracy(table.argmax(1), labels),
-        "accuracy_per_class": {
-            name: float(ok / count) if count else None for name, ok, count in zip(names, correct, counts, strict=True)
-        },
+        "accuracy_per_class": _shares(names, correct, counts),
         "ece": calibration(table, labels).ece,
         "confused": most_confused(labels, table.argmax(1), names),
     }

@@ -22,7 +22,7 @@ from ..errors import TokenizerNotFoundError
 from ..peft_models.adapter_files import complete_adapter
 from ..tuners.base.classifier import text_classifier
 from ..tuners.base.prompted_text_encoder import PromptedTextEncoder
-from ..tuners.base.registry import METHODS, find_row, is_known
+from ..tuners.base.registry import find_row
 from ..utils.devices import device_of, find_device
 from ..utils.hub import split_revision
 from ..utils.precision import find_precision
@@ -67,7 +67,7 @@ def describe_adapter(adapter: str | Path, subfolder: str | None = None) -> dict:
     except SafetensorError as error:
         raise ValueError(f"The weights {str(path)!r} are damaged: {first_line(error)}.") from error
     recorded = config.auto_mapping or {}
-    row = _row(config, has_head(config))
+    row = find_row(config, has_head(config))
     labels = getattr(config, "id2label", None)
     names = getattr(config, "class_names", None) or recorded.get("class_names") or list((labels or {}).values())
     if not names and (saved := results_of(adapter, config, subfolder)) is not None:
@@ -237,13 +237,6 @@ def similar_classes(model: PeftModel, pixel_values: Tensor | None = None, limit:
         {"classes": [names[place % len(names)], names[place // len(names)]], "cosine": cosine}
         for cosine, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
-
-
-def _row(config: PeftConfig, is_classifier: bool) -> Any:
-    """Return the row that people mean by a config; None for one that no row has."""
-    if not is_known(config.peft_type) and all(spec.config_class is not type(config) for spec in METHODS.values()):
-        return None
-    return find_row(config, is_classifier)
 
 
 def _short(name: str) -> str:

@@ -26,11 +26,10 @@ from ..backbones.supported import find_backbone, is_dual_encoder
 from ..data import find_task, image_size
 from ..data.transforms import ImageProcessor, takes_any_shape
 from ..demo import demo_model_path
-from ..errors import UnsupportedModelError
+from ..errors import AdapterMismatchError, UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
-from ..peft_models.auto import check_head
+from ..peft_models.auto import check_head, read_config
 from ..peft_models.peft_model import PeftModelForImageClassification
-from ..tuners.base.patterns import check_patterns
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -39,6 +38,7 @@ from ..utils.digests import MODEL_PROVENANCE, digest_json, digest_tensors, witho
 from ..utils.hub import split_revision
 from ..utils.io import finish_saving
 from ..utils.precision import Precision, autocast, hold
+from ..utils.validation import first_line
 from .templates import published_template
 
 
@@ -226,7 +226,7 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
     Raises:
         OSError: there is no such folder and no such repository on the Hub, or no adapter in it, or the Hub is out of
             reach.
-        AdapterMismatchError: it has a pattern of modules that could take for ever.
+        AdapterMismatchError: it is damaged, or has a pattern of modules that could take for ever.
     """
     folder = Path(adapter, subfolder or "")
     finish_saving(folder)
@@ -234,17 +234,17 @@ def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftCon
         raise OSError(f"Expected the folder of an adapter, with {CONFIG_NAME}. Received: {str(folder)!r} without it.")
     place, revision = split_revision(str(adapter))
     try:
-        config = PeftConfig.from_pretrained(place, revision=revision, subfolder=subfolder)
+        return read_config(place, revision=revision, subfolder=subfolder)
+    except AdapterMismatchError:
+        raise
     except ValueError as error:
-        if Path(adapter).is_dir():
+        if Path(adapter).is_dir() or error.__cause__ is None:  # it is there, and damaged
             raise
         raise OSError(
             f"Expected the folder or the Hub id of an adapter. Received: {str(adapter)!r}. There is no such folder, and "
             f"no {CONFIG_NAME} of that id on the Hub or among the files downloaded before "
-            f"({type(error.__cause__ or error).__name__}). Check the spelling and the connection."
+            f"({type(error.__cause__).__name__}: {first_line(error)}). Check the spelling and the connection."
         ) from error
-    check_patterns(vars(config), place)
-    return config
 
 
 def base_of(config: PeftConfig) -> str | None:
@@ -333,7 +333,8 @@ def _load_base(
         if classifier:
             raise UnsupportedModelError(
                 f"Expected a model of transformers to make an image classifier of. Received files of open_clip in {path!r}. "
-                "Make one with `vprompt convert-clip`."
+                "If it is of CLIP's own build with a ViT, make one with `vprompt convert-clip`. Of others use a method on class names, "
+                "such as classifier-r, which learns one vector for each class."
             ) from error
         return load_open_clip(path, revision=revision), set()
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True} | pinned
@@ -369,10 +370,7 @@ def _image_processor(base: PreTrainedModel, image_size: int | None):
         if not is_open_clip(name, revision=commit):
             raise
         if image_size is not None:
-            raise ValueError(
-                f"Expected no image size for a model in files of open_clip. Received: {image_size}. Make a model of "
-                "transformers of it first, with `vprompt convert-clip`."
-            ) from None
+            set_image_size(base, image_size)
         tower: Any = base.get_submodule(find_backbone(base).vision)
         return open_clip_image_processor(name, tower.config.image_size, revision=commit)
     if image_size is None:

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from ..data import DataOptions, EvalTransform
 from ..data.encoded import Encoded, EncodedShards, batched, decode, made_ahead, preprocessed
 from ..data.feature_folders import FEATURES, NAMES, read_features
-from ..data.labels import where_mask
+from ..data.labels import tell_idle_filters, where_mask
 from ..data.sources import split_named
 from ..training.cached_features import require_features_of
 from ..tuners.base.module_state import fixed_weights
@@ -184,4 +184,5 @@ def features_of(options: DataOptions, split: str | None = None) -> Dataset:
     chosen = list(splits.values()) if split is None else [split_named(splits, split, options)]
     rows = chosen[0] if len(chosen) == 1 else concatenate_datasets(chosen)
     kept = np.flatnonzero(where_mask(rows, options.where))
+    tell_idle_filters(chosen, options.where)
     return rows if len(kept) == len(rows) else rows.select(kept)

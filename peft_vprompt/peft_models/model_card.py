@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
 from ..tuners.base.peft_patches import OWN_PACKAGE
-from ..tuners.base.registry import METHODS, PROMPT_METHODS, find_row, is_known
+from ..tuners.base.registry import PROMPT_METHODS, find_row
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
 from ..version import __version__
@@ -81,8 +81,6 @@ def add_tags(path: Path, tags: Sequence[str]) -> None:
 def row_of(model: PeftModel) -> MethodSpec | None:
     """Return the row that people mean by the active adapter; None for one of PEFT's own that is in no row."""
     config: Any = model.active_peft_config
-    if not is_known(config.peft_type) and all(spec.config_class is not type(config) for spec in METHODS.values()):
-        return None
     return find_row(config, is_classifier=dual_encoder_view(model.get_base_model()) is None)
 
 

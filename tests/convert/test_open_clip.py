@@ -8,12 +8,14 @@ import types
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, CLIPModel
 
 from peft_vprompt import AutoPeftModelForImageClassification, ContextOptConfig
 from peft_vprompt.convert import convert_clip
 from peft_vprompt.errors import AdapterMismatchError, UnsupportedModelError
+from peft_vprompt.experiments.models import build_model
 from peft_vprompt.models import ResNetCLIPModel, load_open_clip
 from peft_vprompt.models.open_clip import from_state_dict, load_bridged, open_clip_image_processor
 from peft_vprompt.utils.checkpoint_state import CheckpointState
@@ -283,6 +285,17 @@ def test_the_image_processor(folder):
     processor = open_clip_image_processor(folder("vit"), 32)
     assert list(processor.image_mean) == [0.5, 0.4, 0.3] and list(processor.image_std) == [0.2, 0.3, 0.4]
     assert dict(processor.crop_size) == {"height": 32, "width": 32} and processor.do_center_crop
+
+
+def test_images_of_another_size(folder):
+    bundle = build_model(str(folder("vit")), "coop", CLASS_NAMES, image_size=48)
+    pixels = bundle.image_processor(Image.new("RGB", (60, 50)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 48, 48) and bundle.model(pixel_values=pixels).logits.shape == (1, len(CLASS_NAMES))
+
+
+def test_another_size_of_an_encoder_whose_inside_is_not_looked_at_is_refused(folder):
+    with pytest.raises(UnsupportedModelError, match="Expected no image size for .*Received: 48. Leave it out"):
+        build_model(str(folder("resnet")), "coop", CLASS_NAMES, image_size=48)
 
 
 def test_a_model_of_transformers(folder, tmp_path):

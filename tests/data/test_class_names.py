@@ -199,6 +199,20 @@ def test_numbers_as_labels(tmp_path):
     assert [data.features["label"].names[label] for label in data["label"]] == ["a", "b"] * 3
 
 
+def test_accents_in_one_form_and_another(tmp_path):
+    """macOS writes the names of files so, and everybody else otherwise."""
+    one, other = "caf\u00e9", "cafe\u0301"
+    assert find_classes([other], ["tea", one]) == {0: 1}
+    write_folder(tmp_path, {one: 2, other: 2})
+    with pytest.warns(
+        UserWarning, match=f"look the same and are written by other characters.*: {one}. They are different"
+    ):
+        assert len(load_images(DataOptions(tmp_path))["train"].features["label"].names) == 2
+    write_folder(tmp_path / "split", {f"train/{one}": 2, "train/tea": 2, f"test/{other}": 2})
+    with pytest.raises(ValueError, match="not among the classes of train: .*NFC or NFD"):
+        load_split(DataOptions(tmp_path / "split"), "test")
+
+
 def test_several_classes_of_one_name(tmp_path):
     path = write_folder(tmp_path, {str(number): 3 for number in range(3)})
     options = DataOptions(path, class_names=("crane", "owl", "crane"))

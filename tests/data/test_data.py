@@ -24,6 +24,7 @@ from peft_vprompt.data import (
 )
 from peft_vprompt.data.class_names import RepeatedNames
 from peft_vprompt.data.sources import load_unlabelled
+from peft_vprompt.data.streams import open_stream
 from peft_vprompt.data.transforms import random_crop_box
 
 
@@ -305,6 +306,19 @@ class TestSources:
         assert data["train"].features["label"].names == ["blue dark", "green light"]
         reds = {image.getpixel((0, 0))[0] for split in data.values() for image in split["image"]}
         assert reds == {1, 3, 5}
+
+    def test_filters_compare_as_files_write_values(self, tmp_path):
+        path = str(tmp_path / "d.parquet")
+        more = {"is_test": [False, True] * 9, "year": [2020.0, 2021.5, None] * 6}
+        Dataset.from_dict(rows(6) | more).to_parquet(path)
+        left = {"is_test!=true": 9, "is_test=False": 9, "year!=2020": 12, "year=2020.0": 6, "year!=2021.50": 12}
+        for where, count in left.items():
+            kept = load_images(DataOptions(path, label_column="kind", where=(where,), test_fraction=0))["train"]
+            assert len(kept) == count
+            stream = open_stream(DataOptions(path, label_column="kind", where=(where,)))
+            assert len(list(stream.read(0))) == len(kept)
+        with pytest.warns(UserWarning, match="'artist!=eve' leaves no row out. Values of 'artist': ann, bob"):
+            load_images(DataOptions(path, label_column="kind", where=("artist!=eve",)))
 
     def test_min_images(self, tmp_path):
         table = {name: values[:-3] for name, values in rows(5).items()}

@@ -111,6 +111,13 @@ class TestTables:
         data = load_images(DataOptions(str(images / "tables")), validation=True)
         assert {name: len(split) for name, split in data.items()} == {"train": 4, "validation": 2, "test": 2}
 
+    def test_rows_of_one_file_stay_together(self, images):
+        (images / "t.csv").write_text(separated(("image", "label"), table=[*rows(), *rows()[::-1], *rows()]))
+        data = read(images / "t.csv", val_fraction=0.5)
+        kept = {name: {image.tobytes() for image in split["image"]} for name, split in data.items()}
+        assert {name: len(some) for name, some in kept.items()} == {"train": 2, "test": 2, "validation": 4}
+        assert len(set.union(*kept.values())) == 8 and sum(map(len, data.values())) == 24
+
     def test_labels_that_look_like_something_else(self, images):
         table = [(path, ("NA", "007", "1e5", "nan")[index % 4]) for index, (path, _) in enumerate(rows())]
         (images / "t.csv").write_text(separated(("image", "label"), table=table))
@@ -186,6 +193,13 @@ class TestMetadata:
         lines = "\n".join(json.dumps({"file_name": path, "label": kind}) for path, kind in table)
         (folder / name).write_text(separated(("file_name", "label"), table=table) if name.endswith("csv") else lines)
         assert checked(read(folder))
+
+    def test_both_files_that_name_the_same_images_are_refused(self, images):
+        lines = "\n".join(json.dumps({"file_name": path, "label": kind}) for path, kind in rows("all"))
+        (images / "pictures" / "metadata.jsonl").write_text(lines)
+        (images / "pictures" / "metadata.csv").write_text(separated(("file_name", "label"), table=rows("all")))
+        with pytest.raises(ValueError, match="Keep one of the two files"):
+            read(images / "pictures")
 
     def test_folders_are_the_classes_where_it_says_none(self, tmp_path):
         path = write_folder(tmp_path, {"cat": 3, "dog": 3})
@@ -385,6 +399,13 @@ class TestDescriptions:
         about = portable(describe(DataOptions(str(tmp_path / "photos"))), tmp_path)
         assert about["path"] == "./photos"
         assert described(about, tmp_path).path == str(tmp_path / "photos")
+
+    def test_a_link_to_a_file_keeps_its_name(self, tmp_path):
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "1a2b").write_text(separated(("image", "label")))
+        (tmp_path / "t.csv").symlink_to(tmp_path / "blobs" / "1a2b")
+        about = portable(describe(DataOptions(str(tmp_path / "t.csv"))), tmp_path / "runs")
+        assert described(about, tmp_path / "runs").path == str(tmp_path / "t.csv")
 
     def test_an_id_stays(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

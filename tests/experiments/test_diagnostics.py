@@ -9,6 +9,7 @@ from scipy.special import softmax
 from peft_vprompt.data import DataOptions, EvalTransform, load_images
 from peft_vprompt.data.label_noise import symmetric_noise
 from peft_vprompt.experiments.diagnostics import (
+    diagnose,
     estimate_noise,
     most_confused,
     plot_reliability,
@@ -17,7 +18,7 @@ from peft_vprompt.experiments.diagnostics import (
 from peft_vprompt.experiments.models import load_adapter
 from peft_vprompt.experiments.pseudo_labels import PseudoLabels, top_k
 from peft_vprompt.metrics import calibration
-from peft_vprompt.training.evaluation import predict_logits
+from peft_vprompt.training.evaluation import EvalSet, predict_logits
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.saved_models import COLOURS
 
@@ -153,3 +154,9 @@ def test_diagnose(clip_path, colours, figures, tmp_path):
     assert (tmp_path / "d" / "reliability.png").is_file()
     heights = [bar.get_height() for bar in figures[-1].axes[0].patches]
     assert heights == pytest.approx([value or 0 for value in report["calibration"]["bins"]["accuracy"]])
+    names = test.features["label"].names
+    some = test.select(np.flatnonzero(np.array(test["label"][:]) > 0)).with_transform(
+        EvalTransform(loaded.image_processor)
+    )
+    of_some = diagnose(loaded.model, EvalSet(some, names), tmp_path / "some")["accuracy_per_class"]
+    assert of_some == report["accuracy_per_class"] | {names[0]: None}  # there is no image of it

@@ -8,10 +8,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftModel, get_peft_model
 
 from peft_vprompt import MaPLeConfig, MLPHeadConfig, VisualPromptConfig
+from peft_vprompt.errors import AdapterMismatchError
 from peft_vprompt.experiments.models import adapter_config
+from peft_vprompt.experiments.teacher import load_teacher
 from tests.support.damage import KINDS
 from tests.support.models import CLASS_NAMES, images, tiny_clip, tiny_tokenizer, tiny_vit
 
@@ -83,6 +86,21 @@ def test_the_config_of_a_damaged_folder_is_named(kind, adapters, tmp_path):
             adapter_config(tmp_path / str(seed))
         except (ValueError, TypeError) as refused:
             assert str(seed) in str(refused)
+
+
+def test_a_config_on_the_hub_is_damaged_or_not_to_be_read(adapters, tmp_path, monkeypatch):
+    """The one is an adapter all the same, of the other a token may be missing."""
+    (tmp_path / "adapter_config.json").write_text("{")
+    monkeypatch.setattr("peft.config.hf_hub_download", lambda *_, **__: tmp_path / "adapter_config.json")
+    with pytest.raises(AdapterMismatchError, match="cannot be read"):
+        load_teacher("me/adapter", None, ["cat", "dog"], None)
+
+    def refuse(*_, **__):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr("peft.config.hf_hub_download", refuse)
+    with pytest.raises(OSError, match=r"private or gated and the token is missing.*hf auth login"):
+        adapter_config("me/adapter")
 
 
 def test_subfolders_do_not_leave_the_adapter(adapters, tmp_path):

@@ -69,13 +69,15 @@ def find_method(peft_type: PeftType | str) -> MethodSpec:
     return PROMPT_METHODS[name] if name in PROMPT_METHODS else BASELINES[name]
 
 
-def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec:
+def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec | None:
     """Return the row that people mean by a config: of those with its class, the one whose marks it has.
 
     Args:
-        config: config of one of our methods.
+        config: the config; of one of PEFT's own methods that is in no row, there is none.
         is_classifier: whether the base model has no text tower.
     """
+    if not is_known(config.peft_type) and all(spec.config_class is not type(config) for spec in METHODS.values()):
+        return None
     rows = [spec for spec in METHODS.values() if spec.config_class is type(config) and spec.trains]
     for spec in rows:
         number = getattr(config, spec.numbered) if spec.numbered else None
