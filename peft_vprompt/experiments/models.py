@@ -203,20 +203,15 @@ def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
 
 
 def published_fields(benchmark: str | None, method: str) -> dict[str, Any]:
-    """Return the fields of a method's config that a task of a benchmark decides: the text around class names.
-
-    Where text behind the context is a field of its own (TCP), that is the template without its first words.
+    """Return the fields of a method's config that the template of a benchmark's task decides: the text around class names.
 
     Raises:
         ValueError: an unknown task or method.
     """
     template = published_template(benchmark)
-    known = {each.name for each in fields(get_method(method).config_class)}
-    if not template or "template" not in known:
-        return {}
-    behind = template.removeprefix("a photo of a ")
-    behind = behind if behind != template else template[template.index("{}") :]
-    return {"template": template} | ({"prompt_template": behind} if "prompt_template" in known else {})
+    spec = get_method(method)
+    reads = "template" in {each.name for each in fields(spec.config_class)}
+    return spec.text(template) if template and reads else {}
 
 
 def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftConfig:
