@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import command, given, say_next, say_saved, show_grid
+from .app import command, console, given, say_next, say_saved, show_grid
 from .choices import DEMO_METHODS, PROTOCOLS
 from .options import (
     SEVERAL_LABELS,
@@ -127,13 +127,14 @@ def bench(
       --benchmark coop-11 --methods coop,cocoop,maple`
     - `vprompt bench few-shot --output runs/curve --model openai/clip-vit-base-patch16 --data path/to/folder --methods all`
     - `vprompt bench cross-dataset --output runs/xd --model openai/clip-vit-base-patch16 --data path/to/datasets
-      --benchmark coop-11 --methods maple:prompt_depth=3`
+      --benchmark coop-11 --methods maple`
     - `vprompt bench domain-generalization --output runs/dg --model openai/clip-vit-base-patch16 --data path/to/datasets
       --benchmark imagenet-shifts`
     - `vprompt bench few-shot --output runs/curve --status`
     """
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.errors import FailedCellsError
+    from peft_vprompt.experiments.authors import published_choices
     from peft_vprompt.experiments.bench.bench import run_bench
     from peft_vprompt.experiments.bench.grid import Grid, read_recipes
     from peft_vprompt.experiments.bench.protocols import find_protocol
@@ -164,6 +165,14 @@ def bench(
         zero_shot=reads_texts(model),
     )
     grid.require(against)
+    varied = [c.method for c in grid.cells().values() if published_choices(c.settings, c.task.benchmark).changes]
+    if varied:
+        console.print(
+            f"The authors vary recipe or config on some of these tasks, which is followed: {', '.join(dict.fromkeys(varied))}. "
+            "Each cell's results.json says how.",
+            soft_wrap=True,
+            highlight=False,
+        )
     try:
         run_bench(
             grid,

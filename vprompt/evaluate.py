@@ -105,6 +105,7 @@ def evaluate(
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.data.options import require_outside
     from peft_vprompt.experiments.adapter_classes import require_moves, subsets, warn_trained
+    from peft_vprompt.experiments.authors import fields_elsewhere
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import as_published
     from peft_vprompt.experiments.results import holds, require_local_data, require_own
@@ -134,7 +135,13 @@ def evaluate(
     if found is not None:
         say_named(found.config, model is not None or found.is_embedded)
     target = _other_task(data, found)
-    templates = _templates(template, data, found, class_descriptions is not None)
+    described = class_descriptions is not None
+    elsewhere = {} if found is None or described else fields_elsewhere(found.config, target)
+    published = elsewhere.pop("template", None)
+    templates = _templates(template, data, found, described) or published
+    plain_text = None if template or described else _published_text(data, found)
+    if zero_shot:
+        templates = templates or plain_text
     new = new_classes or (found is not None and target is not None and found.moves)
     data, rows = _read(data, split, adapter, saved, found.known_classes if found else None, new)
     require_outside(data, output, diagnosis)
@@ -161,6 +168,8 @@ def evaluate(
         require_features_of(bundle.model, EvalTransform(bundle.image_processor), rows)
     if templates is not None and (template or compares_with_text(bundle.model)):
         set_templates(bundle.model, templates)
+    for name, value in elsewhere.items():
+        setattr(bundle.model.active_peft_config, name, value)
     if target is not None:
         _say_other_task(target, new, templates)
     asked = {subset: classes[subset]}
@@ -169,7 +178,7 @@ def evaluate(
         require_moves(own_classes(bundle.model), classes["all"])
     sets = {subset: among_own_classes(bundle.model, sets[subset])}
     processes = all_processes(machine.device)
-    measured, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, processes)
+    measured, plain, untuned = _measure(bundle, rows, asked, sets, zero_shot, tuning, processes, plain_text)
     if not processes.is_first:
         return
     guessed = chance_of_several(rows, asked) if several else chance({subset: sets[subset].class_names})
@@ -224,8 +233,12 @@ def _measure(
     zero_shot: bool,
     tuning: "TestTimeSettings | None",
     processes: "Processes",
+    plain_text: str | None,
 ) -> tuple[dict[str, dict], dict | None, dict | None]:
-    """Return metrics by name, and beside them the accuracies of zero-shot and without tuning, where they are others."""
+    """Return metrics by name, and beside them the accuracies of zero-shot and without tuning, where they are others.
+
+    Zero-shot reads `plain_text`, where there is one, in the place of the adapter's template.
+    """
     from peft_vprompt.experiments.test_time import view_sets
     from peft_vprompt.training.evaluation import among_own_classes, main_metric, measure, measure_beside_zero_shot
     from peft_vprompt.training.test_time import evaluate_at_test_time
@@ -234,7 +247,7 @@ def _measure(
     if zero_shot:
         return measure(bundle.model, sets, zero_shot=True, **options), None, None
     if tuning is None:
-        measured, plain = measure_beside_zero_shot(bundle.model, sets, **options)
+        measured, plain = measure_beside_zero_shot(bundle.model, sets, template=plain_text, **options)
         return measured, None if plain is None else main_metric(plain), None
     views = view_sets(rows, asked, bundle.image_processor, tuning)
     views = {subset: among_own_classes(bundle.model, each) for subset, each in views.items()}
@@ -366,14 +379,21 @@ def _other_task(data: "DataOptions | None", found: "SavedAdapter | None") -> str
 def _templates(
     given: list[str] | None, data: "DataOptions | None", found: "SavedAdapter | None", described: bool
 ) -> str | list[str] | None:
-    """Return the text around class names: as asked for, or that of a task which is not the training's; None for the adapter's."""
-    from peft_vprompt.experiments.templates import published_template, read_templates
+    """Return the text around class names that is asked for; None where none is."""
+    from peft_vprompt.experiments.templates import read_templates
 
-    if given:
-        known = data if data is not None else found
-        task = None if known is None else known.benchmark
-        return read_templates(given, task, described)
-    return None if described else published_template(_other_task(data, found))
+    known = data if data is not None else found
+    return read_templates(given, None if known is None else known.benchmark, described)
+
+
+def _published_text(data: "DataOptions | None", found: "SavedAdapter | None") -> str | None:
+    """Return the published text of the task that is evaluated on; None where the adapter was trained with another one."""
+    from peft_vprompt.experiments.templates import published_template
+
+    if found is not None and found.run is not None and "template" in found.run["settings"]["config"]:
+        return published_template(_other_task(data, found))
+    known = data if data is not None else found
+    return None if known is None else published_template(known.benchmark)
 
 
 def _say_other_task(task: str, new: bool, templates: str | list[str] | None) -> None:

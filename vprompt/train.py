@@ -145,6 +145,7 @@ def train(
     - `vprompt train --output runs/h --method promptkd --teacher runs/large --model openai/clip-vit-base-patch16
       --data path/to/folder --views 4`
     """
+    from peft_vprompt.experiments.authors import published_choices
     from peft_vprompt.experiments.reports import explain, results_table
     from peft_vprompt.experiments.run import run_experiment
     from peft_vprompt.experiments.settings import Settings
@@ -193,6 +194,10 @@ def train(
         **recipe,
         **loss,
     )
+    benchmark = data.benchmark if data else None
+    if changes := published_choices(settings, benchmark).changes:
+        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
+        console.print(f"{row.title}'s authors vary on {benchmark}: {shown}.", soft_wrap=True, highlight=False)
     # Of the data's own: those that were held out of the training images are there anyway.
     validation = bool(recipe["config"].get("search_scale")) or (watch and data is not None and not data.test_fraction)
     images = read_data(data, output, distils or not supervision.uses_labels, validation)

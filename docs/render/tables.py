@@ -53,6 +53,7 @@ from peft_vprompt.backbones.supported import (
 )
 from peft_vprompt.data import TASKS, PromptingTask
 from peft_vprompt.errors import UnsupportedModelError
+from peft_vprompt.tuners.base.recipe import Averaging
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS, unsupported
 from peft_vprompt.tuners.base.spec import Paper
 from tests.support import peft_behaviours
@@ -306,11 +307,32 @@ def task_table() -> str:
     return "\n".join(rows)
 
 
+def variation_table() -> str:
+    """What authors vary on published data."""
+    rows = ["| Method | Data sets | Protocols | Theirs |", "|---|---|---|---|"]
+    shared: dict[tuple, list[str]] = {}
+    for spec in METHODS.values():
+        for variation in spec.variations:
+            values = [f"`{name}={shown_value(value)}`" for name, value in variation.changes.items()]
+            place = (", ".join(variation.tasks) or "all", ", ".join(variation.protocols) or "all", ", ".join(values))
+            shared.setdefault(place, []).append(spec.title)
+    rows += [f"| {', '.join(titles)} | {' | '.join(place)} |" for place, titles in shared.items()]
+    return "\n".join(rows)
+
+
+def shown_value(value) -> str:
+    """A value in few words: an average as in the papers, a list of texts by its length."""
+    if isinstance(value, Averaging):
+        return f"N({value.mean:g}, {value.std:g})"
+    return f"{len(value)} texts" if isinstance(value, list) else str(value)
+
+
 #: The generated tables of each page.
 PAGES = {
     "README.md": {"accuracy": accuracy_table, "methods": method_table},
     "docs/backbones.md": {"support": support_table},
     "docs/your_data.md": {"tasks": task_table},
+    "docs/protocols.md": {"variations": variation_table},
     "docs/peft.md": {"behaviours": peft_behaviours.table},
 }
 

@@ -17,6 +17,7 @@ from ..utils.io import finish_saving, read_json, write_json
 from ..utils.locks import only_writer
 from ..utils.warning import warn_caller
 from ..version import __version__
+from .authors import published_choices
 from .eval_sets import class_names_of
 from .models import build_model
 from .pseudo_labels import PseudoLabels
@@ -73,6 +74,8 @@ class Contents:
             **(base or self._base(settings, class_names)),
             **self._training(settings, class_names),
         }
+        if self.benchmark is not None and settings.method in METHODS:
+            about["published"] = published_choices(settings, self.benchmark).report
         searched = ["validation"] if settings.config.get("search_scale") and "validation" in self.data else []
         for name in dict.fromkeys([*self._held_out, *searched]):
             about |= self._split(name, labels=True)

@@ -30,6 +30,7 @@ from ..errors import AdapterMismatchError, UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.auto import check_head, read_config
 from ..peft_models.peft_model import PeftModelForImageClassification
+from ..tuners.base.classifier_parts import start_head
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -200,20 +201,15 @@ def as_published(bundle: ModelBundle, benchmark: str | None) -> ModelBundle:
 
 
 def published_fields(benchmark: str | None, method: str) -> dict[str, Any]:
-    """Return the fields of a method's config that a task of a benchmark decides: the text around class names.
-
-    Where text behind the context is a field of its own (TCP), that is the template without its first words.
+    """Return the fields of a method's config that the template of a benchmark's task decides: the text around class names.
 
     Raises:
         ValueError: an unknown task or method.
     """
     template = published_template(benchmark)
-    known = {each.name for each in fields(get_method(method).config_class)}
-    if not template or "template" not in known:
-        return {}
-    behind = template.removeprefix("a photo of a ")
-    behind = behind if behind != template else template[template.index("{}") :]
-    return {"template": template} | ({"prompt_template": behind} if "prompt_template" in known else {})
+    spec = get_method(method)
+    reads = "template" in {each.name for each in fields(spec.config_class)}
+    return spec.text(template) if template and reads else {}
 
 
 def adapter_config(adapter: str | Path, subfolder: str | None = None) -> PeftConfig:
@@ -353,7 +349,12 @@ def _load_base(
         options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
         base, loaded = AutoModelForImageClassification.from_pretrained(path, ignore_mismatched_sizes=True, **options)
     mismatched = {key if isinstance(key, str) else key[0] for key in loaded.get("mismatched_keys", ())}
-    return base, set(loaded.get("missing_keys", ())) | mismatched
+    new = set(loaded.get("missing_keys", ())) | mismatched
+    name = None if is_dual_encoder(config) else find_backbone(base).head  # VPT's authors have no CLIP with a head
+    head = base.get_submodule(name) if f"{name}.weight" in new else None
+    if isinstance(head, torch.nn.Linear):
+        start_head(head)
+    return base, new
 
 
 def _image_processor(base: PreTrainedModel, image_size: int | None):

@@ -38,7 +38,7 @@ from .ensemble import context_tokens, set_contexts
 from .eval_sets import class_names_of, eval_sets
 from .feature_data import check_features
 from .identity import PAGE, RESULTS, Contents, finished_run, keep_previous, tell_changes
-from .models import ModelBundle, as_published, build_model, published_fields
+from .models import ModelBundle, as_published, build_model
 from .run_page import look, write_page
 from .run_report import report_of
 from .run_state import RunOptions, RunState
@@ -46,6 +46,7 @@ from .settings import Settings, changed_recipe
 from .settings_checks import check_settings
 from .supervision import LabelledImages, training_images
 from .teacher import Teacher, load_teacher
+from .templates import published_template
 
 
 @typed
@@ -150,6 +151,7 @@ class Run(RunState):
         if self.teacher is not None:
             take_teacher(bundle.model, self.teacher.model)
             bundle.content |= self.teacher.content
+        bundle = replace(bundle, recipe=self.published.vary(bundle.recipe))
         noisy_recipe = self.spec.noisy_recipe
         if noisy_recipe is not None and not settings.supervision.is_plain:
             bundle = replace(bundle, recipe=noisy_recipe)
@@ -302,7 +304,8 @@ class Run(RunState):
             found = measure(model, self.test_sets, zero_shot=untrained, **options)
             plain = found if untrained else None
         else:
-            found, plain = measure_beside_zero_shot(model, self.test_sets, **options)
+            template = None if "template" in self.settings.config else published_template(self.benchmark)
+            found, plain = measure_beside_zero_shot(model, self.test_sets, template=template, **options)
         self.accuracy = main_metric(found)
         self.per_class = found.get("per_class")
         self.zero_shot = None if plain is None else main_metric(plain)
@@ -366,7 +369,7 @@ class Run(RunState):
             image_size=settings.image_size,
             device=find_device(self.options.device),
             precision=settings.precision,
-            **published_fields(self.benchmark, settings.method) | config,
+            **self.published.config | config,
         )
 
     def _train_one(self, model: PeftModel, rows, seed: int, folder: Path) -> None:

@@ -20,6 +20,7 @@ def report_of(run: RunState) -> dict:
         "settings": asdict(run.settings),
         "model_commit": getattr(run.bundle.model.get_base_model().config, "_commit_hash", None),
         "recipe": _recipe_report(run.recipe, run.settings.shots) if run.recipe else None,
+        **({"published": run.published.report} if run.benchmark else {}),
         "trainable_parameters": run.bundle.trainable_parameters if run.results else 0,
         "adapter_bytes": None,
         **_training_report(run.results),

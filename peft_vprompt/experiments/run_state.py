@@ -24,6 +24,7 @@ from ..tuners.base.spec import MethodSpec
 from ..tuners.tip_adapter.search import Found
 from ..utils.digests import digest_arrays
 from ..utils.processes import Processes, all_processes
+from .authors import Choices, published_choices
 from .eval_sets import class_names_of, split_classes
 from .identity import IDENTITY
 from .models import ModelBundle
@@ -143,6 +144,11 @@ class RunState:
     def processes(self) -> Processes:
         """The processes that share the work; the first one writes."""
         return all_processes(self.options.device)
+
+    @property
+    def published(self) -> Choices:
+        """What the method's authors have on the benchmark's task."""
+        return published_choices(self.settings, self.benchmark)
 
     @property
     def spec(self) -> MethodSpec:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from ..backbones.image_size import MAX_IMAGE_SIZE
 from ..core.class_descriptions import read_descriptions
@@ -54,6 +55,8 @@ class Settings:
         teacher: folder or Hub id of the adapter, or of the base model as it is, whose predictions are distilled; labels are
             not read then.
         teacher_model: base model of a teacher's adapter; None for the one that it names.
+        protocol: the protocol, as `vprompt bench` has it, whose variations of the authors are followed on published data;
+            None for base-to-novel or few-shot, as `base_novel` says.
 
     Raises:
         ValueError: a value of another type, or out of range; names the field.
@@ -80,6 +83,7 @@ class Settings:
     image_size: int | None = field(default=None, metadata={"min": 1, "max": MAX_IMAGE_SIZE})
     teacher: str | None = None
     teacher_model: str | None = None
+    protocol: Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"] | None = None
 
     def __post_init__(self):
         check_fields(self)

@@ -4,12 +4,12 @@ Where images have several labels (`labels` [classes] of 1 and 0), the mean avera
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
@@ -273,11 +273,18 @@ def main_metric(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
 
 
 def measure_beside_zero_shot(
-    model, test_sets: dict[str, EvalSet], batch_size: int = 100, *, metrics: Sequence[str] = MEASURED, **options
+    model,
+    test_sets: dict[str, EvalSet],
+    batch_size: int = 100,
+    *,
+    metrics: Sequence[str] = MEASURED,
+    template: str | None = None,
+    **options,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]] | None]:
     """Measure with the adapter and without it, as `measure` does.
 
-    Where the adapter leaves the image features alone, images are encoded once for both.
+    Where the adapter leaves the image features alone, images are encoded once for both. `template` is the text around class
+    names without the adapter; None for that of the config.
 
     Returns:
         Metrics with the adapter, and those without; None for these where the model has no text tower.
@@ -292,10 +299,22 @@ def measure_beside_zero_shot(
             name: EvalSet(_encoded(model, rows, batch_size, **options), names)
             for name, (rows, names) in test_sets.items()
         }
-    return (
-        measure(model, test_sets, batch_size, metrics=metrics, **options),
-        measure(model, test_sets, batch_size, zero_shot=True, metrics=metrics, **options),
-    )
+    found = measure(model, test_sets, batch_size, metrics=metrics, **options)
+    with fields_replaced(model.active_peft_config, {} if template is None else {"template": template}):
+        return found, measure(model, test_sets, batch_size, zero_shot=True, metrics=metrics, **options)
+
+
+@contextmanager
+def fields_replaced(config: PeftConfig, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give those fields of a config that it has other values until the block ends."""
+    before = {name: getattr(config, name) for name in values if hasattr(config, name)}
+    try:
+        for name in before:
+            setattr(config, name, values[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def leaves_images(model) -> bool:

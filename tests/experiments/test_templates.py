@@ -109,7 +109,7 @@ def evaluated(folder, tasks, *options):
     return json.loads(file.read_text()), " ".join(said.split())
 
 
-@pytest.mark.parametrize("method", ["coop", "vpt"])
+@pytest.mark.parametrize("method", ["coop", "rpo"])
 def test_another_task_brings_its_classes_and_its_template(method, tasks, clip_path, tmp_path):
     train(tmp_path, clip_path, tasks, "--method", method, "--benchmark", "coop-11/eurosat", *QUICK)
     other = ("--benchmark", "coop-11/oxford_pets")
@@ -128,6 +128,20 @@ def test_another_task_brings_its_classes_and_its_template(method, tasks, clip_pa
     assert own["template"] != moved["template"]
     if method == "coop":  # the learned context stands for the template
         assert own["accuracy"] == moved["accuracy"]
+
+
+def test_the_text_of_vpt_is_the_same_on_all_tasks_and_zero_shot_reads_the_tasks(tasks, clip_path, tmp_path):
+    train(tmp_path, clip_path, tasks, "--method", "vpt", "--benchmark", "coop-11/oxford_pets", *QUICK)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["template"] == "a photo of a {}."
+    (tmp_path / "z").mkdir()
+    train(tmp_path / "z", clip_path, tasks, "--method", "zero-shot", "--benchmark", "coop-11/oxford_pets")
+    run, plain = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, tmp_path / "z"))
+    assert run["zero_shot"] == plain["accuracy"]
+    found, _ = evaluated(tmp_path, tasks, "--benchmark", "coop-11/oxford_pets")
+    assert found["zero_shot_accuracy"] == plain["accuracy"]
+    moved, _ = evaluated(tmp_path, tasks, "--benchmark", "coop-11/eurosat")
+    assert "template" not in moved
 
 
 def test_zero_shot_by_ensembles(colours, clip_path, tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ...training.evaluation import (
     EvalSet,
     among_own_classes,
     compares_with_text,
+    fields_replaced,
     leaves_images,
     predict_logits,
     set_class_names,
@@ -28,6 +28,7 @@ from ...training.evaluation import (
 from ...tuners.base.recipe import Recipe
 from ...tuners.base.registry import get_method
 from ...utils.memory import PeakMemory
+from ..authors import fields_elsewhere, published_choices
 from ..eval_sets import class_names_of, eval_sets, split_classes
 from ..identity import Contents, finished_run, report_diverged
 from ..models import as_published, recipe_on
@@ -93,6 +94,7 @@ class Cell:
         if self.max_steps is None:
             return self.settings
         recipe = recipe_on(self.settings.model, get_method(self.settings.method))
+        recipe = published_choices(self.settings, self.task.benchmark).vary(recipe)
         if recipe is None:
             return self.settings
         trained = len(next(iter(self.classes.values())))
@@ -214,11 +216,12 @@ class CellRun(Run):
         }
 
     def _transfer(self, target: BenchTask) -> dict:
-        """Return what is right of a target, with its class names, its template and its preprocessing."""
+        """Return what is right of a target, with its class names, its texts and its preprocessing."""
         names = target.test.features["label"].names
         processor = as_published(self.bundle, target.benchmark).image_processor
         (test_set,) = eval_sets(target.test, {"all": names}, processor, self._tested).values()
-        with _template_of(self.bundle.model, target):
+        config = self.bundle.model.active_peft_config
+        with fields_replaced(config, fields_elsewhere(config, target.benchmark, self.spec.name)):
             return self._outcome(test_set, target.test_content)
 
     def _outcome(self, test_set: EvalSet, content: dict) -> dict:
@@ -252,22 +255,6 @@ class CellRun(Run):
         model, seed = self.bundle.model, self.settings.seed
         with nullcontext() if self.spec.trains else model.disable_adapter():
             return feature_rows(cache_features(model, images, transform, seed=seed, workers=self.options.workers))
-
-
-@contextmanager
-def _template_of(model: Any, target: BenchTask) -> Iterator[None]:
-    """Put the template of a published target around class names, where the method reads one."""
-    template = target.template
-    config = model.active_peft_config
-    if template is None or not hasattr(config, "template"):
-        yield
-        return
-    before = config.template
-    config.template = template
-    try:
-        yield
-    finally:
-        config.template = before
 
 
 def _columns(names: list[str], trained: list[str]) -> np.ndarray:

@@ -120,7 +120,7 @@ class Grid:
             recipe = dict.fromkeys(RECIPE_CHANGES) | recipe
         own: dict[str, Any] = {"method": name, "shots": shots, "seed": seed, "config": self.base.config | changes}
         base_novel = self.protocol.base_novel and spec.new_classes
-        own.update(recipe)
+        own.update(recipe, protocol=self.protocol.name if task.benchmark else None)
         settings = replace(self.base, **own, base_novel=base_novel)
         place = f"{task.name}/{_in_path(method)}" + (f"/{shots}-shots/seed-{seed}" if spec.trains else "")
         return {place: Cell(self.protocol, task, method, settings, self.targets, self.max_steps)}

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ...tuners.base.registry import METHODS
 from ...utils.hub import split_revision
-from ..settings import RECIPE_CHANGES
+from ..authors import Choices, variation_of
+from ..settings import RECIPE_CHANGES, as_json
 from .cell import BENCH
 from .protocols import PROTOCOLS
 from .tasks import SOURCE
@@ -49,13 +50,13 @@ def published(report: Mapping) -> Published | None:
     """Return what is published for the setting of a cell; None where it is another one, or nothing is known of it.
 
     The setting is the same where base model, task, protocol, shots, method and its config are, and the recipe is the
-    authors'.
+    authors', with what they vary for the task and the protocol.
 
     Args:
         report: what `results.json` of the cell holds.
     """
     settings = report["settings"]
-    if not _is_base_model(settings.get("model")) or _is_changed(report) or not _is_task(report):
+    if not _is_base_model(settings.get("model")) or not _is_task(report) or _is_changed(report):
         return None
     for row in _rows():
         same = (row["protocol"], row["method"], row.get("config", {}))
@@ -82,4 +83,8 @@ def _is_changed(report: Mapping) -> bool:
     changes = (*RECIPE_CHANGES, "loss", "image_size")
     if any(settings.get(name) is not None for name in changes) or report.get("cached"):
         return True
-    return METHODS[settings["method"]].trains and settings["shots"] != SHOTS
+    if METHODS[settings["method"]].trains and settings["shots"] != SHOTS:
+        return True
+    followed = report.get("published") or {}
+    varied = Choices({}, variation_of(settings["method"], report["data"]["benchmark"], report[BENCH]["protocol"]))
+    return any(followed.get(name) != value for name, value in as_json(varied.report).items())

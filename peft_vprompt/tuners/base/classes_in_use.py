@@ -148,7 +148,8 @@ class ClassesInUse:
     def _readers(self) -> tuple:
         """What class names are read by."""
         config = self.adapted.config
-        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates
+        texts = [getattr(config, name, None) for name in ("prompt_template", "prompt_init_text")]
+        return self.adapted.tokenizers.given, config.tokenizer_name_or_path, config.templates, texts
 
     def _tokenize(self, classes: ClassList) -> None:
         config = self.adapted.config

@@ -13,6 +13,9 @@ DASSL = "SGD momentum 0.9 and weight decay 5e-4 inherited from Dassl; "
 #: What `vprompt demo` changes in the recipe of most methods: its tiny model learns in a few epochs.
 DEMO: dict[str, Any] = {"learning_rate": 0.02, "batch_size": 32, "epochs": 15}
 
+#: Protocols that train on ImageNet and test on other data.
+TRANSFERS = ("cross-dataset", "domain-generalization")
+
 PTNL = Recipe(
     learning_rate=0.002,
     batch_size=32,

@@ -51,6 +51,25 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Variation:
+    """What the authors of a method change of recipe and config for some of CoOp's data sets, or in some protocols.
+
+    Attributes:
+        changes: fields of the recipe and of the config, by name.
+        tasks: short names of the data sets; none for all of them.
+        protocols: names of the protocols, as `vprompt bench` has them; none for all of them.
+    """
+
+    changes: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
+
+    def fits(self, task: str, protocol: str) -> bool:
+        """Return whether it is for a data set in a protocol."""
+        return task in (self.tasks or (task,)) and protocol in (self.protocols or (protocol,))
+
+
+@dataclass(frozen=True)
 class MethodSpec:
     """One row of the method table. PEFT, the command line, the converter, cards, documents and tests read it.
 
@@ -67,6 +86,9 @@ class MethodSpec:
         recipe: the authors' training on class names, None where nothing is trained or it has no meaning.
         noisy_recipe: the same where labels are noisy or not read, None where it is no other.
         classifier_recipe: the same on a model with a classification head, None where that has no meaning.
+        variations: what the authors change of recipe and config on published data; a later one wins.
+        text: config values that a published task's template decides, where the authors put it around class names.
+        elsewhere: config values, by the adapter's config, for other data than it was trained on.
         support: how the training images are encoded for a method that learns from their features alone, see
             `PeftModelForImageClassification.set_support`; None for others.
         new_classes: whether what is learned on some classes can be used on others.
@@ -89,6 +111,9 @@ class MethodSpec:
     recipe: Recipe | None = None
     noisy_recipe: Recipe | None = None
     classifier_recipe: Recipe | None = None
+    variations: tuple[Variation, ...] = ()
+    text: Callable[[str], dict[str, Any]] = lambda template: {"template": template}
+    elsewhere: Callable[[Any], dict[str, Any]] = lambda config: {}
     support: SupportViews | None = None
     new_classes: bool = True
     is_baseline: bool = False

@@ -20,6 +20,7 @@ register(
         learns="low-rank changes of queries, keys and values in both encoders",
         config_class=CLIPLoraConfig,
         tuner_class=CLIPLoraModel,
+        text=lambda template: {},  # the config's, whatever the data are
         recipe=Recipe(
             learning_rate=2e-4,
             batch_size=32,

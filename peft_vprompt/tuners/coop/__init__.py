@@ -3,7 +3,7 @@
 from ..base.recipe import Recipe
 from ..base.registry import register
 from ..base.shared_recipes import DASSL, DEMO, PTNL
-from ..base.spec import MethodSpec, Paper
+from ..base.spec import MethodSpec, Paper, Variation
 from .checkpoint import read
 from .config import ContextOptConfig, CoOpConfig
 from .method import ContextOptModel, CoOp
@@ -35,6 +35,7 @@ register(
             + "KaiyangZhou/CoOp configs/trainers/CoOp/vit_b16.yaml, vit_b16_ep100.yaml, vit_b16_ep50.yaml",
         ),
         noisy_recipe=PTNL,
+        variations=(Variation({"epochs": 50}, tasks=("imagenet",)),),
         checkpoints={"coop": read},
         demo=DEMO,
     )

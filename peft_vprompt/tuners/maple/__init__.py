@@ -2,8 +2,8 @@
 
 from ..base.recipe import Recipe
 from ..base.registry import register
-from ..base.shared_recipes import DASSL, DEMO
-from ..base.spec import MethodSpec, Paper
+from ..base.shared_recipes import DASSL, DEMO, TRANSFERS
+from ..base.spec import MethodSpec, Paper, Variation
 from .checkpoint import read
 from .config import MaPLeConfig
 from .method import MaPLe, MaPLeModel
@@ -29,6 +29,7 @@ register(
             source=DASSL
             + "muzairkhattak/multimodal-prompt-learning configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml",
         ),
+        variations=(Variation({"learning_rate": 0.0026, "epochs": 2, "prompt_depth": 3}, protocols=TRANSFERS),),
         checkpoints={"maple": read},
         demo=DEMO,
     )

@@ -3,7 +3,7 @@
 from ..base.recipe import Recipe
 from ..base.registry import register
 from ..base.shared_recipes import DEMO
-from ..base.spec import Depth, MethodSpec, Paper
+from ..base.spec import Depth, MethodSpec, Paper, Variation
 from .checkpoint import read, read_aligned, read_low_rank
 from .config import MMRLConfig
 from .method import MMRL, MMRLModel
@@ -23,6 +23,24 @@ RECIPE = Recipe(
     crop_scale=(0.5, 1.0),
     source="yunncheng/MMRL configs/trainers/MMRL/vit_b16.yaml; weight decay 5e-4 inherited from Dassl",
 )
+#: Weights of the two distances to the frozen features; the other data sets have the config's.
+WEIGHTS = {
+    7.0: ("stanford_cars",),
+    6.0: ("fgvc_aircraft", "sun397", "dtd"),
+    5.0: ("food101",),
+    4.0: ("oxford_flowers",),
+    3.0: ("ucf101",),
+    0.5: ("imagenet", "caltech101"),
+    0.2: ("oxford_pets",),
+    0.01: ("eurosat",),
+}
+#: How both read out: new classes and other data by the class token alone.
+DECOUPLED = Variation({"readout": "decoupled"})
+
+
+def by_class_token(config: MMRLConfig) -> dict:
+    """Return the readout of other data, of the trained classes too, where the authors' readout is asked for."""
+    return {"readout": "class"} if config.readout == "decoupled" else {}
 
 
 def late_layers(depth: Depth) -> dict:
@@ -40,6 +58,13 @@ register(
         tuner_class=MMRLModel,
         defaults=late_layers,
         recipe=RECIPE,
+        variations=(
+            DECOUPLED,
+            *(Variation({"consistency_weight": weight}, tasks) for weight, tasks in WEIGHTS.items()),
+            Variation({"representation_dim": 2048}, tasks=("eurosat",)),
+            Variation({"batch_size": 32, "epochs": 5}, tasks=("imagenet",)),
+        ),
+        elsewhere=by_class_token,
         checkpoints={"mmrl": read, "mmrlpp": read_low_rank, "alignednorm": read_aligned},
         demo=DEMO,
     )
@@ -57,6 +82,8 @@ register(
         defaults=late_layers,
         marks={"low_rank": 4},
         recipe=RECIPE,
+        variations=(DECOUPLED, Variation({"epochs": 100}, protocols=("few-shot",))),
+        elsewhere=by_class_token,
     )
 )
 register(

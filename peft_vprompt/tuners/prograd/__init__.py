@@ -11,6 +11,18 @@ from .method import ProGrad, ProGradModel
 
 __all__ = ["ProGrad", "ProGradConfig", "ProGradModel"]
 
+
+def text(template: str) -> dict:
+    """Return what a task's template decides: the text that teacher and context start from, the kind of the classes in front.
+
+    Source: BeierZhu/Prompt-align `trainers/prograd.py`: "a type of pet, a photo of a {}.".
+    """
+    photo, _, kind = template.removesuffix(".").partition("{}, ")
+    own = {"{} texture.": "a texture of {}."}.get(template, f"{kind}, {photo}{{}}." if kind else template)
+    words = own.removesuffix(" {}.")
+    return {"template": own} | ({} if words == own else {"prompt_init_text": words})
+
+
 register(
     MethodSpec(
         name="prograd",
@@ -21,6 +33,7 @@ register(
         learns="a context whose gradient never goes against the frozen model",
         config_class=ProGradConfig,
         tuner_class=ProGradModel,
+        text=text,
         recipe=Recipe(
             learning_rate=0.002,
             batch_size=32,

@@ -2,8 +2,8 @@
 
 from ..base.recipe import Averaging, Recipe
 from ..base.registry import register
-from ..base.shared_recipes import DASSL, DEMO
-from ..base.spec import MethodSpec, Paper
+from ..base.shared_recipes import DASSL, DEMO, TRANSFERS
+from ..base.spec import MethodSpec, Paper, Variation
 from .checkpoint import read
 from .config import PromptSRCConfig
 from .method import PromptSRC, PromptSRCModel
@@ -30,6 +30,15 @@ register(
             epochs=20,
             averaging=Averaging("gaussian", mean=15, std=1),
             source=DASSL + "muzairkhattak/PromptSRC configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml",
+        ),
+        variations=(
+            Variation({"epochs": 50, "averaging": Averaging("gaussian", mean=30, std=30)}, protocols=("few-shot",)),
+            Variation(
+                {"averaging": Averaging("gaussian", mean=45, std=5)},
+                tasks=("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"),
+                protocols=("few-shot",),
+            ),
+            Variation({"averaging": Averaging("gaussian", mean=6, std=10), "prompt_depth": 3}, protocols=TRANSFERS),
         ),
         checkpoints={"promptsrc": read},
         demo=DEMO,

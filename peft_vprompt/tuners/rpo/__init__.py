@@ -3,7 +3,7 @@
 from ..base.recipe import Recipe
 from ..base.registry import register
 from ..base.shared_recipes import DASSL, DEMO
-from ..base.spec import MethodSpec, Paper
+from ..base.spec import MethodSpec, Paper, Variation
 from .checkpoint import read
 from .config import ReadOnlyPromptConfig, RPOConfig
 from .method import RPO, ReadOnlyPromptModel
@@ -28,6 +28,7 @@ register(
             epochs=15,
             source=DASSL + "mlvlab/RPO configs/trainers/RPO/main_K24.yaml",
         ),
+        variations=(Variation({"learning_rate": 0.005}, protocols=("domain-generalization",)),),
         checkpoints={"rpo": read},
         demo=DEMO,
     )

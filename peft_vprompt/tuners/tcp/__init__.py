@@ -11,6 +11,16 @@ from .method import TCP, TCPModel
 
 __all__ = ["TCP", "TCPConfig", "TCPModel"]
 
+
+def text(template: str) -> dict:
+    """Return what a task's template decides: behind the context stands the template without the words of the context."""
+    behind = template.removeprefix("a photo of a ")
+    return {
+        "template": template,
+        "prompt_template": behind if behind != template else template[template.index("{}") :],
+    }
+
+
 register(
     MethodSpec(
         name="tcp",
@@ -22,6 +32,7 @@ register(
         learns="a context, and tokens made of each class's frozen feature",
         config_class=TCPConfig,
         tuner_class=TCPModel,
+        text=text,
         defaults=lambda depth: {"class_token_layer": min(8, depth.text - 1)},
         recipe=Recipe(
             learning_rate=0.002,

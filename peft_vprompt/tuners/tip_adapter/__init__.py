@@ -2,7 +2,7 @@
 
 from ..base.recipe import Recipe, SupportViews
 from ..base.registry import register
-from ..base.spec import MethodSpec, Paper
+from ..base.spec import MethodSpec, Paper, Variation
 from .config import TipAdapterConfig
 from .method import TipAdapter, TipAdapterModel
 
@@ -12,6 +12,13 @@ __all__ = ["TipAdapter", "TipAdapterConfig", "TipAdapterModel"]
 PAPER = Paper(
     "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022",
     "https://arxiv.org/abs/2207.09519",
+)
+#: The other data sets have the config's alpha.
+ALPHAS = (
+    Variation({"alpha": 2.0}, tasks=("dtd", "eurosat")),
+    Variation({"alpha": 3.0}, tasks=("caltech101", "stanford_cars", "ucf101")),
+    Variation({"alpha": 5.0}, tasks=("fgvc_aircraft",)),
+    Variation({"alpha": 10.0}, tasks=("oxford_flowers",)),
 )
 VIEWS = SupportViews(views=10, crop_scale=(0.5, 1.0), source="gaopengcuhk/Tip-Adapter configs/, main.py")
 
@@ -23,6 +30,7 @@ register(
         learns="a cache of labelled images, without training",
         config_class=TipAdapterConfig,
         tuner_class=TipAdapterModel,
+        variations=ALPHAS,
         support=VIEWS,
         new_classes=False,
     )
@@ -35,6 +43,7 @@ register(
         learns="the features by which labelled images are looked up",
         config_class=TipAdapterConfig,
         marks={"train_keys": True},
+        variations=ALPHAS,
         support=VIEWS,
         recipe=Recipe(
             learning_rate=1e-3,

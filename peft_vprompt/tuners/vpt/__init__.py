@@ -21,6 +21,7 @@ register(
         learns="tokens or pixels at the image encoder (and the head)",
         config_class=VisualPromptConfig,
         tuner_class=VisualPromptModel,
+        text=lambda template: {},  # the config's, whatever the data are
         defaults=lambda depth: (
             {"num_virtual_tokens": 8}
             | ({"deep": True, "num_deep_layers": min(12, depth.vision)} if depth.vision else {})

@@ -277,6 +277,17 @@ def test_a_target_is_told_apart_with_its_own_names_and_template(published, clip_
     (source,) = [cell for name, cell in Grid(protocol, tuple(tasks), ("coop",), base, targets=tuple(targets), **more).cells().items() if "zero-shot" in name]  # fmt: skip
     run_cell(source, tmp_path / "again", quiet=True)
     assert texts == ["a centered satellite photo of {}.", "{} texture.", "a centered satellite photo of {}."]
+    (tcp,) = (
+        Grid(protocol, tuple(tasks), ("tcp",), base, targets=tuple(targets), zero_shot=False, **more).cells().values()
+    )
+    read = []
+    monkeypatch.setattr(
+        CellRun,
+        "_outcome",
+        lambda run, *args: read.append(run.bundle.model.active_peft_config.prompt_template) or encode(run, *args),
+    )
+    run_cell(tcp, tmp_path / "tcp", quiet=True)
+    assert read == ["{} texture.", "{}."]
 
 
 def test_some_of_the_trained_classes_are_told_apart_by_a_head_of_all(clip_path, colours, tmp_path):
