@@ -16,6 +16,7 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
 
 import peft_vprompt
+from examples.benchmarks import render as benchmarks
 from peft_vprompt import (
     CoCoOpConfig,
     ContextOptConfig,
@@ -25,7 +26,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
-from peft_vprompt.tuners.base.registry import PROMPT_METHODS
+from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS
 from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
 
@@ -129,6 +130,26 @@ def test_commands_mean_the_same_in_every_shell(page):
 def test_every_choice_of_images_without_labels_is_explained():
     page = (ROOT / "docs/noisy_labels.md").read_text(encoding="utf-8")
     assert all(re.search(rf"`[^`]*\b{name}`", page) for name in SELECTORS)
+
+
+def test_every_method_and_every_script_is_in_the_table_of_examples():
+    page = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    scripts = [path for name in ("*.py", "by_method/*.py") for path in (ROOT / "examples").glob(name)]
+    assert set(re.findall(r"`([\w/]+\.py)`", page)) == {str(path.relative_to(ROOT / "examples")) for path in scripts}
+    shown = {title for cell in re.findall(r"^\| (.+?) \|", page, re.M) for title in cell.split(", ")}
+    assert {
+        method.title for name, method in METHODS.items() if not method.is_baseline and name != "zero-shot"
+    } <= shown
+
+
+def test_benchmarks_are_those_that_were_measured():
+    files = benchmarks.load(benchmarks.RESULTS)
+    assert benchmarks.PAGE.read_text(encoding="utf-8") == benchmarks.page(files), (
+        "python -m examples.benchmarks.render"
+    )
+    for path in benchmarks.WITH_TABLE:
+        assert path.read_text(encoding="utf-8") == benchmarks.refreshed(path, files), "likewise"
+    assert all(plot.is_file() for plot in map(benchmarks.plot_path, files) if plot is not None)
 
 
 def test_generated_tables_are_up_to_date():
