@@ -29,6 +29,7 @@ from peft_vprompt.experiments.pseudo_labels import SELECTORS
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS
 from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
+from tests.support.pages import load_page
 
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +151,19 @@ def test_benchmarks_are_those_that_were_measured():
     for path in benchmarks.WITH_TABLE:
         assert path.read_text(encoding="utf-8") == benchmarks.refreshed(path, files), "likewise"
     assert all(plot.is_file() for plot in map(benchmarks.plot_path, files) if plot is not None)
+
+
+def test_the_reference_of_the_commands_is_what_their_help_texts_say():
+    page = load_page("render/commands")
+    assert page.PAGE.read_text(encoding="utf-8") == page.render(), "run `python docs/render/commands.py`"
+
+
+def test_what_the_readme_imports_is_in_the_reference():
+    (public,) = re.findall(
+        r"^PUBLIC = \((.*?)^\)", (ROOT / "docs/render/site.py").read_text(encoding="utf-8"), re.M | re.S
+    )
+    imported = re.findall(r"^from (peft_vprompt\S*) import", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert set(imported) <= set(re.findall(r'"(.+)"', public))
 
 
 def test_generated_tables_are_up_to_date():
