@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
+from peft_vprompt.export.plain import TOWERS
 from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS
 from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
@@ -164,6 +166,24 @@ def test_what_the_readme_imports_is_in_the_reference():
     )
     imported = re.findall(r"^from (peft_vprompt\S*) import", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert set(imported) <= set(re.findall(r'"(.+)"', public))
+
+
+def test_the_readme_asks_for_the_versions_that_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(re.match(r"(\w+)(.*)", each).groups() for each in project["dependencies"])
+    line = next(
+        each for each in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "It needs Python" in each
+    )
+    python, torch, (least, below), (peft, _) = (re.findall(r"[<>]=?([\d.]+)", text) for text in
+        (project["requires-python"], bounds["torch"], bounds["transformers"], bounds["peft"]))  # fmt: skip
+    said = f"Python {python[0]} or newer, torch {torch[0]} or newer, transformers from {least} on and below {below}, and PEFT {peft} "
+    assert said in line
+
+
+def test_the_models_that_plain_exports_take_are_named():
+    page = (ROOT / "docs/predict_and_export.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `plain` |"))
+    assert all(f"`{name}`" in row for name in TOWERS)
 
 
 def test_generated_tables_are_up_to_date():
