@@ -147,12 +147,15 @@ def test_every_method_and_every_script_is_in_the_table_of_examples():
 
 def test_benchmarks_are_those_that_were_measured():
     files = benchmarks.load(benchmarks.RESULTS)
-    assert benchmarks.PAGE.read_text(encoding="utf-8") == benchmarks.page(files), (
-        "python -m examples.benchmarks.render"
-    )
+    page = benchmarks.page(files)
+    assert benchmarks.PAGE.read_text(encoding="utf-8") == page, "run python -m examples.benchmarks.render"
     for path in benchmarks.WITH_TABLE:
         assert path.read_text(encoding="utf-8") == benchmarks.refreshed(path, files), "likewise"
     assert all(plot.is_file() for plot in map(benchmarks.plot_path, files) if plot is not None)
+    assert not re.search(r"\| -\d", page), "noise, where something takes less than nothing"
+    assert (
+        len(re.findall(r"From\s`python -m [\w.]+`; .+, commit \w{7}\.$", page, re.M)) == 4
+    )  # a machine for each program
 
 
 def test_the_reference_of_the_commands_is_what_their_help_texts_say():
