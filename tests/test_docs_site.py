@@ -135,6 +135,8 @@ def test_every_command_of_dev_is_explained_and_made():
     assert set(re.findall(r"^  \./dev ([a-z-]+) ", shown, re.MULTILINE)) == commands
     targets = re.search(r"^targets = (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(targets.group(1).split()) == commands
+    told = re.findall(r"^\./dev ([a-z-]+) ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(told) == commands - {"demo"}
 
 
 def test_a_first_release_has_added_things_only():

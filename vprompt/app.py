@@ -193,6 +193,22 @@ def say_named(config, on_other_model: bool = False) -> None:
         console.print(f"The adapter names {escape(' and '.join(named) + revision)}.", soft_wrap=True, highlight=False)
 
 
+def say_named_by(adapter: str, model: str | None = None) -> None:
+    """Say what an adapter names, as `say_named`; nothing of a base model, or where there is none, as its loading says.
+
+    Args:
+        adapter: folder or Hub id.
+        model: base model that stands for the one that it names.
+    """
+    from peft_vprompt.experiments.trained import SavedAdapter
+
+    try:
+        saved = SavedAdapter.find(adapter)
+    except OSError:
+        return
+    say_named(saved.config, model is not None or saved.is_embedded)
+
+
 def say_saved(place) -> None:
     """Say where the results are."""
     console.print(f"Saved in {escape(str(place))}.", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .app import command, console, given, say_next
+from .app import command, console, given, say_named_by, say_next
 from .choices import CONVERTIBLE
 from .options import ClassNames, option, read_names
 
@@ -70,4 +70,5 @@ def _load_teacher(teacher: str | None, model: str | None, names: list[str] | Non
         raise ValueError(
             "Expected --class-names with --teacher, which gives one feature for each class. Received: none."
         )
+    say_named_by(teacher, model)
     return load_teacher(teacher, model, names, None).model

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from rich.markup import escape
 
-from .app import command, console
+from .app import command, console, say_named_by
 from .options import Machine, option, takes_machine
 
 
@@ -39,6 +39,8 @@ def page(
     load_gradio()
     if port is not None:
         require_int("--port", port, 1, 65535)
+    for each in adapter or ():
+        say_named_by(each, model)
     playground = Playground(adapter or [], model, machine.device, machine.precision)
     compared = escape(", ".join(playground.names))
     serve(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .app import command, console, say_next
+from .app import command, console, say_named_by, say_next
 from .options import Language, License, Private, option
 
 
@@ -32,6 +32,7 @@ def push(
     from peft_vprompt.experiments.sharing import check_hub, publish
 
     check_hub(repository)
+    say_named_by(str(adapter), model)
     place = publish(adapter, repository, model, private=private or None, language=language, license=license)
     say_published(place)
     say_next("inspect", repository)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .app import command, console, given, say_next, say_next_line, say_saved
+from .app import command, console, given, say_named_by, say_next, say_next_line, say_saved
 from .label_options import UNLABELLED, takes_loss, takes_supervision
 from .options import (
     SAME_IMAGES,
@@ -194,6 +194,8 @@ def train(
         **recipe,
         **loss,
     )
+    if teacher is not None:
+        say_named_by(teacher, teacher_model)
     benchmark = data.benchmark if data else None
     if changes := published_choices(settings, benchmark).changes:
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())

@@ -176,6 +176,10 @@ Base and novel accuracy with frozen weights in float32 and in bfloat16 (`--preci
 steps. ◆ in bfloat16 lower by more than the standard deviation of the seeds in float32 ({lower} of {count} accuracies;
 {higher} are higher by as much).
 
+```bash
+{commands}
+```
+
 {tables}
 """
 
@@ -184,8 +188,13 @@ def precision_text(results: Mapping) -> str:
     """The tables of accuracies by precision; nothing where none were collected."""
     if not results:
         return ""
-    tables, signs = [], []
+    tables, signs, commands = [], [], []
     for name, found in results.items():
+        tasks = f"--tasks {','.join(found['tasks'])}" if name == "embedded" else WORLDS[name][2]
+        bench = f"vprompt bench base-to-novel --methods all --recipes examples/studies/recipes.json --shots 16 --max-steps 96 --cached {tasks}"
+        folders = {precision: f"runs/{name}-{precision}" for precision in ("float32", "bf16")}
+        commands += [f"{bench} --precision {precision} --output {folder}" for precision, folder in folders.items()]
+        commands.append(f"python -m examples.studies.evidence precision {name} {' '.join(folders.values())}")
         rows = []
         for title, by in found["rows"].items():
             cells = []
@@ -206,6 +215,7 @@ def precision_text(results: Mapping) -> str:
         lower=signs.count(-1),
         higher=signs.count(1),
         count=len(signs),
+        commands="\n".join(commands),
         tables="\n\n".join(tables),
     )
 

@@ -28,6 +28,7 @@ PUBLIC = (
     "peft_vprompt.losses",
     "peft_vprompt.data",
     "peft_vprompt.metrics",
+    "peft_vprompt.training",
     "peft_vprompt.convert",
     "peft_vprompt.export",
     "peft_vprompt.app",

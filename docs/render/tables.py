@@ -115,8 +115,10 @@ def sizes(config) -> tuple[int, int]:
 
 
 def linked(paper: Paper) -> str:
-    """Return a short citation with a link to the paper."""
+    """Return a short citation with a link to the paper, or with its title where no address is known."""
     authors, *title, venue = paper.citation.split(", ")
+    if paper.link is None:
+        return paper.citation
     return f'[{authors}, {venue}]({paper.link} "{", ".join(title)}")'
 
 

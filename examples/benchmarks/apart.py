@@ -19,7 +19,7 @@ Milliseconds per image with {views} views, one step, float32, {threads} threads:
 features of the views given. *Authors' way* is one image after another with padded class prompts (azshue/TPT). *Together*
 is {images} images at a time; *one by one* is this package with one image at a time. The views are encoded alike on all sides;
 the last column counts them in. Logits and first gradients agree to {worst:.0e} of their largest value. From
-`python -m examples.benchmarks.test_time`; commit {commit}.
+`python -m examples.benchmarks.test_time`; {cpu}, commit {commit}.
 
 {table}"""
 
@@ -27,8 +27,9 @@ PROFILE_TEXT = """## Where the time of a step goes
 
 A training step with {shape} shapes, {dtype}, {threads} threads: a bare loop, the matrix products alone, and the stock `Trainer`
 (from the end of a step to the end of the next one, images in memory). Then what the operators of a step take by themselves under
-`torch.profiler`, in milliseconds; what is left is Python, the dispatcher and the profiler. From
-`python -m examples.benchmarks.profile`.
+`torch.profiler`, in milliseconds; what is left is Python, the dispatcher and the profiler. What the `Trainer` adds is the
+difference of two timings, whose noise is larger than it where it is below zero ({dash}). From
+`python -m examples.benchmarks.profile`; {cpu}, commit {commit}.
 
 {table}"""
 
@@ -45,7 +46,7 @@ From `python -m examples.benchmarks.loader`; {cpu}, commit {commit}.
 STARTUP_TEXT = """## Start
 
 Processes of their own; milliseconds of the processor, and of the wall clock where another process is loaded beside. From
-`python -m examples.benchmarks.startup`; commit {commit}.
+`python -m examples.benchmarks.startup`; {cpu}, commit {commit}.
 
 {bars}"""
 
@@ -76,31 +77,30 @@ def tuning_section(file: dict) -> str:
         images=first["images"],
         threads=file["threads"],
         worst=max(error for cell in file["cells"] for error in cell["agreement"].values()),
-        commit=file["commit"],
+        **_place(file),
         table=markdown(headings, rows),
     )
 
 
 def profile_section(file: dict) -> str:
-    """What `examples.benchmarks.profile` measured, before and after."""
-    runs = {label: file[label] for label in ("before", "after") if label in file}
+    """What `examples.benchmarks.profile` measured last."""
+    run = file.get("after") or file["before"]
     kinds = (*KINDS, REST, OUTSIDE)
     rows = []
-    for key in dict.fromkeys(key for run in runs.values() for key in run["cells"]):
+    for key, cell in run["cells"].items():
         method, _, classes, batch = key.split("/")
-        for label, run in runs.items():
-            if key in run["cells"]:
-                cell = run["cells"][key]
-                row = [f"{TITLES[method]}, {classes}, {batch}", label]
-                row += [number(cell[name]) for name in ("ms", "floor_ms")]
-                row += [number(cell["floor_ratio"], ".2f"), number(cell["trainer_ms"] - cell["ms"])]
-                rows.append([*row, f"{cell['calls']:,}", *(number(cell["kinds"][kind]) for kind in kinds)])
-    headings = ("Step", "Commit", "Bare loop, ms", "Products alone, ms", "x floor", "Trainer adds, ms", "Operators")
-    first = next(iter(runs.values()))
-    for row in rows:
-        row[1] = f"{runs[row[1]]['commit']} ({row[1]})"
-    named = {name: first[name] for name in ("shape", "dtype", "threads")}
+        added = cell["trainer_ms"] - cell["ms"]
+        row = [f"{TITLES[method]}, {classes}, {batch}", *(number(cell[name]) for name in ("ms", "floor_ms"))]
+        row += [number(cell["floor_ratio"], ".2f"), number(added if added > 0 else None)]
+        rows.append([*row, f"{cell['calls']:,}", *(number(cell["kinds"][kind]) for kind in kinds)])
+    headings = ("Step", "Bare loop, ms", "Products alone, ms", "x floor", "Trainer adds, ms", "Operators")
+    named = {name: run[name] for name in ("shape", "dtype", "threads")} | _place(run) | {"dash": DASH}
     return PROFILE_TEXT.format(**named, table=markdown((*headings, *(kind.capitalize() for kind in kinds)), rows))
+
+
+def _place(file: dict) -> dict[str, str]:
+    """Processor and commit that figures are from."""
+    return {"cpu": file["environment"]["machine"]["cpu"], "commit": file["commit"]}
 
 
 def loader_section(file: dict) -> str:
@@ -128,8 +128,7 @@ def loader_section(file: dict) -> str:
         cores=file["cores"],
         steps=steps,
         fed=file["fed"],
-        cpu=file["environment"]["machine"]["cpu"],
-        commit=file["commit"],
+        **_place(file),
         table=markdown((*headings, "Fed"), rows),
     )
 
@@ -145,7 +144,7 @@ def startup_section(file: dict) -> str:
         )
         verdict = {True: "reached", False: "**missed**", None: "not measured"}[bar["passed"]]
         rows.append([bar["text"], f"≤ {limit}", value, verdict])
-    return STARTUP_TEXT.format(commit=file["commit"], bars=markdown(("Bar", "Limit", "Measured", ""), rows))
+    return STARTUP_TEXT.format(**_place(file), bars=markdown(("Bar", "Limit", "Measured", ""), rows))
 
 
 #: What makes a section of a file, by the file's name.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from peft import get_peft_model
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
 
 import peft_vprompt
+from examples.benchmarks import render as benchmarks
 from peft_vprompt import (
     CoCoOpConfig,
     ContextOptConfig,
@@ -25,9 +27,11 @@ from peft_vprompt import (
     VisualPromptConfig,
 )
 from peft_vprompt.experiments.pseudo_labels import SELECTORS
-from peft_vprompt.tuners.base.registry import PROMPT_METHODS
+from peft_vprompt.export.plain import TOWERS
+from peft_vprompt.tuners.base.registry import METHODS, PROMPT_METHODS
 from tests.support import golden_vpt
 from tests.support.models import CLASS_NAMES
+from tests.support.pages import load_page
 
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +133,60 @@ def test_commands_mean_the_same_in_every_shell(page):
 def test_every_choice_of_images_without_labels_is_explained():
     page = (ROOT / "docs/noisy_labels.md").read_text(encoding="utf-8")
     assert all(re.search(rf"`[^`]*\b{name}`", page) for name in SELECTORS)
+
+
+def test_every_method_and_every_script_is_in_the_table_of_examples():
+    page = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    scripts = [path for name in ("*.py", "by_method/*.py") for path in (ROOT / "examples").glob(name)]
+    assert set(re.findall(r"`([\w/]+\.py)`", page)) == {str(path.relative_to(ROOT / "examples")) for path in scripts}
+    shown = {title for cell in re.findall(r"^\| (.+?) \|", page, re.M) for title in cell.split(", ")}
+    assert {
+        method.title for name, method in METHODS.items() if not method.is_baseline and name != "zero-shot"
+    } <= shown
+
+
+def test_benchmarks_are_those_that_were_measured():
+    files = benchmarks.load(benchmarks.RESULTS)
+    page = benchmarks.page(files)
+    assert benchmarks.PAGE.read_text(encoding="utf-8") == page, "run python -m examples.benchmarks.render"
+    for path in benchmarks.WITH_TABLE:
+        assert path.read_text(encoding="utf-8") == benchmarks.refreshed(path, files), "likewise"
+    assert all(plot.is_file() for plot in map(benchmarks.plot_path, files) if plot is not None)
+    assert not re.search(r"\| -\d", page), "noise, where something takes less than nothing"
+    assert (
+        len(re.findall(r"From\s`python -m [\w.]+`; .+, commit \w{7}\.$", page, re.M)) == 4
+    )  # a machine for each program
+
+
+def test_the_reference_of_the_commands_is_what_their_help_texts_say():
+    page = load_page("render/commands")
+    assert page.PAGE.read_text(encoding="utf-8") == page.render(), "run `python docs/render/commands.py`"
+
+
+def test_what_the_readme_imports_is_in_the_reference():
+    (public,) = re.findall(
+        r"^PUBLIC = \((.*?)^\)", (ROOT / "docs/render/site.py").read_text(encoding="utf-8"), re.M | re.S
+    )
+    imported = re.findall(r"^from (peft_vprompt\S*) import", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert set(imported) <= set(re.findall(r'"(.+)"', public))
+
+
+def test_the_readme_asks_for_the_versions_that_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(re.match(r"(\w+)(.*)", each).groups() for each in project["dependencies"])
+    line = next(
+        each for each in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "It needs Python" in each
+    )
+    python, torch, (least, below), (peft, _) = (re.findall(r"[<>]=?([\d.]+)", text) for text in
+        (project["requires-python"], bounds["torch"], bounds["transformers"], bounds["peft"]))  # fmt: skip
+    said = f"Python {python[0]} or newer, torch {torch[0]} or newer, transformers from {least} on and below {below}, and PEFT {peft} "
+    assert said in line
+
+
+def test_the_models_that_plain_exports_take_are_named():
+    page = (ROOT / "docs/predict_and_export.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `plain` |"))
+    assert all(f"`{name}`" in row for name in TOWERS)
 
 
 def test_generated_tables_are_up_to_date():

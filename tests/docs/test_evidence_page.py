@@ -62,6 +62,10 @@ def test_accuracies_in_bf16_that_are_lower_by_more_than_the_seeds_differ_are_mar
     assert "| Classifier-R | 70.0 ± 0.5 | 69.6 ± 0.1 | – | – |" in shown
     assert "| Zero-shot | 40.0 | 39.0 | 60.0 | 60.0 |" in shown
     assert "(1 of 5 accuracies;\n1 are higher" in shown
+    assert (
+        "--tasks shapes --precision bf16 --output runs/embedded-bf16\npython -m examples.studies.evidence precision"
+        in shown
+    )
     assert page.precision_text({}) == ""
 
 

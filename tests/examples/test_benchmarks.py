@@ -96,19 +96,6 @@ def test_unknown_experiment_is_refused(cli):
     assert result.exit_code == 2 and "text_side" in result.output
 
 
-def test_committed_pages_show_the_committed_results(cli):
-    from examples.benchmarks import render
-
-    files = render.load(render.RESULTS)
-    assert render.PAGE.read_text(encoding="utf-8") == render.page(files), "run python -m examples.benchmarks.render"
-    for path in render.WITH_TABLE:
-        text = path.read_text(encoding="utf-8")
-        assert text == render.with_table(text, files), "run python -m examples.benchmarks.render"
-    for name in files:
-        if (path := render.plot_path(name)) is not None:
-            assert path.is_file()
-
-
 def test_classes_shared_out_over_processes(cli, tmp_path):
     from examples.benchmarks import sharding
 
@@ -167,7 +154,7 @@ def test_a_step_taken_apart(cli, tmp_path):
         assert sum(cell["kinds"].values()) == pytest.approx(cell["profiled_ms"], abs=0.1)
         assert cell["kinds"]["matrix products"] > 0 and cell["operators"]
     page = apart.sections_apart(tmp_path)
-    assert "(before)" in page and "(after)" in page and "Matrix products" in page
+    assert page.count("| CoOp") == len(results["after"]["cells"]) and "Matrix products" in page
 
 
 def test_the_loader_beside_the_step(cli, tmp_path):

@@ -70,6 +70,18 @@ def test_what_nobody_said_is_not_in_it(model, tmp_path):
     assert "## Results" not in card.text and "- PEFT " in card.text
 
 
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("mrpo", "- The method: Seo and Lee, Multi-modal Read-only Prompt Optimization, Kookmin University."),
+        ("maple", "CVPR 2023. https://arxiv.org/abs/2210.03117"),
+    ],
+)
+def test_a_paper_is_cited_with_its_own_address_or_none(method, line, clip_path):
+    card = render_model_card(build_model(clip_path, method, CLASS_NAMES).model, True, DETAILS)
+    assert f"{line}\n- The software:" in card
+
+
 def test_only_the_first_classes_are_listed(clip_path):
     names = [f"kind {index}" for index in range(30)]
     text = render_model_card(build_model(clip_path, "coop", names).model)

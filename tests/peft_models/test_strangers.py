@@ -276,6 +276,28 @@ def test_evaluation_says_what_an_adapter_names_before_it_is_loaded(clip_path, tm
     assert "The adapter names the tokenizer them/tokenizer." in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("app", "--adapter", "{}"),
+        ("push", "{}", "me/flowers"),
+        ("train", "--method", "promptkd", "--teacher", "{}", "--output", "{}-student"),
+        ("convert", "x.pth", "--method", "promptkd", "--teacher", "{}", "--class-names", "{}.txt", "--output", "x"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_say_what_an_adapter_names(command, tmp_path, monkeypatch):
+    named = ContextOptConfig(class_names=CLASS_NAMES, base_model_name_or_path="them/model")
+    named.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter.txt").write_text("cat\ndog\n")
+    monkeypatch.setattr("peft_vprompt.app.page.load_gradio", lambda: None)
+    monkeypatch.setattr("peft_vprompt.app.page.serve", lambda *_, **__: None)
+    monkeypatch.setattr("peft_vprompt.experiments.sharing.check_hub", lambda repository: None)
+    code = 0 if command[0] == "app" else 2  # the page loads a model when it is asked, the others do at once
+    said = vprompt(*(part.format(tmp_path / "adapter") for part in command), code=code)
+    assert "The adapter names the base model them/model" in said
+
+
 def test_what_an_adapter_names_is_no_command_to_the_terminal(tmp_path):
     ContextOptConfig(base_model_name_or_path="a\x1b[2J[red]b\x07").save_pretrained(tmp_path)
     results = GOOD | {"settings": {"model": "x"}, "classes": {"all": ["\x1b]0;title\x9c"]}, "data": None}

@@ -43,11 +43,11 @@ class Paper:
 
     Attributes:
         citation: authors, short title, venue.
-        link: where to read it.
+        link: where to read it; None where no address is known.
     """
 
     citation: str
-    link: str
+    link: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ register(
     MethodSpec(
         name="mrpo",
         title="MRPO",
-        paper=Paper(
-            "Seo and Lee, Multi-modal Read-only Prompt Optimization, Kookmin University",
-            "https://github.com/mlvlab/RPO",
-        ),
+        paper=Paper("Seo and Lee, Multi-modal Read-only Prompt Optimization, Kookmin University"),
         learns="deep read-only text prompts and their map to visual ones",
         config_class=MRPOConfig,
         tuner_class=MRPOModel,

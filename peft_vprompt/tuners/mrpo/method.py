@@ -1,6 +1,7 @@
 """Multi-modal read-only prompts.
 
-Paper: Seo and Lee, "Multi-modal Read-only Prompt Optimization", Kookmin University, equations 2-7; there is no code.
+Paper: Seo and Lee, "Multi-modal Read-only Prompt Optimization", Kookmin University, equations 2-7. No code of theirs is
+known; the method builds on RPO, https://github.com/mlvlab/RPO.
 
 Deviations: the paper leaves the readout and the start of the prompts open; they are read out pairwise like RPO's and start
 like MaPLe's.
