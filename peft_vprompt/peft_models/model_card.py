@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
 from ..tuners.base.peft_patches import OWN_PACKAGE
@@ -19,7 +20,6 @@ from ..tuners.base.registry import PROMPT_METHODS, find_row
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
 from ..version import __version__
-from .adapter_model import AdapterModel
 from .card_details import CardDetails
 from .labels import is_named
 from .publishing import hub_id
@@ -91,7 +91,7 @@ def trained_classes(model: PeftModel) -> list[str] | None:
 
 
 def render_model_card(
-    model: AdapterModel,
+    model: PeftModel,
     is_published: bool = False,
     details: CardDetails | None = None,
     *,
@@ -131,6 +131,7 @@ def render_model_card(
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, keep_trailing_newline=True
     )
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
     return environment.from_string(template).render(
         metadata=metadata.to_yaml(),
         method=method,
@@ -144,7 +145,7 @@ def render_model_card(
         several=getattr(config, "is_multi_label", False),
         adapter=repo_id or "path/or/hub-id-of-this-adapter",
         at_revision=f', revision="{revision}"' if repo_id and revision else "",
-        trainable=sum(tensor.numel() for tensor in model.adapter_state(model.active_adapter).values()),
+        trainable=sum(tensor.numel() for tensor in state.values()),
         base_model=base_model,
         **_base_options(base, config, base_model, is_published),
     )
