@@ -390,7 +390,8 @@ def _published_text(data: "DataOptions | None", found: "SavedAdapter | None") ->
     """Return the published text of the task that is evaluated on; None where the adapter was trained with another one."""
     from peft_vprompt.experiments.templates import published_template
 
-    if found is not None and found.run is not None and "template" in found.run["settings"]["config"]:
+    changed = found.run["settings"].get("config") if found is not None and found.run is not None else None
+    if isinstance(changed, dict) and changed.keys() & {"template", "class_descriptions"}:
         return published_template(_other_task(data, found))
     known = data if data is not None else found
     return None if known is None else published_template(known.benchmark)

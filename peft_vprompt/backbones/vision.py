@@ -154,7 +154,7 @@ class VisionView(EncoderView):
         **layer_options,
     ) -> Tensor:
         """Run image tokens [b, s, d] and prompts through the layers; the arguments are those of `layer_loop.encode`."""
-        if first_layer == 0:
+        if first_layer == 0 and not (rule is not None and rule.in_layer):
             hidden = insert_prompts(hidden, prompts, rule, 0)
         return encode(self, self.prepare(hidden), prompts, rule, first_layer, states, output_rows, **layer_options)
 

@@ -36,6 +36,11 @@ def expand(prompts: Tensor, hidden: Tensor) -> Tensor:
 class InsertionRule(Protocol):
     """How prompts [n, d] or [b, n, d] are put among the tokens [b, s, d]."""
 
+    @property
+    def in_layer(self) -> bool:
+        """Whether the prompts of layer 0 come in right in front of it, and not among the embedded tokens."""
+        ...
+
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Put the first prompts to tokens that have none yet."""
 
@@ -48,9 +53,15 @@ class InsertionRule(Protocol):
 
 @dataclass(frozen=True)
 class InsertRows:
-    """Prompts are rows of their own from row `start`; each layer's take the place of those before."""
+    """Prompts are rows of their own from row `start`; each layer's take the place of those before.
+
+    Attributes:
+        start: the first of these rows.
+        in_layer: those of layer 0 come in right in front of it, too, and not among the embedded tokens (MMRL).
+    """
 
     start: int
+    in_layer: bool = False
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Insert the prompts as new rows: [b, s + n, d]."""
@@ -73,7 +84,7 @@ class BlendRows(InsertRows):
         share: share of the new prompts.
     """
 
-    share: float
+    share: float = 1.0
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Replace the rows of the prompts before by share * prompts + (1 - share) * rows: [b, s, d]."""
@@ -92,6 +103,7 @@ class ReplaceScattered:
 
     rows: Tensor
     sources: Tensor
+    in_layer = False
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Return the tokens as they are."""
@@ -110,6 +122,8 @@ class ReplaceScattered:
 @dataclass(frozen=True)
 class AddToTokens:
     """Prompts are added to the tokens: one to each of them, or the same one to all."""
+
+    in_layer = False
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Add the prompts to the tokens: [b, s, d].

@@ -33,7 +33,8 @@ def encode(
 
     Args:
         encoder: the encoder.
-        hidden: input of the first layer; the prompts of layer 0, if there are any, are in it already.
+        hidden: input of the first layer; the prompts of layer 0, if there are any, are in it already, unless the rule says
+            that they come in right in front of it.
         prompts: [j, n, d] or [j, b, n, d], those of the j layers from `first_layer` on. Each layer's come in, by `rule`,
             in front of it. After the last prompted layer the prompts' states flow on like any other token's.
         rule: how prompts are put among the tokens.
@@ -50,7 +51,7 @@ def encode(
         states.append(hidden)
     args, kwargs = encoder.layer_arguments(hidden, **options)
     for index, layer in enumerate(encoder.layers):
-        if index > 0:
+        if index > 0 or (rule is not None and rule.in_layer):
             rows = hidden.shape[1]
             hidden = insert_prompts(hidden, prompts, rule, index - first_layer)
             if hidden.shape[1] != rows:

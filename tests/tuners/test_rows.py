@@ -142,3 +142,44 @@ def test_a_longer_training_keeps_the_place_of_its_average():
     longer = recipe.override(epochs=50).averaging
     assert (longer.mean, longer.std) == (37.5, 2.5)
     assert recipe.override(epochs=10).averaging == recipe.averaging == recipe.override(learning_rate=0.1).averaging
+
+
+@pytest.mark.parametrize("low_rank", [None, 2], ids=["mmrl", "mmrlpp"])
+def test_tokens_of_mmrl_come_in_right_in_front_of_the_first_layer(low_rank, tokenizer_path):
+    """Behind position embeddings and the norm before the layers; the plain layers on the same rows say the same."""
+    options = {"representation_layers": [1, 2], "representation_dim": 12, "low_rank": low_rank, "beta": 0.6}
+    config = MMRLConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, **options)
+    model = disturb(get_peft_model(tiny_clip(), config)).eval()
+    clip, classifier = tiny_clip(), model.class_name_classifier
+    text, vision = classifier.adapted.text, classifier.adapted.vision
+    share = 1.0 if low_rank is None else 0.6
+
+    def through(tower, hidden, tokens, mask=None):
+        (first, second), many = (each.unsqueeze(0) for each in tokens), len(tokens[0])
+        for index, layer in enumerate(tower.encoder.layers):
+            if index == 0:
+                hidden = torch.cat([hidden[:, :1], first.expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)
+            elif index == 1:
+                before = hidden[:, 1 : 1 + many]
+                hidden = torch.cat(
+                    [hidden[:, :1], share * second + (1 - share) * before, hidden[:, 1 + many :]], dim=1
+                )
+            causal = None if mask is None else torch.full([hidden.shape[1]] * 2, -torch.inf).triu(1)[None, None]
+            hidden = layer(hidden, causal)
+        return hidden
+
+    with torch.no_grad():
+        shared = text.active_prompts
+        pixels = clip.vision_model.pre_layrnorm(clip.vision_model.embeddings(images()))
+        tokens = vision.active_prompts(text_prompts=shared.for_images())
+        feature = clip.visual_projection(
+            clip.vision_model.post_layernorm(through(clip.vision_model, pixels, tokens)[:, 0])
+        )
+        torch.testing.assert_close(
+            model.encode_images(images())[:, 0], torch.nn.functional.normalize(feature, dim=-1), atol=1e-5, rtol=0
+        )
+        ids = torch.tensor(tiny_tokenizer()("a photo of a cat.").input_ids)[None]
+        words = clip.text_model.embeddings(ids)
+        hidden = clip.text_model.final_layer_norm(through(clip.text_model, words, shared(), mask=True))
+        feature = torch.nn.functional.normalize(clip.text_projection(hidden[:, -1]), dim=-1)
+        torch.testing.assert_close(model.encode_classes()[CLASS_NAMES.index("cat")], feature[0], atol=1e-5, rtol=0)

@@ -119,7 +119,9 @@ class PromptedTextEncoder(PromptedEncoder):
         hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         first_layer = 0 if prompts is None else prompts.first_layer
         pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
-        if first_layer and first is not None:  # the prompts are not in the texts, but come in on the way
+        if (
+            first_layer or rule.in_layer
+        ) and first is not None:  # the prompts are not in the texts, but come in on the way
             pattern = GrowingPrefix.by(packed.pattern, len(first))
             last_pattern, end_rows = pattern.after, end_rows + len(first)
         ends = OutputRows(end_rows, functools.partial(ReadSuffixes, last_pattern))

@@ -31,8 +31,8 @@ class MMRLConfig(PromptConfig):
     representation_layers: list[int] = field(
         default_factory=lambda: list(range(6, 13)),
         metadata={
-            "help": "Layers of both towers, counted from 1, in front of which the tokens come in; from 2 on.",
-            "min": 2,
+            "help": "Layers of both towers, counted from 1, in front of which the tokens come in.",
+            "min": 1,
         },
     )
     alpha: float = field(

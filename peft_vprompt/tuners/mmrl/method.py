@@ -7,8 +7,7 @@ Authors' code: yunncheng/MMRL `trainers/mmrl.py`, `trainers/mmrlpp.py`, commit 2
 As in that code, predictions are fused as logits, the tokens' features are not held near the frozen ones, and of AlignedNorm's
 four terms two are in the loss.
 
-Deviations: one readout for all classes by default (AlignedNorm's; MMRL's own is `readout="decoupled"`); tokens come in
-from the second layer on.
+Deviation: one readout for all classes by default (AlignedNorm's; MMRL's own is `readout="decoupled"`).
 """
 
 from __future__ import annotations
