@@ -94,7 +94,9 @@ def fields_elsewhere(config: PeftConfig, benchmark: str | None, method: str | No
         ValueError: an unknown task.
     """
     template = published_template(benchmark)
-    if template is None or not isinstance(config, PromptConfig):  # one of PEFT's own
-        return {"template": template} if template else {}
+    if template is None:
+        return {}
     spec = get_method(method) if method else find_row(config, is_classifier=False)
+    if spec is None or not isinstance(config, PromptConfig):  # one of PEFT's own
+        return {"template": template}
     return spec.text(template) | spec.elsewhere(config)

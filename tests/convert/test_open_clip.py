@@ -138,7 +138,7 @@ def test_scripted_archives_without_running_their_code(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "match"),
     [
-        ({"vision_cfg.timm_model_name": "vit_base"}, r"vision_cfg.timm_model_name='vit_base'.*\[open_clip\]"),
+        ({"vision_cfg.timm_model_name": "vit_base"}, r"vision_cfg.timm_model_name='vit_base'.*open_clip_torch"),
         ({"text_cfg.hf_model_name": "bert"}, "text_cfg.hf_model_name='bert'"),
         ({"text_cfg.no_causal_mask": True}, "text_cfg.no_causal_mask=True"),
         ({"vision_cfg.pool_type": "avg"}, "vision_cfg.pool_type='avg'"),
