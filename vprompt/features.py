@@ -1,5 +1,6 @@
 """`vprompt features`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from .options import LABELS, ImageSize, Machine, Model, option, require_model, t
 if TYPE_CHECKING:
     from peft_vprompt.data import DataOptions
     from peft_vprompt.data.encoded import EncodedShards
+    from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.feature_folders import FeatureMaker
 
 
@@ -55,6 +57,7 @@ def features(
     - `vprompt features --adapter runs/maple --data photos --output maple-features`
     """
     from peft_vprompt.data.options import require_outside
+    from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.training.feature_folders import write_features
 
     if data is None:
@@ -62,8 +65,11 @@ def features(
     if adapter is None:
         require_model(model, data)
     require_outside(data, output)
+    saved = SavedAdapter.find(adapter) if adapter is not None else None
+    if saved is not None and not given("background"):
+        data = replace(data, background=saved.background)
     images = _images(data, split, shard_size)
-    maker = _maker(model, adapter, image_size, machine)
+    maker = _maker(model, saved, image_size, machine)
     found = write_features(maker, images, output, batch_size=batch_size, shard_size=shard_size, progress="Features")
     console.print(f"{found.images:,} images in {found.shards} files, {found.skipped} skipped.", highlight=False)
     if found.problems is not None:
@@ -86,19 +92,19 @@ def _images(data: "DataOptions", split: str | None, shard_size: int) -> "Encoded
     return open_stream(data, split) if can_stream(data) else load_shards(data, split, shard_size)
 
 
-def _maker(model: str | None, adapter: str | None, image_size: int | None, machine: Machine) -> "FeatureMaker":
+def _maker(
+    model: str | None, saved: "SavedAdapter | None", image_size: int | None, machine: Machine
+) -> "FeatureMaker":
     """Load what makes the features."""
     from peft_vprompt.experiments.models import build_model
-    from peft_vprompt.experiments.trained import SavedAdapter
     from peft_vprompt.export import Classifier
     from peft_vprompt.export.adapter_features import adapter_features
     from peft_vprompt.training.feature_folders import feature_maker
     from peft_vprompt.utils.devices import find_device
 
-    if adapter is None:
+    if saved is None:
         place = {"device": find_device(machine.device), "precision": machine.precision}
         bundle = build_model(model, "zero-shot", ("image",), image_size=image_size, **place)
         return feature_maker(bundle.model, bundle.image_processor)
-    saved = SavedAdapter.find(adapter)
     say_named(saved.config, model is not None or saved.is_embedded)
     return adapter_features(Classifier.of(saved, model, image_size=image_size, **machine._asdict()))

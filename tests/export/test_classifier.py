@@ -1,6 +1,7 @@
 """`Classifier`: what the model says, of images in every form, with an adapter as its training left it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from PIL import Image
 
 from peft_vprompt import data
 from peft_vprompt.app import Playground
-from peft_vprompt.data import load_split
 from peft_vprompt.errors import ClassNamesError, OutputNotFiniteError
 from peft_vprompt.export import Classifier
 from tests.support.command_line import QUICK, train, vprompt
@@ -165,12 +165,15 @@ def test_the_background_of_the_training_is_that_of_predictions(clip_path, colour
     assert clear == black
 
 
-def test_the_background_of_the_training_is_that_of_an_evaluation(clip_path, colours, tmp_path, monkeypatch):
+def test_the_background_of_the_training_is_that_of_all_commands(clip_path, colours, tmp_path, monkeypatch):
     train(tmp_path / "run", clip_path, colours, "--method", "coop", "--background", "black", *QUICK)
-    seen = []
-    monkeypatch.setattr(data, "load_split", lambda options, *_: seen.append(options.background) or load_split(options))
-    more = ("--adapter", tmp_path / "run", "--data", colours, "--label-column", "colour")
-    vprompt("evaluate", *more)
-    vprompt("export", *more, "--output", tmp_path / "model")
-    vprompt("evaluate", *more, "--background", "red")
-    assert seen == ["black", "black", "red"]
+
+    def stop(options, *_):
+        raise ValueError(f"read on {options.background}")
+
+    monkeypatch.setattr(data, "load_split", stop)
+    monkeypatch.setattr(sys.modules["vprompt.features"], "_images", stop)
+    more = ("--adapter", tmp_path / "run", "--data", colours, "--label-column", "colour", "--output", tmp_path / "out")
+    for command in ("evaluate", "export", "features"):
+        assert "read on black" in vprompt(command, *more, code=2)
+        assert "read on red" in vprompt(command, *more, "--background", "red", code=2)
