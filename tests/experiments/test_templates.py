@@ -12,6 +12,7 @@ from peft_vprompt.data import find_task
 from peft_vprompt.experiments.templates import NAMES, read_templates, set_templates
 from peft_vprompt.tuners.base.class_name_checks import check_templates
 from peft_vprompt.tuners.promptsrc.templates import TEMPLATES
+from peft_vprompt.tuners.tcp import TCP
 from tests.data.test_prompting_tasks import write_split_file
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.models import CLASS_NAMES, tiny_clip, tiny_vit
@@ -142,6 +143,18 @@ def test_the_text_of_vpt_is_the_same_on_all_tasks_and_zero_shot_reads_the_tasks(
     assert found["zero_shot_accuracy"] == plain["accuracy"]
     moved, _ = evaluated(tmp_path, tasks, "--benchmark", "coop-11/eurosat")
     assert "template" not in moved
+
+
+def test_another_task_brings_the_text_behind_tcps_context(tasks, clip_path, tmp_path, monkeypatch):
+    train(tmp_path, clip_path, tasks, "--method", "tcp", "--benchmark", "coop-11/oxford_pets", *QUICK)
+    read, sequences = set(), TCP.class_sequences
+    monkeypatch.setattr(
+        TCP,
+        "class_sequences",
+        lambda tcp, config, *names: read.add(config.prompt_template) or sequences(tcp, config, *names),
+    )
+    evaluated(tmp_path, tasks, "--benchmark", "coop-11/eurosat")
+    assert read == {"{}."}  # and not "{}, a type of pet."
 
 
 def test_zero_shot_by_ensembles(colours, clip_path, tmp_path):
