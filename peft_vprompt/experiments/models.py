@@ -30,7 +30,6 @@ from ..errors import AdapterMismatchError, UnsupportedModelError
 from ..models.open_clip import is_open_clip, load_open_clip, open_clip_image_processor
 from ..peft_models.auto import check_head, read_config
 from ..peft_models.peft_model import PeftModelForImageClassification
-from ..tuners.base.classifier_parts import start_head
 from ..tuners.base.recipe import Recipe
 from ..tuners.base.registry import METHODS, get_method
 from ..tuners.base.spec import MethodSpec
@@ -349,12 +348,7 @@ def _load_base(
         options |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
         base, loaded = AutoModelForImageClassification.from_pretrained(path, ignore_mismatched_sizes=True, **options)
     mismatched = {key if isinstance(key, str) else key[0] for key in loaded.get("mismatched_keys", ())}
-    new = set(loaded.get("missing_keys", ())) | mismatched
-    name = None if is_dual_encoder(config) else find_backbone(base).head  # VPT's authors have no CLIP with a head
-    head = base.get_submodule(name) if f"{name}.weight" in new else None
-    if isinstance(head, torch.nn.Linear):
-        start_head(head)
-    return base, new
+    return base, set(loaded.get("missing_keys", ())) | mismatched
 
 
 def _image_processor(base: PreTrainedModel, image_size: int | None):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from peft_vprompt.errors import FolderInUseError, OutputNotFiniteError, TrainingDivergedError
 from peft_vprompt.experiments import reports
-from peft_vprompt.experiments.models import METHODS, build_model, load_adapter, load_base
+from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
 from peft_vprompt.training import trainer
 from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
 from peft_vprompt.training.evaluation import (
@@ -417,17 +417,3 @@ class TestReports:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["CoOp", "Zero-shot"]
         places = [patch.get_x() + patch.get_width() / 2 for bar in axes.containers for patch in bar]
         assert [round(place) for place in places] == [0, 1] * 3 and len(set(places)) == 6  # beside each other
-
-
-def test_a_head_that_no_file_gave_starts_as_vpts_authors_start_it(vit_path, clip_path):
-    names = [f"class {number}" for number in range(50)]
-    new, same, of_clip = (
-        load_base(path, classes, classifier=True).classifier
-        for path, classes in ((vit_path, names), (vit_path, None), (clip_path, names))
-    )
-    assert new.weight.std().item() == pytest.approx((2 / 50) ** 0.5, rel=0.1)  # kaiming, fan out
-    last = (
-        build_model(vit_path, "mlp-3", names).model.base_model.model.classifier.mlp_head_modules["default"].layers[-1]
-    )
-    assert {*new.bias.tolist(), *last.bias.tolist()} == {torch.tensor(-4.595).item()}
-    assert len(same.weight) != 50 and not same.bias.eq(-4.595).any() and not of_clip.bias.any()

@@ -12,9 +12,6 @@ from ...errors import UnsupportedModelError
 HEAD = "classifier"
 """What transformers calls the head of an image classifier."""
 
-#: Bias of a new head, the same for every class: a sigmoid gives 1 %.
-HEAD_BIAS = -4.595
-
 
 class ClassifierParts:
     """Names of the parts of an image classifier: a linear head named `classifier` beside one encoder.
@@ -116,17 +113,6 @@ def plain(module: nn.Module | None) -> nn.Module | None:
         if inner is None:
             return module
         module = inner
-
-
-def start_head(head: nn.Linear) -> nn.Linear:
-    """Start a new head as VPT's authors do: kaiming_normal (fan out), and a bias of -4.595. Return it.
-
-    Source: KMnP/vpt `src/models/mlp.py`, `special_bias`.
-    """
-    nn.init.kaiming_normal_(head.weight, mode="fan_out")
-    if head.bias is not None:
-        nn.init.constant_(head.bias, HEAD_BIAS)
-    return head
 
 
 def _has_attention(layers: nn.ModuleList) -> bool:

@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
-from ..base.classifier_parts import ClassifierParts, start_head
+from ..base.classifier_parts import ClassifierParts
 from ..base.config import BaselineConfig
 from ..base.module_tuner import ModuleTuner
 from ..base.tuned_module import TunedModule, full_precision, placed_beside
@@ -15,7 +15,7 @@ from ..base.tuned_module import TunedModule, full_precision, placed_beside
 class MLPHead(TunedModule):
     """Linear - BatchNorm - ReLU - Dropout, `num_layers` - 1 times, then the layer to the classes.
 
-    Source: KMnP/vpt `src/models/mlp.py`; the last layer starts as theirs.
+    Source: KMnP/vpt `src/models/mlp.py`; the last layer starts as theirs (kaiming fan-out).
     """
 
     def __init__(self, base_layer: nn.Linear, num_layers: int, dropout: float):
@@ -27,7 +27,9 @@ class MLPHead(TunedModule):
             layers += [nn.Linear(width, width, **factory), nn.BatchNorm1d(width, **factory)]
             layers += [nn.ReLU(), nn.Dropout(dropout)]
         last = nn.Linear(width, base_layer.out_features, **factory)
-        self.layers = nn.Sequential(*layers, start_head(last))
+        nn.init.kaiming_normal_(last.weight, a=0, mode="fan_out")
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(self, base_layer: nn.Module, features: Tensor) -> Tensor:
         """Map features [b, d] to logits [b, c]; the base model's head is not used."""
