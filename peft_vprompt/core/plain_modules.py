@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 
 #: Libraries whose modules compute what they show: a function of their inputs, tensors, attributes and parts.
@@ -55,9 +60,16 @@ def is_plain(module: nn.Module) -> bool:
     ) and known(type(module), type(module).forward)
 
 
+def has_global_hook() -> bool:
+    """Tell whether a hook is there for all modules."""
+    return bool(
+        _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks
+    )
+
+
 def all_plain(module: nn.Module) -> bool:
     """Tell whether `module` and all of its parts are plain, and no hook is there for all modules."""
-    return not _has_any_global_hook() and all(map(is_plain, parts(module)))
+    return not has_global_hook() and all(map(is_plain, parts(module)))
 
 
 def in_place_of(module: nn.Module, function: Callable, *args, **kwargs) -> Any:
@@ -66,7 +78,7 @@ def in_place_of(module: nn.Module, function: Callable, *args, **kwargs) -> Any:
     Weights that are sharded (FSDP) or offloaded (Accelerate) are put into place by a module's call and by nothing else.
     Hooks are handed a stand-in that shares everything with `module` but its `forward`.
     """
-    if is_plain(module) and not _has_any_global_hook():
+    if is_plain(module) and not has_global_hook():
         return function(*args, **kwargs)
     stand_in = object.__new__(type(module))
     own = dict(module.__dict__)

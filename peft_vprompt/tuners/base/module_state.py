@@ -21,11 +21,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn import functional
-from torch.nn.modules.module import _has_any_global_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xxhash import xxh3_128
 
-from ...core.plain_modules import is_plain, parts
+from ...core.plain_modules import has_global_hook, is_plain, parts
 
 
 #: Attributes in which modules of torch and transformers keep a rate of dropout.
@@ -120,7 +119,7 @@ def state_of(
         facts: what else the answer depends on, compared by value.
         objects: likewise, compared by identity.
     """
-    if is_traced() or _has_any_global_hook():
+    if is_traced() or has_global_hook():
         return None
     values = list(facts)
     things = [*objects, *functional.__dict__.values(), *ALL_ATTENTION_FUNCTIONS.values()]
