@@ -1,7 +1,8 @@
 """Adapters that were saved once load for ever: tiny ones of every configuration are kept in `adapters/`.
 
 A file that is there is never written again. `python -m tests.parity.test_adapters_load_for_ever` adds those of new
-configurations, which is all that it ever does.
+configurations, which is all that it ever does. The weights of their base models are kept in `bases/`, since libraries
+change what a seed gives.
 """
 
 import json
@@ -18,12 +19,15 @@ from tests.support.models import CLASS_NAMES, CONFIGS, disturb, images, tiny_cli
 
 
 FOLDER = Path(__file__).with_name("adapters")
+BASES = Path(__file__).with_name("bases")
 BASELINES = [name for name, spec in METHODS.items() if spec.is_baseline and spec.tuner_class is not None]
 CASES = [f"{method}-{case}" for method in PROMPT_METHODS for case in CONFIGS[method]] + BASELINES
 
 
 def base_of(name: str):
-    return tiny_vit() if name in BASELINES else tiny_clip()
+    base, weights = (tiny_vit(), "vit") if name in BASELINES else (tiny_clip(), "clip")
+    base.load_state_dict(load_file(BASES / f"{weights}.safetensors"))
+    return base
 
 
 def make(name: str, tokenizer: str) -> PeftModel:
