@@ -47,6 +47,11 @@ processor, asks for it before 5.10 even where the processor works without.
 transformers 5.24 asks for peft 0.22 in its own methods for adapters (`model.add_adapter`, `set_adapter`, `delete_adapter` and
 their like), of which pip found no release when this ran; their tests are skipped there. `get_peft_model` and `PeftModel` do not ask.
 
+Before 5.18 `model.load_adapter` of transformers finds no trained copies of the model's own modules (heads, norms, a text encoder)
+in an adapter, and reports them as missing. `PeftModel.from_pretrained` finds them.
+
+torch 2.6 does not trace the context managers in PEFT's call, so `torch.compile(model, fullgraph=True)` needs a later one.
+
 Classes are looked up by name: one that a release lacks is only missing from the list.
 """
 

@@ -157,6 +157,7 @@ def test_drop_path_and_dropout_are_drawn_for_images():
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="torch 2.6 does not trace PEFT's context managers")
 def test_compiled():
     model = get_peft_model(swin(2), VisualPromptConfig(num_virtual_tokens=2, deep=True)).eval()
     expected = model(pixel_values=images()).logits

@@ -9,6 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from transformers.integrations.peft import MIN_PEFT_VERSION
@@ -264,6 +265,9 @@ class TestBehaviours:
     def test_transformers_api(self, row, model, tokenizer_path, tmp_path):
         if Version(peft.__version__) < Version(MIN_PEFT_VERSION):
             pytest.skip(f"transformers {transformers.__version__} asks for peft {MIN_PEFT_VERSION} here")
+        copies = any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())
+        if copies and Version(transformers.__version__) < Version("5.18"):
+            pytest.skip(f"transformers {transformers.__version__} finds no trained copies of modules, and says so")
         model.save_pretrained(tmp_path)
         base = base_of(row)
         plain = own_call(base, row)
