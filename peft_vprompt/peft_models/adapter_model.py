@@ -88,6 +88,8 @@ class AdapterModel(PeftModel):
         if was_active and self.active_adapters:  # PEFT leaves copies off of which the deleted adapter had none
             following = self.active_adapters[0]
             self.set_adapter(following, inference_mode=self.peft_config[following].inference_mode)
+        elif self.active_adapters and self.active_adapter not in self.peft_config:  # the first one of several
+            self.active_adapter = self.active_adapters[0]
         self._show_labels()
 
     def unload(self, *args, **kwargs) -> nn.Module:

@@ -197,6 +197,20 @@ def test_the_adapter_that_is_left_answers_and_learns_with_its_own_copies(copies,
     assert torch.equal(logits(model), expected) and trained(model) == learns
 
 
+def test_the_others_answer_when_the_first_of_several_active_adapters_goes(tmp_path):
+    model = get_peft_model(tiny_vit(), lora(), adapter_name="first").eval()
+    for name in ("second", "third"):
+        model.add_adapter(name, lora())
+    disturb(model)
+    model.base_model.set_adapter(["second", "third"])
+    expected = model(pixel_values=images()).logits
+    model.base_model.set_adapter(["first", "second", "third"])
+    model.delete_adapter("first")
+    assert model.active_adapter == "second" and torch.equal(model(pixel_values=images()).logits, expected)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "second").is_dir() and (tmp_path / "third").is_dir()
+
+
 def test_what_learns_stays_so_when_another_adapter_comes_and_goes(tmp_path):
     get_peft_model(tiny_vit(), VisualPromptConfig()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
