@@ -70,6 +70,10 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
         _refuse(path_json_file, f"one that cannot be read ({type(error).__name__})", error)
     if not isinstance(values, dict) or "self" in values:
         _refuse(path_json_file, "JSON that is no table of fields")
+    mapping = values.get("auto_mapping")
+    own = mapping.get(OWN_PACKAGE, {}) if isinstance(mapping, dict) else {}
+    if not isinstance(mapping, dict | None) or not isinstance(own, dict):
+        _refuse(path_json_file, f"auto_mapping={shown(mapping)}, which is no table of what was recorded")
     method = values.get("peft_type")
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
