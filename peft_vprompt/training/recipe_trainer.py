@@ -29,7 +29,8 @@ class RecipeTrainer(Trainer):
     """
 
     def __init__(self, batches: EpochBatches, **options):
-        super().__init__(**{"data_collator": default_data_collator, "compute_metrics": compute_metrics, **options})
+        defaults: dict[str, Any] = {"data_collator": default_data_collator, "compute_metrics": compute_metrics}
+        super().__init__(**defaults | options)
         self.remove_callback(PrinterCallback)
         self.batches = batches
         self.processes = batches.processes
