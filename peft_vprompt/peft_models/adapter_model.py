@@ -88,6 +88,8 @@ class AdapterModel(PeftModel):
         if was_active and self.active_adapters:  # PEFT leaves copies off of which the deleted adapter had none
             following = self.active_adapters[0]
             self.set_adapter(following, inference_mode=self.peft_config[following].inference_mode)
+        elif self.active_adapters and self.active_adapter not in self.peft_config:  # the first one of several
+            self.active_adapter = self.active_adapters[0]
         self._show_labels()
 
     def unload(self, *args, **kwargs) -> nn.Module:
@@ -112,8 +114,11 @@ class AdapterModel(PeftModel):
 
     def _show_labels(self) -> None:
         """Let the base model's config name the active adapter's classes, and say whether an image may be of several."""
-        several = MULTI_LABEL if self._is_multi_label else None
-        show_labels(self.get_base_model(), self._shown_labels(), several)
+        config: Any = self._active_config
+        recorded = getattr(config, "auto_mapping", None) or {}
+        said = (recorded.get("problem_type"), (recorded.get(CLASSES) or {}).get("problem_type"))
+        several = getattr(config, "is_multi_label", False) or MULTI_LABEL in said
+        show_labels(self.get_base_model(), self._shown_labels(), MULTI_LABEL if several else None)
 
     def name_labels(self, adapter_name: str, id2label: Mapping[int, str]) -> None:
         """Call the classes of an adapter's head otherwise than it was saved with."""
@@ -124,12 +129,19 @@ class AdapterModel(PeftModel):
             self._show_labels()
 
     @property
+    def _active_config(self) -> PeftConfig | None:
+        """Config of the active adapter, if there is one."""
+        return self.peft_config.get(self.active_adapter) if self.active_adapters else None
+
+    @property
     def _is_multi_label(self) -> bool:
-        """Whether the active adapter is for images of several classes or none."""
-        config: Any = self.peft_config.get(self.active_adapter) if self.active_adapters else None
-        recorded = getattr(config, "auto_mapping", None) or {}
-        said = (recorded.get("problem_type"), (recorded.get(CLASSES) or {}).get("problem_type"))
-        return getattr(config, "is_multi_label", False) or MULTI_LABEL in said
+        """Whether the active adapter is for images of several classes or none.
+
+        Where its config has no field for it, the base model's says so.
+        """
+        config: Any = self._active_config
+        says = config if hasattr(config, "problem_type") else getattr(self.get_base_model(), "config", None)
+        return config is not None and getattr(says, "problem_type", None) == MULTI_LABEL
 
     def add_weighted_adapter(
         self,

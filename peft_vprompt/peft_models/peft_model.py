@@ -412,7 +412,7 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
             config.record_classes()
             config.tokenizer_name_or_path = resolve_local_path(config.tokenizer_name_or_path)
         for name, other in self.peft_config.items():
-            if other is config:
+            if other is config and self.class_name_classifier.adapted.backbone.dual is not None:
                 self.class_name_classifier.adapted.record_classes(name)
 
 

@@ -333,8 +333,9 @@ class SavedPeftModel(AdapterModel):
         is_active = config is self.peft_config.get(self.active_adapter)
         says = base.config if is_active else plain_config(base)
         labels = dict(says.id2label)
-        if is_active and says.problem_type == MULTI_LABEL and not hasattr(config, "problem_type"):
-            config.auto_mapping = (config.auto_mapping or {}) | {"problem_type": MULTI_LABEL}
+        if is_active and not hasattr(config, "problem_type"):
+            said = {key: value for key, value in (config.auto_mapping or {}).items() if key != "problem_type"}
+            config.auto_mapping = said | ({"problem_type": MULTI_LABEL} if self._is_multi_label else {})
         if isinstance(config, ClassifierConfig):
             if config.id2label is None or is_active:
                 config.num_labels = says.num_labels

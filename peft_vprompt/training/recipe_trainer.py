@@ -25,11 +25,12 @@ class RecipeTrainer(Trainer):
 
     Args:
         batches: the batches of an epoch, shared out to the processes.
-        **options: those of the stock Trainer, whose metric is the accuracy.
+        **options: those of the stock Trainer, whose metric is by default the accuracy.
     """
 
     def __init__(self, batches: EpochBatches, **options):
-        super().__init__(data_collator=default_data_collator, compute_metrics=compute_metrics, **options)
+        defaults: dict[str, Any] = {"data_collator": default_data_collator, "compute_metrics": compute_metrics}
+        super().__init__(**defaults | options)
         self.remove_callback(PrinterCallback)
         self.batches = batches
         self.processes = batches.processes

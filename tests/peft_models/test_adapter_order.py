@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import nn
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
 from peft_vprompt import (
@@ -196,6 +197,20 @@ def test_the_adapter_that_is_left_answers_and_learns_with_its_own_copies(copies,
     assert torch.equal(logits(model), expected) and trained(model) == learns
 
 
+def test_the_others_answer_when_the_first_of_several_active_adapters_goes(tmp_path):
+    model = get_peft_model(tiny_vit(), lora(), adapter_name="first").eval()
+    for name in ("second", "third"):
+        model.add_adapter(name, lora())
+    disturb(model)
+    model.base_model.set_adapter(["second", "third"])
+    expected = model(pixel_values=images()).logits
+    model.base_model.set_adapter(["first", "second", "third"])
+    model.delete_adapter("first")
+    assert model.active_adapter == "second" and torch.equal(model(pixel_values=images()).logits, expected)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "second").is_dir() and (tmp_path / "third").is_dir()
+
+
 def test_what_learns_stays_so_when_another_adapter_comes_and_goes(tmp_path):
     get_peft_model(tiny_vit(), VisualPromptConfig()).save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
@@ -242,6 +257,17 @@ def test_an_adapter_may_be_called_like_a_part_of_the_model(method, names, make, 
         model.add_weighted_adapter(list(names), [0.0, 1.0], "2")
         model.set_adapter("2")
         assert torch.allclose(logits(model), expected[names[1]], atol=1e-5)
+
+
+def test_adapters_stay_apart_in_modules_that_are_called_like_a_method():
+    base = nn.ModuleDict({"text_encoder_1": nn.ModuleDict({"q": nn.Linear(4, 4), "head": nn.Linear(4, 4)})})
+    config = LoraConfig(r=2, target_modules=["q"], modules_to_save=["head"])
+    model = get_peft_model(base, config, adapter_name="one")
+    model.add_adapter("two", config)
+    place = "base_model.model.text_encoder_1."
+    expected = {f"{place}{name}" for name in ("q.lora_A.weight", "q.lora_B.weight", "head.weight", "head.bias")}
+    for name in ("one", "two"):
+        assert set(get_peft_model_state_dict(model, adapter_name=name)) == expected
 
 
 def test_names_that_are_refused_change_no_template():

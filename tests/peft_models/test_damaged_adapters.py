@@ -1,5 +1,6 @@
 """Damaged adapter folders: each loads as it was saved, or is refused by name, at once and without memory. Seeds are fixed."""
 
+import json
 import resource
 import shutil
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_vprompt import MaPLeConfig, MLPHeadConfig, VisualPromptConfig
 from peft_vprompt.errors import AdapterMismatchError
@@ -86,6 +87,15 @@ def test_the_config_of_a_damaged_folder_is_named(kind, adapters, tmp_path):
             adapter_config(tmp_path / str(seed))
         except (ValueError, TypeError) as refused:
             assert str(seed) in str(refused)
+
+
+@pytest.mark.parametrize("mapping", ["x", ["x"], 1, {"peft_vprompt": ["x"]}, {"peft_vprompt": None}], ids=str)
+def test_what_a_config_records_is_a_table(mapping, tmp_path):
+    get_peft_model(tiny_vit(), LoraConfig(task_type="IMAGE_CLS", target_modules=["q_proj"])).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_mapping": mapping}))
+    with pytest.raises(AdapterMismatchError, match=rf"{path}.*Received auto_mapping="):
+        PeftModel.from_pretrained(tiny_vit(), str(tmp_path))
 
 
 def test_a_config_on_the_hub_is_damaged_or_not_to_be_read(adapters, tmp_path, monkeypatch):

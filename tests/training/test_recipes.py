@@ -1,14 +1,21 @@
 """The authors' recipes and their learning rates."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import TrainingArguments, default_data_collator
 
+from peft_vprompt import VisualPromptConfig
+from peft_vprompt.data.epoch_batches import EpochBatches
 from peft_vprompt.experiments.models import DEMO_CHANGES
+from peft_vprompt.training import RecipeTrainer
 from peft_vprompt.training.recipes import Recipe, lr_schedule, lr_scheduler
 from peft_vprompt.tuners.base.registry import METHODS
 from peft_vprompt.tuners.base.shared_recipes import CLASSIFIER
+from tests.support.models import images, tiny_vit
 
 
 COOP = METHODS["coop"].recipe
@@ -95,3 +102,18 @@ def test_demo_changes_fit_the_methods():
     from peft_vprompt.experiments.models import METHODS
 
     assert set(DEMO_CHANGES) <= set(METHODS)
+
+
+def test_the_metric_and_the_collator_are_the_callers_where_given(tmp_path):
+    rows = [{"pixel_values": images()[0], "labels": 0}] * 2
+    options = {
+        "model": get_peft_model(tiny_vit(), VisualPromptConfig(num_virtual_tokens=2)),
+        "args": TrainingArguments(tmp_path, report_to="none", use_cpu=True),
+        "eval_dataset": rows,
+    }
+    collate = partial(default_data_collator, return_tensors="pt")
+    given = RecipeTrainer(
+        EpochBatches(2, 2, seed=0), compute_metrics=lambda _: {"own": 3.0}, data_collator=collate, **options
+    )
+    assert given.evaluate()["eval_own"] == 3.0 and given.data_collator is collate
+    assert "eval_accuracy" in RecipeTrainer(EpochBatches(2, 2, seed=0), **options).evaluate()

@@ -130,6 +130,26 @@ def test_pefts_own_tuners_follow_the_base_models_config(tokenizer_path, tmp_path
     assert loaded.get_base_model().config.problem_type == SEVERAL  # where pipelines look
 
 
+def test_a_head_under_pefts_own_tuners_follows_the_base_models_config_before_and_after_it_is_saved(tmp_path):
+    base = tiny_vit()
+    base.config.problem_type = SEVERAL
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="IMAGE_CLS", modules_to_save=["classifier"])
+    model = get_peft_model(base, config).eval()
+    output = model(pixel_values=images(), labels=LABELS)
+    torch.testing.assert_close(output.loss, sigmoid_loss(output.logits))
+    model.save_pretrained(tmp_path / "several")
+    loaded = PeftModel.from_pretrained(tiny_vit(), tmp_path / "several").eval()
+    for again in (model, loaded):
+        assert torch.equal(again(pixel_values=images(), labels=LABELS).loss, output.loss)
+    for each in (model, loaded):
+        each.get_base_model().config.problem_type = "single_label_classification"
+        output = each(pixel_values=images(), labels=torch.arange(4))
+        torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, torch.arange(4)))
+        each.save_pretrained(tmp_path / "one")
+        one = PeftModel.from_pretrained(tiny_vit(), tmp_path / "one").eval()
+        assert torch.equal(one(pixel_values=images(), labels=torch.arange(4)).loss, output.loss)
+
+
 def test_pipelines_give_each_class_a_probability_of_its_own(tokenizer_path, clip_path):
     config = VisualPromptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path, problem_type=SEVERAL)
     one = VisualPromptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)

@@ -27,6 +27,9 @@ CELLS = "cells"
 #: What a report relies on: numbers of each test set.
 _NUMBERS = ("images", "classes", "accuracy", "per_class", "chance")
 
+#: Names of the fine-tuning baselines.
+_BASELINES = {name for name, spec in METHODS.items() if spec.is_baseline}
+
 
 class Group(NamedTuple):
     """What is one row of a table: the cells of all seeds.
@@ -145,9 +148,10 @@ class BenchResults:
         found = [report for group, by in self.cells.items() if group.task == task for report in by.values()]
         return {report[TESTS][test]["content"] for report in found if test in report[TESTS]}
 
-    def base_models(self) -> dict[str, str]:
-        """Return the base models that cells were run with: names by content."""
+    def base_models(self, baselines: bool) -> dict[str, str]:
+        """Return the base models of cells, names by content: of baselines, which take a dual encoder's images alone, or others."""
         found = [report for by in self.cells.values() for report in by.values()]
+        found = [each for each in found if (each["settings"]["method"] in _BASELINES) is baselines]
         contents = [(report.get(IDENTITY) or {}).get("base model") for report in found]
         return {
             content: _name_of(report["settings"].get("model"))

@@ -41,7 +41,7 @@ def summarise(results: BenchResults, against: str | None = None) -> dict:
         ValueError: `against` was not run, or cells are of several base models.
     """
     require_method(against, [*results.untrained(), *results.methods()])
-    if len(models := results.base_models()) > 1:
+    if len(models := max(map(results.base_models, (False, True)), key=len)) > 1:
         raise ValueError(
             f"Expected cells of one base model, to be compared. Received those of {len(models)}: "
             f"{', '.join(sorted(models.values()))}. Take a folder for each, or remove the cells of the other one."

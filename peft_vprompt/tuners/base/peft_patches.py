@@ -70,6 +70,10 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
         _refuse(path_json_file, f"one that cannot be read ({type(error).__name__})", error)
     if not isinstance(values, dict) or "self" in values:
         _refuse(path_json_file, "JSON that is no table of fields")
+    mapping = values.get("auto_mapping")
+    own = mapping.get(OWN_PACKAGE, {}) if isinstance(mapping, dict) else {}
+    if not isinstance(mapping, dict | None) or not isinstance(own, dict):
+        _refuse(path_json_file, f"auto_mapping={shown(mapping)}, which is no table of what was recorded")
     method = values.get("peft_type")
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
@@ -108,10 +112,11 @@ def keep_adapters_apart() -> None:
 def _by_place(original: Callable) -> Callable:
     def filter_state_dict(state_dict: dict, unwanted_adapter_names: list[str]) -> dict:
         starts = "|".join({re.escape(prefix) for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()})
-        adapter = re.compile(rf"(?:^|\.)(?:modules_to_save|(?:{starts})[^.]*)\.([^.]+)")
-        found = {key: match[1] for key in state_dict if (match := adapter.search(key))}
+        # Each place of a name, as modules of the base model may be called like one too (`text_encoder_1`).
+        place = re.compile(rf"(?<![^.])(?:modules_to_save|(?:{starts})[^.]*)\.(?=([^.]+))")
+        found = {key: names for key in state_dict if (names := set(place.findall(key)))}
         others = original({key: state_dict[key] for key in state_dict if key not in found}, unwanted_adapter_names)
-        kept = others.keys() | {key for key, name in found.items() if name not in unwanted_adapter_names}
+        kept = others.keys() | {key for key, names in found.items() if names.isdisjoint(unwanted_adapter_names)}
         return {key: value for key, value in state_dict.items() if key in kept}
 
     return filter_state_dict

@@ -235,6 +235,14 @@ class TestCellsOfOneFolder:
         with pytest.raises(ValueError, match="cells of one base model.*those of 2: a, b. Take a folder for each"):
             summarise(BenchResults.read(tmp_path))
 
+    def test_baselines_stand_beside_methods_on_class_names(self, tmp_path):
+        save_cells(tmp_path, [self.of("clip", "both encoders", "coop"), self.of("clip", "images alone", "lora")])
+        (part,) = summarise(BenchResults.read(tmp_path))["protocols"]
+        assert {row["method"] for row in part["rows"]} == {"coop", "lora"}
+        save_cells(tmp_path / "two", [self.of("a", "1", "lora"), self.of("b", "2", "bias"), self.of("a", "3", "coop")])
+        with pytest.raises(ValueError, match="cells of one base model"):
+            summarise(BenchResults.read(tmp_path / "two"))
+
     def test_another_base_model_is_refused_before_anything_is_run(self, tmp_path):
         save_cells(tmp_path, [self.of("models/a@main", "1", "coop")])
         require_base_model(tmp_path, "elsewhere/a")
