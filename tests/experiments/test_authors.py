@@ -69,6 +69,16 @@ def test_what_the_user_sets_wins():
     given = {"epochs": 7, "config": {"prompt_depth": 5}}
     assert changes("maple", "imagenet", "cross-dataset", **given) == {"learning_rate": 0.0026}
     assert "template" not in published_choices(Settings("rpo", config={"template": "a {}"}), "coop-11/dtd").config
+    given_text = {"template": "a photo of a {}."}
+    text = {
+        name: published_choices(Settings("prograd", config=given), "coop-11/oxford_pets").text.keys()
+        for name, given in {
+            "short": {"num_virtual_tokens": 4},
+            "long": {"num_virtual_tokens": 8},
+            "other": given_text,
+        }.items()
+    }
+    assert text == {"short": {"template"}, "long": {"template", "prompt_init_text"}, "other": set()}
 
 
 def test_other_data_know_of_none():
