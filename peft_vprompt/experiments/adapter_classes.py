@@ -8,6 +8,7 @@ from peft import PeftConfig
 from ..data import with_class_names
 from ..data.class_names import unknown_classes
 from ..tuners.base.registry import get_method
+from ..utils.name_keys import readable
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .eval_sets import split_classes
@@ -66,7 +67,7 @@ def require_moves(head: Sequence[str] | None, names: Sequence[str]) -> None:
     Raises:
         ValueError: they are others, or some of them.
     """
-    if head is not None and set(names) != set(head):
+    if head is not None and set(map(readable, names)) != set(map(readable, head)):
         raise ValueError(
             f"A classification head tells the {len(head)} classes of its training apart ({shorten(head)}), and no others in "
             f"their place. Received: --new-classes for {shorten(names)}. Leave --new-classes out to find the data's classes "
