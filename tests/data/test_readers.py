@@ -237,6 +237,15 @@ class TestMetadata:
         with pytest.raises(ValueError, match="Keep one of the two files"):
             read(images / "pictures")
 
+    def test_two_files_that_name_other_images(self, images):
+        table = rows("all")
+        lines = "\n".join(json.dumps({"file_name": path, "label": kind}) for path, kind in table[:4])
+        (images / "pictures" / "metadata.jsonl").write_text(lines)
+        twice = [*table[4:], table[-1]]
+        (images / "pictures" / "metadata.csv").write_text(separated(("file_name", "label"), table=twice))
+        data = read(images / "pictures", test_fraction=0)["train"]
+        assert len(data) == len(table) + 1
+
     def test_folders_are_the_classes_where_it_says_none(self, tmp_path):
         path = write_folder(tmp_path, {"cat": 3, "dog": 3})
         (tmp_path / "metadata.csv").write_text("file_name,year\ncat/0.png,1\ncat/1.png,1\ndog/0.png,2\ndog/1.png,2\n")
