@@ -155,7 +155,7 @@ def evaluate(
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     if not zero_shot:
-        warn_trained(subset, classes[subset], saved)
+        warn_trained(subset, classes[subset], saved, found is not None and found.is_classifier)
     several = is_multi_label(rows)
     if several and (diagnosis is not None or tuning is not None):
         raise ValueError(
