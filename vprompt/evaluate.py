@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from .app import command, console, given, say_named, say_next
-from .choices import DATA
 from .options import (
+    DATA_OPTIONS,
     SAME_IMAGES,
     ClassDescriptions,
     ImageSize,
@@ -104,7 +104,7 @@ def evaluate(
     from peft_vprompt.data import EvalTransform
     from peft_vprompt.data.multi_hot import is_multi_label
     from peft_vprompt.data.options import require_outside
-    from peft_vprompt.experiments.adapter_classes import require_moves, subsets, warn_trained
+    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart, require_moves, subsets, warn_trained
     from peft_vprompt.experiments.authors import fields_elsewhere
     from peft_vprompt.experiments.eval_sets import eval_sets
     from peft_vprompt.experiments.models import as_published
@@ -134,6 +134,11 @@ def evaluate(
         require_local_data(saved["data"], Path(adapter) / "results.json")
     if found is not None:
         say_named(found.config, model is not None or found.is_embedded)
+    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
+    listed = data.listed_names if data is not None and isinstance(data.class_names, tuple) else None
+    if data is None and adapter is not None:
+        _require_results(adapter, saved)
+    data = _as_trained(data, trained_on)
     target = _other_task(data, found)
     described = class_descriptions is not None
     elsewhere = {} if found is None or described else fields_elsewhere(found.config, target)
@@ -143,13 +148,14 @@ def evaluate(
     if zero_shot:
         templates = templates or plain_text
     new = new_classes or (found is not None and target is not None and found.moves)
-    data, rows = _read(data, split, adapter, saved, found.known_classes if found else None, new)
+    rows = _read(data, split, trained_on)
+    rows = classes_to_tell_apart(rows, listed, found.known_classes if found else None, new)
     require_outside(data, output, diagnosis)
     classes = subsets(rows.features["label"].names, saved)
     if subset not in classes:
         raise ValueError(f"The classes to evaluate are base, novel or all. Received: --subset {subset}.")
     if not zero_shot:
-        warn_trained(subset, classes[subset], saved)
+        warn_trained(subset, classes[subset], saved, found is not None and found.is_classifier)
     several = is_multi_label(rows)
     if several and (diagnosis is not None or tuning is not None):
         raise ValueError(
@@ -327,47 +333,33 @@ def _load(
     return build_model(model, "coop", names, prompt_init="text", prompt_init_text=words, **place)
 
 
-def _read(
-    data: "DataOptions | None",
-    split: str | None,
-    adapter: str | None,
-    saved: dict | None,
-    known: list[str] | None,
-    new_classes: bool,
-) -> "tuple[DataOptions | None, Dataset]":
-    """Return where the images to evaluate on are from, and these with the labels of the classes to tell apart."""
-    from peft_vprompt.experiments.adapter_classes import classes_to_tell_apart
+def _as_trained(data: "DataOptions | None", trained_on: "DataOptions | None") -> "DataOptions | None":
+    """Return where the images to evaluate on are, with what is not said of them as in the training, where they are its own."""
+    from peft_vprompt.data.options import as_trained, same_images
 
-    trained_on = saved_data_options(saved, adapter) if saved and adapter else None
-    listed = data.listed_names if data is not None and isinstance(data.class_names, tuple) else None
-    if data is None and adapter is not None:
-        _require_results(adapter, saved)
-        data = trained_on
-    data, rows = _read_rows(data, split, trained_on)
-    return data, classes_to_tell_apart(rows, listed, known, new_classes)
+    if data is None or trained_on is None:
+        return data or trained_on
+    said = {name for name in DATA_OPTIONS if given(name)}
+    if same_images(data, trained_on):
+        return as_trained(data, trained_on, said)
+    return data if "background" in said else replace(data, background=trained_on.background)
 
 
-def _read_rows(
-    data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None"
-) -> "tuple[DataOptions | None, Dataset]":
+def _read(data: "DataOptions | None", split: str | None, trained_on: "DataOptions | None") -> "Dataset":
     """Read the images to evaluate on; of other data than the training's all, where they are not split."""
     from peft_vprompt.data import load_split
-    from peft_vprompt.data.options import as_trained, same_images
+    from peft_vprompt.data.options import same_images
     from peft_vprompt.data.sources import require_same_split
     from peft_vprompt.demo import demo_task
 
     if data is None:
         # pyrefly: ignore[bad-argument-type]  # refused there, if there is no such split
-        return None, demo_task(split or "test")
-    cut = data.test_fraction != DATA["test_fraction"]["default"]
-    if trained_on is not None:
-        if not given("background"):
-            data = replace(data, background=trained_on.background)
-        if same_images(data, trained_on):
-            data = as_trained(data, trained_on)
-            require_same_split(data, split, trained_on)
-            cut = True
-    return data, load_split(data, split or (data.test_split if cut else None))
+        return demo_task(split or "test")
+    cut = bool(given("test_fraction"))
+    if trained_on is not None and same_images(data, trained_on):
+        require_same_split(data, split, trained_on)
+        cut = True
+    return load_split(data, split or (data.test_split if cut else None))
 
 
 def _other_task(data: "DataOptions | None", found: "SavedAdapter | None") -> str | None:

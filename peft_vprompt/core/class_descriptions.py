@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ClassNamesError
 from ..utils.fields import shown
 from ..utils.io import read_json
+from ..utils.name_keys import composed, readable
 from ..utils.validation import shorten
 
 
@@ -78,4 +79,4 @@ def find_descriptions(names: Sequence[str], descriptions: Descriptions) -> list[
 
 
 def _alike(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
+    return composed(" ".join(readable(name).replace("-", " ").split()).casefold())

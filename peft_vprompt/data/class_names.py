@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from datasets import ClassLabel
 from datasets.features.features import register_feature
 
 from ..errors import ClassNamesError
-from ..utils.name_keys import places_of, rows_of
+from ..utils.name_keys import composed, places_of, rows_of
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 
@@ -164,12 +163,7 @@ def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
 
 
 def _alike(name: str) -> str:
-    return _composed(clean_name(name).casefold())
-
-
-def _composed(name: str) -> str:
-    """Return a name with its accents as parts of the letters (NFC), which may stand behind them and look the same."""
-    return unicodedata.normalize("NFC", name)
+    return composed(clean_name(name).casefold())
 
 
 def _number(key: str) -> int | None:
@@ -330,7 +324,7 @@ def warn_repeated(names: Sequence[str]) -> None:
             f"Class names that stand for several classes: {shorten(repeated)}. A model that reads the names cannot tell "
             "these classes apart."
         )
-    if alike := repeated_names(map(_composed, dict.fromkeys(names))):
+    if alike := repeated_names(map(composed, dict.fromkeys(names))):
         warn_caller(
             f"Class names that look the same and are written by other characters (NFC and NFD): {shorten(alike)}. They are different "
             "classes here: rename the folders or labels of one of the two, if they are one class."

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, List, concatenate_datasets
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image, List
+from datasets.table import InMemoryTable
 
 
 def set_column(rows: Dataset, name: str, values: np.ndarray | Sequence, feature: Any) -> Dataset:
@@ -43,23 +45,84 @@ def class_label_of(feature: Any) -> ClassLabel | None:
 
 
 def same_names(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Return tables whose columns of classes have the same names: all of those of all parts, each found by what it says."""
+    """Return tables whose columns of classes have the same names: all of those of all parts, each found by what it says.
+
+    Where some hold text, this names classes as well; numbers without names count as they do elsewhere.
+
+    Raises:
+        ValueError: numbers without names, where the others do not agree on what each number is.
+    """
     parts = list(parts)
-    for column, feature in parts[0].features.items():
-        labels = [class_label_of(part.features.get(column)) for part in parts]
-        named: list[ClassLabel] = [label for label in labels if label is not None]
-        names = list(dict.fromkeys(name for label in named for name in label.names))
-        if len(named) < len(parts) or all(label.names == named[0].names for label in named):
+    for column in dict.fromkeys(name for part in parts for name in part.column_names):
+        holders = [i for i, part in enumerate(parts) if column in part.features]
+        labels = {i: label for i in holders if (label := class_label_of(parts[i].features[column])) is not None}
+        if not labels:
             continue
-        joined: Any = ClassLabel(names=names)
-        for i, label in enumerate(named):
-            values = [_renumbered(value, label.names, names) for value in parts[i][column][:]]
-            nested = isinstance(feature, List)
-            new = Dataset.from_dict({column: values}, Features({column: List(joined) if nested else joined}))
-            parts[i] = concatenate_datasets([parts[i].remove_columns(column), new], axis=1).select_columns(
-                parts[i].column_names
+        for i in holders:
+            if getattr(parts[i].features[column], "dtype", None) in ("string", "large_string"):
+                parts[i], labels[i] = _encoded(parts[i], column)
+        names = list(dict.fromkeys(name for i in holders if i in labels for name in labels[i].names))
+        if all(label.names == names for label in labels.values()):
+            continue
+        if len(labels) < len(holders):
+            raise ValueError(
+                f"Expected names of the classes {column!r} in all files, or the same names in those that have some. Received "
+                "numbers in some, and names in other orders elsewhere. Write the classes as text."
             )
+        joined = ClassLabel(names=names)
+        for i, label in labels.items():
+            values = [_renumbered(value, label.names, names) for value in parts[i][column][:]]
+            nested = isinstance(parts[i].features[column], List)
+            parts[i] = _replaced(parts[i], column, values, List(joined) if nested else joined)
     return parts
+
+
+def same_types(parts: Sequence[Dataset]) -> list[Dataset]:
+    """Return tables whose columns have the same types: of each the first that says what it holds, else the first.
+
+    Raises:
+        ValueError: values of a column that are not of its type; names both.
+    """
+    features = Features()
+    for part in parts:
+        for name, feature in part.features.items():
+            if name not in features or (_says_more(feature) and not _says_more(features[name])):
+                features[name] = feature
+    found = []
+    for part in parts:
+        wanted = Features({name: features[name] for name in part.column_names})
+        try:
+            found.append(part if wanted == part.features else Dataset(part.data.cast(wanted.arrow_schema)))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            other = next(name for name in wanted if wanted[name] != part.features[name])
+            raise ValueError(
+                f"Expected one type of values in the column {other!r} of all files. Received {features[other]} and "
+                f"{part.features[other]}. Write them alike."
+            ) from error
+    return found
+
+
+def _says_more(feature: Any) -> bool:
+    """Tell whether a type says more than how values are stored: that they are classes, or images."""
+    return isinstance(feature, Image) or class_label_of(feature) is not None
+
+
+def _encoded(rows: Dataset, column: str) -> tuple[Dataset, ClassLabel]:
+    """Return rows whose column of text is one of classes, and its type."""
+    values = rows[column][:]
+    label = ClassLabel(names=sorted({value for value in values if value is not None}))
+    numbers = [None if value is None else label.names.index(value) for value in values]
+    return _replaced(rows, column, numbers, label), label
+
+
+def _replaced(rows: Dataset, column: str, values: Sequence, feature: Any) -> Dataset:
+    """Return all rows of a table with other values in a column, in one block with the others, which are not copied."""
+    rows = rows if rows._indices is None else rows.flatten_indices()
+    features = Features(rows.features | {column: feature})
+    table = rows.data.table.set_column(
+        rows.column_names.index(column), column, pa.array(values, features.arrow_schema.field(column).type)
+    )
+    return Dataset(InMemoryTable(table.replace_schema_metadata(features.arrow_schema.metadata)), split=rows.split)
 
 
 def _renumbered(value: Any, names: Sequence[str], among: Sequence[str]) -> Any:

@@ -43,7 +43,7 @@ def asked_text(value: str, feature: Any) -> str:
     """Return a value that somebody typed as `as_text` gives it of a column: True as `true`, 2020.0 as 2020."""
     kind = str(getattr(feature, "dtype", ""))
     if kind == "bool":
-        return value.lower()
+        return value.lower() if value.lower() in ("true", "false") else value  # None of rows that say neither
     try:
         return as_text(float(value), feature) if kind.startswith(("float", "double")) else value
     except ValueError:

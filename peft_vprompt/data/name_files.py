@@ -128,7 +128,8 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
     is_headed = header[0] in _HEADERS | _NAME_HEADERS and (header[0] in _HEADERS or header[1] in _HEADERS)
     is_headed = is_headed or (_ends_in_numbers(rows[1:]) and not is_number(rows[0][1]))
     rows = rows[is_headed:]
-    if not (is_headed and header[1] in _NAME_HEADERS) and _ends_in_numbers(rows):
+    says_numbers = is_headed and header[1] in _HEADERS
+    if not (is_headed and header[1] in _NAME_HEADERS) and _ends_in_numbers(rows) and (says_numbers or _counted(rows)):
         return _by_number({int(number): name for name, number in rows}, len(rows), path)
     return _mapping(rows, path)
 
@@ -136,6 +137,12 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
 def _ends_in_numbers(rows: Sequence[Sequence[str]]) -> bool:
     """Tell whether rows are of a name and a number, and not the other way round."""
     return bool(rows) and all(is_number(row[1]) for row in rows) and not all(is_number(row[0]) for row in rows)
+
+
+def _counted(rows: Sequence[Sequence[str]]) -> bool:
+    """Tell whether the numbers of rows of a name and a number count them, from 0 or 1 on."""
+    numbers = sorted(int(number) for _, number in rows)
+    return numbers in (list(range(len(rows))), list(range(1, len(rows) + 1)))
 
 
 def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -192,23 +193,25 @@ SPLIT_OPTIONS = ("test_split", "split_column", "test_fraction", "val_fraction", 
 ROW_OPTIONS = ("label_column", "multi_label", "label_columns", "labels_from", "where", "min_images", "class_names")
 
 
-def as_trained(options: DataOptions, trained: DataOptions) -> DataOptions:
-    """Return options for the images of a training that take over from it what they do not say themselves.
+def as_trained(options: DataOptions, trained: DataOptions, said: Collection[str]) -> DataOptions:
+    """Return options for the images of a training that take over from it what is not said.
+
+    Args:
+        options: where the images are, and what is said of them.
+        trained: options of the training.
+        said: names of the options that were given, be it with the value that they have by default.
 
     Raises:
         ValueError: they say that the images are split in another way than in the training.
     """
-    default = DataOptions(".")
-    names = [each.name for each in fields(DataOptions) if each.name != "path"]
-    said = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
     for name in SPLIT_OPTIONS:
-        if said.get(name, getattr(trained, name)) != getattr(trained, name):
+        if name in said and getattr(options, name) != getattr(trained, name):
             raise ValueError(
                 f"Expected the images of the training to be split as in the training, with {name}={getattr(trained, name)!r}. "
-                f"Received: {name}={said[name]!r}, by which images that were trained on would be test images. Leave it out, or "
-                "evaluate on other data."
+                f"Received: {name}={getattr(options, name)!r}, by which images that were trained on would be test images. Leave "
+                "it out, or evaluate on other data."
             )
-    return replace(trained, path=options.path, **said)
+    return replace(trained, path=options.path, **{name: getattr(options, name) for name in said})
 
 
 def described(description: dict, folder: str | Path) -> DataOptions:

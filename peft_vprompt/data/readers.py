@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import lzma
 import os
 import shutil
@@ -201,8 +202,10 @@ def _read_metadata(root: Path, files: Sequence[Path], count: int, columns: dict,
     if any(image not in part.column_names for part in parts):
         raise ValueError(f"No column 'file_name' in {files[0]}. It has: {', '.join(parts[0].column_names)}.")
     rows = concatenate_datasets(parts)
-    paths = [os.path.normpath(path) for path in rows[image][:]]
-    if len(set(paths)) < len(paths) and len({path.parent for path in files}) < len(files):
+    named = [[os.path.normpath(path) for path in part[image][:]] for part in parts]
+    paths = [path for some in named for path in some]
+    together = itertools.combinations(zip(files, named, strict=True), 2)
+    if any(one.parent == other.parent and not set(some).isdisjoint(more) for (one, some), (other, more) in together):
         raise ValueError(
             f"Expected images to be named once. Received metadata.csv and metadata.jsonl in one folder of {root}, which both name "
             "some. Keep one of the two files."

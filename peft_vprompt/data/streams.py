@@ -123,9 +123,15 @@ class StreamedImages:
             return self._features
         try:
             with fsspec.open(file.schema) as opened:
-                return self._features | Features.from_arrow_schema(parquet.read_schema(opened))
+                own = Features.from_arrow_schema(parquet.read_schema(opened))
         except _UNREADABLE:
             return self._features  # said where its rows are read
+        counted = {  # by numbers without names, which are the first file's
+            name: feature
+            for name, feature in self._features.items()
+            if isinstance(feature, ClassLabel) and not isinstance(own.get(name), ClassLabel)
+        }
+        return self._features | own | counted
 
     def _label_of(self, row: dict, file: _File, features: dict) -> Any:
         """Return the label of a row, a number as the first file counts."""

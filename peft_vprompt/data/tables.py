@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line
-from .columns import class_label_of, same_names
+from .columns import class_label_of, same_names, same_types
 from .folders import is_image, split_name
 
 
@@ -68,7 +68,7 @@ def _read_parquet(splits: dict[str, list[Path]], image_column: str) -> dict[str,
     for some in alike.values():
         for name, rows in _loaded("parquet", some).items():
             parts[name].append(located(rows, image_column, some[name][0].parent))
-    return {name: concatenate_datasets(same_names(tables)) for name, tables in parts.items()}
+    return {name: concatenate_datasets(same_types(same_names(tables))) for name, tables in parts.items()}
 
 
 def _said_by(path: Path, image_column: str) -> tuple:

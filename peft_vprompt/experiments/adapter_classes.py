@@ -8,6 +8,7 @@ from peft import PeftConfig
 from ..data import with_class_names
 from ..data.class_names import unknown_classes
 from ..tuners.base.registry import get_method
+from ..utils.name_keys import readable
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 from .eval_sets import split_classes
@@ -66,7 +67,7 @@ def require_moves(head: Sequence[str] | None, names: Sequence[str]) -> None:
     Raises:
         ValueError: they are others, or some of them.
     """
-    if head is not None and set(names) != set(head):
+    if head is not None and set(map(readable, names)) != set(map(readable, head)):
         raise ValueError(
             f"A classification head tells the {len(head)} classes of its training apart ({shorten(head)}), and no others in "
             f"their place. Received: --new-classes for {shorten(names)}. Leave --new-classes out to find the data's classes "
@@ -83,14 +84,26 @@ def subsets(names: Sequence[str], saved: dict | None) -> dict[str, list[str]]:
     return classes | (split_classes(list(names), True) if len(names) > 1 else {})
 
 
-def warn_trained(subset: str, names: Sequence[str], saved: dict | None) -> None:
-    """Say so where classes that are called novel, or a half that is called base, were all trained on, and what keeps some back."""
+def warn_trained(subset: str, names: Sequence[str], saved: dict | None, has_head: bool = False) -> None:
+    """Say so where classes that are called novel, or a half that is called base, were all trained on, and what keeps some back.
+
+    Args:
+        subset: name of the subset.
+        names: its classes.
+        saved: what `results.json` beside the adapter holds; None where there is none.
+        has_head: the adapter is of an image classifier, whose head has the classes of its training.
+    """
     if saved is None or subset == "all" or not set(names) <= set(saved["classes"].get("all", ())):
         return
     half = {"base": "first", "novel": "second"}[subset]
     method = get_method(saved["settings"]["method"])
     if saved["settings"].get("teacher") is not None:
         remedy = "It read no label of them: the second half is as new as to its teacher, if that was trained with --base-novel."
+    elif has_head:
+        remedy = (
+            "A classification head learns for each class alone: a method on class names, such as coop, with a model with a text "
+            "tower can keep some back (--base-novel)."
+        )
     elif method.new_classes:
         remedy = "Train with --base-novel to keep some back."
     else:

@@ -66,7 +66,10 @@ def published_choices(settings: Settings, benchmark: str | None) -> Choices:
     protocol = settings.protocol or ("base-to-novel" if settings.base_novel else "few-shot")
     found = variation_of(settings.method, benchmark, protocol)
     own = {name for name in RECIPE_CHANGES if getattr(settings, name) is not None} | settings.config.keys()
-    text = published_fields(benchmark, settings.method)
+    text = {} if "template" in settings.config else published_fields(benchmark, settings.method)
+    words, length = text.get("prompt_init_text", ""), settings.config.get("num_virtual_tokens")
+    if isinstance(length, int) and len(words.split()) > length:
+        own.add("prompt_init_text")
     return Choices(*({name: value for name, value in each.items() if name not in own} for each in (text, found)))
 
 

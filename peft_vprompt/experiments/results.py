@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from safetensors import SafetensorError
 
 from ..data.options import DataOptions
 from ..data.readers import is_local
@@ -52,7 +53,11 @@ def results_of(adapter: str | Path, config: PeftConfig, subfolder: str | None = 
     if report is None:
         return None
     trained = next(iter(report["classes"].values()))
-    digests = (report.get("adapter_digest"), said_digest(adapter, {"subfolder": subfolder}))
+    try:
+        said = said_digest(adapter, {"subfolder": subfolder})
+    except SafetensorError:  # damaged, which loading says
+        said = None
+    digests = (report.get("adapter_digest"), said)
     if getattr(config, "class_names", None) in (None, trained) and (None in digests or digests[0] == digests[1]):
         return report
     warn_caller(

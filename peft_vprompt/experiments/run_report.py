@@ -13,6 +13,12 @@ from .run_state import RunState
 from .several_labels import MEAN_AVERAGE_PRECISION, chance_of_several
 
 
+def _published_report(run: RunState) -> dict:
+    """Return what was followed of the authors, without values that a search set where nothing was trained with them."""
+    searched = run.found._asdict() if run.found and run.recipe is None else {}
+    return {name: value for name, value in run.published.report.items() if name not in searched}
+
+
 def report_of(run: RunState) -> dict:
     """Return what `results.json` holds, of a run that was evaluated, but for the size of the adapter's file."""
     return {
@@ -20,7 +26,7 @@ def report_of(run: RunState) -> dict:
         "settings": asdict(run.settings),
         "model_commit": getattr(run.bundle.model.get_base_model().config, "_commit_hash", None),
         "recipe": _recipe_report(run.recipe, run.settings.shots) if run.recipe else None,
-        **({"published": run.published.report} if run.benchmark else {}),
+        **({"published": _published_report(run)} if run.benchmark else {}),
         "trainable_parameters": run.bundle.trainable_parameters if run.results else 0,
         "adapter_bytes": None,
         **_training_report(run.results),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..utils.name_keys import readable
+from ..utils.name_keys import as_read
 from .cosine import CosineReadout
 
 
@@ -24,13 +24,13 @@ class ClassRowsReadout(CosineReadout):
 
     def __init__(self, names: Sequence[str], feature_dim: int, *, dtype: torch.dtype, device: torch.device):
         super().__init__()
-        self.positions = {readable(name): position for position, name in reversed(list(enumerate(names)))}
+        self.positions = {as_read(name): position for position, name in reversed(list(enumerate(names)))}
         self.weight = nn.Parameter(torch.empty(len(names), feature_dim, dtype=dtype, device=device))
         nn.init.normal_(self.weight, std=feature_dim**-0.5)
 
     def knows(self, names: Sequence[str]) -> bool:
         """Return whether all classes have vectors, so that no text has to be encoded."""
-        return all(readable(name) in self.positions for name in names)
+        return all(as_read(name) in self.positions for name in names)
 
     def features_of(self, names: Sequence[str], text: Tensor | None) -> Tensor:
         """Return the L2-normalised features [c, e] of classes.
@@ -40,7 +40,7 @@ class ClassRowsReadout(CosineReadout):
             text: their text features [c, e], for those without a vector; None where all have one.
         """
         rows = F.normalize(self.weight, dim=-1)
-        positions = [self.positions.get(readable(name), -1) for name in names]
+        positions = [self.positions.get(as_read(name), -1) for name in names]
         if positions == list(range(len(rows))):
             return rows
         index = torch.tensor(positions, device=rows.device)

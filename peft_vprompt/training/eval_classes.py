@@ -1,12 +1,13 @@
 """The classes among which the images of a test set are told apart, and what a model with a classification head makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..data.multi_hot import NOT_KNOWN
 from ..tuners.base.classifier import text_classifier
+from ..utils.name_keys import readable
 from ..utils.validation import shorten
 
 
@@ -35,11 +36,17 @@ def own_classes(model) -> list[str] | None:
 def among_own_classes(model, test_set: EvalSet) -> EvalSet:
     """Return a test set with all classes of a model with a classification head, if those of the set are among them."""
     own = own_classes(model)
-    names = list(test_set.class_names)
-    if own is None or names == own or not set(names) <= set(own) or len(set(names)) < len(names):
+    if own is None:
+        return test_set
+    names, known = _read(test_set.class_names), _read(own)
+    if names == known or not set(names) <= set(known) or len(set(names)) < len(names):
         return test_set
     # pyrefly: ignore[bad-argument-type]  # a loader of batches takes whatever has __len__ and __getitem__
-    return EvalSet(_Relabelled(test_set.rows, [own.index(name) for name in names], len(own)), own)
+    return EvalSet(_Relabelled(test_set.rows, [known.index(name) for name in names], len(own)), own)
+
+
+def _read(names: Iterable[str]) -> list[str]:
+    return [readable(name) for name in names]
 
 
 class _Relabelled(torch.utils.data.Dataset):
@@ -85,7 +92,7 @@ def set_class_names(model, class_names: Sequence[str]) -> None:
     config = base.config
     if compares_with_text(model):
         model.set_class_names(list(class_names))
-    elif list(config.id2label.values()) != list(class_names):
+    elif _read(config.id2label.values()) != _read(class_names):
         raise ValueError(
             f"The model has a classification head for its {config.num_labels} classes of training and cannot tell "
             f"other classes apart: {shorten(class_names)}. Use all classes, or a model with a text tower."

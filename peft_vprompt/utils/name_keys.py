@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+import torch
 
 from .warning import warn_caller
 
@@ -11,6 +14,17 @@ from .warning import warn_caller
 def readable(name: str) -> str:
     """Make a class name readable: underscores are spaces (the CoOp authors' rule)."""
     return name.replace("_", " ")
+
+
+@torch.compiler.assume_constant_result  # a compiler follows it no further
+def composed(name: str) -> str:
+    """Return a name with its accents as parts of the letters (NFC), which may stand behind them and look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def as_read(name: str) -> str:
+    """Return what names have in common that are read as the same one."""
+    return composed(readable(name))
 
 
 def places_of(names: Sequence[str], form: Callable[[str], object]) -> dict:
@@ -22,7 +36,7 @@ def places_of(names: Sequence[str], form: Callable[[str], object]) -> dict:
     return places
 
 
-def rows_of(names: Sequence[str], known: Sequence[str], alike: Callable[[str], str] = readable) -> list[int | None]:
+def rows_of(names: Sequence[str], known: Sequence[str], alike: Callable[[str], str] = as_read) -> list[int | None]:
     """Return the row of each name among those that are known; None for a name that is none of them.
 
     Names are found as they are written, else `alike`. Of a name that stands for several rows each is found once, in their
@@ -49,5 +63,5 @@ def all_known(names: Sequence[str], known: Sequence[str]) -> bool:
     """Return whether all names are among those that are known, as they are read; a compiler can follow it."""
     if list(names) == list(known):
         return True
-    as_read = dict.fromkeys([readable(name) for name in known])
-    return all([readable(name) in as_read for name in names])  # noqa: C419 - a compiler follows no generator
+    forms = dict.fromkeys([as_read(name) for name in known])
+    return all([as_read(name) in forms for name in names])  # noqa: C419 - a compiler follows no generator

@@ -173,6 +173,19 @@ class TestTheTrainingsOwnImages:
         assert "There are no test images" in shown
         assert evaluated(tmp_path / "b", "--data", photos, "--split", "train")["images"] == 32
 
+    def test_options_that_are_given_as_they_are_by_default(self, clip_path, photos, tmp_path):
+        rows = [f"{path},{path.parent.name > 'h'},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
+        (tmp_path / "t.csv").write_text("\n".join(["image,label,fine", *rows]))
+        more = ("--method", "coop", "--label-column", "fine", "--test-fraction", 0.5, *SHORT)
+        trained(tmp_path / "a", clip_path, tmp_path / "t.csv", *more)
+        again = ("--data", tmp_path / "t.csv", "--label-column", "label", "--new-classes")
+        shown = vprompt("evaluate", "--adapter", tmp_path / "a", *again, code=2)
+        assert "Received: label_column" in shown
+        assert evaluated(tmp_path / "a", *again, "--split", "train")["classes"] == ["False", "True"]
+        fraction = ("--data", tmp_path / "t.csv", "--test-fraction", 0.3)
+        shown = vprompt("evaluate", "--adapter", tmp_path / "a", *fraction, code=2)
+        assert "test_fraction=0.5. Received: test_fraction=0.3" in shown
+
     def test_split_in_another_way(self, adapters, photos, tmp_path):
         base = ("evaluate", "--adapter", adapters["any"], "--data", photos)
         assert "test_fraction=0.3. Received: test_fraction=0.5" in vprompt(*base, "--test-fraction", 0.5, code=2)
@@ -304,6 +317,16 @@ def test_results_of_another_adapter_are_not_used(adapters, clip_path, tmp_path):
     get_peft_model(CLIPModel.from_pretrained(clip_path), config).save_pretrained(taken)
     with pytest.warns(UserWarning, match="is of another adapter than the one beside it"):
         assert Classifier.from_pretrained(taken, device="cpu").class_names == ["fox", "owl"]
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_damaged_weights_beside_results_are_named(command, content, adapters, photos, tmp_path):
+    shutil.copytree(adapters["any"], tmp_path / "run")
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(content)
+    more = () if command == "evaluate" else ("--data", photos, "--output", tmp_path / "found.csv")
+    shown = vprompt(command, "--adapter", tmp_path / "run", *more, code=2)
+    assert "Cannot read the adapter weights" in shown and "Save or download it again" in shown
 
 
 def test_classes_of_one_name(clip_path, tmp_path):

@@ -35,6 +35,8 @@ SETTER_FIRST = {"n02100735": "setter", "n02119789": "kit_fox"}
         ("n.csv", "name,id\nowl,3\nfox,7\n", {"3": "owl", "7": "fox"}),
         ("n.csv", "animal,code\nowl,0\nfox,1\n", ("owl", "fox")),
         ("n.csv", "folder,name\nzero,0\none,1\n", {"zero": "0", "one": "1"}),
+        ("n.csv", "class,model\na,707\nb,727\n", {"a": "707", "b": "727"}),
+        ("n.csv", "animal,code\nowl,1\nfox,2\n", {"1": "owl", "2": "fox"}),
         ("n.txt", "owl, 0\nsea lion, grey, 1\n", ("owl", "sea lion, grey")),
         ("n.csv", "class name\nsea lion\nowl\n", ("sea lion", "owl")),
         ("n.tsv", "a\tsea lion\n", {"a": "sea lion"}),

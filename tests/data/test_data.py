@@ -309,9 +309,16 @@ class TestSources:
 
     def test_filters_compare_as_files_write_values(self, tmp_path):
         path = str(tmp_path / "d.parquet")
-        more = {"is_test": [False, True] * 9, "year": [2020.0, 2021.5, None] * 6}
+        more = {"is_test": [False, True] * 9, "seen": [True, None, False] * 6, "year": [2020.0, 2021.5, None] * 6}
         Dataset.from_dict(rows(6) | more).to_parquet(path)
-        left = {"is_test!=true": 9, "is_test=False": 9, "year!=2020": 12, "year=2020.0": 6, "year!=2021.50": 12}
+        left = {
+            "is_test!=true": 9,
+            "is_test=False": 9,
+            "seen!=None": 12,
+            "year!=2020": 12,
+            "year=2020.0": 6,
+            "year!=2021.50": 12,
+        }
         for where, count in left.items():
             kept = load_images(DataOptions(path, label_column="kind", where=(where,), test_fraction=0))["train"]
             assert len(kept) == count

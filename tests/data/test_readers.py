@@ -8,7 +8,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from pyarrow import parquet
 
 from peft_vprompt.data import DataOptions, load_images, readers
 from peft_vprompt.data.options import describe, described, portable
@@ -90,6 +91,41 @@ class TestTables:
         assert names == ["ant", "ant", "cat", "cat", "bee", "bee", "ant", "ant"]
         right = [picture(name, 0).tobytes() for name in ("ant", "bee")]
         assert [data[row]["image"].tobytes() for row in (0, 4)] == right
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_parquet_files_of_images_with_their_own_names_of_classes(self, several, tmp_path):
+        for i, classes in enumerate((["ant", "bee"], ["bee", "ant"])):
+            label = ClassLabel(names=classes)
+            features = Features({"image": Image(), "label": List(label) if several else label})
+            labels = [[0], [1], [0, 1]] if several else [0, 1, 1]
+            table = Dataset.from_dict({"image": [encoded("ant", 0)] * 3, "label": labels}, features)
+            table.to_parquet(tmp_path / f"train-{i}.parquet")
+        data = read(tmp_path, test_fraction=0, multi_label=several)["train"]
+        assert data.features["label"].names == ["ant", "bee"] and data[5]["image"].size == picture("ant", 0).size
+        hot = [[1, 0], [0, 1], [1, 1], [0, 1], [1, 0], [1, 1]]
+        assert data["label"][:] == (hot if several else [0, 1, 1, 1, 0, 0])
+
+    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("kind", ["int64", "string", "large_string"])
+    def test_parquet_files_of_which_one_says_what_it_holds(self, kind, first, tmp_path):
+        features = Features({"image": Image(), "label": ClassLabel(names=["ant", "bee"]), "size": Value("int32")})
+        rows = {"image": [encoded("ant", 0)] * 2, "label": [1, 0], "size": [1, 2]}
+        Dataset.from_dict(rows, features).to_parquet(tmp_path / f"train-{first}.parquet")
+        rows["label"] = [1, 0] if kind == "int64" else ["bee", "ant"]
+        plain = Features({"image": Image(), "label": Value(kind), "size": Value("int64")})
+        table = Dataset.from_dict(rows, plain).data.table.replace_schema_metadata(None)
+        parquet.write_table(table, tmp_path / f"train-{1 - first}.parquet")
+        data = read(tmp_path, test_fraction=0)["train"]
+        assert [data.features["label"].names[label] for label in data["label"]] == ["bee", "ant"] * 2
+
+    def test_parquet_files_that_do_not_agree_on_numbers(self, tmp_path):
+        for i, feature in enumerate((ClassLabel(names=["ant", "bee"]), ClassLabel(names=["bee"]), Value("int64"))):
+            features = Features({"image": Image(), "label": feature})
+            Dataset.from_dict({"image": [encoded("ant", 0)], "label": [0]}, features).to_parquet(
+                tmp_path / f"{i}.parquet"
+            )
+        with pytest.raises(ValueError, match="Write the classes as text"):
+            read(tmp_path, test_fraction=0)
 
     @pytest.mark.parametrize("kind", ["parquet", "tar"])
     def test_another_table_of_the_same_time_is_read_anew(self, kind, tmp_path):
@@ -200,6 +236,15 @@ class TestMetadata:
         (images / "pictures" / "metadata.csv").write_text(separated(("file_name", "label"), table=rows("all")))
         with pytest.raises(ValueError, match="Keep one of the two files"):
             read(images / "pictures")
+
+    def test_two_files_that_name_other_images(self, images):
+        table = rows("all")
+        lines = "\n".join(json.dumps({"file_name": path, "label": kind}) for path, kind in table[:4])
+        (images / "pictures" / "metadata.jsonl").write_text(lines)
+        twice = [*table[4:], table[-1]]
+        (images / "pictures" / "metadata.csv").write_text(separated(("file_name", "label"), table=twice))
+        data = read(images / "pictures", test_fraction=0)["train"]
+        assert len(data) == len(table) + 1
 
     def test_folders_are_the_classes_where_it_says_none(self, tmp_path):
         path = write_folder(tmp_path, {"cat": 3, "dog": 3})

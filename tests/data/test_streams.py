@@ -105,6 +105,9 @@ def test_each_file_has_its_own_names_of_classes(tmp_path):
     assert [[each.label for each in stream.read(shard)] for shard in range(2)] == [[0, 1], [1, 0]]
     chosen = open_stream(DataOptions(tmp_path, where=("label=y",)))
     assert [[each.label for each in chosen.read(shard)] for shard in range(2)] == [[1], [1]]
+    own = pq.read_table(tmp_path / "b.parquet")
+    pq.write_table(own.replace_schema_metadata(None), tmp_path / "b.parquet")  # counts as the first
+    assert [[each.label for each in chosen.read(shard)] for shard in range(2)] == [[1], [1]]
     write("b", ["z", "x"])
     with pytest.raises(ValueError, match=r"Received 'z' in b\.parquet\. Write the classes as text"):
         list(open_stream(DataOptions(tmp_path)).read(1))

@@ -51,12 +51,17 @@ def test_other_classes_are_asked_for(rows):
         ),
         ({"method": "clap"}, "CLAP learns for each class alone: a method such as coop"),
         ({"method": "linear"}, "a method such as coop"),
+        ({"method": "vpt"}, "A classification head learns for each class alone: a method on class names"),
     ],
     ids=lambda value: value["method"] if isinstance(value, dict) else "",
 )
 def test_a_subset_of_classes_that_were_all_trained_on(settings, remedy):
     saved = {"classes": {"all": KNOWN}, "settings": settings}
     with pytest.warns(UserWarning, match=f"'novel' is the second half of them, and none .*{remedy}"):
-        warn_trained("novel", KNOWN[2:], saved)
-    with nullcontext() if settings["method"] == "coop" else pytest.raises(ValueError, match="nothing for novel ones"):
+        warn_trained("novel", KNOWN[2:], saved, has_head=settings["method"] == "vpt")
+    with (
+        nullcontext()
+        if settings["method"] in ("coop", "vpt")
+        else pytest.raises(ValueError, match="nothing for novel ones")
+    ):
         check_settings(Settings(**settings, base_novel=True, shots=None))

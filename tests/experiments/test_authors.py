@@ -1,5 +1,6 @@
 """What authors have on published data: their texts, their variations of recipe and config, and what the user's settings win."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -15,6 +16,7 @@ from peft_vprompt.experiments.run_state import RunOptions
 from peft_vprompt.experiments.settings import Settings
 from peft_vprompt.tuners.base.recipe import Averaging, Recipe
 from tests.data.test_prompting_tasks import write_split_file
+from tests.support.command_line import vprompt
 
 
 def changes(method, task, protocol=None, **settings):
@@ -69,6 +71,16 @@ def test_what_the_user_sets_wins():
     given = {"epochs": 7, "config": {"prompt_depth": 5}}
     assert changes("maple", "imagenet", "cross-dataset", **given) == {"learning_rate": 0.0026}
     assert "template" not in published_choices(Settings("rpo", config={"template": "a {}"}), "coop-11/dtd").config
+    given_text = {"template": "a photo of a {}."}
+    text = {
+        name: published_choices(Settings("prograd", config=given), "coop-11/oxford_pets").text.keys()
+        for name, given in {
+            "short": {"num_virtual_tokens": 4},
+            "long": {"num_virtual_tokens": 8},
+            "other": given_text,
+        }.items()
+    }
+    assert text == {"short": {"template"}, "long": {"template", "prompt_init_text"}, "other": set()}
 
 
 def test_other_data_know_of_none():
@@ -104,6 +116,25 @@ def test_another_task_brings_its_text_and_the_readout_of_other_data():
     assert fields_elsewhere(decoupled, "imagenet-shifts/v2")["readout"] == "class"
     assert "readout" not in fields_elsewhere(fused, "imagenet-shifts/v2")
     assert fields_elsewhere(decoupled, None) == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*classes; the published files name", "ignore:.*have fewer than")
+def test_what_a_search_finds_is_not_the_authors(clip_path, tmp_path):
+    write_split_file(tmp_path / "data", "eurosat")
+    search = ("--set", "search_scale=[7,3]", "--set", "search_step=[3,4]", "--all-classes")
+    where = (
+        "--output",
+        tmp_path / "run",
+        "--model",
+        clip_path,
+        "--data",
+        tmp_path / "data",
+        "--benchmark",
+        "coop-11/eurosat",
+    )
+    vprompt("train", *where, "--method", "tip-adapter", "--shots", 2, *search)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "alpha" in found["search"] and found["published"].keys() == {"template"}
 
 
 @pytest.mark.filterwarnings("ignore:.*classes; the published files name")

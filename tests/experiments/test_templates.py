@@ -141,6 +141,8 @@ def test_the_text_of_vpt_is_the_same_on_all_tasks_and_zero_shot_reads_the_tasks(
     assert run["zero_shot"] == plain["accuracy"]
     found, _ = evaluated(tmp_path, tasks, "--benchmark", "coop-11/oxford_pets")
     assert found["zero_shot_accuracy"] == plain["accuracy"]
+    taken, _ = evaluated(tmp_path, tasks)  # the run's task, as nothing else is said
+    assert taken["zero_shot_accuracy"] == plain["accuracy"]
     moved, _ = evaluated(tmp_path, tasks, "--benchmark", "coop-11/eurosat")
     assert "template" not in moved
 

@@ -12,9 +12,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from peft_vprompt.errors import FolderInUseError, OutputNotFiniteError, TrainingDivergedError
 from peft_vprompt.experiments import reports
+from peft_vprompt.experiments.adapter_classes import require_moves
 from peft_vprompt.experiments.models import METHODS, build_model, load_adapter
 from peft_vprompt.training import trainer
 from peft_vprompt.training.checkpoints import SEAL, checkpoint_folder, last_checkpoint
+from peft_vprompt.training.eval_classes import among_own_classes, own_classes
 from peft_vprompt.training.evaluation import (
     EvalSet,
     accuracy,
@@ -133,6 +135,14 @@ class TestBuild:
     def test_classifier_cannot_change_classes(self, vit_path):
         with pytest.raises(ValueError, match="head for its 5 classes.*: fox, wolf pack, airbus"):
             set_class_names(build_model(vit_path, "vpt", CLASS_NAMES).model, NEW_NAMES)
+
+    def test_underscores_in_names_of_a_head_are_blanks(self, vit_path, rows):
+        model = build_model(vit_path, "vpt", CLASS_NAMES).model
+        written = [name.replace(" ", "_") for name in CLASS_NAMES]
+        set_class_names(model, written)
+        require_moves(own_classes(model), written)
+        some = among_own_classes(model, EvalSet([{"labels": 0}], written[3:0:-1]))
+        assert some.class_names == CLASS_NAMES and some[0][0]["labels"] == 3
 
 
 class TestTrain:

@@ -312,6 +312,14 @@ def test_new_class_names(config):
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize(("method", "case"), [("context_opt", "class-specific"), ("class_head", "random")])
+def test_accents_of_trained_classes_are_read_in_both_forms(method, case, make):
+    model = disturb(get_peft_model(tiny_clip(), make(method, case, class_names=["caf\u00e9", "tea"])))
+    whole = logits(model)
+    model.set_class_names(["tea", "cafe\u0301"])
+    torch.testing.assert_close(logits(model), whole[:, [1, 0]], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "case"), often([*PAIRS, ("mmrl", "decoupled")], [*class_by_class(), ("mmrl", "decoupled")])
 )

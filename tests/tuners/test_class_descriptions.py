@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 
 from peft_vprompt import ClassHeadConfig, PromptConfig, VisualPromptConfig
+from peft_vprompt.core.class_descriptions import find_descriptions
 from peft_vprompt.errors import ClassNamesError, PromptTooLongError
 from peft_vprompt.tuners.base.registry import PROMPT_METHODS
 from tests.support.models import CLASS_NAMES, CONFIGS, disturb, images, labels, tiny_clip, tiny_tokenizer, tiny_vit
@@ -126,6 +127,10 @@ def test_a_change_is_seen(make):
         last = model.encode_classes()
     assert torch.equal(before[:4], after[:4]) and not torch.allclose(before[4], after[4])
     assert not torch.allclose(after[4], last[4])
+
+
+def test_accents_of_keys_are_read_in_both_forms():
+    assert find_descriptions(["caf\u00e9"], {"Cafe\u0301": ["a place"], "tea": ["a drink"]}) == [["a place"]]
 
 
 def test_other_classes_need_descriptions_of_their_own(make):

@@ -297,7 +297,10 @@ def _unlike_recipes(results: BenchResults) -> list[str]:
     notes = []
     for method in results.methods():
         cells = [
-            (f"{first(by)[BENCH]['title']}, {group.shots} shots, seed {seed}", changed_settings(report["settings"]))
+            (
+                f"{first(by)[BENCH]['title']}, {group.shots} shots, seed {seed}",
+                changed_settings(_as_now(report["settings"])),
+            )
             for group, by in results.cells.items()
             if group.method == method
             for seed, report in by.items()
@@ -313,6 +316,11 @@ def _unlike_recipes(results: BenchResults) -> list[str]:
                     f"{title_of(method)} was run with unlike {name}, so that its means are of no one recipe: {said}."
                 )
     return notes
+
+
+def _as_now(settings: dict) -> dict:
+    """Return settings as they are written now: before there was a protocol among them, one view was said as such."""
+    return settings | {"views": None} if "protocol" not in settings and settings.get("views") == 1 else settings
 
 
 def _notes(results: BenchResults) -> list[str]:

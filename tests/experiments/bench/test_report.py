@@ -269,6 +269,15 @@ class TestCellsOfOneFolder:
             "default (A, 16 shots, seed 2, B, 16 shots, seed 1, B, 16 shots, seed 2)."
         ]
 
+    def test_one_view_is_what_was_written_before_there_were_protocols(self):
+        cells = base_to_novel()
+        coop = [each["settings"] for each in cells if each["bench"]["method"] == "coop"]
+        coop[0].pop("protocol", None)
+        coop[0]["views"] = 1
+        for settings in coop[1:]:
+            settings |= {"views": None, "protocol": None}
+        assert summary_of(cells)["protocols"][0]["notes"] == []
+
 
 def test_plots_show_the_means(tmp_path, figures):
     (part,) = summary_of(base_to_novel())["protocols"]
