@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ClassNamesError
 from ..utils.fields import shown
 from ..utils.io import read_json
-from ..utils.name_keys import composed, readable
+from ..utils.name_keys import folded
 from ..utils.validation import shorten
 
 
@@ -62,10 +62,10 @@ def find_descriptions(names: Sequence[str], descriptions: Descriptions) -> list[
     """
     alike: dict[str, list[str]] = {}
     for key in descriptions:
-        alike.setdefault(_alike(key), []).append(key)
-    keys = [[name] if name in descriptions else alike.get(_alike(name), []) for name in names]
+        alike.setdefault(folded(key), []).append(key)
+    keys = [[name] if name in descriptions else alike.get(folded(name), []) for name in names]
     if missing := [name for name, found in zip(names, keys, strict=True) if not found]:
-        (nearest,) = difflib.get_close_matches(_alike(missing[0]), list(alike), n=1, cutoff=0.0)
+        (nearest,) = difflib.get_close_matches(folded(missing[0]), list(alike), n=1, cutoff=0.0)
         raise ClassNamesError(
             f"Classes without a description: {shorten(missing)}. The nearest to {missing[0]!r} is {alike[nearest][0]!r}. "
             "Give each at least one sentence under its name: in the config's class_descriptions, by "
@@ -76,7 +76,3 @@ def find_descriptions(names: Sequence[str], descriptions: Descriptions) -> list[
             f"Class descriptions that are written alike: {shorten(unclear[0])}. Join their sentences under one name."
         )
     return [descriptions[found[0]] for found in keys]
-
-
-def _alike(name: str) -> str:
-    return composed(" ".join(readable(name).replace("-", " ").split()).casefold())

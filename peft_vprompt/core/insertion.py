@@ -6,7 +6,7 @@ Shapes: b = batch, s = rows, n = prompts, d = width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -61,7 +61,7 @@ class InsertRows:
     """
 
     start: int
-    in_layer: bool = False
+    in_layer: bool = field(default=False, kw_only=True)
 
     def insert(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Insert the prompts as new rows: [b, s + n, d]."""
@@ -84,7 +84,7 @@ class BlendRows(InsertRows):
         share: share of the new prompts.
     """
 
-    share: float = 1.0
+    share: float
 
     def replace(self, hidden: Tensor, prompts: Tensor) -> Tensor:
         """Replace the rows of the prompts before by share * prompts + (1 - share) * rows: [b, s, d]."""

@@ -16,7 +16,7 @@ from datasets import ClassLabel
 from datasets.features.features import register_feature
 
 from ..errors import ClassNamesError
-from ..utils.name_keys import composed, places_of, rows_of
+from ..utils.name_keys import composed, folded, places_of, rows_of
 from ..utils.validation import shorten
 from ..utils.warning import warn_caller
 
@@ -109,9 +109,8 @@ def in_label_order(given: GivenNames, known: Sequence[str] = ()) -> list[str]:
         return list(given)
     if known and not unknown_classes(lines := _lines_of(given), known):
         return lines
-    numbers = sorted(map(int, given)) if all(map(is_number, given)) else []
-    counted = [list(range(first, first + len(numbers))) for first in (0, 1)]
-    if numbers and numbers not in counted and len(set(given.values())) < len(given):
+    is_numbered = bool(given) and all(map(is_number, given))
+    if is_numbered and not counts(given) and len(set(given.values())) < len(given):
         raise ClassNamesError(
             f"Expected a number that counts the classes before each name. Received: {shorten(_lines_of(given), 4)}, whose numbers "
             "count nothing and whose names are repeated without them. If the numbers are part of the names, write these as a JSON "
@@ -152,7 +151,7 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
 def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
     """Return the position of every key that is found: as it is, else written alike, else as the same number."""
     found = {}
-    lookups: list[tuple[Callable, dict]] = [(form, places_of(among, form)) for form in (str, _alike, _number)]
+    lookups: list[tuple[Callable, dict]] = [(form, places_of(among, form)) for form in (str, folded, _number)]
     for key in keys:
         for form, positions in lookups:
             places = positions.get(form(key), [])
@@ -162,12 +161,14 @@ def _find_keys(keys: Sequence[str], among: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _alike(name: str) -> str:
-    return composed(clean_name(name).casefold())
-
-
 def _number(key: str) -> int | None:
     return int(key) if is_number(key) else None
+
+
+def counts(numbers: Iterable[str]) -> bool:
+    """Tell whether whole numbers are those of a count from 0 or 1 on, in any order."""
+    found = sorted(map(int, numbers))
+    return found in (list(range(len(found))), list(range(1, len(found) + 1)))
 
 
 def is_number(key: str) -> bool:
@@ -227,7 +228,7 @@ def _require_all(keys: Sequence[str], found: Mapping[str, int], among: Sequence[
     missing = [key for key in keys if key not in found]
     if not missing:
         return
-    if repeated := [key for key in missing if len(places_of(among, _alike).get(_alike(key), [])) > 1]:
+    if repeated := [key for key in missing if len(places_of(among, folded).get(folded(key), [])) > 1]:
         raise ClassNamesError(
             f"Classes of the data that are given several times among the {called}, so that nobody knows which is meant: "
             f"{shorten(repeated)}. Write each once, or {_how_to_map(repeated[0], repeated[0], {k: k for k in keys})}."
@@ -253,14 +254,14 @@ def _how_to_map(key: str, name: str, others: Mapping[str, str]) -> str:
 
 def nearest(name: str, among: Sequence[str]) -> str | None:
     """Return the name among others that is written most like `name`; None where there are none."""
-    forms = {_alike(other): other for other in reversed(among)}
-    close = difflib.get_close_matches(_alike(name), list(forms), n=1, cutoff=0.0)
+    forms = {folded(other): other for other in reversed(among)}
+    close = difflib.get_close_matches(folded(name), list(forms), n=1, cutoff=0.0)
     return forms[close[0]] if close else None
 
 
 def unknown_classes(names: Sequence[str], among: Sequence[str]) -> list[str]:
     """Return the names that are none of others, however those are written."""
-    return [name for name, row in zip(names, rows_of(names, among, _alike), strict=True) if row is None]
+    return [name for name, row in zip(names, rows_of(names, among, folded), strict=True) if row is None]
 
 
 def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
@@ -272,7 +273,7 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> dict[int, int]:
     Raises:
         ValueError: a name is none of them; says the nearest, and how to write a mapping.
     """
-    rows = rows_of(names, among, _alike)
+    rows = rows_of(names, among, folded)
     if missing := [name for name, row in zip(names, rows, strict=True) if row is None]:
         close = nearest(missing[0], among)
         others = {name: among[row] for name, row in zip(names, rows, strict=True) if row is not None}

@@ -16,6 +16,7 @@ from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
 from .columns import set_column
+from .images import image_files
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
 
 
@@ -194,15 +195,7 @@ def stratified_split(
 
 def _image_numbers(dataset: Dataset) -> tuple[np.ndarray, list[int]]:
     """Return the number of each row's image, int [rows], and the first row of each: of one file there is one image."""
-    files: list[str | None] = [None] * len(dataset)
-    if isinstance(dataset.features.get("image"), Image):
-        stored: list[str | None] = []
-        for chunk in dataset.data.column("image").chunks:  # of the contents nothing is read
-            inside = chunk.field("bytes").is_valid().to_pylist()
-            paths = chunk.field("path").to_pylist()
-            stored += [None if held else path for held, path in zip(inside, paths, strict=True)]
-        rows = range(len(stored)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
-        files = [stored[row] for row in rows]
+    files = image_files(dataset) if isinstance(dataset.features.get("image"), Image) else [None] * len(dataset)
     seen: dict[str | int, int] = {}
     number = np.asarray([seen.setdefault(row if file is None else file, len(seen)) for row, file in enumerate(files)])
     return number, np.unique(number, return_index=True)[1].tolist()

@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -190,10 +190,21 @@ def _name_of(value: dict) -> str:
 
 
 def image_paths(rows: datasets.Dataset) -> list[str | None]:
-    """Return the file of every image of the column `image`; None of one that is in the table."""
-    feature = replace(rows.features["image"], decode=False)
-    column = rows.with_format(None).select_columns("image").cast_column("image", feature)
-    return [image["path"] for batch in column.iter(batch_size=256) for image in batch["image"]]
+    """Return the path that is named of every image of the column `image`; None where none is."""
+    return [path for _, path in _stored(rows)]
+
+
+def image_files(rows: datasets.Dataset) -> list[str | None]:
+    """Return the file of every image of the column `image`; None of one whose bytes are in the table."""
+    return [None if is_inside else path for is_inside, path in _stored(rows)]
+
+
+def _stored(rows: datasets.Dataset) -> list[tuple[bool, str | None]]:
+    """Return of every image whether its bytes are in the table, and its path. Nothing is read of the bytes."""
+    stored = []
+    for chunk in rows.data.column("image").chunks:
+        stored += zip(chunk.field("bytes").is_valid().to_pylist(), chunk.field("path").to_pylist(), strict=True)
+    return stored if rows._indices is None else [stored[row] for row in rows._indices.column(0).to_pylist()]
 
 
 with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..utils.arguments import typed
 from ..utils.io import read_json, read_text
 from ..utils.validation import shorten
-from .class_names import is_number, repeated_names
+from .class_names import counts, is_number, repeated_names
 
 
 #: Lines of a key and a name, and what stands between them: an id of WordNet, or a number.
@@ -129,7 +129,11 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
     is_headed = is_headed or (_ends_in_numbers(rows[1:]) and not is_number(rows[0][1]))
     rows = rows[is_headed:]
     says_numbers = is_headed and header[1] in _HEADERS
-    if not (is_headed and header[1] in _NAME_HEADERS) and _ends_in_numbers(rows) and (says_numbers or _counted(rows)):
+    if (
+        not (is_headed and header[1] in _NAME_HEADERS)
+        and _ends_in_numbers(rows)
+        and (says_numbers or counts(number for _, number in rows))
+    ):
         return _by_number({int(number): name for name, number in rows}, len(rows), path)
     return _mapping(rows, path)
 
@@ -137,12 +141,6 @@ def _from_table(text: str, path: Path) -> tuple[str, ...] | dict[str, str]:
 def _ends_in_numbers(rows: Sequence[Sequence[str]]) -> bool:
     """Tell whether rows are of a name and a number, and not the other way round."""
     return bool(rows) and all(is_number(row[1]) for row in rows) and not all(is_number(row[0]) for row in rows)
-
-
-def _counted(rows: Sequence[Sequence[str]]) -> bool:
-    """Tell whether the numbers of rows of a name and a number count them, from 0 or 1 on."""
-    numbers = sorted(int(number) for _, number in rows)
-    return numbers in (list(range(len(rows))), list(range(1, len(rows) + 1)))
 
 
 def _from_lines(lines: list[str], path: Path) -> tuple[str, ...] | dict[str, str]:

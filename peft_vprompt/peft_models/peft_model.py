@@ -379,7 +379,6 @@ class PeftModelForImageClassification(LearnsWithoutGradients):
         with self._changing():
             super().delete_adapter(adapter_name)
             self.class_name_classifier.delete_adapter(adapter_name)
-            self._show_labels()
 
     def _given_back(self, model: nn.Module) -> nn.Module:
         self.class_name_classifier.adapted.release()

@@ -86,7 +86,7 @@ class RepresentationPrompts(PromptModule):
         return self._rule(class_prompts.start)
 
     def _rule(self, start: int) -> InsertionRule:
-        return InsertRows(start, True) if self.share == 1 else BlendRows(start, True, self.share)
+        return InsertRows(start, in_layer=True) if self.share == 1 else BlendRows(start, self.share, in_layer=True)
 
 
 class TextRepresentations(RepresentationPrompts):

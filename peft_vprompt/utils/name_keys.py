@@ -22,6 +22,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def folded(name: str) -> str:
+    """Return what names have in common that differ in capitals, hyphens, underscores, blanks and forms of accents alone."""
+    return composed(" ".join(readable(name).replace("-", " ").split()).casefold())
+
+
 def as_read(name: str) -> str:
     """Return what names have in common that are read as the same one."""
     return composed(readable(name))

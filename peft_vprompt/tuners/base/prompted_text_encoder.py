@@ -119,9 +119,8 @@ class PromptedTextEncoder(PromptedEncoder):
         hidden = in_place_of(view.module.embeddings, packed.embed, view, first)
         first_layer = 0 if prompts is None else prompts.first_layer
         pattern, last_pattern, end_rows = packed.pattern, packed.pattern, packed.end_rows
-        if (
-            first_layer or rule.in_layer
-        ) and first is not None:  # the prompts are not in the texts, but come in on the way
+        # The prompts are not in the texts, but come in on the way.
+        if (first_layer or rule.in_layer) and first is not None:
             pattern = GrowingPrefix.by(packed.pattern, len(first))
             last_pattern, end_rows = pattern.after, end_rows + len(first)
         ends = OutputRows(end_rows, functools.partial(ReadSuffixes, last_pattern))
@@ -211,9 +210,8 @@ class PromptedTextEncoder(PromptedEncoder):
 
     def _as_precise(self, output: Any) -> Any:
         """Return an output of trained copies in float32 as the tower gives it, for a projection in half precision."""
-        dtype = next(
-            p.dtype for p in self.base_layer.parameters() if p.is_floating_point()
-        )  # the original's come first
+        # The original's parameters come first.
+        dtype = next(p.dtype for p in self.base_layer.parameters() if p.is_floating_point())
         if isinstance(output, tuple):
             return tuple(narrowed(value, dtype) for value in output)
         for name in ("last_hidden_state", "pooler_output"):
