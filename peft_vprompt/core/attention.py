@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -332,6 +332,12 @@ def plain_implementation(module: nn.Module):
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
+def is_stock(config: Any) -> bool:
+    """Tell whether a model attends by a function of transformers, not by one that a user registered."""
+    name = config._attn_implementation or "sdpa"
+    return name == "eager" or getattr(ALL_ATTENTION_FUNCTIONS.get(name), "__module__", "").startswith("transformers.")
+
+
 def install(attention: nn.Module) -> None:
     """Let one attention module of a Hugging Face layer understand patterns.
 
@@ -342,16 +348,21 @@ def install(attention: nn.Module) -> None:
     * Undo: `uninstall` gives the module its own config back.
     * Goes when a layer's call can name its attention function.
     """
-    if not hasattr(attention.config, "plain_config"):
+    if not is_installed(attention):
         config = copy.copy(attention.config)
         config._attn_implementation = ATTENTION_NAME
         config.plain_config = attention.config
         attention.config = config
 
 
+def is_installed(attention: nn.Module) -> bool:
+    """Tell whether an attention module understands patterns."""
+    return hasattr(getattr(attention, "config", None), "plain_config")
+
+
 def uninstall(attention: nn.Module) -> None:
     """Give an attention module its own config back."""
-    if hasattr(getattr(attention, "config", None), "plain_config"):
+    if is_installed(attention):
         attention.config = attention.config.plain_config
 
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from peft_vprompt import CoCoOpConfig, ContextOptConfig, MaPLeConfig, VisualPromptConfig
 from tests.support.backbones import DUAL_MODELS, frame, inputs, shake, tiny
@@ -120,6 +123,77 @@ def test_zero_shot_is_the_models_own_call(name, wrap):
     torch.testing.assert_close(zero_shot, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(prompted, prompted_own, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(prompted, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["CLIPModel", "MetaClip2Model"])
+def test_zero_shot_leaves_the_attention_that_the_user_chose(name, wrap):
+    model = wrap(name, VisualPromptConfig, template=["{}.", "a photo of the large {}, seen from afar.", "a {}."])
+    base = model.get_base_model()
+    texts = tokenize(name, [f"{class_name}." for class_name in CLASS_NAMES])
+    with torch.no_grad(), model.disable_adapter():
+        packed = model.encode_classes()
+        base.set_attn_implementation("eager")
+        model.set_class_names(NEW_NAMES)
+        model.set_class_names(CLASS_NAMES)
+        torch.testing.assert_close(model.encode_classes(), packed, **CLOSE)
+        attentions = base.text_model(**texts, output_attentions=True).attentions
+    assert len(attentions) == 2 and attentions[0].shape[-1] == texts["input_ids"].shape[1]
+
+
+def shifted(output):
+    """A text tower's output, of which the pooled one is another."""
+    output.pooler_output = output.pooler_output + 1
+    return output
+
+
+def replace_forward(tower, monkeypatch):
+    plain = tower.forward
+    tower.forward = lambda *args, **kwargs: shifted(plain(*args, **kwargs))
+
+
+def hook_tower(tower, monkeypatch):
+    tower.register_forward_hook(lambda module, args, output: shifted(output))
+
+
+def hook_encoder(tower, monkeypatch):
+    tower.encoder.register_forward_hook(
+        lambda module, args, output: type(output)(last_hidden_state=output.last_hidden_state.flip(-1))
+    )
+
+
+def own_embeddings(tower, monkeypatch):
+    class Embeddings(type(tower.embeddings)):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs).flip(-1)
+
+    tower.embeddings.__class__ = Embeddings
+
+
+def own_attention(tower, monkeypatch):
+    def attend(module, query, *args, **kwargs):
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, 0 * query, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "own", attend)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "own", sdpa_mask)
+    tower.set_attn_implementation("own")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replace_forward, hook_tower, hook_encoder, own_embeddings, own_attention],
+    ids=lambda each: each.__name__,
+)
+def test_zero_shot_is_the_own_call_of_a_tower_that_was_changed(change, wrap, monkeypatch):
+    model = wrap("CLIPModel", VisualPromptConfig, template="a photo of a {}.")
+    texts = tokenize("CLIPModel", [f"a photo of a {class_name}." for class_name in CLASS_NAMES])
+    with torch.no_grad(), model.disable_adapter():
+        before = model.encode_classes()
+        change(model.get_base_model().text_model.base_layer, monkeypatch)
+        model.set_class_names(CLASS_NAMES)
+        zero_shot = model.encode_classes()
+        own = F.normalize(model.get_base_model().get_text_features(**texts).pooler_output, dim=-1)
+    torch.testing.assert_close(zero_shot, own, **CLOSE)
+    assert not torch.allclose(zero_shot, before, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", DUAL_MODELS)

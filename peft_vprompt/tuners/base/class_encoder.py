@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...backbones.text import PaddedTextView
+from ...backbones.text import CausalTextView, PaddedTextView
+from ...core import attention
 from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
 from ...core.padded_prompts import PaddedPrompts, pad
+from ...core.plain_modules import all_plain
 from ...core.tokenization import TokenSequence, check_lengths, encode_texts, fill
 from ...readouts import ClassRowsReadout
 from . import class_list
@@ -251,7 +253,7 @@ class ClassEncoder:
     def _zero_shot(
         self, names: Sequence[str], templates: Sequence[str], config: PromptConfig, normalize: bool = True
     ) -> Tensor:
-        """Return text features [c, e] by the base model's own call, of the descriptions or with templates around the names.
+        """Return text features [c, e] without prompts, of the descriptions or with templates around the names.
 
         The features of each text are L2-normalised before they are averaged, or not; the mean always is.
         """
@@ -278,23 +280,52 @@ class ClassEncoder:
         self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str], normalize: bool
     ) -> Tensor:
         """Return the features [n, e] of plain texts, each of the class of a name, in batches of bounded size."""
-        sequences = encode_texts(tokenizer, texts)
-        check_lengths(sequences, names, self.text.view.max_positions)
-        size = class_list.ZERO_SHOT_BATCH
-        batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
-        encode = functools.partial(self._encode_texts, tokenizer, normalize)
-        return torch.cat(checkpointed_chunks(encode, batches, list(map(len, batches)), size))
-
-    def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, normalize: bool, texts: list[TokenSequence]) -> Tensor:
-        """Return the features [c, e] of tokenised plain texts, L2-normalised or not."""
         text = self.text
-        dual = self.model.dual
-        layout = text.layout(tokenizer, texts[0])
+        sequences = encode_texts(tokenizer, texts)
+        check_lengths(sequences, names, text.view.max_positions)
+        layout = text.layout(tokenizer, sequences[0])
+        if self._shares_beginnings:
+            encoded = self._encode_packed(layout(sequences, class_list.MAX_TOKEN_ROWS))
+        else:
+            size = class_list.ZERO_SHOT_BATCH
+            batches = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+            encode = functools.partial(self._encode_texts, tokenizer, layout)
+            encoded = checkpointed_chunks(encode, batches, list(map(len, batches)), size)
+        return torch.cat([self.model.dual.project_text(some, normalize) for some in encoded])
+
+    @property
+    def _shares_beginnings(self) -> bool:
+        """Whether texts are packed as class prompts are: names in a template have half as many tokens then, or fewer.
+
+        Towers with hooks or parts of a user's own, graphs, and what is computed again for gradients have the tower's own call.
+        """
+        tower = self.text.base_layer
+        by_itself = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting()
+        packs = isinstance(self.text.view, CausalTextView) and not by_itself
+        return packs and attention.is_stock(tower.config) and all_plain(tower)
+
+    def _encode_packed(self, texts: Sequence[PackedPrompts]) -> list[Tensor]:
+        """Return the pooled outputs [n, d] of packed plain texts, with adapters off too; calls by other threads wait."""
+        text = self.text
+        with self.model.lock.change():
+            was_ready = text.reads_patterns
+            try:
+                text.patch_layers(True)
+                return [text.class_prompt_encoder(packed.to(self.model.dual.device)) for packed in texts]
+            finally:
+                if not was_ready:
+                    text.patch_layers(False)
+
+    def _encode_texts(
+        self, tokenizer: PreTrainedTokenizerBase, layout: Callable, texts: list[TokenSequence]
+    ) -> Tensor:
+        """Return the pooled outputs [n, d] of tokenised plain texts, by the tower's own call."""
+        text = self.text
+        device = self.model.dual.device
         if isinstance(text.view, PaddedTextView):
             (padded,) = layout(texts, sys.maxsize)
-            padded = padded.to(dual.device)
-            return dual.project_text(text.view.plain_features(padded.token_ids, padded.mask), normalize)
+            padded = padded.to(device)
+            return text.view.plain_features(padded.token_ids, padded.mask)
         # Padded here: a tokenizer that pads in one thread does so, for a moment, in all others too.
-        padded = pad(texts, 1, tokenizer.pad_token_id, None).to(dual.device)
-        output = text.base_layer(input_ids=padded.token_ids, attention_mask=padded.mask.long())
-        return dual.project_text(output.pooler_output, normalize)
+        padded = pad(texts, 1, tokenizer.pad_token_id, None).to(device)
+        return text.base_layer(input_ids=padded.token_ids, attention_mask=padded.mask.long()).pooler_output

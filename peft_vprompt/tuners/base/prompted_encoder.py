@@ -79,6 +79,11 @@ class PromptedEncoder(WrapperLayer):
                 change_attention(module)
 
     @property
+    def reads_patterns(self) -> bool:
+        """Whether the layers understand attention patterns at present."""
+        return attention.is_installed(self.view.attention(self.view.layers[0]))
+
+    @property
     def needs_patterns(self) -> bool:
         """Whether any adapter here has prompts that not every token reads."""
         names = [name for name in self.adapter_layer_names if name.endswith(LEARNER)]
