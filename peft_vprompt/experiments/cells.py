@@ -94,7 +94,12 @@ class _Worker(Generic[T]):
         self._running: str | None = None
 
     def run(self) -> dict[str, dict]:
-        """Go through the cells until each has a report or failed."""
+        """Go through the cells until each has a report or failed.
+
+        Raises:
+            FailedCellsError: some failed; the others have their reports.
+            CannotWriteError: the book cannot be written.
+        """
         self._book.enqueue(self._cells)
         pause = PAUSES[0]
         with self._shown():

@@ -165,7 +165,7 @@ def nearest_words(model: Any, limit: int = NEAREST) -> list[dict] | str:
     learned: Any = (
         getattr(prompts, "name_tokens", None) if getattr(prompts, "tokens", None) is None else prompts.tokens
     )
-    if learned is None or learned.shape[-1] != table.shape[1] or prompts.first_layer or hasattr(prompts, "maps"):
+    if learned is None or learned.shape[-1] != table.shape[1] or not prompts.among_words:
         return "The learned tokens are not among the words: they come in at a later layer, or from another space."
     first = learned if learned.ndim == 2 else learned[0]
     try:

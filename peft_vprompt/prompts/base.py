@@ -78,6 +78,11 @@ class PromptModule(nn.Module, ABC):
             None where images alone are changed and no token is added.
         """
 
+    @property
+    def among_words(self) -> bool:
+        """Whether, on a text tower, the vectors of the first layer stand among those of the words."""
+        return self.first_layer == 0
+
     def for_images(self) -> Tensor:
         """Return what the image tower's prompts are made of, where they are made of this module of the text tower."""
         return self()  # pyrefly: ignore[not-callable]  # nn.Module is

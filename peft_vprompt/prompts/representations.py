@@ -76,6 +76,11 @@ class RepresentationPrompts(PromptModule):
         self.share = share
         self.maps = maps
 
+    @property
+    def among_words(self) -> bool:
+        """False: the shared tokens are of a space of their own."""
+        return False
+
     def spread(self, tokens: Tensor) -> list[Tensor | None]:
         """Return the tokens of each layer from the first one on, None for a layer that has none."""
         mapped = dict(zip(self.layers, self.maps(tokens), strict=True))

@@ -102,7 +102,11 @@ def _is_of(error: BaseException, number: int, place: Path) -> bool:
 
 
 def sync(path: str | Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Bring a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: the file cannot be opened, or not be written; of a folder nothing, where the system cannot do it.
+    """
     is_folder = os.path.isdir(path)
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import functools
 import inspect
 from types import FunctionType
-from typing import Any
 
 from torch import nn
 
 from ...errors import UnsupportedModelError
+from .mixed_class import Mixed, mixed_class
 
 
 #: Classes of transformers that take `num_items_in_batch` and then return the mean over the batch all the same, so that
@@ -42,7 +42,7 @@ CALL = ("labels", "image_features")
 # ---- the class of a dual encoder --------------------------------------------------------------------------------
 
 
-class TakesLabels:
+class TakesLabels(Mixed):
     """Mixin for the class of a dual encoder: its `forward` names `labels` and `image_features`, and refuses them.
 
     They belong to the PEFT model's classification call. The stock `Trainer` looks for them in the base model's class.
@@ -50,12 +50,10 @@ class TakesLabels:
     Attributes:
         accepts_loss_kwargs: False, since `**kwargs` in `forward` would have the `Trainer` believe that the model
             normalises its loss over accumulation steps itself.
-        unlabelled_class: the class without the mixin.
         added_inputs: those of `CALL` that this class does not take itself.
     """
 
     accepts_loss_kwargs = False
-    unlabelled_class: type[nn.Module]
     added_inputs: tuple[str, ...] = CALL
 
     def forward(self, *args, **kwargs):
@@ -72,19 +70,10 @@ class TakesLabels:
             )
         return super().forward(*args, **kwargs)  # pyrefly: ignore[missing-attribute]  # the model's, see `with_labels`
 
-    def __reduce_ex__(self, protocol):
-        """Let pickle and deepcopy make the class again from the one it extends."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (new_labelled, (self.unlabelled_class,), *state)
-
 
 @functools.cache
 def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
-    """Return `base_class` with the mixin `TakesLabels`; the same class for each call.
-
-    It borrows name, module and docstring of `base_class`: `save_pretrained` writes a model's class name into
-    `config.architectures`, by which others load it, and `set_attn_implementation` reads the file of its module.
-    """
+    """Return `base_class` with the mixin `TakesLabels`; the same class for each call."""
     signature = inspect.signature(base_class.forward)
     parameters = list(signature.parameters.values())
     added = tuple(name for name in CALL if name not in signature.parameters)
@@ -95,26 +84,9 @@ def with_labels(base_class: type[nn.Module]) -> type[nn.Module]:
     # pyrefly: ignore[missing-attribute]  # functions take any attribute; `inspect` reads this one
     forward.__signature__ = signature.replace(parameters=parameters)
     forward.__doc__ = base_class.forward.__doc__
-    members = {
-        "__module__": base_class.__module__,
-        "__qualname__": base_class.__qualname__,
-        "__doc__": base_class.__doc__,
-        "unlabelled_class": base_class,
-        "added_inputs": added,
-        "forward": forward,
-    }
-    return type(base_class)(base_class.__name__, (TakesLabels, base_class), members)
-
-
-def new_labelled(base_class: type[nn.Module]) -> nn.Module:
-    """Make an empty instance of `with_labels(base_class)` for pickle to fill."""
-    cls: Any = with_labels(base_class)
-    return cls.__new__(cls)
-
-
-def plain_class(model: nn.Module) -> type[nn.Module]:
-    """Return a model's class as its user knows it, without what adapters mix in."""
-    return getattr(type(model), "unlabelled_class", None) or getattr(type(model), "plain_class", type(model))
+    return mixed_class(
+        TakesLabels, base_class, added_inputs=added, forward=forward, mixed_by=staticmethod(with_labels)
+    )
 
 
 def take_labels(model: nn.Module) -> None:
@@ -189,6 +161,6 @@ def restore_class(model: nn.Module) -> None:
         if (hook := vars(module).pop("for_head_hook", None)) is not None:
             hook.remove()
         if isinstance(module, TakesLabels):
-            module.__class__ = module.unlabelled_class
+            module.__class__ = module.plain_class
         elif has_mean_loss(module):
             vars(module).pop("accepts_loss_kwargs", None)

@@ -18,6 +18,7 @@ from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 from ...errors import UnsupportedModelError
+from .mixed_class import Mixed, mixed_class
 
 
 #: Name of the tuner layer in a bare encoder that carries prompts.
@@ -31,15 +32,13 @@ PARTS = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 HOOKED = "_output_capturing_hooks_installed"
 
 
-class CarriesPrompts:
+class CarriesPrompts(Mixed):
     """Mixin for the class of a bare encoder that carries prompts: its call is that of the tuner layer inside.
 
     Attributes:
-        plain_class: the class without the mixin.
         inputs: names of what the plain class's `forward` takes by position.
     """
 
-    plain_class: type[nn.Module]
     inputs: tuple[str, ...]
 
     def forward(self, *args, **kwargs):
@@ -57,31 +56,14 @@ class CarriesPrompts:
                 raise
             return getattr(layer.base_layer, name)
 
-    def __reduce_ex__(self, protocol):
-        """Let pickle and deepcopy make the class again from the one it extends."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (new_carrier, (self.plain_class,), *state)
-
 
 @functools.cache
 def carrier_class(plain_class: type[nn.Module]) -> type[nn.Module]:
-    """Return `plain_class` with the mixin `CarriesPrompts`, by name and module like the original; always the same."""
+    """Return `plain_class` with the mixin `CarriesPrompts`; always the same."""
     parameters = list(inspect.signature(plain_class.forward).parameters.values())[1:]
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    members = {
-        "__module__": plain_class.__module__,
-        "__qualname__": plain_class.__qualname__,
-        "__doc__": plain_class.__doc__,
-        "plain_class": plain_class,
-        "inputs": tuple(parameter.name for parameter in parameters if parameter.kind in by_position),
-    }
-    return type(plain_class)(plain_class.__name__, (CarriesPrompts, plain_class), members)
-
-
-def new_carrier(plain_class: type[nn.Module]) -> nn.Module:
-    """Make an empty instance of `carrier_class(plain_class)` for pickle to fill."""
-    cls: Any = carrier_class(plain_class)
-    return cls.__new__(cls)
+    inputs = tuple(parameter.name for parameter in parameters if parameter.kind in by_position)
+    return mixed_class(CarriesPrompts, plain_class, inputs=inputs, mixed_by=staticmethod(carrier_class))
 
 
 def inner_copy(encoder: nn.Module) -> nn.Module:
