@@ -386,13 +386,6 @@ def split_numbers(flag: str, items: str, kind: type = float) -> list:
         ) from error
 
 
-def saved_data_options(saved: dict, folder: str) -> "DataOptions | None":
-    """Make the data options of a run that was saved in a folder; None for the embedded task."""
-    from peft_vprompt.data.options import described
-
-    return None if saved["data"] is None else described(saved["data"], folder)
-
-
 def describe_data(options: "DataOptions | None") -> dict | None:
     """Say where the images are, for the results; None for the embedded task."""
     from peft_vprompt.data.options import describe
