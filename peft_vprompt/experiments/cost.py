@@ -127,7 +127,8 @@ def training_costs(
         methods: names of methods.
         classes: numbers of classes.
         precisions: what frozen weights are held in.
-        output: JSON file that is written after every cell; cells that it has of the same task and machine stay.
+        output: JSON file that is written after every cell; cells that it has stay, which must be of the same task, machine
+            and versions.
         name: what the report calls the model, where its folder does not matter; default: its folder or id.
         wait: wait while another process writes there; else refuse.
         progress: label of a progress bar; None for no bar.
@@ -138,7 +139,8 @@ def training_costs(
         The report: `about` (task, machine and versions) and `cells` by their keys.
 
     Raises:
-        ValueError: a method that does not exist or trains nothing, or does not fit the model; a number out of range.
+        ValueError: a method that does not exist or trains nothing, or does not fit the model; a number out of range; the
+            file has cells of another task or machine, whose times do not compare.
         CannotWriteError: the file cannot be written.
         FolderInUseError: another process writes it.
     """
@@ -166,11 +168,27 @@ def training_costs(
 
 def _begun(task: CostTask, output: str | Path | None) -> dict:
     """Return the report to go on with, and make sure that it can be written."""
-    about = asdict(task) | {"environment": environment()}
+    report = {ABOUT: asdict(task) | {"environment": environment()}, "cells": {}}
     old = None if output is None else read_json(output, missing_ok=True)
-    report = {ABOUT: about, "cells": old["cells"] if old and old[ABOUT] == about else {}}
+    if old and old["cells"]:
+        if changes := list(_changes(old[ABOUT], report[ABOUT])):
+            raise ValueError(
+                f"Expected a file of costs that were measured alike. Received: {str(output)!r}, which has others: "
+                f"{'; '.join(changes)}. Measure as there, or give another file."
+            )
+        report = old
     _save(report, output)
     return report
+
+
+def _changes(old: dict, new: dict) -> Iterator[str]:
+    """Say of every entry that is another one what it was and what it is."""
+    for name in dict.fromkeys([*old, *new]):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changes(was, now)
+        elif was != now:
+            yield f"{name} was {was}, now {now}"
 
 
 def _save(report: dict, output: str | Path | None) -> None:

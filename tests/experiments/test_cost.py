@@ -1,6 +1,7 @@
 """What a training costs, on tiny models: counted as it would be trained, written cell by cell, and told."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -63,8 +64,18 @@ def test_cells_of_the_same_task_are_kept(task, tmp_path, monkeypatch):
     report = training_costs(task, ["coop", "maple"], [3], **options)
     assert measured[2:] == ["maple/3 classes/float32/images"] and len(report["cells"]) == 3
     assert json.loads(file.read_text()) == report and report["about"]["model"] == "tiny"
-    training_costs(CostTask(model=task.model, shots=3), ["maple"], [3], **options)
-    assert len(measured) == 4
+
+
+def test_cells_of_another_task_are_not_lost(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "measure_cell", lambda cell, task: {"can_cache": False})
+    file = tmp_path / "cost.json"
+    options = {"output": file, "isolated": False}
+    training_costs(replace(task, shots=1), [], [], **options)  # nothing was measured, and nothing can be lost
+    training_costs(task, ["coop"], [3], **options)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=rf"shots was {task.shots}, now {task.shots + 1}\. Measure as there, or"):
+        training_costs(replace(task, shots=task.shots + 1), ["coop"], [3], **options)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
