@@ -14,7 +14,7 @@ from peft_vprompt.utils.io import atomic_path, write_json
 
 DOCS = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = DOCS / "results" / "real_data.json", DOCS / "real_data.md"
-#: What `examples.studies.pretrain_emoji` wrote of the CLIP that it trained further.
+#: What `examples.studies.pretrain_emoji` wrote of the CLIP that it trained further, in several runs one after another.
 FURTHER = DOCS / "results" / "emoji_clip.json"
 
 VARIANTS = {
@@ -142,14 +142,17 @@ def render(results: dict) -> str:
     )  # fmt: skip
 
 
-def _further(record: dict) -> str:
+def _further(runs: list[dict]) -> str:
     """What more training of the CLIP gave, as Markdown."""
-    shown = ", ".join(f"{style} {before} → {record['after'][style]} %" for style, before in record["before"].items())
+    first, last = runs[0], runs[-1]
+    shown = ", ".join(f"{style} {before} → {last['after'][style]} %" for style, before in first["before"].items())
+    steps = " and ".join(f"{run['options']['steps']:,}" for run in runs)
+    minutes = sum(run["cpu_seconds"] for run in runs) / 60
     return (
-        f"`python -m examples.studies.pretrain_emoji` trains the CLIP further. After {record['options']['steps']:,} steps of "
-        f"{record['options']['batch_size']} drawings ({record['cpu_seconds'] / 60:.0f} minutes of processor time) zero-shot tells "
-        f"one of {record['subgroups']} subgroups: {shown}. Nothing but the trained styles was trained on. "
-        "The runs below start from the CLIP as it was."
+        f"`python -m examples.studies.pretrain_emoji` trains the CLIP further. After {steps} steps of "
+        f"{first['options']['batch_size']} drawings ({minutes:.0f} minutes of processor time) zero-shot tells one of "
+        f"{first['subgroups']} subgroups: {shown}. Nothing but the trained styles was trained on; that drawings are outlined, "
+        "inked and made smaller on the way, and the second run, were chosen with the other styles in view. The runs below start from the CLIP as it was."
     )
 
 

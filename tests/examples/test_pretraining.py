@@ -206,6 +206,16 @@ def test_augmented_pictures_stay_on_their_ground():
     assert len({tuple(row) for row in drawn.flatten(1)[:, :9].tolist()}) == 6
 
 
+def test_lines_are_drawn_where_a_picture_changes():
+    picture = torch.ones(1, 3, 6, 8)
+    picture[..., 4:] = 0.5
+    drawn = pretrain_emoji.outlined(picture, torch.full((1, 1, 1, 1), 4.0))
+    assert torch.equal(drawn[..., [0, 1, 2, 5, 6, 7]], picture[..., [0, 1, 2, 5, 6, 7]])
+    assert (drawn[..., 3:5] == 0).all()
+    inked = pretrain_emoji.inked(picture, torch.full((1, 1, 1, 1), 0.7))
+    assert (inked[..., :4] == 1).all() and (inked[..., 4:] == 0).all()
+
+
 def test_a_stopped_run_on_emoji_goes_on(table, start, tmp_path, monkeypatch):
     options = pretrain_emoji.Options(steps=4, batch_size=4, whole_share=0.5)
     record = pretrain_emoji.pretrain(start, table, tmp_path / "whole", options)
