@@ -80,6 +80,9 @@ def features(
     same = given("model", "image_size", "device", "precision")
     if adapter is not None:
         say_next("predict", "--adapter", adapter, *same, "--data", output, "--output", f"{output}.csv")
+    elif images.label is None:
+        names = ("--class-names", "names.txt", "--output", f"{output}-labels.safetensors")
+        say_next("pseudo-label", *same, "--data", output, *names)
     else:
         say_next("train", *same, "--data", output, "--method", "coop", "--output", f"{output}-coop")
 
@@ -89,7 +92,7 @@ def _images(data: "DataOptions", split: str | None, shard_size: int) -> "Encoded
     from peft_vprompt.data.any_images import load_shards
     from peft_vprompt.data.streams import can_stream, open_stream
 
-    return open_stream(data, split) if can_stream(data) else load_shards(data, split, shard_size)
+    return open_stream(data, split, labelled=True) if can_stream(data) else load_shards(data, split, shard_size)
 
 
 def _maker(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..utils.digests import Digest, digest_json
 from .columns import same_names
-from .encoded import Encoded, RowShards, decode
+from .encoded import Encoded, RowShards, decode, warn_unlabelled
 from .feature_folders import images_alone, require_images
 from .images import RGBImage
 from .labels import check_column, image_column, tell_idle_filters, where_mask
@@ -125,6 +125,8 @@ def _load(options: DataOptions, split: str | None, labelled: bool) -> dict[str, 
         said = _said_paths(rows, options.image_column, unnamed)
         parts[split_name] = (images, _names(images, options.path, [said[row] for row in kept]))
     tell_idle_filters(chosen.values(), options.where)
+    if labelled and all(options.label_column not in rows.column_names for rows in chosen.values()):
+        warn_unlabelled(options.label_column, dict.fromkeys(c for rows in chosen.values() for c in rows.column_names))
     return parts
 
 

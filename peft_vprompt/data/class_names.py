@@ -140,9 +140,9 @@ def names_by_number(keys: Sequence[str], given: GivenNames) -> ClassTable:
     """
     if isinstance(given, Mapping):
         return given_names(keys, given, clean=False)
-    if bad := [key for key in keys if not 0 <= int(key) < len(given)]:
+    if bad := [key for key in keys if not is_number(key) or int(key) >= len(given)]:
         raise ValueError(
-            f"Labels out of range for {len(given)} class names: {shorten(bad)}. A list counts from 0; for other "
+            f"Labels that are no numbers or out of range for {len(given)} class names: {shorten(bad)}. A list counts from 0; for other "
             f"numbers {_how_to_map(bad[0], 'its name', {})}."
         )
     return ClassTable(list(given), {key: int(key) for key in keys})

@@ -71,14 +71,14 @@ def same_names(parts: Sequence[Dataset]) -> list[Dataset]:
             )
         joined = ClassLabel(names=names)
         for i, label in labels.items():
-            values = [_renumbered(value, label.names, names) for value in parts[i][column][:]]
+            values = [renumbered(value, label.names, names) for value in parts[i][column][:]]
             nested = isinstance(parts[i].features[column], List)
             parts[i] = _replaced(parts[i], column, values, List(joined) if nested else joined)
     return parts
 
 
 def same_types(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Return tables whose columns have the same types: of each the first that says what it holds, else the first.
+    """Return tables whose columns have the same types: of each the one that holds most, and the first of such.
 
     Raises:
         ValueError: values of a column that are not of its type; names both.
@@ -86,7 +86,7 @@ def same_types(parts: Sequence[Dataset]) -> list[Dataset]:
     features = Features()
     for part in parts:
         for name, feature in part.features.items():
-            if name not in features or (_says_more(feature) and not _says_more(features[name])):
+            if name not in features or _holds(feature) > _holds(features[name]):
                 features[name] = feature
     found = []
     for part in parts:
@@ -102,9 +102,17 @@ def same_types(parts: Sequence[Dataset]) -> list[Dataset]:
     return found
 
 
-def _says_more(feature: Any) -> bool:
-    """Tell whether a type says more than how values are stored: that they are classes, or images."""
-    return isinstance(feature, Image) or class_label_of(feature) is not None
+def _holds(feature: Any) -> int:
+    """Return a number that is larger for a type that holds values of others: text is above numbers.
+
+    Above all are types that say more than how values are stored: that they are classes, or images.
+    """
+    if isinstance(feature, Image) or class_label_of(feature) is not None:
+        return 4
+    kind = str(getattr(feature, "dtype", ""))
+    if kind in ("string", "large_string"):
+        return 3
+    return 2 if kind.startswith(("float", "double")) else int(kind != "null")
 
 
 def _encoded(rows: Dataset, column: str) -> tuple[Dataset, ClassLabel]:
@@ -125,8 +133,8 @@ def _replaced(rows: Dataset, column: str, values: Sequence, feature: Any) -> Dat
     return Dataset(InMemoryTable(table.replace_schema_metadata(features.arrow_schema.metadata)), split=rows.split)
 
 
-def _renumbered(value: Any, names: Sequence[str], among: Sequence[str]) -> Any:
+def renumbered(value: Any, names: Sequence[str], among: Sequence[str]) -> Any:
     """Return the number among some names of a number, or of those in a list, that counts among others."""
     if isinstance(value, list):
-        return [_renumbered(each, names, among) for each in value]
+        return [renumbered(each, names, among) for each in value]
     return value if value is None or value < 0 else among.index(names[value])

@@ -181,6 +181,14 @@ def require_readable(problems: Sequence[tuple[str, str]], images: int) -> None:
         raise ValueError(f"None of {images} images can be read: {problems[0][0]} is {problems[0][1]}.")
 
 
+def warn_unlabelled(column: str, columns: Iterable[str]) -> None:
+    """Warn that data have no column of classes, but these columns, so that what is made of them has no labels."""
+    warn_caller(
+        f"No column {column!r} and no class folders, so that no labels are taken. The data has: {', '.join(columns)}. Name the "
+        "column of the classes by label_column (--label-column), if there is one."
+    )
+
+
 def tell_skipped(problems: Sequence[tuple[str, str]], images: int) -> None:
     """Warn of the images that were skipped, if there are some; arguments as for `require_readable`."""
     if problems:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, Image, Value, concatenate_datasets
 
 from ..utils.checked_files import is_intact, said_checksum
 from ..utils.io import read_json
@@ -41,8 +41,11 @@ _THREADS = 8
 
 
 def holds_features(rows: Any) -> bool:
-    """Tell whether rows have features in the place of images."""
-    return FEATURES in (getattr(rows, "column_names", None) or ())
+    """Tell whether rows have features in the place of images, and no column that happens to be called so beside them."""
+    names = getattr(rows, "column_names", None) or ()
+    types = (getattr(rows, "features", None) or {}).values()
+    beside = "image" in names or any(isinstance(each, Image) for each in types)
+    return FEATURES in names and (DIGESTS in names or not beside)
 
 
 def require_images(rows: Any, why: str) -> None:

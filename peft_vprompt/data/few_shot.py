@@ -16,6 +16,8 @@ from ..utils.validation import is_number, require_int, require_seed, shorten
 from ..utils.warning import warn_caller
 from .class_names import class_label
 from .columns import set_column
+from .feature_folders import DIGESTS, holds_features
+from .image_digests import image_digests
 from .images import image_files
 from .multi_hot import MultiHot, is_multi_label, label_matrix, with_label_matrix
 
@@ -157,7 +159,8 @@ def stratified_split(
     """Split off the same share of every class, to test on or to validate with.
 
     An image with several labels counts as of its rarest class, and a class that would be left without an image gets one
-    back, so that shares are near to the same. Rows of one image file count as one, and stay together.
+    back, so that shares are near to the same. Rows of one image file count as one, and stay together; so do features of
+    images with the same bytes.
 
     Args:
         dataset: data set whose `label_column` is a `ClassLabel`.
@@ -195,9 +198,13 @@ def stratified_split(
 
 def _image_numbers(dataset: Dataset) -> tuple[np.ndarray, list[int]]:
     """Return the number of each row's image, int [rows], and the first row of each: of one file there is one image."""
-    files = image_files(dataset) if isinstance(dataset.features.get("image"), Image) else [None] * len(dataset)
-    seen: dict[str | int, int] = {}
-    number = np.asarray([seen.setdefault(row if file is None else file, len(seen)) for row, file in enumerate(files)])
+    marks: Sequence = [None] * len(dataset)
+    if holds_features(dataset) and DIGESTS in dataset.column_names:
+        marks = [digest.tobytes() for digest in image_digests(dataset)]
+    elif isinstance(dataset.features.get("image"), Image):
+        marks = image_files(dataset)
+    seen: dict[str | bytes | int, int] = {}
+    number = np.asarray([seen.setdefault(row if mark is None else mark, len(seen)) for row, mark in enumerate(marks)])
     return number, np.unique(number, return_index=True)[1].tolist()
 
 

@@ -64,9 +64,11 @@ def label_splits(
 ) -> dict[str, Dataset]:
     """Filter rows and classes and give all splits the columns `image` and `label`.
 
-    The classes are those of the splits `counted`, which decide about `min_images` too; images of the splits `checked` are
-    looked at. Default for both: all.
+    The classes are those of the splits `counted`, of which the first says what numbers stand for, and which decide about
+    `min_images` too; images of the splits `checked` are looked at. Default for both: all.
     """
+    counted = list(splits if counted is None else counted)
+    splits = {name: splits[name] for name in dict.fromkeys([*counted, *splits])}
     labelled = () if options.label_columns else (options.label_column,)
     for split in splits.values():
         for column in (*(() if holds_features(split) else (options.image_column,)), *labelled):
@@ -75,7 +77,6 @@ def label_splits(
     images = {name: image_column(split, options) for name, split in splits.items()}
     for name in splits if checked is None else checked:
         masks[name] = _readable(images[name], masks[name], name, options)
-    counted = list(splits if counted is None else counted)
     if options.multi_label:
         matrices, names = _number_multi_labels(splits, masks, options, counted)
         return {
@@ -134,6 +135,12 @@ def check_column(dataset: Dataset, column: str) -> None:
         raise ValueError(
             f"No column {column!r}: the images lie in no class folders. Put those of each class in a folder of its name, or "
             "write a table of images and labels; images without labels are for --unlabelled with --class-names."
+        )
+    if holds_features(dataset) and "label" not in dataset.column_names:
+        raise ValueError(
+            f"No column {column!r}: these image features were made of images without labels. Make them anew by `vprompt "
+            "features --label-column NAME`, with the column of the classes, or use them without labels (--unlabelled with "
+            "--class-names)."
         )
     raise ValueError(
         f"No column {column!r}. The data has: {', '.join(dataset.column_names)}. Say which is which by image_column and "

@@ -40,7 +40,7 @@ def multi_hot_columns(dataset: Dataset, columns: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: another value; names the column.
     """
-    meanings = {0: 0, 1: 1, "0": 0, "1": 1, "true": 1, "false": 0, None: NOT_KNOWN}
+    meanings = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "true": 1, "false": 0, None: NOT_KNOWN}
     matrix = np.empty((len(dataset), len(columns)), dtype=np.int8)
     for position, column in enumerate(columns):
         values = [value.strip().lower() if isinstance(value, str) else value for value in dataset[column][:]]
@@ -59,16 +59,18 @@ def label_lists(dataset: Dataset, options: DataOptions) -> tuple[Any, list[list]
     """Return the labels of every image as the data have them, and the feature that each of them is of.
 
     Raises:
-        ValueError: an image has a number twice.
+        ValueError: an image has a number twice, or lists are ones and zeros for all classes.
     """
     feature = dataset.features[options.label_column]
     values = dataset[options.label_column][:]
     if isinstance(feature, (List, LargeList)):
         lists = [[] if value is None else list(value) for value in values]
         twice = next((row for row in lists if len(set(row)) < len(row)), None)
-        if twice is not None:
+        hot = {tuple(row) for row in lists} == {(0, 1), (1, 0)}
+        if twice is not None or hot:
+            received = "[0, 1] and [1, 0], and no other lists" if hot else str((twice or [])[:12])
             raise ValueError(
-                f"Expected each class of an image once in the column {options.label_column!r}. Received: {twice[:12]}. "
+                f"Expected each class of an image once in the column {options.label_column!r}. Received: {received}. "
                 "Lists hold the classes of an image; ones and zeros for all classes come as a column for each "
                 "(label_columns, --label-columns)."
             )

@@ -73,7 +73,10 @@ def _from_json(content, path: Path) -> tuple[str, ...] | dict[str, str]:
             return dict(content)
         if all(isinstance(number, int) for number in values):
             return _by_number({number: name for name, number in content.items()}, len(values), path)
-        if all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in values):
+        pairs = all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in values
+        )
+        if pairs and len(values) > 1:  # a pair alone is two names
             return _by_two_keys([(key, *pair) for key, pair in content.items()], path)  # {"0": ["n01440764", "tench"]}
     raise ValueError(
         f"{path} must hold a JSON list of strings, or an object of them by folder or number. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -150,8 +149,8 @@ def require_outside(options: DataOptions | None, *outputs: str | Path | None) ->
     for output in filter(None, outputs):
         place = Path(os.path.realpath(output))
         written = [place, *place.parents, place / "plot.png", place / "run" / "plot.png"]
-        if data in written if data.is_dir() else any(fnmatch(str(path), str(data)) for path in written):
-            root = next(path for path in (data, *data.parents) if not glob.has_magic(str(path)))
+        if data in written if data.exists() else any(fnmatch(str(path), str(data)) for path in written):
+            root = next(path for path in (data, *data.parents) if path.exists())
             raise ValueError(
                 f"Expected an output outside of the data, where its files would be read as more of them. Received: {output}, "
                 f"which lies in {options.path}. Take a place beside it, such as {root.parent / f'{root.name}-{place.name}'}."

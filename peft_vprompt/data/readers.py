@@ -11,8 +11,8 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from tempfile import mkdtemp
 
 import datasets
@@ -24,9 +24,11 @@ from ..utils.io import disk_errors
 from ..utils.validation import first_line, shorten
 from ..utils.warning import warn_caller
 from .class_names import nearest
+from .columns import same_names, same_types
+from .declared import declared_files, require_declared
 from .feature_folders import is_feature_folder, read_features
 from .folders import IMAGE_SUFFIXES, Found, is_image, label_files, split_name, walk, warn_empty, warn_other_pictures
-from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, file_mark, read_tables, read_tars
+from .tables import TABLE_SUFFIXES, TAR_SUFFIXES, TEXT_SUFFIXES, file_mark, group_by_split, read_tables, read_tars
 
 
 _ARCHIVES = (".zip",)
@@ -115,32 +117,41 @@ def _read_directory(root: Path, columns: dict, folder: dict) -> dict[str, Datase
         saved = load_from_disk(str(root))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
     files = list(walk(root))
+    declared = declared_files(root)
+    data = [Path(path) for _, path in files if declared is None or path in declared]
     images = [(parts, path) for parts, path in files if is_image(path)]
     classes = any(len(parts) > (split_name(parts[0]) is not None) for parts, _ in images if parts)
-    if tables := [Path(path) for _, path in files if path.lower().endswith(".parquet")]:
+    if tables := [path for path in data if path.name.lower().endswith(".parquet")]:
         if classes:
             warn_caller(
                 f"{root} holds parquet files, which are read, and {len(images)} images in folders, which are not."
             )
-        return read_tables(tables, columns["image_column"], root)
-    if metadata := _metadata_files(root):
-        return _read_metadata(root, metadata, len(images), columns, folder)
-    if images:
-        if (
-            not classes
-            and folder["labels_from"]
-            and (beside := [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)])
-        ):
-            warn_caller(
-                f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
-            )
-        warn_other_pictures(root, files)
-        warn_empty(root, images)
-        return label_files(root, images, **folder)
+        return read_tables(tables, columns["image_column"], root, declared)
+    metadata = _metadata_files(root)
+    if metadata or images:
+        if metadata:
+            splits = _read_metadata(root, metadata, len(images), columns, folder)
+        else:
+            splits = _read_images(root, files, images, folder, classes)
+        if declared is not None:
+            require_declared(root, splits, columns["image_column"], declared)
+        return splits
     for endings in (TAR_SUFFIXES, *((suffix,) for suffix in TEXT_SUFFIXES), _ARCHIVES):
-        if chosen := [Path(path) for _, path in files if path.lower().endswith(endings)]:
-            return _read_files(chosen, columns, folder, root)
+        if chosen := [path for path in data if path.name.lower().endswith(endings)]:
+            return _read_files(chosen, columns, folder, root, declared)
     raise ValueError(f"No images in {root}. {_what_is_there(files)}")
+
+
+def _read_images(root: Path, files: Found, images: Found, folder: dict, classes: bool) -> dict[str, Dataset]:
+    """Read a folder of images, of which `classes` tells whether some lie in folders of classes."""
+    beside = [path for _, path in files if path.lower().endswith(TEXT_SUFFIXES)]
+    if beside and not classes and folder["labels_from"]:
+        warn_caller(
+            f"Tables beside the images are not read: {shorten(beside, 5)}. Name one as the data for its labels."
+        )
+    warn_other_pictures(root, files)
+    warn_empty(root, images)
+    return label_files(root, images, **folder)
 
 
 def _what_is_there(files: Found) -> str:
@@ -151,24 +162,47 @@ def _what_is_there(files: Found) -> str:
     return f"There are files in it: {held}. Images are read from {shorten(IMAGE_SUFFIXES, 30)}."
 
 
-def _read_files(files: Sequence[Path], columns: dict, folder: dict, root: Path | None = None) -> dict[str, Dataset]:
-    """Read files of one kind, by split if `root` is the folder they are in."""
+def _read_files(
+    files: Sequence[Path],
+    columns: dict,
+    folder: dict,
+    root: Path | None = None,
+    declared: Mapping[str, str] | None = None,
+) -> dict[str, Dataset]:
+    """Read files of one kind, by split if `root` is the folder they are in, or by the splits `declared`."""
     kinds = {next((ending for ending in _endings() if path.name.lower().endswith(ending)), "") for path in files}
     if len(kinds) > 1:
         raise ValueError(f"Expected data files of one kind. Received: {', '.join(sorted(kinds))}.")
     (kind,) = kinds
     if kind in TABLE_SUFFIXES:
-        return read_tables(files, columns["image_column"], root)
-    if len(files) == 1 and (kind in _ARCHIVES or (kind in TAR_SUFFIXES and holds_a_folder(files[0]))):
-        return _read_directory(_unpacked(files[0], kind), columns, folder)
+        return read_tables(files, columns["image_column"], root, declared)
+    splits = group_by_split(files, root, declared)
+    if kind in _ARCHIVES or (kind in TAR_SUFFIXES and are_folders(splits)):
+        if len(files) == 1:
+            return _read_directory(_unpacked(files[0], kind), columns, folder)
+        return {name: _read_archives(name, some, kind, columns, folder) for name, some in splits.items()}
     if kind in TAR_SUFFIXES:
-        return read_tars(files, **columns, root=root)
+        return read_tars(files, **columns, root=root, declared=declared)
     if folder["labels_from"] is None and is_image(files[0]):
         return label_files(files[0].parent, [((), str(path)) for path in files], None)
     what = "an image" if is_image(files[0]) else "a file of another kind"
     raise ValueError(
         f"Expected a folder of images, or a data file that ends in {', '.join(_endings())}. Received {what}: {files[0]}."
     )
+
+
+def _read_archives(split: str, files: Sequence[Path], kind: str, columns: dict, folder: dict) -> Dataset:
+    """Read packed folders of one split."""
+    parts = []
+    for path in files:
+        inside = _read_directory(_unpacked(path, kind), columns, folder)
+        if set(inside) not in ({split}, {"train"}):
+            raise ValueError(
+                f"Expected images of the split {split!r} alone in {path}, one of several archives. Received the splits: "
+                f"{', '.join(inside)}. Unpack them into one folder, and name it, or name one archive."
+            )
+        parts.extend(inside.values())
+    return concatenate_datasets(same_types(same_names(parts)))
 
 
 def _read_pattern(pattern: Path, columns: dict, folder: dict) -> dict[str, Dataset]:
@@ -201,7 +235,7 @@ def _read_metadata(root: Path, files: Sequence[Path], count: int, columns: dict,
     parts = [next(iter(read_tables([path], image).values())) for path in files]
     if any(image not in part.column_names for part in parts):
         raise ValueError(f"No column 'file_name' in {files[0]}. It has: {', '.join(parts[0].column_names)}.")
-    rows = concatenate_datasets(parts)
+    rows = concatenate_datasets(same_types(parts))
     named = [[os.path.normpath(path) for path in part[image][:]] for part in parts]
     paths = [path for some in named for path in some]
     together = itertools.combinations(zip(files, named, strict=True), 2)
@@ -232,7 +266,12 @@ def _folder_split(root: Path, path: str) -> str:
     return split_name(Path(os.path.relpath(path, root)).parts[0]) or "train"
 
 
-def holds_a_folder(archive: Path) -> bool:
+def are_folders(splits: Mapping[str, Sequence[PurePath]]) -> bool:
+    """Tell whether tar files are packed folders of class folders, one for each split."""
+    return all(len(files) == 1 and holds_a_folder(files[0]) for files in splits.values())
+
+
+def holds_a_folder(archive: PurePath) -> bool:
     """Tell whether a tar file is a packed folder of class folders: images with nothing beside each of the same name."""
     seen: dict[tuple[str, str], str] = {}
     images = False

@@ -17,7 +17,7 @@ from ..utils.validation import shorten
 from .benchmarks import TRAINVAL, load_task, with_trainval
 from .class_names import class_label, find_classes
 from .columns import set_column
-from .feature_folders import images_alone
+from .feature_folders import holds_features, images_alone
 from .few_shot import class_counts, stratified_split
 from .folders import split_name
 from .labels import check_column, checked, image_column, label_splits, tell_idle_filters, texts, where_mask
@@ -89,6 +89,8 @@ def _labelled_splits(options: DataOptions, validation: bool = False) -> dict[str
     rows = read_splits(options)
     splits = _choose_splits(rows, options)
     _require_training(splits, options)
+    for role, part in splits.items():
+        _require_labels(part, rows, options, f"`{role}_split` (--{role}-split)")
     used = [_find_split(rows, name, options) for name in (options.train_split, options.test_split)]
     if validation and VALIDATION in rows and VALIDATION not in used:
         splits[VALIDATION] = rows[VALIDATION]
@@ -112,6 +114,27 @@ def _labelled_splits(options: DataOptions, validation: bool = False) -> dict[str
 def _require_training(splits: Mapping[str, Dataset], options: DataOptions) -> None:
     if "train" not in splits:
         raise ValueError(f"No split {options.train_split!r} to train on; the data has {options.test_split!r}.")
+
+
+def _require_labels(
+    chosen: Dataset, splits: Mapping[str, Dataset], options: DataOptions, choice: str = "`split` (--split)"
+) -> None:
+    """Refuse a split in which no row has a label, which no filter of rows mends.
+
+    Raises:
+        ValueError: so it is; says which splits have labels.
+    """
+    if options.multi_label or options.label_column not in chosen.column_names or _is_labelled(chosen, options):
+        return
+    name = next(name for name, rows in splits.items() if rows is chosen)
+    labelled = [name for name, rows in splits.items() if _is_labelled(rows, options)]
+    remedy = (
+        f"Those that have: {', '.join(labelled)}. Name another by {choice}, or give the files of one split alone as the data, of "
+        "which a test split is cut off."
+        if labelled
+        else "Nor has any other. Images without labels are for --unlabelled with --class-names."
+    )
+    raise ValueError(f"No row of the split {name!r} has a label in the column {options.label_column!r}. {remedy}")
 
 
 @typed
@@ -174,6 +197,7 @@ def _load_split(options: DataOptions, split: str | None) -> Dataset:
             )
         return made["test"]
     wanted = {split: split_named(splits, split, options)}
+    _require_labels(wanted[split], splits, options)
     # Every class has a training image; those of the test split count for `min_images` alone.
     names = [options.train_split, options.test_split] if options.min_images > 1 else [options.train_split]
     found = {name: _find_split(splits, name, options) for name in names if name != split}
@@ -262,7 +286,8 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
         )
     if options.benchmark is not None:
         return _without_labels(load_images(options), options)
-    splits = _choose_splits(read_splits(options, keep_loose=True), options)
+    rows = read_splits(options, keep_loose=True)
+    splits = _choose_splits(rows, options)
     _require_training(splits, options)
     train = splits["train"]
     if "test" in splits and options.min_images > 1:
@@ -282,8 +307,12 @@ def load_unlabelled(options: DataOptions) -> DatasetDict:
             f"`val_fraction={options.val_fraction}` holds images of every class out, and the labels of the training images are "
             "not read here. Leave it out (--val-fraction)."
         )
-    tests = label_splits({"test": splits["test"]}, options) if "test" in splits else {}
-    check_column(train, options.image_column)
+    tests = {}
+    if "test" in splits:
+        _require_labels(splits["test"], rows, options, "`test_split` (--test-split)")
+        tests = label_splits({"test": splits["test"]}, options)
+    if not holds_features(train):
+        check_column(train, options.image_column)
     chosen = np.flatnonzero(where_mask(train, options.where))
     tell_idle_filters(splits.values(), options.where)
     train = image_column(train.select(chosen), options)

@@ -16,20 +16,22 @@ from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
-from datasets import ClassLabel, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from fsspec.core import url_to_fs
 from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line, shorten
-from .encoded import Encoded
+from .columns import class_label_of, renumbered
+from .declared import README, configurations, declared_files, listed
+from .encoded import Encoded, warn_unlabelled
 from .feature_folders import is_feature_folder
-from .folders import is_image
+from .folders import is_image, walk
 from .images import RGBImage
 from .labels import as_text, asked_text, parse_condition
 from .options import DataOptions
-from .readers import holds_a_folder, is_local
+from .readers import are_folders, is_local
 from .tables import PATH_COLUMNS, TAR_SUFFIXES, group_by_split
 
 
@@ -90,6 +92,7 @@ class StreamedImages:
             if _feature(features, column) is None:
                 raise ValueError(f"No column {column!r}. The data has: {', '.join(features)}.")
         self._features = features
+        self.columns = list(features)
         self.splits: Sequence[str] = [file.split for file in files]
         self.sizes: Sequence[int | None] = [None] * len(files)
         self.label = None if self._label is None else _feature(features, self._label)
@@ -103,8 +106,12 @@ class StreamedImages:
                 not to be followed; names it.
         """
         taken = 0
-        features = self._features_of(self._files[shard])
+        own = self._columns_of_classes(self._files[shard])
+        counted = [name for name in own if class_label_of(self._features.get(name)) is not None]
+        features = self._features | {name: own[name] for name in counted}
+        named = {name: class_label_of(own[name]) for name in own if _is_text(self._features.get(name))}
         for number, row in enumerate(self._read(shard)):
+            row |= {name: _named(row[name], label) for name, label in named.items()}
             if not all(_meets(row, features, *condition) for condition in self._where):
                 continue
             taken += 1
@@ -117,35 +124,33 @@ class StreamedImages:
         about = [self._image, self._label, options.where, repr(self.image)]
         return digest_json([about, [file[:3] for file in self._files]], 32)
 
-    def _features_of(self, file: _File) -> dict:
-        """Return the columns of a file with its own names of classes: `datasets` takes those of the first file for all."""
-        if file.schema is None or not any(isinstance(feature, ClassLabel) for feature in self._features.values()):
-            return self._features
+    def _columns_of_classes(self, file: _File) -> dict:
+        """Return the columns of classes as a file itself has them: `datasets` takes those of the first file for all."""
+        if file.schema is None:
+            return {}
         try:
             with fsspec.open(file.schema) as opened:
                 own = Features.from_arrow_schema(parquet.read_schema(opened))
         except _UNREADABLE:
-            return self._features  # said where its rows are read
-        counted = {  # by numbers without names, which are the first file's
-            name: feature
-            for name, feature in self._features.items()
-            if isinstance(feature, ClassLabel) and not isinstance(own.get(name), ClassLabel)
-        }
-        return self._features | own | counted
+            return {}  # said where its rows are read
+        return {name: feature for name, feature in own.items() if class_label_of(feature) is not None}
 
     def _label_of(self, row: dict, file: _File, features: dict) -> Any:
-        """Return the label of a row, a number as the first file counts."""
+        """Return the label of a row, or the list of its labels, as numbers that count as the first file's."""
         if self._label is None:
             return None
-        value, own = _value(row, self._label), _feature(features, self._label)
-        if value is None or not isinstance(self.label, ClassLabel) or not isinstance(own, ClassLabel) or value < 0:
+        value = _value(row, self._label)
+        own, first = (class_label_of(_feature(types, self._label)) for types in (features, self._features))
+        if own is None or first is None or own.names == first.names:
             return value
-        if own.names[value] not in self.label.names:
+        numbers = value if isinstance(value, list) else [value]
+        named = {own.names[number] for number in numbers if number is not None and number >= 0}
+        if unknown := named - set(first.names):
             raise ValueError(
-                f"Expected the classes of {self._files[0].name}: {shorten(self.label.names)}. Received {own.names[value]!r} in "
+                f"Expected the classes of {self._files[0].name}: {shorten(first.names)}. Received {min(unknown)!r} in "
                 f"{file.name}. Write the classes as text, or the same names in all files."
             )
-        return self.label.names.index(own.names[value])
+        return renumbered(value, own.names, first.names)
 
     def _read(self, shard: int) -> Iterator[dict]:
         rows = iter(self._rows[shard])
@@ -204,20 +209,24 @@ def can_stream(options: DataOptions) -> bool:
     place = Path(os.path.expanduser(options.path))
     if is_feature_folder(place):
         return False
-    names = _find(options.path)
+    names, declared = _declared(options.path)
     kinds = set(map(_builder, names))
     if "parquet" in kinds or "webdataset" not in kinds:
         return "parquet" in kinds
-    return not any(map(is_image, names)) and not (len(names) == 1 and holds_a_folder(Path(names[0])))
+    if any(map(is_image, names)):
+        return False
+    tars = [PurePosixPath(name) for name in names if _builder(name)]
+    return not are_folders(group_by_split(tars, _root(tars), declared))
 
 
-def open_stream(options: DataOptions, split: str | None = None) -> StreamedImages:
+def open_stream(options: DataOptions, split: str | None = None, labelled: bool = False) -> StreamedImages:
     """Open images that are streamed, without reading more of them than what their columns are.
 
     Args:
         options: where they are: files, a folder of them or a pattern, also as an address (`s3://`, `hf://`, `https://`,
             `memory://`, ...), or an id on the Hub; which columns hold what.
         split: the split to take, by the names of files as for other data; None for all images.
+        labelled: warn where there is no column of classes.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
@@ -236,7 +245,10 @@ def open_stream(options: DataOptions, split: str | None = None) -> StreamedImage
         raise ValueError(f"No split {split!r}. The data has: {', '.join(by_split)}.")
     chosen = {name: rows for name, rows in by_split.items() if split in (None, name)}
     shards = [rows.shard(rows.num_shards, i).decode(False) for rows in chosen.values() for i in range(rows.num_shards)]
-    return StreamedImages([file for name in chosen for file in files[name]], shards, options)
+    images = StreamedImages([file for name in chosen for file in files[name]], shards, options)
+    if labelled and images.label is None:
+        warn_unlabelled(options.label_column, images.columns)
+    return images
 
 
 def _of_hub(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str, list[_File]]]:
@@ -261,14 +273,14 @@ def _of_hub(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str,
 
 def _of_files(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[str, list[_File]]]:
     system, _ = _system(options.path)
-    found = _find(options.path)
+    found, declared = _declared(options.path)
     kind = next((kind for kind in _BUILDERS.values() if kind in map(_builder, found)), None)
     if kind is None:
         endings = ", ".join(ending for some in _BUILDERS for ending in some)
         what = shorten([PurePosixPath(name).name for name in found])
         raise ValueError(f"Expected files that end in {endings}, in {options.path!r}. Received: {what}.")
     chosen = [PurePosixPath(name) for name in found if _builder(name) == kind]
-    grouped = {split: sorted(names) for split, names in group_by_split(chosen, _root(chosen)).items()}
+    grouped = {split: sorted(names) for split, names in group_by_split(chosen, _root(chosen), declared).items()}
     here = "file" in _protocols(options.path)
     places = {
         split: [str(name) if here else system.unstrip_protocol(str(name)) for name in names]
@@ -288,8 +300,11 @@ def _of_files(options: DataOptions) -> tuple[dict[str, IterableDataset], dict[st
         for split, names in grouped.items()
     }
     own = {"batch_size": _ROWS} if kind == "parquet" else {}
+    # Patterns to `datasets`; in addresses of the web `?` is none.
+    literal = str if "https" in _protocols(options.path) else glob.escape
+    patterns = {split: list(map(literal, some)) for split, some in places.items()}
     try:
-        return dict(load_dataset(kind, data_files=places, streaming=True, **own)), files
+        return dict(load_dataset(kind, data_files=patterns, streaming=True, **own)), files
     except _UNREADABLE as error:
         cause: Any = error.__cause__ or error
         raise ValueError(f"Cannot read {options.path}: {first_line(cause)}.") from error
@@ -309,15 +324,37 @@ def _find(path: str) -> list[str]:
         FileNotFoundError: there is nothing.
     """
     system, inside = _system(path)
-    if glob.has_magic(inside):
+    if glob.has_magic(inside) and not system.exists(inside):
         names = [name for name in system.glob(inside) if _is_seen(PurePosixPath(name).name)]
     elif _builder(inside) or not system.isdir(inside):
         names = [inside] if system.isfile(inside) else []
     else:
-        names = [name for name in system.find(inside) if _is_seen(name.removeprefix(inside))]
+        below = (name for _, name in walk(inside)) if "file" in _protocols(path) else system.find(inside)
+        names = [name for name in below if _is_seen(name.removeprefix(inside))]
     if not names:
         raise FileNotFoundError(f"No file or folder {path}, or nothing in it.")
     return sorted(names)
+
+
+def _declared(path: str) -> tuple[list[str], dict[str, str] | None]:
+    """Return the files at a place, those alone that a README.md there declares if it does, and the splits of these.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: several configurations, of which none is known to be the default.
+    """
+    found = _find(path)
+    system, inside = _system(path)
+    if "file" in _protocols(path):
+        declared = declared_files(Path(inside)) if system.isdir(inside) else None
+        return [name for name in found if declared is None or name in declared], declared
+    readme = f"{inside.rstrip('/')}/{README}"
+    if readme in found and len(known := configurations(system.cat_file(readme).decode(errors="replace"))) > 1:
+        raise ValueError(
+            f"Expected files of one configuration. Received several, which {readme} declares. Name the folder or, by a pattern "
+            f"in quotes, the files of one as the data (--data): {listed(known)}."
+        )
+    return found, None
 
 
 def _protocols(path: str) -> Sequence[str]:
@@ -365,6 +402,18 @@ def _image_column(features: dict, options: DataOptions) -> str:
 
 def _is_encoded(feature: Value) -> bool:
     return feature.dtype in ("binary", "large_binary", "string", "large_string")
+
+
+def _is_text(feature: Any) -> bool:
+    """Tell whether a column holds text, or lists of such."""
+    return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
+
+
+def _named(value: Any, label: Any) -> Any:
+    """Return the name of a number of a class, also where it was made text; of a list, the names of those in it."""
+    if isinstance(value, list):
+        return [_named(each, label) for each in value]
+    return None if value is None or int(value) < 0 else label.names[int(value)]
 
 
 def _feature(features: Any, column: str) -> Any:

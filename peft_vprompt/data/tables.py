@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 import tarfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line
+from ..utils.warning import warn_caller
 from .columns import class_label_of, same_names, same_types
 from .folders import is_image, split_name
 
@@ -36,7 +38,9 @@ _UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError, NotImplemen
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 
 
-def read_tables(files: Sequence[Path], image_column: str, root: Path | None = None) -> dict[str, Dataset]:
+def read_tables(
+    files: Sequence[Path], image_column: str, root: Path | None = None, declared: Mapping[str, str] | None = None
+) -> dict[str, Dataset]:
     """Read tables of one kind.
 
     Paths of images are relative to the table. Numbers are read as numbers where a whole column holds such.
@@ -45,6 +49,7 @@ def read_tables(files: Sequence[Path], image_column: str, root: Path | None = No
         files: the tables.
         image_column: column of the images; where a table has it not, one called `file_name`, `path` or alike becomes it.
         root: folder below which the names of files and folders say the split (`test.csv`); None for one split alone.
+        declared: split of each file by its path, which counts where it is given.
 
     Returns:
         Rows by split.
@@ -52,9 +57,9 @@ def read_tables(files: Sequence[Path], image_column: str, root: Path | None = No
     Raises:
         ValueError: a file that cannot be read; names it.
     """
-    splits = group_by_split(files, root)
+    splits = group_by_split(files, root, declared)
     if files[0].suffix.lower() != ".parquet":
-        return {name: _read_text(some, image_column) for name, some in splits.items()}
+        return _read_text(splits, image_column)
     return _read_parquet(splits, image_column)
 
 
@@ -86,7 +91,7 @@ def _said_by(path: Path, image_column: str) -> tuple:
 def _loaded(kind: str, splits: dict[str, list[Path]]) -> dict[str, Dataset]:
     """Read files by `datasets`, anew where one of them is not what it was, whatever its time says."""
     marks = digest_json([file_mark(path) for files in splits.values() for path in files])
-    files = {name: list(map(str, some)) for name, some in splits.items()}
+    files = {name: [glob.escape(str(path)) for path in some] for name, some in splits.items()}
     return dict(load_dataset(kind, data_files=files, description=marks))
 
 
@@ -103,28 +108,36 @@ def _holds_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def group_by_split(files: Sequence[AnyPath], root: PurePath | None) -> dict[str, list[AnyPath]]:
-    """Return files by the split that their names, or else their folders below `root`, say; `train` for others.
+def group_by_split(
+    files: Sequence[AnyPath], root: PurePath | None, declared: Mapping[str, str] | None = None
+) -> dict[str, list[AnyPath]]:
+    """Return files by the split that is declared, else that their names or their folders below `root` say, else `train`.
 
     A name says it by one of its words, as in `train-00000-of-00001.parquet`.
     """
     splits: dict[str, list[AnyPath]] = {}
     for path in files:
+        if declared is not None:
+            splits.setdefault(declared[str(path)], []).append(path)
+            continue
         parts = [] if root is None else reversed(path.relative_to(root).parts)
         words = [word for part in parts for word in re.split(r"[^A-Za-z]+", part)]
         splits.setdefault(next(filter(None, map(split_name, words)), "train"), []).append(path)
     return splits
 
 
-def _read_text(files: Sequence[Path], image_column: str) -> Dataset:
-    return concatenate_datasets([located(_read_file(path), image_column, path.parent) for path in files])
+def _read_text(splits: dict[str, list[Path]], image_column: str) -> dict[str, Dataset]:
+    """Read files of text, in which a column that is text in one of them is text in all."""
+    files = [path for some in splits.values() for path in some]
+    parts = iter(same_types([located(_read_file(path), image_column, path.parent) for path in files]))
+    return {name: concatenate_datasets([next(parts) for _ in some]) for name, some in splits.items()}
 
 
 def _read_file(path: Path) -> Dataset:
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
             return _typed(_read_separated(path))
-        return Dataset.from_list(_read_json(path))
+        return Dataset.from_dict(_of_one_type(_read_json(path), path))
     except _UNREADABLE as error:
         raise ValueError(f"Cannot read the table {path}: {error}") from error
 
@@ -157,13 +170,36 @@ def _read_separated(path: Path) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame) -> Dataset:
-    """Return a table of text with its whole numbers as numbers and empty cells as missing."""
+    """Return a table of text with its whole numbers as numbers, if none is too large, and empty cells as missing."""
     columns = {}
     for name in table.columns:
         values = [str(value).strip() or None for value in table[name].astype(object)]
-        numbers = all(value is None or _WHOLE.fullmatch(value) for value in values) and any(values)
+        numbers = any(values) and all(value is None or _is_number(value) for value in values)
         columns[name] = [int(v) if numbers and v is not None else v for v in values]
     return Dataset.from_dict(columns)
+
+
+def _is_number(value: str) -> bool:
+    return _WHOLE.fullmatch(value) is not None and len(value) <= 20 and -(2**63) <= int(value) < 2**63
+
+
+def _of_one_type(rows: list[dict], path: Path) -> dict[str, list]:
+    """Return the columns of rows: as text where values are of several types, and without those that hold lists beside others."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        try:
+            pa.array(values)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            if any(isinstance(value, (list, dict)) for value in values):
+                warn_caller(
+                    f"The column {name!r} of {path} is left out: its values are not of one type, and some are lists or objects. "
+                    "Write them alike."
+                )
+                continue
+            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        columns[name] = values
+    return columns
 
 
 def _read_json(path: Path) -> list[dict]:
@@ -210,7 +246,11 @@ def _locate(path: str, folder: Path) -> str:
 
 
 def read_tars(
-    files: Sequence[Path], image_column: str, label_column: str | None, root: Path | None = None
+    files: Sequence[Path],
+    image_column: str,
+    label_column: str | None,
+    root: Path | None = None,
+    declared: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
     """Read tar files of the WebDataset form, by split as `read_tables`.
 
@@ -221,7 +261,7 @@ def read_tars(
         ValueError: a file that is no such tar.
     """
     try:
-        tables = _loaded("webdataset", group_by_split(files, root))
+        tables = _loaded("webdataset", group_by_split(files, root, declared))
     except (ValueError, TypeError, tarfile.TarError, DatasetsError) as error:
         cause = error.__cause__ or error
         hint = (

@@ -65,6 +65,18 @@ def test_features_to_an_adapter_to_labels(features, clip_path, tmp_path, monkeyp
     assert "Expected images, by which the export is compared" in shown
 
 
+def test_images_without_labels(clip_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", {"ant": 2, "bee": 2})
+    (tmp_path / "t.csv").write_text("image,kind\nphotos/ant/0.png,ant\nphotos/ant/1.png,ant\nphotos/bee/0.png,bee\n")
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    shown = vprompt("features", "--model", clip_path, "--data", "t.csv", "--output", "out")
+    assert "No column 'label'" in shown and "The data has: image, kind." in shown
+    vprompt(*next_command(shown), "--per-class", 1)
+    shown = vprompt("train", "--model", clip_path, "--data", "out", "--method", "coop", "--output", "run", code=2)
+    assert "`vprompt features --label-column NAME`" in shown
+
+
 def test_pseudo_labels_on_features(features, clip_path, tmp_path):
     folder, _, _ = features
     same = ("--model", clip_path, "--data", folder)

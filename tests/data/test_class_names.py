@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from peft_vprompt.data import DataOptions, class_counts, load_images, load_split, read_class_names, with_class_names
-from peft_vprompt.data.class_names import RepeatedNames, class_label, find_classes, in_label_order
+from peft_vprompt.data.class_names import RepeatedNames, class_label, find_classes, in_label_order, names_by_number
 from tests.support.labelled_images import paths_and_names, write_folder
 
 
@@ -59,6 +59,7 @@ def test_files_of_names(tmp_path, name, text, expected):
     [
         ("n.txt", "\n", "no class name"),
         ("n.json", '{"a": [1]}', "JSON list of strings"),
+        ("n.json", '{"classes": ["cat", "dog"]}', "JSON list of strings"),
         ("n.json", '{"a": 0, "b": 0}', "one number to several"),
         ("n.json", "cat\ndog", "Expected JSON in .*n.json"),
         ("n.csv", "a,x\na,y\n", "twice: a"),
@@ -195,6 +196,8 @@ def test_numbers_as_labels(tmp_path):
     write_folder(tmp_path, {"x": 6})
     (tmp_path / "t.csv").write_text("image,label\n" + "".join(f"x/{i}.png,{1 + i % 2}\n" for i in range(6)))
     options = DataOptions(str(tmp_path / "t.csv"), test_fraction=0)
+    with pytest.raises(ValueError, match="no numbers or out of range for 2 class names: -1, cat"):
+        names_by_number(["0", "-1", "cat"], ["x", "y"])
     with pytest.raises(ValueError, match="out of range for 2 class names: 2.*counts from 0"):
         load_images(DataOptions(options.path, class_names=("a", "b")))
     data = load_images(DataOptions(options.path, class_names={"2": "b", "1": "a"}, test_fraction=0))["train"]

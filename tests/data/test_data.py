@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil, ViTImageProcessorPil
 
@@ -149,6 +149,14 @@ class TestClasses:
         with pytest.raises(ValueError, match="Too few images.*: b"):
             stratified_split(labelled.select([0, 1, 4, 5, 9]), 0.5, seed=0)
 
+    def test_features_of_the_same_image_stay_together(self):
+        digests = [bytes([image]) * 16 for image in range(20)] * 2
+        features = Features(image_features=List(Value("float32")), image_digest=Value("binary"))
+        features["label"] = ClassLabel(names=list("ab"))
+        table = {"image_features": [[1.0]] * 40, "image_digest": digests, "label": [0, 1] * 20}
+        kept, off = stratified_split(Dataset.from_dict(table, features), 0.3, seed=0)
+        assert len(off) == 12 and set(kept["image_digest"]).isdisjoint(off["image_digest"])
+
     def test_a_class_without_images_stays_so(self, labelled):
         kept, off = stratified_split(labelled.select([0, 1, 4, 5]), 0.5, seed=0)
         assert class_counts(kept).tolist() == class_counts(off).tolist() == [1, 1, 0]
@@ -261,8 +269,35 @@ class TestSources:
             Dataset.from_dict(table, features).to_parquet(tmp_path / f"{split}.parquet")
         options = DataOptions(str(tmp_path), label_column="kind")
         assert load_split(options, "validation").features["label"].names == ["blue dark", "green light", "red"]
-        with pytest.raises(ValueError, match="Rows without a label"):
+        with pytest.raises(ValueError, match=f"No row of the split '{hidden}' has a label.*: .*validation.*split\\)"):
             load_split(options, hidden)
+
+    def test_a_split_without_labels_is_named_with_what_to_take_in_its_place(self, tmp_path):
+        for split, labels in {"train": [0, 1, 0, 1], "validation": [0, 1], "test": [-1, -1]}.items():
+            table = {"image": [png(picture("red"))] * len(labels), "label": labels}
+            features = Features(image=Value("binary"), label=ClassLabel(names=["cat", "dog"]))
+            Dataset.from_dict(table, features).to_parquet(tmp_path / f"{split}.parquet")
+        said = r"No row of the split 'test' has a label.*Those that have: .*validation.*\(--test-split\)"
+        for load in (load_images, load_unlabelled):
+            with pytest.raises(ValueError, match=said):
+                load(DataOptions(tmp_path))
+        assert len(load_images(DataOptions(tmp_path, test_split="validation"))["test"]) == 2
+        assert len(load_images(DataOptions(tmp_path / "train.parquet", test_fraction=0.5))["test"]) == 2
+        with pytest.raises(ValueError, match="No row of the split 'train' has a label.*Nor has any.*--unlabelled"):
+            load_images(DataOptions(tmp_path / "test.parquet"))
+
+    def test_numbers_stand_for_what_the_training_split_says(self, tmp_path):
+        for split, names in {"train": ["cat", "dog"], "test": ["dog", "cat"]}.items():
+            features = Features(image=Value("binary"), label=ClassLabel(names=names))
+            table = {
+                "image": [png(picture("red"))] * 3,
+                "label": [names.index(name) for name in ("cat", "dog", "dog")],
+            }
+            Dataset.from_dict(table, features).to_parquet(tmp_path / f"{split}.parquet")
+        for given, expected in ((None, ["cat", "dog"]), ({"0": "A", "1": "B"}, ["A", "B"])):
+            options = DataOptions(tmp_path, class_names=given)
+            for test in (load_images(options)["test"], load_split(options)):
+                assert test.features["label"].names == expected and test["label"][:] == [0, 1, 1]
 
     def test_a_test_split_of_another_name_is_not_made_up(self, tmp_path):
         for split in ("train", "validation"):

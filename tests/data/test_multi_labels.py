@@ -81,12 +81,19 @@ def test_columns_of_metadata(folder, tmp_path):
 
 
 def test_empty_cells_of_columns_are_not_known(folder):
-    table = "image,cat,dog\n0.png,1,\n1.png,0,true\n2.png,1.0,False"
-    (folder / "gaps.csv").write_text(table.replace("1.0", "1"))
+    (folder / "gaps.csv").write_text("image,cat,dog\n0.png,1,\n1.png,0,true\n2.png,1.0,False\n3.png,0.0,1")
     rows = load_images(
         DataOptions(str(folder / "gaps.csv"), multi_label=True, label_columns=("cat", "dog"), test_fraction=0)
     )["train"]
-    assert label_matrix(rows).tolist() == [[1, -100], [0, 1], [1, 0]]
+    assert label_matrix(rows).tolist() == [[1, -100], [0, 1], [1, 0], [0, 1]]
+
+
+def test_columns_of_classes_are_in_the_order_of_the_training_split(folder, tmp_path):
+    for split, columns in {"train": "boat,cat", "test": "cat,boat"}.items():
+        (tmp_path / f"{split}.csv").write_text(f"image,{columns}\n{folder}/0.png,1,0\n{folder}/1.png,0,1")
+    options = DataOptions(tmp_path, multi_label=True, label_columns=("boat", "cat"))
+    for test in (load_images(options)["test"], load_split(options)):
+        assert test.features["label"].names == ["boat", "cat"] and label_matrix(test).tolist() == [[0, 1], [1, 0]]
 
 
 def test_filters_and_small_classes(folder):
@@ -121,6 +128,9 @@ def test_what_does_not_say_what_it_means_is_refused(folder):
     (folder / "hot.jsonl").write_text('{"image": "0.png", "label": [0, 1, 1]}\n{"image": "1.png", "label": [1, 0, 0]}')
     with pytest.raises(ValueError, match=r"each class of an image once.*Received: \[0, 1, 1\].*--label-columns"):
         read("hot.jsonl", multi_label=True, class_names=("a", "b", "c"))
+    (folder / "hot.jsonl").write_text('{"image": "0.png", "label": [0, 1]}\n{"image": "1.png", "label": [1, 0]}')
+    with pytest.raises(ValueError, match=r"Received: \[0, 1\] and \[1, 0\].*--label-columns"):
+        read("hot.jsonl", multi_label=True, class_names=("a", "b"))
 
 
 def test_splits_are_near_to_the_same_share_and_leave_no_class_without_images(folder):

@@ -12,7 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from pyarrow import parquet
 
 from peft_vprompt.data import DataOptions, load_images, readers
-from peft_vprompt.data.options import describe, described, portable
+from peft_vprompt.data.options import describe, described, portable, require_outside
+from peft_vprompt.data.streams import can_stream
 from peft_vprompt.errors import CannotWriteError
 from tests.support.labelled_images import paths_and_names, picture, write_folder
 from tests.support.saved_models import save_colours
@@ -73,6 +74,30 @@ class TestTables:
         assert checked(read(images / name))
         monkeypatch.chdir(images / "pictures")
         assert checked(read(f"../{name}"))
+
+    @pytest.mark.parametrize("ending", ["csv", "jsonl"])
+    def test_columns_that_nobody_uses(self, images, ending):
+        """Numbers too large for a column of numbers, and in JSON lines values of several types, are read as text."""
+        others = [{"code": 10**20 + i, "note": "" if i % 2 else i} for i in range(8)]
+        table = [row | other for row, other in zip(as_json(rows()), others, strict=True)]
+        text = separated(table[0], table=[[str(value) for value in row.values()] for row in table])
+        (images / f"t.{ending}").write_text(text if ending == "csv" else "\n".join(map(json.dumps, table)))
+        assert checked(read(images / f"t.{ending}"))
+        assert len(read(images / f"t.{ending}", where=(f"code!={10**20}",), test_fraction=0)["train"]) == 7
+
+    def test_a_column_called_as_image_features_are(self, images):
+        Dataset.from_list([row | {"image_features": [0.5, 1.0]} for row in as_json(rows())]).to_parquet(
+            images / "t.parquet"
+        )
+        assert checked(read(images / "t.parquet"))
+
+    def test_lists_beside_other_values(self, images):
+        table = [row | {"tags": [i] if i % 2 else i} for i, row in enumerate(as_json(rows()))]
+        (images / "t.jsonl").write_text("\n".join(map(json.dumps, table)))
+        with pytest.warns(UserWarning, match="The column 'tags' of .*t.jsonl is left out.*Write them alike"):
+            assert checked(read(images / "t.jsonl"))
+        with pytest.raises(ValueError, match="No column 'tags'"), pytest.warns(UserWarning, match="'tags'"):
+            read(images / "t.jsonl", label_column="tags", multi_label=True)
 
     def test_parquet_of_paths(self, images):
         Dataset.from_list(as_json(rows())).to_parquet(images / "t.parquet")
@@ -146,6 +171,21 @@ class TestTables:
             (images / "tables" / f"{split}.csv").write_text(table)
         data = load_images(DataOptions(str(images / "tables")), validation=True)
         assert {name: len(split) for name, split in data.items()} == {"train": 4, "validation": 2, "test": 2}
+
+    def test_a_column_that_is_text_in_one_file_is_text_in_all(self, images):
+        tables = {"train": ("7", "x"), "test": ("8", "9")}
+        for place, (one, other) in tables.items():
+            for number, note in enumerate((one, other)):
+                table = [(path, name, note, "5") for path, name in rows()]
+                (images / f"{place}-{number}.csv").write_text(
+                    separated(("image", "label", "note", "size"), table=table)
+                )
+        splits = readers.read_rows(str(images / "*.csv"), image_column="image", label_column="label")
+        assert {name: set(split["note"]) for name, split in splits.items()} == {
+            "train": {"7", "x"},
+            "test": {"8", "9"},
+        }
+        assert splits["train"].features["size"].dtype == "int64"
 
     def test_rows_of_one_file_stay_together(self, images):
         (images / "t.csv").write_text(separated(("image", "label"), table=[*rows(), *rows()[::-1], *rows()]))
@@ -264,8 +304,8 @@ class TestMetadata:
     def test_in_the_folders_of_splits(self, tmp_path):
         path = write_folder(tmp_path, {"train": 4, "test": 2})
         for split, count in (("train", 4), ("test", 2)):
-            table = [(f"{index}.png", "ab"[index % 2]) for index in range(count)]
-            (tmp_path / split / "metadata.csv").write_text(separated(("file_name", "label"), table=table))
+            table = [(f"{index}.png", "ab"[index % 2], "7" if split == "train" else "x") for index in range(count)]
+            (tmp_path / split / "metadata.csv").write_text(separated(("file_name", "label", "note"), table=table))
         data = read(path)
         assert {name: split["label"][:] for name, split in data.items()} == {"train": [0, 1, 0, 1], "test": [0, 1]}
 
@@ -329,6 +369,19 @@ class TestArchives:
         write_folder(tmp_path / "in", {"train/a": 3, "train/b": 3})
         archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "in")
         assert read(archive)["train"].features["label"].names == ["a", "b"]
+
+    @pytest.mark.parametrize("kind", ["zip", "tar"])
+    def test_an_archive_for_each_split(self, kind, tmp_path):
+        (tmp_path / "packed").mkdir()
+        for split, base in (("train", None), ("test", "test")):
+            write_folder(tmp_path / split / (base or ""), {"a": 2, "b": 2})
+            shutil.make_archive(str(tmp_path / "packed" / split), kind, tmp_path / split, base)
+        data = read(tmp_path / "packed")
+        assert {name: rows["label"][:] for name, rows in data.items()} == {"train": [0, 0, 1, 1], "test": [0, 0, 1, 1]}
+        assert kind == "zip" or not can_stream(DataOptions(tmp_path / "packed"))
+        shutil.make_archive(str(tmp_path / "packed" / "train"), kind, tmp_path / "test")
+        with pytest.raises(ValueError, match=r"split 'train' alone in .*train.*Received the splits: test. Unpack"):
+            read(tmp_path / "packed")
 
     @pytest.mark.parametrize("kind", ("tar", "gztar"))
     @pytest.mark.parametrize("base", (None, "photos"))
@@ -444,6 +497,13 @@ class TestDescriptions:
         about = portable(describe(DataOptions(str(tmp_path / "photos"))), tmp_path)
         assert about["path"] == "./photos"
         assert described(about, tmp_path).path == str(tmp_path / "photos")
+
+    def test_an_output_in_the_place_of_a_file_with_brackets(self, tmp_path):
+        data = tmp_path / "birds [2020].csv"
+        data.write_text(separated(("image", "label")))
+        with pytest.raises(ValueError, match="output outside of the data"):
+            require_outside(DataOptions(data), data)
+        require_outside(DataOptions(data), tmp_path / "birds 2.csv")
 
     def test_a_link_to_a_file_keeps_its_name(self, tmp_path):
         (tmp_path / "blobs").mkdir()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from peft_vprompt.data import DataOptions, load_images
 from peft_vprompt.data.encoded import decode, made_ahead
@@ -93,6 +93,12 @@ def test_splits_filters_and_columns(tmp_path):
         open_stream(DataOptions(tmp_path, image_column="kind"))
 
 
+def test_no_labels_are_told_where_they_are_asked_for(tmp_path):
+    write_tars(tmp_path, IMAGES, 1)
+    with pytest.warns(UserWarning, match=r"No column 'label'.* txt.*--label-column"):
+        open_stream(DataOptions(tmp_path), labelled=True)
+
+
 def test_each_file_has_its_own_names_of_classes(tmp_path):
     def write(name, classes):
         features = Features({"image": Image(), "label": ClassLabel(names=classes)})
@@ -111,6 +117,52 @@ def test_each_file_has_its_own_names_of_classes(tmp_path):
     write("b", ["z", "x"])
     with pytest.raises(ValueError, match=r"Received 'z' in b\.parquet\. Write the classes as text"):
         list(open_stream(DataOptions(tmp_path)).read(1))
+
+
+@pytest.mark.parametrize("lists", [False, True])
+@pytest.mark.parametrize("first", ["text", "classes"])
+def test_files_of_which_some_name_classes_and_some_hold_text(first, lists, tmp_path):
+    def write(name, feature, labels):
+        features = Features({"image": Image(), "label": List(feature) if lists else feature})
+        table = {"image": [{"bytes": encoded("ant", 0), "path": None}] * 2}
+        table["label"] = [[label] for label in labels] if lists else labels
+        Dataset.from_dict(table, features).to_parquet(tmp_path / f"{name}.parquet")
+
+    if first == "text":
+        write("a", Value("string"), ["x", "y"])
+    else:
+        write("a", ClassLabel(names=["y", "x"]), [1, 0])
+    write("b", ClassLabel(names=["x", "y"]), [0, 1])
+    expected = ["x", "y"] if first == "text" else [1, 0]
+    stream = open_stream(DataOptions(tmp_path))
+    found = [[each.label for each in stream.read(shard)] for shard in range(2)]
+    assert found == [[[label] for label in expected] if lists else expected] * 2
+    if not lists:
+        chosen = open_stream(DataOptions(tmp_path, where=("label=y",)))
+        assert [[each.label for each in chosen.read(shard)] for shard in range(2)] == [expected[1:]] * 2
+
+
+@pytest.mark.parametrize("name", ["birds [2020]", "a*b", "what?"])
+def test_folders_are_called_as_they_are(name, tmp_path, memory):
+    folder = write_parquets(tmp_path / name, [("ant", 0), ("bee", 0), ("ant", 1), ("bee", 1)], 2)
+    expected = ["ant", "bee"] * 2
+    for place in (folder, folder / "images-000.parquet"):
+        options = DataOptions(place, test_fraction=0)
+        rows = load_images(options)["train"]
+        assert (
+            can_stream(options) and [rows.features["label"].names[i] for i in rows["label"]] == expected[: len(rows)]
+        )
+        assert [label for *_, label in read(open_stream(options))] == expected[: len(rows)]
+    memory.pipe(f"/bucket/{name}/images.parquet", (folder / "images-000.parquet").read_bytes())
+    for place in (f"memory://bucket/{name}", f"memory://bucket/{name}/images.parquet"):
+        assert [label for *_, label in read(open_stream(DataOptions(place)))] == ["ant", "bee"]
+
+
+def test_linked_folders_are_followed(tmp_path):
+    write_parquets(tmp_path / "elsewhere", IMAGES, 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert [label for *_, label in read(open_stream(DataOptions(tmp_path / "data")))] == [name for name, _ in IMAGES]
 
 
 def test_what_is_streamed(tmp_path):
