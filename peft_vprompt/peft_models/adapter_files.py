@@ -191,19 +191,27 @@ def tell_other_config(config: Any, model_id: str | os.PathLike, hub_options: dic
         model_id: folder or Hub id of the adapter.
         hub_options: `subfolder`, `revision`, `cache_dir` of the adapter.
     """
-    saved = _saved_config(model_id, hub_options)
-    if type(saved) is not type(config):
-        return
-    other = [
-        f"{each.name}={shown(getattr(saved, each.name))} (here {shown(getattr(config, each.name))})"
-        for each in fields(config)
-        if each.name not in _NOT_COMPUTED and getattr(saved, each.name) != getattr(config, each.name)
-    ]
-    if other:
+    if other := saved_otherwise(config, model_id, hub_options):
         warn_caller(
             f"The adapter in {str(model_id)!r} was saved with {', '.join(other)}. Of an adapter that is there already the "
             "weights are replaced and the config stays. Delete it first, or load under another name, to take both."
         )
+
+
+def saved_otherwise(config: Any, model_id: str | os.PathLike, hub_options: dict) -> list[str]:
+    """Return the `other_fields` of a saved adapter's config; arguments as for `tell_other_config`."""
+    return other_fields(_saved_config(model_id, hub_options), config)
+
+
+def other_fields(config: Any, here: Any) -> list[str]:
+    """Return in which fields a config computes otherwise than one that is here, with both values; none of two methods."""
+    if type(config) is not type(here):
+        return []
+    return [
+        f"{each.name}={shown(getattr(config, each.name))} (here {shown(getattr(here, each.name))})"
+        for each in fields(config)
+        if each.name not in _NOT_COMPUTED and getattr(config, each.name) != getattr(here, each.name)
+    ]
 
 
 def _saved_config(model_id: str | os.PathLike, hub_options: dict) -> Any:

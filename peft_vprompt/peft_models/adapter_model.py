@@ -17,6 +17,8 @@ from ..tuners.base.adapter_names import check_adapter_name, check_names
 from ..tuners.base.switching import adapter_layers
 from ..utils.fields import MAX_INTEGER, shown
 from ..utils.validation import is_number
+from ..utils.warning import warn_caller
+from .adapter_files import other_fields
 from .labels import give_config_back, is_named, show_labels
 from .mixed_batches import call_with_adapters
 
@@ -153,6 +155,8 @@ class AdapterModel(PeftModel):
     ) -> None:
         """Add an adapter whose values are the weighted sum of those of others of the same method and shape.
 
+        Warns where the config of another one than the first computes otherwise: the sum goes by the first one's.
+
         Args:
             adapters: names of the others.
             weights: one number for each; default: their mean.
@@ -182,6 +186,7 @@ class AdapterModel(PeftModel):
         states = [self.adapter_state(name) for name in check_names(adapters)]
         weights = [1 / len(states)] * len(states) if weights is None else weights
         self._check_alike(adapters, states, weights)
+        self._tell_other_configs(adapters)
         total = {key: weighted_sum([state[key] for state in states], weights) for key in states[0]}
         self.add_like(adapter_name, adapters[0], total)
 
@@ -209,6 +214,16 @@ class AdapterModel(PeftModel):
         self.add_adapter(adapter_name, config)
         self.peft_config[adapter_name].inference_mode = trained
         set_peft_model_state_dict(self, state, adapter_name)
+
+    def _tell_other_configs(self, adapters: Sequence[str]) -> None:
+        """Warn of adapters whose configs compute otherwise than the first one's."""
+        found = {name: other_fields(self.peft_config[name], self.peft_config[adapters[0]]) for name in adapters}
+        if others := [f"{name!r} has {', '.join(other)}" for name, other in found.items() if other]:
+            warn_caller(
+                f"The sum has the config of {adapters[0]!r}, by which its values mean something else than those of adapters "
+                f"that compute otherwise: {'; '.join(others)}. Sum up adapters of one config, or name the one first whose "
+                "config the sum should have."
+            )
 
     def _check_alike(self, adapters: Sequence[str], states: list[dict[str, Tensor]], weights: Sequence[float]) -> None:
         """Refuse adapters whose values cannot be added."""

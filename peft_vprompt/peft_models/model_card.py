@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict
 
 from ..backbones.supported import HEADS, class_name, dual_encoder_view
 from ..tuners.base.peft_patches import OWN_PACKAGE
-from ..tuners.base.registry import PROMPT_METHODS, find_row
+from ..tuners.base.registry import PROMPT_METHODS, find_row, registering_module
 from ..tuners.base.spec import MethodSpec
 from ..utils.digests import Digest
 from ..version import __version__
@@ -175,6 +175,7 @@ def _base_options(base: Any, config: Any, base_model: str | None, is_published: 
         "base_class": class_name(base),
         "is_local": is_local,
         "is_embedded": is_embedded,
+        "registered_by": registering_module(config),
         "by_adapter": is_local or (is_open_clip and base_model is not None),
         "library": library,
         "has_processor": library is not None and not is_open_clip,

@@ -29,13 +29,13 @@ from ..errors import AdapterMismatchError
 from ..losses.label_checks import MULTI_LABEL
 from ..tuners.base import registry
 from ..tuners.base.config import BASELINE_TASK_TYPE, ClassifierConfig, PromptConfig
-from ..tuners.base.hf_patches import plain_class
+from ..tuners.base.mixed_class import plain_class
 from ..tuners.base.switching import adapter_layers, adapter_parameters, require_unmerged
 from ..utils.archive import Archive
 from ..utils.pickled import PickleError, Stored
 from ..utils.readable import unreadable_files
 from ..utils.validation import first_line, shorten
-from .adapter_files import adapter_files, check_digest, complete_adapter, tell_other_config
+from .adapter_files import adapter_files, check_digest, complete_adapter, saved_otherwise, tell_other_config
 from .adapter_model import AdapterModel
 from .card_details import CardDetails
 from .labels import plain_config
@@ -57,7 +57,7 @@ FROM_PRETRAINED = {"is_trainable", "autocast_adapter_dtype", "low_cpu_mem_usage"
 
 
 #: What the config tells those who look into it because PEFT does not know the method.
-IMPORT_NOTE = "Run `import peft_vprompt` before loading: it registers this method with PEFT and transformers."
+IMPORT_NOTE = "Run `import {}` before loading: it registers this method with PEFT and transformers."
 
 
 class SavedPeftModel(AdapterModel):
@@ -152,10 +152,18 @@ class SavedPeftModel(AdapterModel):
 
     def _check_fit(self, adapter_name: str, weights: dict[str, Tensor], model_id, hub_options: dict) -> None:
         """Refuse a saved adapter that is not for this model."""
-        self.check_weights(weights, adapter_name, model_id)
+        self.check_weights(weights, adapter_name, model_id, hub_options)
 
-    def check_weights(self, weights: dict[str, Tensor], adapter_name: str, model_id: str | os.PathLike) -> None:
+    def check_weights(
+        self,
+        weights: dict[str, Tensor],
+        adapter_name: str,
+        model_id: str | os.PathLike,
+        hub_options: dict | None = None,
+    ) -> None:
         """Compare the tensors of a file, `model_id`, with what this model needs for an adapter.
+
+        `hub_options` are those of a folder or Hub id that has a config beside the file.
 
         Raises:
             AdapterMismatchError: names, types or shapes differ, or values are not finite.
@@ -175,15 +183,28 @@ class SavedPeftModel(AdapterModel):
             if key in weights and tuple(weights[key].shape) != shape
         ]
         if problems:
-            trained_on = self.peft_config[adapter_name].base_model_name_or_path
+            remedy = self._remedy(adapter_name, model_id, hub_options)
             raise AdapterMismatchError(
                 f"The adapter in {str(model_id)!r} does not fit this {type(self.get_base_model()).__name__}: "
-                f"{'; '.join(sorted(problems)[:4])}{' ...' if len(problems) > 4 else ''}. It was trained on "
-                f"{trained_on or 'a model built in memory'}; load it on that model, or save it again."
+                f"{'; '.join(sorted(problems)[:4])}{' ...' if len(problems) > 4 else ''}. {remedy}"
             )
         bad = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise AdapterMismatchError(f"The adapter in {str(model_id)!r} has NaN or infinite values in {bad[:4]}.")
+
+    def _remedy(self, adapter_name: str, model_id: str | os.PathLike, hub_options: dict | None) -> str:
+        """Return what helps where the tensors of a file are not those that an adapter needs."""
+        config: Any = self.peft_config[adapter_name]
+        ours = isinstance(config, PromptConfig) and hub_options is not None
+        other = saved_otherwise(config, model_id, hub_options or {}) if ours else []
+        if not other:
+            trained_on = config.base_model_name_or_path or "a model built in memory"
+            return f"It was trained on {trained_on}; load it on that model, or save it again."
+        next_stage = any(field.startswith("head_classes=[") for field in other) and config.head_classes is None
+        return (
+            f"It was saved with {', '.join(other)}. {'Call model.start_class_head() first, or load' if next_stage else 'Load'} "
+            "it with PeftModel.from_pretrained or under another name, which takes its config too."
+        )
 
     # ---- saving -----------------------------------------------------------------------------------------------
 
@@ -319,7 +340,7 @@ class SavedPeftModel(AdapterModel):
         recorded = {
             "base_model_class": base_class.__name__,
             "parent_library": base_class.__module__,
-            "note": IMPORT_NOTE,
+            "note": IMPORT_NOTE.format(registry.registering_module(config)),
         }
         config.auto_mapping = (config.auto_mapping or {}) | recorded
         self._record_head(config)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
@@ -14,6 +16,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from ..tuners.base.recipe import Averaging
 from ..utils.arguments import typed
+from ..utils.digests import digest_tensors
 from ..utils.io import atomic_path
 from .callbacks import named_trained_values
 from .checkpoints import AVERAGE_FILE, CHECKPOINTS, checkpoint_of, find_average, waiting_average
@@ -22,21 +25,24 @@ from .checkpoints import AVERAGE_FILE, CHECKPOINTS, checkpoint_of, find_average,
 #: Entries of the file beside the values: the last epoch that was averaged, and the logarithm of the weights' sum.
 _EPOCH, _LOG_TOTAL = "average.epoch", "average.log_total"
 
+#: Entry of the file's metadata: the digest of the weights that the model had when the average was written.
+_WEIGHTS = "weights"
+
 
 class AverageWeights(TrainerCallback):
     """Average what is trained over a run, and give the average to the model at the end of training.
 
     Works with any `Trainer` that saves in its `output_dir`. The average is kept in float32 at least, beside the
     model: training, evaluation along the way and the weights in checkpoints are those without it. Each checkpoint has
-    the average so far in `weight_average.safetensors`, from which a resumed run goes on to the same bits. Where a
-    step makes a value that is not finite the model keeps its own.
+    the average so far in `weight_average.safetensors`, from which a resumed run goes on to the same bits; it is read
+    in `output_dir`, so a run is resumed in its own folder or in a copy of it. Where a step makes a value that is not finite the model keeps its own.
 
     Args:
         averaging: which average.
 
     Raises:
-        ValueError: when training begins: a checkpoint to resume from has no average or one of other values; there are
-            no epochs to average; or the arguments ask for the best checkpoint at the end, or for sharded weights.
+        ValueError: when training begins: a checkpoint to resume from has no average, or one of other values or of
+            another run; there are no epochs to average; or the arguments ask for the best checkpoint at the end, or for sharded weights.
     """
 
     @typed
@@ -58,7 +64,7 @@ class AverageWeights(TrainerCallback):
             for name, value in named_trained_values(model).items()
         }
         if state.global_step:
-            self._load(checkpoint_of(args, state))
+            self._load(checkpoint_of(args, state), model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Count the step, or the epoch where the step was its last: the checkpoint of this step has it then."""
@@ -66,7 +72,7 @@ class AverageWeights(TrainerCallback):
             self._add(model, 1 - self.averaging.decay)  # pyrefly: ignore[unsupported-operation]  # set for this kind
         elif float(state.epoch).is_integer() or state.global_step >= state.max_steps:
             self._add_epoch(model, state)
-        self._save(args, state, control)
+        self._save(args, state, control, model)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
@@ -74,14 +80,14 @@ class AverageWeights(TrainerCallback):
         """Count an epoch that was cut short."""
         if self.averaging.kind != "ema":
             self._add_epoch(model, state)
-        self._save(args, state, control)
+        self._save(args, state, control, model)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         """Complete the checkpoint that the Trainer has just written."""
         if args.should_save:
             checkpoint = checkpoint_of(args, state)
             if self._written != state.global_step:  # a later callback asked for the checkpoint
-                self._write(waiting_average(checkpoint))
+                self._write(waiting_average(checkpoint), model)
             checkpoint.mkdir(parents=True, exist_ok=True)
             os.replace(waiting_average(checkpoint), checkpoint / AVERAGE_FILE)
             for left in checkpoint.parent.glob(waiting_average(Path(CHECKPOINTS)).name):  # of steps before a kill
@@ -134,24 +140,27 @@ class AverageWeights(TrainerCallback):
             average = self._average[name]
             average.lerp_(value.to(average), share)
 
-    def _save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+    def _save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         # Beside the checkpoint, before the Trainer writes its part: there is never a checkpoint with the average alone,
         # which a Trainer would resume from, nor a whole one without the average.
         if control.should_save and args.should_save:
-            self._write(waiting_average(checkpoint_of(args, state)))
+            self._write(waiting_average(checkpoint_of(args, state)), model)
             self._written = state.global_step
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, model: torch.nn.Module) -> None:
         progress = {_EPOCH: torch.tensor(self._epoch), _LOG_TOTAL: torch.tensor(self._log_total, dtype=torch.float64)}
+        average = {name: value.contiguous() for name, value in self._average.items()}
+        weights = digest_tensors(named_trained_values(model))
         with atomic_path(path) as partial:
-            save_file({name: value.contiguous() for name, value in self._average.items()} | progress, partial)
+            save_file(average | progress, partial, {_WEIGHTS: weights})
 
-    def _load(self, checkpoint: Path) -> None:
+    def _load(self, checkpoint: Path, model: torch.nn.Module) -> None:
         path = find_average(checkpoint)
         if path is None:
             raise ValueError(
                 f"Expected the average of the weights beside the checkpoint that training resumes from. Received: no "
-                f"file {checkpoint / AVERAGE_FILE}. Resume from a checkpoint of a run with AverageWeights in this output_dir, or start afresh."
+                f"file {checkpoint / AVERAGE_FILE}. Set output_dir to the folder of a run with AverageWeights and resume "
+                "from its checkpoint, or start afresh."
             )
         saved = load_file(path)
         self._epoch = int(saved.pop(_EPOCH, torch.tensor(0)))
@@ -161,6 +170,13 @@ class AverageWeights(TrainerCallback):
             raise ValueError(
                 f"Expected the average of the {len(self._average)} values that are trained. Received: others in {path}. "
                 "Resume with the model and the method of the checkpoint, or start afresh."
+            )
+        with safe_open(path, "pt") as file:
+            weights = (file.metadata() or {}).get(_WEIGHTS)
+        if weights not in (None, digest_tensors(named_trained_values(model))):
+            raise ValueError(
+                f"Expected the average that goes with the weights that training resumes from. Received: that of another run, "
+                f"{path}. Set output_dir to the folder of the checkpoint to resume from, or to a copy of it."
             )
         for name, value in self._average.items():
             value.copy_(saved[name])

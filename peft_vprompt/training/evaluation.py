@@ -86,9 +86,14 @@ def make_compute_metrics(*names: str) -> Callable[[Any], dict[str, float]]:
 def metrics_of(logits: Any, labels: Any, names: Sequence[str] = ("accuracy",)) -> dict[str, float]:
     """Return metrics of logits [n, c] in percent by name: those of `METRICS`, or `map` of multi-hot labels [n, c].
 
+    Lists have an array for each batch, as the Trainer gives them with `eval_do_concat_batches=False`.
+
     Raises:
         ValueError: no image, or none is of any class.
     """
+    if isinstance(logits, list) and logits and np.ndim(logits[0]) == 2:  # batches one by one
+        logits = np.concatenate(logits)
+        labels = np.concatenate(labels)
     logits = np.asarray(logits)
     labels = np.asarray(labels)
     if labels.ndim == 2:

@@ -51,8 +51,16 @@ class RecipeTrainer(Trainer):
         """Return the loss as the stock Trainer does, such that its mean over the processes is that of the whole batch.
 
         The stock Trainer does so for a loss of its own (`compute_loss_func`), which it tells how many labels count in all.
+
+        Raises:
+            ValueError: the rows have no labels.
         """
-        labels = inputs["labels"]
+        labels = inputs.get("labels")
+        if labels is None:
+            raise ValueError(
+                f"Expected rows with `labels`. Received: rows of {', '.join(inputs) or 'nothing'}. Add the number of the class "
+                "to each row."
+            )
         found: Any = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss, outputs = found
         if self.processes.count > 1 and model.training and self.compute_loss_func is None:

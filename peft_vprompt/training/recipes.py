@@ -12,8 +12,18 @@ from ..utils.arguments import typed
 
 @typed
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of the parameters of `model` that require gradients."""
+    """Return the recipe's optimizer of the parameters of `model` that require gradients.
+
+    Raises:
+        ValueError: there are none.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"Expected a model of which something is trained. Received: a {type(model).__name__} without a parameter that "
+            "requires gradients. Load its adapter with is_trainable=True, or call model.set_adapter(name); and train it outside "
+            "of disable_adapter()."
+        )
     shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)

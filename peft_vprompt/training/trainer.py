@@ -1,5 +1,6 @@
 """Training by a recipe with the stock `transformers.Trainer`: optimizer, schedule, callbacks, resume after a kill."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..errors import TrainingDivergedError
 from ..tuners.base.module_state import fixed_weights
 from ..tuners.base.recipe import Recipe
 from ..utils.arguments import typed
+from ..utils.fields import shown
 from ..utils.io import disk_errors, write_json
 from ..utils.locks import only_writer
 from ..utils.processes import all_processes
@@ -24,7 +26,7 @@ from ..utils.validation import require_int
 from ..utils.warning import warn_caller
 from .arguments import training_arguments
 from .averaging import AverageWeights
-from .callbacks import EpochOf, StepTimer, StopIfDiverged, progress_bar
+from .callbacks import EpochOf, StepTimer, StopIfDiverged, named_trained_values, progress_bar
 from .checkpoints import KeepLastCheckpoint, checkpoint_folder, last_checkpoint, say_kept, step_of
 from .loading import Workers, find_workers, require_workers
 from .recipe_trainer import RecipeTrainer
@@ -90,9 +92,11 @@ def train(
         epochs: passes over `train_set`, see `Recipe.epochs_for`; None with `steps`.
         steps: optimiser steps instead, see `Recipe.steps_for`; the last epoch may be cut short.
         seed: seed of the order of images and of the augmentation.
-        loss: what to minimise instead of the model's own loss, such as those in `losses`.
+        loss: what to minimise instead of the model's own loss, such as those in `losses`; called as
+            `loss(output, labels, num_items_in_batch=...)` with what the model returns.
         settings: whatever else the run depends on (data, method). A run with the same recipe, length, seed and
-            settings goes on from its last complete checkpoint; any other starts afresh beside it.
+            settings, in which the same is trained (by names and shapes), goes on from its last complete checkpoint; any
+            other starts afresh beside it.
         checkpoints: whether to save one after every epoch (only the last is kept).
         progress: label of the progress bar; None for no bar.
         scale_loss: scale the loss, without which small gradients vanish in float16; computes in it.
@@ -104,23 +108,25 @@ def train(
     Raises:
         ImportError: a tracker is not installed.
         OSError: a checkpoint cannot be read back.
-        ValueError: if `train_set` is empty, or not exactly one of `epochs` and `steps` is given, or there is no such
-            device or tracker.
+        ValueError: if `train_set` is empty or has no labels, or not exactly one of `epochs` and `steps` is given, or nothing
+            of the model is trained, or `loss` cannot be called so, or there is no such device or tracker.
         TrainingDivergedError: a trained value is not finite any more. The model holds the last finite ones, and no
             checkpoint is made of the others.
         FolderInUseError: another process makes checkpoints of the same run there.
         CannotWriteError: the disk is full, or the folder is not to be written.
     """
     _check(train_set, epochs, steps)
+    _check_loss(loss)
     require_workers(workers)
     length = {"epochs": epochs} if steps is None else {"steps": steps}
     train_set = with_own_random_numbers(train_set, seed)
     processes = all_processes(device)
     batches = EpochBatches(len(train_set), recipe.batch_size, seed, processes)
     epochs = epochs or math.ceil((steps or 0) / len(batches))
-    folder = checkpoint_folder(
-        output_dir, {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
-    )
+    identity = {"recipe": asdict(recipe), **length, "seed": seed, "scale_loss": scale_loss, "run": settings}
+    # What is trained tells methods apart, and the stages of one.
+    trained = {name: list(value.shape) for name, value in named_trained_values(model).items()}
+    folder = checkpoint_folder(output_dir, identity | {"trained": trained})
     arguments = training_arguments(
         recipe,
         folder,
@@ -191,6 +197,23 @@ def _check(train_set: Sequence[dict], epochs: int | None, steps: int | None) -> 
     if (epochs is None) == (steps is None):
         raise ValueError(f"Expected a number of epochs or of steps. Received: epochs={epochs}, steps={steps}.")
     require_int("epochs" if steps is None else "steps", epochs if steps is None else steps, 1)
+
+
+def _check_loss(loss: Callable | None) -> None:
+    """Refuse a loss that cannot be called as the Trainer does."""
+    if loss is None:
+        return
+    try:
+        signature = inspect.signature(getattr(loss, "forward", loss))  # the call of a module takes anything
+    except ValueError:  # written in C: its arguments are not known
+        return
+    try:
+        signature.bind("output", "labels", num_items_in_batch=1)
+    except TypeError as error:
+        raise ValueError(
+            "Expected a loss that is called as loss(output, labels, num_items_in_batch=...), where output.logits are the "
+            f"logits [b, c]. Received: loss={shown(loss)}: {error}. Take one of peft_vprompt.losses, such as CrossEntropy()."
+        ) from error
 
 
 def _warn_of_warmup(recipe: Recipe, epochs: int) -> None:

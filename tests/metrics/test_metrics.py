@@ -117,6 +117,10 @@ def test_the_trainer_is_given_percent(answers, several):
     assert make_compute_metrics()(prediction) == pytest.approx(expected)
     assert make_compute_metrics("ece")(prediction) == pytest.approx({"ece": expected["ece"]})
     assert compute_metrics(prediction) == {"accuracy": expected["accuracy"]}
+    for size in (3, 7):  # eval_do_concat_batches=False
+        starts = range(size, len(answers.labels), size)
+        parts = [np.split(array, starts) for array in (answers.logits, answers.labels)]
+        assert metrics_of(*parts, tuple(expected)) == pytest.approx(expected)
     mean = 100 * metrics.mean_average_precision(*several)
     assert make_compute_metrics()(SimpleNamespace(predictions=several[0], label_ids=several[1])) == {"map": mean}
     assert metrics_of(*several) == {"map": mean}

@@ -16,6 +16,7 @@ from peft_vprompt import (
     TipAdapterConfig,
     VisualPromptConfig,
 )
+from peft_vprompt.errors import UnsupportedModelError
 from tests.support.models import (
     CLASS_NAMES,
     CONFIGS,
@@ -96,6 +97,27 @@ def test_an_adapter_made_of_a_lora_has_its_classes_and_its_template(way):
     model.set_adapter("new")
     assert model.class_names == CLASS_NAMES
     torch.testing.assert_close(logits(model), expected)
+
+
+def test_a_weighted_sum_of_configs_that_compute_otherwise_names_the_fields(make):
+    model = get_peft_model(tiny_clip(), make("context_opt", "end"), "end")
+    model.add_adapter("also", make("context_opt", "end", class_names=CLASS_NAMES[::-1]))
+    model.add_adapter("front", make("context_opt", "end", class_token_position="front"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.add_weighted_adapter(["end", "also"], [0.5, 0.5], "alike")
+    with pytest.warns(
+        UserWarning, match="config of 'end'.*'front' has class_token_position='front' .here 'end'.. Sum"
+    ):
+        model.add_weighted_adapter(["end", "also", "front"], [0.0, 0.0, 1.0], "other")
+
+
+def test_a_copy_of_a_whole_text_encoder_is_refused_and_its_parts_are_not():
+    base = tiny_clip()
+    with pytest.raises(UnsupportedModelError, match="whole of it, 'text_model'.*parts: .*text_model.encoder"):
+        get_peft_model(base, lora(modules_to_save=["text_model"]))
+    assert str(base) == str(tiny_clip())
+    get_peft_model(base, lora(modules_to_save=["text_model.encoder"]))
 
 
 def test_a_weighted_sum_takes_no_name_that_is_there():

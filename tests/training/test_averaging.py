@@ -95,12 +95,11 @@ def weight_of(epoch, averaging, epochs, rows, tmp_path):
 
 
 def stock_trainer(model, rows, output, *callbacks, **arguments):
-    arguments = {"save_strategy": "no"} | arguments
+    arguments = {"save_strategy": "no", "learning_rate": 0.05} | arguments
     arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=4,
         per_device_train_batch_size=4,
-        learning_rate=0.05,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
@@ -344,6 +343,15 @@ class TestResume:
         trainer = stock_trainer(build(), rows, tmp_path, AverageWeights(EMA), **saved)
         with pytest.raises(ValueError, match=f"no file .*checkpoint-8.{AVERAGE_FILE}.*start afresh"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+    def test_the_average_of_another_run_is_refused(self, build, rows, tmp_path):
+        for name, rate in (("fast", 0.5), ("slow", 0.05)):
+            saved = {"save_strategy": "epoch", "learning_rate": rate}
+            stock_trainer(build(), rows, tmp_path / name, AverageWeights(EMA), **saved).train()
+        checkpoint = str(tmp_path / "slow" / "checkpoint-8")
+        trainer = stock_trainer(build(), rows, tmp_path / "fast", AverageWeights(EMA), save_strategy="epoch")
+        with pytest.raises(ValueError, match="Received: that of another run, .*fast.*Set output_dir to the folder"):
+            trainer.train(resume_from_checkpoint=checkpoint)
 
     def test_the_average_of_another_model_is_refused(self, build, rows, tmp_path):
         stock_trainer(build(), rows, tmp_path, AverageWeights(EMA), save_strategy="epoch").train()

@@ -258,6 +258,20 @@ class TestTrain:
             assert train(model, rows, recipe, tmp_path, epochs=2).resumed_step == 0
         assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
+    def test_each_stage_starts_afresh_and_is_resumed_by_itself(self, clip_path, rows, tmp_path):
+        def run(*callbacks):
+            model = build_model(clip_path, "2sfs", CLASS_NAMES).model
+            first = train(model, rows, QUICK, tmp_path, epochs=2)
+            model.start_class_head()
+            second = train(model, rows, QUICK, tmp_path, epochs=2, callbacks=callbacks)
+            return (first.resumed_step, second.resumed_step), prompts(model)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(Kill(6))
+        resumed, trained = run()
+        assert resumed == (8, 4)
+        assert list(trained) == ["base_model.model.text_model.two_stage_readout.default.weight"]
+
     def test_a_checkpoint_cut_off_is_passed_over(self, tmp_path):
         for step, state in ((4, '{"global_step": 4}'), (8, '{"global_'), (12, None)):
             (tmp_path / f"checkpoint-{step}").mkdir()
@@ -308,6 +322,29 @@ class TestTrain:
     def test_empty_set(self, clip_path, tmp_path):
         with pytest.raises(ValueError, match="training set is empty"):
             train(build_model(clip_path, "coop", CLASS_NAMES).model, [], QUICK, tmp_path, epochs=1)
+
+    def test_a_model_in_which_nothing_learns(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        with (
+            model.disable_adapter(),
+            pytest.raises(ValueError, match="something is trained.*outside of disable_adapter"),
+        ):
+            train(model, rows, QUICK, tmp_path, epochs=2)
+        model.set_requires_grad("default", False)
+        with pytest.raises(ValueError, match="Load its adapter with is_trainable=True"):
+            train(model, rows, QUICK, tmp_path, epochs=2)
+
+    def test_a_loss_that_takes_something_else(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        for loss in (torch.nn.CrossEntropyLoss(), torch.nn.functional.cross_entropy, lambda output, labels: 0):
+            with pytest.raises(ValueError, match="called as loss.output, labels, num_items_in_batch=.*CrossEntropy"):
+                train(model, rows, QUICK, tmp_path, epochs=2, loss=loss)
+
+    def test_rows_without_labels(self, clip_path, rows, tmp_path):
+        model = build_model(clip_path, "coop", CLASS_NAMES).model
+        unlabelled = [{"pixel_values": row["pixel_values"]} for row in rows]
+        with pytest.raises(ValueError, match="rows with `labels`. Received: rows of pixel_values"):
+            train(model, unlabelled, QUICK, tmp_path, epochs=2, checkpoints=False)
 
     def test_classifier_trains_and_reloads(self, vit_path, rows, tmp_path):
         bundle = build_model(vit_path, "vpt", CLASS_NAMES)

@@ -74,6 +74,10 @@ class TestTwoStages:
         model.set_adapter("other")
         model.delete_adapter("other")
         assert trained(model) == only
+        model.set_requires_grad("default", False)
+        assert not trained(model)
+        model.set_requires_grad("default")
+        assert trained(model) == only
         model.save_pretrained(tmp_path)
         assert trained(PeftModel.from_pretrained(tiny_clip(), str(tmp_path), is_trainable=True)) == only
 
@@ -108,6 +112,22 @@ class TestTwoStages:
         loaded = PeftModel.from_pretrained(tiny_clip(), str(tmp_path))
         assert loaded.class_names == [*NEW_NAMES, CLASS_NAMES[0]]
         torch.testing.assert_close(loaded.encode_classes(), expected.detach(), rtol=0, atol=0)
+
+    def test_weights_of_the_other_stage_say_what_helps(self, second_stage, make, tmp_path):
+        second = second_stage()
+        second.save_pretrained(tmp_path / "second")
+        first = get_peft_model(tiny_clip(), make("two_stage", "first"))
+        first.save_pretrained(tmp_path / "first")
+        message = r"saved with head_classes=\[.*\] .here None.. Call model.start_class_head.. first, or load it with"
+        with pytest.raises(AdapterMismatchError, match=message):
+            first.load_adapter(str(tmp_path / "second"), "default")
+        with pytest.raises(
+            AdapterMismatchError, match="saved with head_classes=None .*. Load it .* under another name"
+        ):
+            second.load_adapter(str(tmp_path / "first"), "default")
+        first.start_class_head()
+        first.load_adapter(str(tmp_path / "second"), "default")
+        assert torch.equal(logits(first), logits(second))
 
     def test_rows_under_other_names_are_refused(self, second_stage, tmp_path):
         second_stage().save_pretrained(tmp_path)

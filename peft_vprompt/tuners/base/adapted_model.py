@@ -19,6 +19,7 @@ from ...core.class_descriptions import read_descriptions
 from ...errors import UnsupportedModelError
 from ...losses.label_checks import MULTI_LABEL
 from ...readouts import CosineReadout
+from ...utils.validation import shorten
 from .class_name_checks import check_templates
 from .config import PromptConfig
 from .hf_patches import restore_class, take_labels
@@ -221,6 +222,12 @@ class AdaptedModel:
         if self._plain_encoders is not None and not self._plain_encoders_are_of(vision, text):  # one was exchanged
             self._forget_plain_encoders()
         if self._plain_encoders is None:
+            if isinstance(text, AuxiliaryTrainingWrapper):
+                raise UnsupportedModelError(
+                    f"Expected modules_to_save to name parts of the text encoder. Received: the whole of it, {backbone.text!r}, "
+                    f"which class names have to be put through layer by layer. Name its parts: "
+                    f"{shorten([f'{backbone.text}.{name}' for name, _ in text.original_module.named_children()])}."
+                )
             text = None if text is None else PromptedTextEncoder(text)
             self._plain_encoders = PromptedVisionEncoder(vision, text), text
             for encoder in filter(None, self._plain_encoders):

@@ -77,15 +77,21 @@ def _from_json_file(cls, path_json_file: str, **kwargs) -> dict:
     method = values.get("peft_type")
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING))
-        _refuse(path_json_file, f"peft_type={shown(method)}, which is none of {known}")
+        remedy = (
+            "Import the module that registers the method, or install the version of peft_vprompt or peft that has it. If there "
+            "is none, save or download the adapter again, whole."
+        )
+        _refuse(path_json_file, f"peft_type={shown(method)}, which is none of {known}", remedy=remedy)
     if PEFT_TYPE_TO_CONFIG_MAPPING[method].__module__.startswith(f"{OWN_PACKAGE}."):
         check_patterns(values, path_json_file)
     return values
 
 
-def _refuse(path: str, received: str, cause: Exception | None = None) -> None:
+def _refuse(
+    path: str, received: str, cause: Exception | None = None, remedy: str = "Save or download it again, whole."
+) -> None:
     raise AdapterMismatchError(
-        f"Expected the config of an adapter in {os.fspath(path)!r}. Received {received}. Save or download it again, whole."
+        f"Expected the config of an adapter in {os.fspath(path)!r}. Received {received}. {remedy}"
     ) from cause
 
 

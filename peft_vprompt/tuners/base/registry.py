@@ -93,6 +93,12 @@ def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec | None:
     return max(fitting, key=lambda spec: (spec.is_baseline == is_classifier, len(spec.marks)))
 
 
+def registering_module(config: PeftConfig) -> str:
+    """Return the module that has to be imported before an adapter is loaded: this package, or that of a method outside of it."""
+    module = type(config).__module__
+    return "peft_vprompt" if module.startswith(("peft.", "peft_vprompt.", "__main__")) else module
+
+
 def shares_model(peft_type: PeftType | str) -> bool:
     """Return whether adapters of a PEFT type live on one model with those of other methods: our own tuner puts them in."""
     spec = PROMPT_METHODS.get(PeftType(peft_type).value.lower())

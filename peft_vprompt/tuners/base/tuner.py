@@ -253,6 +253,11 @@ class PromptTuner(BaseTuner):
         super().set_adapter(*args, **kwargs)
         freeze_finished(self)
 
+    def set_requires_grad(self, *args, **kwargs) -> None:
+        """Let adapters learn or not; what they learned in an earlier stage stays frozen."""
+        super().set_requires_grad(*args, **kwargs)
+        freeze_finished(self)
+
     @property
     def vision_encoder(self) -> PromptedVisionEncoder:
         """The tuner layer on the image encoder."""
