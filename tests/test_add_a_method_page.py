@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import vprompt
+
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,4 +29,10 @@ def test_the_page_builds_a_method_that_trains_saves_and_loads(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     loss, regulariser = map(float, re.search(r"loss (\S+), of which (\S+) is the regulariser", run.stdout).groups())
     assert 0 < regulariser < loss
-    assert (tmp_path / "runs/guided_context/adapter_model.safetensors").stat().st_size < 20_000
+    saved = tmp_path / "runs/guided_context"
+    assert (saved / "adapter_model.safetensors").stat().st_size < 20_000
+    said = vprompt("inspect", saved, code=2)  # here nothing has registered it
+    assert (
+        "peft_type='GUIDED_CONTEXT', which is none of" in said
+        and "Import the module that registers the method" in said
+    )

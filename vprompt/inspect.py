@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .app import command, console, say_named
+from .app import command, console, say_named_by
 from .options import Machine, option, takes_machine
 
 
@@ -39,7 +39,6 @@ def inspect(
     - `vprompt inspect runs/a --json`
     """
     from peft_vprompt.experiments.inspection import describe_adapter, inspect_with_model
-    from peft_vprompt.experiments.models import adapter_config
 
     if header and image is not None:
         raise ValueError("Expected --image without --header, which loads no model. Received both.")
@@ -49,7 +48,7 @@ def inspect(
         raise ValueError("Expected --image with --output, the picture's file. Received one of them.")
     if not header:
         if not as_json:
-            say_named(adapter_config(adapter), model is not None or Path(adapter).is_dir())
+            say_named_by(adapter, model)
         found |= inspect_with_model(
             adapter,
             model,

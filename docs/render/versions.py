@@ -50,6 +50,8 @@ their like), of which pip found no release when this ran; their tests are skippe
 Before 5.18 `model.load_adapter` of transformers finds no trained copies of the model's own modules (heads, norms, a text encoder)
 in an adapter, and reports them as missing. `PeftModel.from_pretrained` finds them.
 
+Before 2.12 torch does not say whether a processor computes in bfloat16, and `--precision auto` stays float32 there; `bf16` takes it.
+
 torch 2.6 does not trace the context managers in PEFT's call, so `torch.compile(model, fullgraph=True)` needs a later one.
 
 Classes are looked up by name: one that a release lacks is only missing from the list.

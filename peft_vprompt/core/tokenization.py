@@ -70,7 +70,8 @@ def find_tokenizer(
     raise TokenizerNotFoundError(
         "No tokenizer found to read class names and prompt texts with."
         + tried
-        + " Set tokenizer_name_or_path in the config, or call set_class_names(names, tokenizer=...)."
+        + " Set tokenizer_name_or_path in the config. Where no prompts start from words (prompt_init='random'), "
+        "set_class_names(names, tokenizer=...) will do, too."
     )
 
 

@@ -298,6 +298,15 @@ def test_commands_say_what_an_adapter_names(command, tmp_path, monkeypatch):
     assert "The adapter names the base model them/model" in said
 
 
+def test_inspection_says_what_an_adapter_names(tokenizer_path, tmp_path):
+    config = ContextOptConfig(class_names=CLASS_NAMES, tokenizer_name_or_path=tokenizer_path)
+    model = get_peft_model(tiny_clip(), config)
+    model.active_peft_config.base_model_name_or_path = "them/model"
+    model.save_pretrained(tmp_path)
+    assert "The adapter names the base model them/model" in vprompt("inspect", tmp_path)
+    assert "The adapter names" not in vprompt("inspect", tmp_path, "--json")
+
+
 def test_what_an_adapter_names_is_no_command_to_the_terminal(tmp_path):
     ContextOptConfig(base_model_name_or_path="a\x1b[2J[red]b\x07").save_pretrained(tmp_path)
     results = GOOD | {"settings": {"model": "x"}, "classes": {"all": ["\x1b]0;title\x9c"]}, "data": None}
