@@ -72,6 +72,14 @@ def all_plain(module: nn.Module) -> bool:
     return not has_global_hook() and all(map(is_plain, parts(module)))
 
 
+def lets_gradients_in(module: nn.Module) -> bool:
+    """Tell whether the only hooks on `module` are those by which gradient checkpointing asks for gradients of its output."""
+    own = module.__dict__
+    names = [getattr(hook, "__name__", "") for hook in own["_forward_hooks"].values()]
+    others = own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"] or "forward" in own
+    return set(names) == {"make_inputs_require_grads"} and not others and is_known(type(module), type(module).forward)
+
+
 def in_place_of(module: nn.Module, function: Callable, *args, **kwargs) -> Any:
     """Return `function(*args, **kwargs)`, run as what `module` computes: hooks on `module` fire, and weights are there.
 

@@ -23,7 +23,7 @@ from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
 from ...core.padded_prompts import PaddedPrompts, pad
-from ...core.plain_modules import all_plain
+from ...core.plain_modules import has_global_hook, is_plain, lets_gradients_in, parts
 from ...core.tokenization import TokenSequence, check_lengths, encode_texts, fill
 from ...readouts import ClassRowsReadout
 from . import class_list
@@ -297,17 +297,20 @@ class ClassEncoder:
     def _shares_beginnings(self) -> bool:
         """Whether texts are packed as class prompts are: names in a template have half as many tokens then, or fewer.
 
-        Towers with hooks or parts of a user's own, graphs, and what is computed again for gradients have the tower's own call.
+        Towers that learn, towers with hooks or parts of a user's own, and graphs have the tower's own call.
         """
         tower = self.text.base_layer
-        by_itself = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exporting()
+        is_learning = torch.is_grad_enabled() and self.text.is_trained
+        by_itself = is_learning or torch.compiler.is_compiling() or is_exporting()
         packs = isinstance(self.text.view, CausalTextView) and not by_itself
-        return packs and attention.is_stock(tower.config) and all_plain(tower)
+        if not packs or not attention.is_stock(tower.config) or has_global_hook():
+            return False
+        return all(is_plain(part) or lets_gradients_in(part) for part in parts(tower))
 
     def _encode_packed(self, texts: Sequence[PackedPrompts]) -> list[Tensor]:
         """Return the pooled outputs [n, d] of packed plain texts, with adapters off too; calls by other threads wait."""
         text = self.text
-        with self.model.lock.change():
+        with self.model.lock.change(), torch.no_grad():
             was_ready = text.reads_patterns
             try:
                 text.patch_layers(True)
