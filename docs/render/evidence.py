@@ -47,9 +47,10 @@ PAGE_TEXT = """# Which claims hold
 
 <!-- Rendered by docs/render/evidence.py from docs/results/evidence.json; do not edit. -->
 
-What the papers say of these methods on CLIP ViT-B/16, asked of two small CLIPs: all methods with 16 images per
-class, those of the claims with 1, 2, 4 and 8 too, three seeds, one recipe per method. Both models are far weaker than OpenAI's, so a claim that fails here may hold there; what is
-counted is written beside it.
+What the papers say of these methods on CLIP ViT-B/16, asked of two small CLIPs with 1, 2, 4, 8 and 16 images per class, three
+seeds, one recipe per method: all methods on the embedded world; on emoji drawings all with 16 images, and those of the claims
+with fewer. Both models are far weaker than OpenAI's, so a claim that fails here may hold there; what is counted is written
+beside it.
 
 {claims}
 
@@ -264,8 +265,7 @@ def draw(results: Mapping) -> None:
 def render(results: Mapping) -> str:
     """The page."""
     worlds = worlds_of(results)
-    machine, versions = results["environment"]["machine"], results["environment"]["versions"]
-    options = "--recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached"
+    options = "--recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --precision float32"
     methods = "--methods all,mrpo:prompt_update=accumulate"
     commands = [
         f"vprompt bench base-to-novel {methods} {options} {WORLDS[name][2]} --output runs/{name}\n"
@@ -279,13 +279,23 @@ def render(results: Mapping) -> str:
         shots=evidence.SHOTS,
         factors=", ".join(f"{factor:g}" for factor in sorted(evidence.FACTORS) if factor != 1),
         steps=evidence.MOST_STEPS,
-        machine=f"{machine['cpu']}, {machine['cores']} cores, one thread to a worker; peft {versions['peft']}, transformers "
-        f"{versions['transformers']}, torch {versions['torch']}, in float32.",
+        machine=f"In float32, one thread to a worker: {machines(worlds)}.",
         commands="\n".join(commands),
         sections="\n\n".join(section(name, world) for name, world in worlds.items()),
         precision=precision_text(results.get("precision", {})),
         recipes=recipes_table(worlds),
     )
+
+
+def machines(worlds: Mapping) -> str:
+    """Where the figures of each world were made."""
+    said = []
+    for name, world in worlds.items():
+        machine, versions = (world["environment"][part] for part in ("machine", "versions"))
+        packages = ", ".join(f"{package} {versions[package]}" for package in ("peft", "transformers", "torch"))
+        title = WORLDS[name][0]
+        said.append(f"{title[0].lower()}{title[1:]} on {machine['cpu']}, {machine['cores']} cores ({packages})")
+    return "; ".join(said)
 
 
 def worlds_of(results: Mapping) -> dict[str, Mapping]:

@@ -2,7 +2,8 @@
 
 python -m examples.studies.evidence recipes runs/recipes
 vprompt bench base-to-novel --methods all,mrpo:prompt_update=accumulate --tasks shapes,toys,signs \
-    --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --output runs/embedded
+    --recipes examples/studies/recipes.json --shots 1,2,4,8,16 --max-steps 192 --cached --precision float32 \
+    --output runs/embedded
 python -m examples.studies.evidence collect embedded runs/embedded --scores runs/recipes/scores.json
 vprompt bench base-to-novel --methods all --tasks shapes --recipes examples/studies/recipes.json --shots 16 --max-steps 96 --cached \
     --precision float32 --output runs/float32    # and likewise with bf16
@@ -160,9 +161,11 @@ def collect(
         "steadiness": steadiness(part, list(part["chance"])),
         "notes": [note for note in part["notes"] if "not all seeds" not in note],  # the page says which were run
         "recipes": read_json(recipes),
+        "environment": environments[0],
     }
-    if scores is not None:
-        world["scores"] = read_json(scores)
+    kept = written["worlds"].get(name, {}).get("scores") if scores is None else read_json(scores)
+    if kept is not None:
+        world["scores"] = kept
     write_json(written | {"worlds": written["worlds"] | {name: world}, "environment": environments[0]}, output)
     typer.echo(f"Wrote {output}. Next: python docs/render/evidence.py")
 

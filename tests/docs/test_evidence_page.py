@@ -36,8 +36,9 @@ def test_every_method_that_learns_from_class_names_was_run(page, study):
         assert {row["method"] for row in world["rows"] if row["shots"] in (None, 16)} == expected, name
         trained = [row for row in world["rows"] if row["shots"] is not None]
         assert {row["seeds"] for row in trained} == {3}
-        claimed = {row["shots"] for row in trained if row["method"] in {claim.method for claim in study.CLAIMS}}
-        assert claimed == {1, 2, 4, 8, 16}, name
+        few = expected if name == "embedded" else {claim.method for claim in study.CLAIMS}
+        for shots in (1, 2, 4, 8):
+            assert few <= {row["method"] for row in world["rows"] if row["shots"] in (None, shots)}, (name, shots)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -293,16 +294,16 @@ _TOLD = ("method", "seed", "shots", "model", "precision", "image_size")
 
 
 def _unlike_recipes(results: BenchResults) -> list[str]:
-    """Return where cells of one method, whose mean is one number, were run with unlike settings."""
+    """Return where cells of one method and number of shots, whose mean is one number, were run with unlike settings."""
     notes = []
-    for method in results.methods():
+    for method, shots in itertools.product(results.methods(), results.shots()):
         cells = [
             (
                 f"{first(by)[BENCH]['title']}, {group.shots} shots, seed {seed}",
                 changed_settings(_as_now(report["settings"])),
             )
             for group, by in results.cells.items()
-            if group.method == method
+            if (group.method, group.shots) == (method, shots)
             for seed, report in by.items()
         ]
         for name in sorted({name for _, settings in cells for name in settings} - {*_TOLD}):
