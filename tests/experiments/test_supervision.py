@@ -114,7 +114,7 @@ def test_unlabelled_training_images_need_no_labels(clip_path, colours, tmp_path)
     loaded = load_unlabelled(DataOptions(str(tmp_path / "d"), label_column="colour"))
     assert loaded["train"].column_names == ["image"] and len(loaded["train"]) == 40
     assert loaded["test"].features["label"] == ClassLabel(names=NAMES)
-    with pytest.raises(ValueError, match="Rows without a label"):
+    with pytest.raises(ValueError, match="No row of the split 'train' has a label"):
         load_images(DataOptions(str(tmp_path / "d"), label_column="colour"))
     rows.select_columns("image").to_parquet(tmp_path / "alone.parquet")
     alone = ("--data", tmp_path / "alone.parquet", "--model", clip_path)

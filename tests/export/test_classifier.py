@@ -11,6 +11,7 @@ from PIL import Image
 from peft_vprompt import data
 from peft_vprompt.app import Playground
 from peft_vprompt.errors import ClassNamesError, OutputNotFiniteError
+from peft_vprompt.experiments import evaluation
 from peft_vprompt.export import Classifier
 from tests.support.command_line import QUICK, train, vprompt
 from tests.support.models import CLASS_NAMES, NEW_NAMES, images, often
@@ -172,6 +173,7 @@ def test_the_background_of_the_training_is_that_of_all_commands(clip_path, colou
         raise ValueError(f"read on {options.background}")
 
     monkeypatch.setattr(data, "load_split", stop)
+    monkeypatch.setattr(evaluation, "load_split", stop)
     monkeypatch.setattr(sys.modules["vprompt.features"], "_images", stop)
     more = ("--adapter", tmp_path / "run", "--data", colours, "--label-column", "colour", "--output", tmp_path / "out")
     for command in ("evaluate", "export", "features"):
