@@ -67,9 +67,11 @@ def has_global_hook() -> bool:
     )
 
 
-def all_plain(module: nn.Module) -> bool:
-    """Tell whether `module` and all of its parts are plain, and no hook is there for all modules."""
-    return not has_global_hook() and all(map(is_plain, parts(module)))
+def all_plain(module: nn.Module, allowed: Callable[[nn.Module], bool] | None = None) -> bool:
+    """Tell whether `module` and all of its parts are plain, or else `allowed`, and no hook is there for all modules."""
+    return not has_global_hook() and all(
+        is_plain(part) or (allowed is not None and allowed(part)) for part in parts(module)
+    )
 
 
 def lets_gradients_in(module: nn.Module) -> bool:

@@ -44,6 +44,11 @@ def class_label_of(feature: Any) -> ClassLabel | None:
     return inside if isinstance(inside, ClassLabel) else None
 
 
+def is_text(feature: Any) -> bool:
+    """Tell whether a column holds text."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
 def same_names(parts: Sequence[Dataset]) -> list[Dataset]:
     """Return tables whose columns of classes have the same names: all of those of all parts, each found by what it says.
 
@@ -59,7 +64,7 @@ def same_names(parts: Sequence[Dataset]) -> list[Dataset]:
         if not labels:
             continue
         for i in holders:
-            if getattr(parts[i].features[column], "dtype", None) in ("string", "large_string"):
+            if is_text(parts[i].features[column]):
                 parts[i], labels[i] = _encoded(parts[i], column)
         names = list(dict.fromkeys(name for i in holders if i in labels for name in labels[i].names))
         if all(label.names == names for label in labels.values()):
@@ -109,9 +114,9 @@ def _holds(feature: Any) -> int:
     """
     if isinstance(feature, Image) or class_label_of(feature) is not None:
         return 4
-    kind = str(getattr(feature, "dtype", ""))
-    if kind in ("string", "large_string"):
+    if is_text(feature):
         return 3
+    kind = str(getattr(feature, "dtype", ""))
     return 2 if kind.startswith(("float", "double")) else int(kind != "null")
 
 

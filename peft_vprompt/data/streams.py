@@ -23,7 +23,7 @@ from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line, shorten
-from .columns import class_label_of, renumbered
+from .columns import class_label_of, is_text, renumbered
 from .declared import README, configurations, declared_files, listed
 from .encoded import Encoded, warn_unlabelled
 from .feature_folders import is_feature_folder
@@ -109,7 +109,7 @@ class StreamedImages:
         own = self._columns_of_classes(self._files[shard])
         counted = [name for name in own if class_label_of(self._features.get(name)) is not None]
         features = self._features | {name: own[name] for name in counted}
-        named = {name: class_label_of(own[name]) for name in own if _is_text(self._features.get(name))}
+        named = {name: class_label_of(own[name]) for name in own if _holds_text(self._features.get(name))}
         for number, row in enumerate(self._read(shard)):
             row |= {name: _named(row[name], label) for name, label in named.items()}
             if not all(_meets(row, features, *condition) for condition in self._where):
@@ -401,12 +401,12 @@ def _image_column(features: dict, options: DataOptions) -> str:
 
 
 def _is_encoded(feature: Value) -> bool:
-    return feature.dtype in ("binary", "large_binary", "string", "large_string")
+    return is_text(feature) or feature.dtype in ("binary", "large_binary")
 
 
-def _is_text(feature: Any) -> bool:
+def _holds_text(feature: Any) -> bool:
     """Tell whether a column holds text, or lists of such."""
-    return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
+    return is_text(getattr(feature, "feature", feature))
 
 
 def _named(value: Any, label: Any) -> Any:

@@ -10,18 +10,18 @@ import tarfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, Image, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import parquet
 
 from ..utils.digests import digest_json
 from ..utils.validation import first_line
 from ..utils.warning import warn_caller
-from .columns import class_label_of, same_names, same_types
+from .columns import class_label_of, is_text, same_names, same_types
 from .folders import is_image, split_name
 
 
@@ -84,7 +84,7 @@ def _said_by(path: Path, image_column: str) -> tuple:
         raise ValueError(f"Cannot read the table {path}: {first_line(error)}") from error
     labels = {name: class_label_of(feature) for name, feature in features.items()}
     names = tuple((name, tuple(label.names)) for name, label in labels.items() if label is not None)
-    paths = any(_holds_text(features.get(name)) for name in {image_column, *features} & {image_column, *PATH_COLUMNS})
+    paths = any(is_text(features.get(name)) for name in {image_column, *features} & {image_column, *PATH_COLUMNS})
     return names, path.parent if paths else None
 
 
@@ -102,10 +102,6 @@ def file_mark(path: Path) -> list:
     """
     status = os.stat(path)
     return [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _holds_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def group_by_split(
@@ -226,7 +222,7 @@ def _image_named(rows: Dataset, image_column: str) -> Dataset:
 def located(rows: Dataset, column: str, folder: Path) -> Dataset:
     """Return a table with its paths of images in `column`, and those in a folder made whole."""
     rows = _image_named(rows, column)
-    if not _holds_text(rows.features.get(column)):
+    if not is_text(rows.features.get(column)):
         return rows
     columns = {name: rows[name][:] for name in rows.column_names}
     columns[column] = [None if path is None else _locate(path, folder) for path in columns[column]]

@@ -170,7 +170,7 @@ class Evaluation:
         require_outside(data, *outputs)
         task = _other_task(data, saved)
         text = _text(settings, saved, data, task)
-        new = settings.new_classes or (saved is not None and task is not None and saved.moves)
+        new = _tells_new_classes(settings, saved, task)
         rows = _read(data, settings, trained_on)
         rows = classes_to_tell_apart(rows, _listed_names(settings), saved.known_classes if saved else None, new)
         classes = subsets(rows.features["label"].names, saved.run if saved else None)
@@ -188,7 +188,7 @@ class Evaluation:
         """What changes with the task: the classes to tell apart, and the text around their names; None of that of the training."""
         if self.task is None:
             return None
-        own = "task" if self.settings.new_classes or (self.saved is not None and self.saved.moves) else "adapter"
+        own = "task" if _tells_new_classes(self.settings, self.saved, self.task) else "adapter"
         said = [f"the {own}'s own classes are told apart"]
         if isinstance(self.text.templates, str):
             said.append(f"in the template {self.text.templates!r} where the text is not learned")
@@ -328,6 +328,11 @@ def _other_task(data: DataOptions | None, saved: SavedAdapter | None) -> str | N
     """Return the published task to evaluate on, where it is not the one that the adapter was trained on."""
     target = data.benchmark if data is not None else None
     return target if saved is not None and target != saved.benchmark else None
+
+
+def _tells_new_classes(settings: EvaluationSettings, saved: SavedAdapter | None, task: str | None) -> bool:
+    """Tell whether the data's own classes are told apart, in the place of the adapter's."""
+    return settings.new_classes or (saved is not None and task is not None and saved.moves)
 
 
 def _text(

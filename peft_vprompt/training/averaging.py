@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
@@ -35,14 +35,16 @@ class AverageWeights(TrainerCallback):
     Works with any `Trainer` that saves in its `output_dir`. The average is kept in float32 at least, beside the
     model: training, evaluation along the way and the weights in checkpoints are those without it. Each checkpoint has
     the average so far in `weight_average.safetensors`, from which a resumed run goes on to the same bits; it is read
-    in `output_dir`, so a run is resumed in its own folder or in a copy of it. Where a step makes a value that is not finite the model keeps its own.
+    in `output_dir`, so a run is resumed in its own folder or in a copy of it. Where a step makes a value that is not
+    finite the model keeps its own.
 
     Args:
         averaging: which average.
 
     Raises:
         ValueError: when training begins: a checkpoint to resume from has no average, or one of other values or of
-            another run; there are no epochs to average; or the arguments ask for the best checkpoint at the end, or for sharded weights.
+            another run; there are no epochs to average; or the arguments ask for the best checkpoint at the end, or for
+            sharded weights.
     """
 
     @typed
@@ -162,7 +164,9 @@ class AverageWeights(TrainerCallback):
                 f"file {checkpoint / AVERAGE_FILE}. Set output_dir to the folder of a run with AverageWeights and resume "
                 "from its checkpoint, or start afresh."
             )
-        saved = load_file(path)
+        with safe_open(path, "pt") as file:
+            weights = (file.metadata() or {}).get(_WEIGHTS)
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no dict
         self._epoch = int(saved.pop(_EPOCH, torch.tensor(0)))
         self._log_total = float(saved.pop(_LOG_TOTAL, torch.tensor(-math.inf)))
         shapes = {name: tuple(value.shape) for name, value in saved.items()}
@@ -171,8 +175,6 @@ class AverageWeights(TrainerCallback):
                 f"Expected the average of the {len(self._average)} values that are trained. Received: others in {path}. "
                 "Resume with the model and the method of the checkpoint, or start afresh."
             )
-        with safe_open(path, "pt") as file:
-            weights = (file.metadata() or {}).get(_WEIGHTS)
         if weights not in (None, digest_tensors(named_trained_values(model))):
             raise ValueError(
                 f"Expected the average that goes with the weights that training resumes from. Received: that of another run, "

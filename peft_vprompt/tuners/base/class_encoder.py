@@ -23,7 +23,7 @@ from ...core.checkpointing import checkpointed_chunks
 from ...core.class_sharding import gather_classes, share
 from ...core.packed_prompts import PackedPrompts
 from ...core.padded_prompts import PaddedPrompts, pad
-from ...core.plain_modules import has_global_hook, is_plain, lets_gradients_in, parts
+from ...core.plain_modules import all_plain, lets_gradients_in
 from ...core.tokenization import TokenSequence, check_lengths, encode_texts, fill
 from ...readouts import ClassRowsReadout
 from . import class_list
@@ -303,9 +303,7 @@ class ClassEncoder:
         is_learning = torch.is_grad_enabled() and self.text.is_trained
         by_itself = is_learning or torch.compiler.is_compiling() or is_exporting()
         packs = isinstance(self.text.view, CausalTextView) and not by_itself
-        if not packs or not attention.is_stock(tower.config) or has_global_hook():
-            return False
-        return all(is_plain(part) or lets_gradients_in(part) for part in parts(tower))
+        return packs and attention.is_stock(tower.config) and all_plain(tower, allowed=lets_gradients_in)
 
     def _encode_packed(self, texts: Sequence[PackedPrompts]) -> list[Tensor]:
         """Return the pooled outputs [n, d] of packed plain texts, with adapters off too; calls by other threads wait."""

@@ -16,6 +16,7 @@ from peft.utils.peft_types import TaskType
 
 from ...backbones.supported import DUAL_ENCODERS, OPAQUE, UNSUPPORTED
 from .config import BASELINE_TASK_TYPE, TASK_TYPE
+from .peft_patches import OWN_PACKAGE
 from .spec import MethodSpec
 
 
@@ -96,7 +97,7 @@ def find_row(config: PeftConfig, is_classifier: bool) -> MethodSpec | None:
 def registering_module(config: PeftConfig) -> str:
     """Return the module that has to be imported before an adapter is loaded: this package, or that of a method outside of it."""
     module = type(config).__module__
-    return "peft_vprompt" if module.startswith(("peft.", "peft_vprompt.", "__main__")) else module
+    return OWN_PACKAGE if module.startswith(("peft.", f"{OWN_PACKAGE}.", "__main__")) else module
 
 
 def shares_model(peft_type: PeftType | str) -> bool:
